@@ -1,0 +1,65 @@
+# kf. The two commands: `make demo` and `make test`; both install what they need (Debian packages as root).
+
+JOBS ?= $(shell nproc)
+MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
+PYTHON := .venv/bin/python
+
+.PHONY: help setup build demo test test-cpp test-python test-sanitize test-install peers bench fuzz docs format clean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make demo            build, generate text with SmolLM2-135M, and measure unfused against fused (report/)
+demo: build $(MODEL)
+	@echo "== the device and what it offers"
+	@.venv/bin/kf info --brief
+	@echo "== text from the fused engine"
+	@.venv/bin/kf generate $(MODEL) "What is kernel fusion, in one sentence?" --chat --max-new-tokens 48
+	@echo "== unfused against fused on $(MODEL)"
+	@.venv/bin/kf bench model $(MODEL) --quick --out report
+
+## make test            all tests: C++, Python, sanitizers, the installed package
+test: test-cpp test-python test-install test-sanitize
+
+setup:
+	@scripts/setup.sh requirements/build.txt requirements/runtime.txt
+
+# One build tree serves the C++ library, the tests, the tools and the Python extension.
+build: setup
+	@echo "== building"
+	@cmake --preset release -DKF_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(PYTHON) >build.log 2>&1 || { cat build.log; exit 1; }
+	@cmake --build build -j $(JOBS)
+	@scripts/link_package.sh build
+
+test-cpp: build
+	@echo "== C++ tests"
+	@ctest --test-dir build --output-on-failure
+
+test-python: build $(MODEL)
+	@scripts/setup.sh requirements/test.txt
+	@echo "== Python tests"
+	@$(PYTHON) -m pytest -q tests/python
+
+test-sanitize: setup
+	@echo "== C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@cmake --preset sanitize >build-sanitize.log 2>&1 || { cat build-sanitize.log; exit 1; }
+	@cmake --build build-sanitize -j $(JOBS)
+	@ctest --test-dir build-sanitize --output-on-failure
+
+test-install: build
+	@echo "== the installed package, from a separate CMake project and from a clean virtual environment"
+	@tests/install/run.sh
+
+$(MODEL): setup
+	@test -f $@ || $(PYTHON) scripts/get_model.py
+
+## make peers           install PyTorch, transformers and llama.cpp in .venv-peers for the comparisons in bench/peers
+peers:
+	@scripts/setup_peers.sh
+
+## make bench           the benchmark cases: unfused against fused
+bench: build
+	@build/kf_bench
+
+clean:
+	rm -rf build build-sanitize report

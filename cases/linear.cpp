@@ -1,0 +1,403 @@
+// Cases of linear, qkv_linear, gated_ffn and lm_head_argmax.
+//
+// Tolerances. A sum of K products in f32 is off by at most gamma_K sum |x||w|, gamma_K = K u; roundings are
+// as good as independent, and then sqrt(K) takes the place of K with a factor lambda for the probability
+// (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019): at lambda = 6 one
+// output in 10^7 may be further off. Operands are normal: x of deviation 1, w of 1/sqrt(K), so that sum
+// |x||w| is 2/pi sqrt(K) and the result's deviation is 1. A value rounded to a 16-bit dtype on the way (the
+// unfused forms write every intermediate) is off by u of its magnitude; passing through a layer such errors
+// keep their size relative to the deviation, times lambda at most.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "case.h"
+#include "kf/ops/linear.h"
+
+namespace kf::cases {
+namespace {
+
+constexpr double kLambda = 6.0;
+
+// Of a result of deviation 1 after `intermediates` roundings to `dtype` and reductions of these lengths.
+Tolerance tolerance(DType dtype, std::initializer_list<std::int64_t> reductions, int intermediates) {
+  const double u = unit_roundoff(dtype), u32 = unit_roundoff(DType::f32);
+  Tolerance t;
+  t.rtol = 2 * u;                                           // both results are rounded
+  if (dtype == DType::f16) t.atol += std::ldexp(1.0, -24);  // half the spacing of denormals, twice
+  for (const std::int64_t k : reductions) t.atol += kLambda * u32 * (2 / 3.14159) * static_cast<double>(k);
+  t.atol += kLambda * u * intermediates;
+  return t;
+}
+
+float weight_deviation(std::int64_t in) {
+  return 1.0f / std::sqrt(static_cast<float>(std::max<std::int64_t>(in, 1)));
+}
+
+TensorView weight(Maker& m, DType dtype, std::int64_t out, std::int64_t in) {
+  return m.normal(dtype, {out, in}, weight_deviation(in));
+}
+
+void add_norm(Maker& m, Prologue& pro, NormKind kind, DType dtype, std::int64_t in) {
+  pro.norm = kind;
+  pro.norm_weight = m.normal(dtype, {in}, 0.1f, 1.0f);
+  if (kind == NormKind::layer) pro.norm_bias = m.normal(dtype, {in}, 0.1f);
+}
+
+// What stands around the product.
+struct Around {
+  NormKind norm = NormKind::none;
+  Activation before = Activation::none;
+  bool bias = false;
+  Activation after = Activation::none;
+  bool residual = false;
+
+  int intermediates() const {  // of the unfused form, besides its result
+    return (norm != NormKind::none) + (before != Activation::none) + (after != Activation::none) + residual;
+  }
+  std::string name() const {
+    std::string s;
+    if (norm != NormKind::none) s += fmt::format("/{}_norm", kNormKindNames[static_cast<int>(norm)]);
+    if (before != Activation::none) s += fmt::format("/pre_{}", kActivationNames[static_cast<int>(before)]);
+    if (bias) s += "/bias";
+    if (after != Activation::none) s += fmt::format("/{}", kActivationNames[static_cast<int>(after)]);
+    if (residual) s += "/residual";
+    return s;
+  }
+};
+
+struct Shape {
+  std::int64_t num_tokens, in, out;
+};
+
+std::string shape_name(const Shape& s) { return fmt::format("{}x{}x{}", s.num_tokens, s.in, s.out); }
+
+void add_linear(CaseList& list, DType x, DType w, Shape s, Around a = {}, bool bench = false) {
+  const std::string name =
+      fmt::format("linear/{}/{}/{}{}", dtype_name(x), dtype_name(w), shape_name(s), a.name());
+  const auto make = [=](Maker& m) {
+    LinearParams p;
+    p.x = m.normal(x, {s.num_tokens, s.in});
+    p.weight = weight(m, w, s.out, s.in);
+    if (a.norm != NormKind::none) add_norm(m, p.prologue, a.norm, x, s.in);
+    p.prologue.activation = a.before;
+    if (a.bias) p.bias = m.normal(x, {s.out});
+    p.activation = a.after;
+    if (a.residual) p.residual = m.normal(x, {s.num_tokens, s.out});
+    return p;
+  };
+  list.push_back({name, Op::linear, make, tolerance(x, {s.in}, a.intermediates()), bench, {}});
+}
+
+void add_qkv(CaseList& list, DType x, std::array<DType, 3> w, std::int64_t num_tokens, std::int64_t in,
+             std::array<std::int64_t, 3> out, NormKind norm, bool bias, bool bench = false) {
+  const std::string name =
+      fmt::format("qkv_linear/{}/{}-{}-{}/{}x{}x{}-{}-{}{}{}", dtype_name(x), dtype_name(w[0]),
+                  dtype_name(w[1]), dtype_name(w[2]), num_tokens, in, out[0], out[1], out[2],
+                  Around{.norm = norm}.name(), bias ? "/bias" : "");
+  const auto make = [=](Maker& m) {
+    QkvLinearParams p;
+    p.x = m.normal(x, {num_tokens, in});
+    p.q_weight = weight(m, w[0], out[0], in);
+    p.k_weight = weight(m, w[1], out[1], in);
+    p.v_weight = weight(m, w[2], out[2], in);
+    if (bias) {
+      p.q_bias = m.normal(x, {out[0]});
+      p.k_bias = m.normal(x, {out[1]});
+      p.v_bias = m.normal(x, {out[2]});
+    }
+    if (norm != NormKind::none) add_norm(m, p.prologue, norm, x, in);
+    return p;
+  };
+  list.push_back({name, Op::qkv_linear, make, tolerance(x, {in}, norm != NormKind::none), bench, {}});
+}
+
+struct FfnShape {
+  std::int64_t num_tokens, hidden, intermediate;
+};
+
+void add_ffn(CaseList& list, DType x, DType w, FfnShape s, NormKind norm, Activation activation,
+             bool residual, bool bench = false) {
+  const std::string name =
+      fmt::format("gated_ffn/{}/{}/{}x{}x{}{}", dtype_name(x), dtype_name(w), s.num_tokens, s.hidden,
+                  s.intermediate, Around{.norm = norm, .after = activation, .residual = residual}.name());
+  const auto make = [=](Maker& m) {
+    GatedFfnParams p;
+    p.x = m.normal(x, {s.num_tokens, s.hidden});
+    p.gate_weight = weight(m, w, s.intermediate, s.hidden);
+    p.up_weight = weight(m, w, s.intermediate, s.hidden);
+    p.down_weight = weight(m, w, s.hidden, s.intermediate);
+    if (residual) p.residual = m.normal(x, {s.num_tokens, s.hidden});
+    if (norm != NormKind::none) add_norm(m, p.prologue, norm, x, s.hidden);
+    p.activation = activation;
+    return p;
+  };
+  // Norm, gate, up, act(gate) * up, down: act(gate) * up has a deviation below 1.
+  const Tolerance t =
+      tolerance(x, {s.hidden, s.hidden, s.intermediate}, (norm != NormKind::none) + 3 + residual);
+  list.push_back({name, Op::gated_ffn, make, t, bench, {}});
+}
+
+// Each token is a multiple of one row of the weight, which wins by far: ids must be the same whatever is
+// rounded.
+void add_argmax(CaseList& list, DType x, DType w, Shape s, NormKind norm, bool bench = false) {
+  const std::string name = fmt::format("lm_head_argmax/{}/{}/{}{}", dtype_name(x), dtype_name(w),
+                                       shape_name(s), Around{.norm = norm}.name());
+  const auto make = [=](Maker& m) {
+    LmHeadArgmaxParams p;
+    p.weight = weight(m, w, s.out, s.in);
+    p.x = m.normal(x, {s.num_tokens, s.in}, 0.1f);
+    for (std::int64_t t = 0; t < s.num_tokens; ++t) {
+      const auto winner = static_cast<std::int64_t>(m.rng()() % static_cast<std::uint64_t>(s.out));
+      for (std::int64_t k = 0; k < s.in; ++k)
+        set_element(
+            p.x, t * s.in + k,
+            element(p.x, t * s.in + k) + element(p.weight, winner * s.in + k) / weight_deviation(s.in));
+    }
+    if (norm != NormKind::none) add_norm(m, p.prologue, norm, x, s.in);
+    return p;
+  };
+  // The winning logit is about sqrt(in): errors scale with it.
+  Tolerance t = tolerance(x, {s.in}, 1 + (norm != NormKind::none));
+  t.atol *= 1 + std::sqrt(static_cast<double>(s.in));
+  list.push_back({name, Op::lm_head_argmax, make, t, bench, {"max"}});
+}
+
+constexpr DType kActivationDTypes[] = {DType::f32, DType::f16, DType::bf16};
+constexpr DType kWeightDTypes[] = {DType::f32,  DType::f16,  DType::bf16,
+                                   DType::q4_0, DType::q4_1, DType::q8_0};
+constexpr Activation kActivations[] = {Activation::silu, Activation::gelu, Activation::gelu_tanh,
+                                       Activation::relu};
+
+// Every dtype with every number of tokens; neither features nor the reduction are a multiple of a vector, and
+// the reduction is longer than one block where 640 or 290.
+void add_dtypes_and_sizes(CaseList& list) {
+  for (const DType x : kActivationDTypes)
+    for (const DType w : kWeightDTypes) {
+      const std::int64_t in = dtype_info(w).is_block ? 96 : 75;
+      for (const std::int64_t num_tokens : {0, 1, 2, 3, 7, 17, 64, 129})
+        add_linear(list, x, w, {num_tokens, in, 97});
+      add_linear(list, x, w, {19, dtype_info(w).is_block ? 640 : 290, 45});
+      add_linear(list, x, w, {5, in, 1});
+      add_linear(list, x, w, {5, in, 0});
+    }
+  add_linear(list, DType::f32, DType::f32, {9, 1, 33});
+  add_linear(list, DType::f32, DType::f32, {9, 0, 33}, {.bias = true});
+  add_linear(list, DType::f32, DType::f32, {700, 40, 20});  // more than one pass
+}
+
+void add_surroundings(CaseList& list) {
+  for (const DType x : kActivationDTypes)
+    for (const DType w : {x, DType::q4_1}) {
+      for (const std::int64_t num_tokens : {1, 3, 37}) {
+        const Shape s{num_tokens, 320, 71};
+        add_linear(list, x, w, s, {.bias = true});
+        add_linear(list, x, w, s, {.norm = NormKind::rms});
+        add_linear(list, x, w, s, {.norm = NormKind::layer, .bias = true});
+        add_linear(list, x, w, s, {.residual = true});
+        add_linear(list, x, w, s,
+                   {.norm = NormKind::rms, .bias = true, .after = Activation::silu, .residual = true});
+        for (const Activation a : kActivations) {
+          add_linear(list, x, w, s, {.before = a});
+          add_linear(list, x, w, s, {.bias = true, .after = a});
+        }
+      }
+    }
+}
+
+void add_composites(CaseList& list) {
+  for (const DType x : kActivationDTypes) {
+    for (const std::int64_t num_tokens : {0, 1, 3, 65}) {
+      add_qkv(list, x, {x, x, x}, num_tokens, 75, {54, 27, 27}, NormKind::rms, true);
+      add_qkv(list, x, {DType::q4_1, DType::q4_0, DType::q8_0}, num_tokens, 96, {96, 32, 33}, NormKind::rms,
+              false);
+      add_qkv(list, x, {x, DType::q8_0, x}, num_tokens, 320, {64, 16, 16}, NormKind::layer, false);
+      for (const Activation a : kActivations)
+        add_ffn(list, x, x, {num_tokens, 75, 133}, NormKind::rms, a, true);
+      add_ffn(list, x, DType::q4_1, {num_tokens, 96, 320}, NormKind::none, Activation::silu, false);
+      add_ffn(list, x, DType::q8_0, {num_tokens, 320, 96}, NormKind::layer, Activation::gelu, true);
+      add_ffn(list, x, DType::q4_0, {num_tokens, 64, 64}, NormKind::rms, Activation::silu, true);
+      for (const DType w : kWeightDTypes) add_argmax(list, x, w, {num_tokens, 128, 203}, NormKind::rms);
+      add_argmax(list, x, x, {num_tokens, 33, 1}, NormKind::none);
+    }
+  }
+}
+
+// Rows of x, residual and results further apart than they are long; weights as columns of x @ W, and with
+// both strides.
+void add_strides(CaseList& list) {
+  for (const DType dtype : kActivationDTypes)
+    for (const std::int64_t num_tokens : {1, 3, 23}) {
+      const std::int64_t in = 75, out = 53;
+      const auto add = [&](const char* what, auto arrange) {
+        const auto make = [=](Maker& m) {
+          LinearParams p;
+          p.x = m.normal(dtype, {num_tokens, in});
+          p.weight = weight(m, dtype, out, in);
+          arrange(m, p);
+          return p;
+        };
+        list.push_back({fmt::format("linear/{}/{}/{}", dtype_name(dtype), what, num_tokens),
+                        Op::linear,
+                        make,
+                        tolerance(dtype, {in}, 2),
+                        false,
+                        {}});
+      };
+      add("strided_rows", [=](Maker& m, LinearParams& p) {
+        p.x = m.strided(p.x, 5);
+        p.weight = m.strided(p.weight, 3);
+        p.residual = m.strided(m.normal(dtype, {num_tokens, out}), 7);
+        p.out = m.strided(m.filled(dtype, {num_tokens, out}, 0), 9);
+      });
+      add("in_out_weight", [=](Maker& m, LinearParams& p) {
+        p.weight = m.normal(dtype, {in, out}, weight_deviation(in)).transpose(0, 1);
+      });
+      add("in_out_weight_strided", [=](Maker& m, LinearParams& p) {
+        p.weight = m.strided(m.normal(dtype, {in, out}, weight_deviation(in)), 11).transpose(0, 1);
+        p.bias = m.normal(DType::f32, {out});
+      });
+      add("every_other_column", [=](Maker& m, LinearParams& p) {
+        p.weight = m.normal(dtype, {out, 2 * in}, weight_deviation(in));
+        p.weight.shape[1] = in;
+        p.weight.strides[1] = 2;
+      });
+    }
+}
+
+// Infinities, NaN, the largest f16 and denormals, each in a row of its own and together.
+void add_hostile_values(CaseList& list) {
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  for (const DType x : kActivationDTypes)
+    for (const DType w : {x, DType::q4_0, DType::q4_1, DType::q8_0})
+      for (const std::int64_t num_tokens : {8, 20}) {
+        const std::int64_t in = 320, out = 40;
+        const auto make = [=](Maker& m) {
+          LinearParams p;
+          p.x = m.normal(x, {num_tokens, in});
+          p.weight = weight(m, w, out, in);
+          set_element(p.x, 0 * in + 7, kInf);
+          set_element(p.x, 1 * in + 300, -kInf);
+          set_element(p.x, 2 * in + 0, kNan);
+          set_element(p.x, 3 * in + 5, kInf);
+          set_element(p.x, 3 * in + 250, -kInf);
+          for (std::int64_t k = 0; k < in; ++k)
+            set_element(p.x, 4 * in + k, 1e-7 * static_cast<double>(k % 5));
+          return p;
+        };
+        list.push_back({fmt::format("linear/{}/{}/hostile/{}", dtype_name(x), dtype_name(w), num_tokens),
+                        Op::linear,
+                        make,
+                        tolerance(x, {in}, 0),
+                        false,
+                        {}});
+      }
+  for (const DType x : kActivationDTypes)
+    for (const std::int64_t num_tokens : {2, 20}) {
+      // The largest f16 through a weight that brings it down again; f16 weights that are denormals.
+      const auto make = [=](Maker& m) {
+        LinearParams p;
+        p.x = m.filled(x, {num_tokens, 64}, 65504.0f);
+        p.weight = m.normal(DType::f16, {33, 64}, 1e-6f);
+        return p;
+      };
+      Tolerance t = tolerance(x, {64}, 0);  // deviation 65504 * 1e-6 * 8, and the sum of magnitudes likewise
+      list.push_back({fmt::format("linear/{}/f16/denormal_weights/{}", dtype_name(x), num_tokens),
+                      Op::linear,
+                      make,
+                      t,
+                      false,
+                      {}});
+      // Equal logits: the lowest index; a NaN: before all.
+      const auto make_ties = [=](Maker& m) {
+        LmHeadArgmaxParams p;
+        p.x = m.filled(x, {num_tokens, 32}, 1.0f);
+        p.weight = m.filled(DType::f32, {200, 32}, 0.25f);
+        for (std::int64_t n = 0; n < 200; ++n)
+          if (n % 37 == 36) set_element(p.weight, n * 32, 2.0);
+        set_element(p.x, 1 * 32 + 3, kNan);
+        for (std::int64_t k = 0; k < 32; ++k) set_element(p.x, k, 0.0);
+        return p;
+      };
+      list.push_back({fmt::format("lm_head_argmax/{}/ties/{}", dtype_name(x), num_tokens),
+                      Op::lm_head_argmax,
+                      make_ties,
+                      {},
+                      false,
+                      {"max"}});
+    }
+}
+
+// SmolLM2-135M's layers, and those of a model of 4096.
+void add_benchmarks(CaseList& list) {
+  constexpr DType kBenchWeights[] = {DType::f32, DType::bf16, DType::q4_1, DType::q8_0};
+  for (const DType w : kBenchWeights) {
+    for (const std::int64_t num_tokens : {128, 512, 2048}) {
+      add_linear(list, DType::f32, w, {num_tokens, 576, 576}, {}, true);
+      add_linear(list, DType::f32, w, {num_tokens, 1536, 576}, {}, true);
+      add_linear(list, DType::f32, w, {num_tokens, 576, 576}, {.residual = true}, true);
+      add_qkv(list, DType::f32, {w, w, w}, num_tokens, 576, {576, 192, 192}, NormKind::rms, false, true);
+      add_ffn(list, DType::f32, w, {num_tokens, 576, 1536}, NormKind::rms, Activation::silu, true, true);
+    }
+    add_argmax(list, DType::f32, w, {128, 576, 49152}, NormKind::rms, true);
+    add_linear(list, DType::f32, w, {512, 4096, 4096}, {}, true);
+    add_linear(list, DType::f32, w, {512, 4096, 14336}, {}, true);
+    add_linear(list, DType::f32, w, {512, 4096, 4096}, {.norm = NormKind::rms, .residual = true}, true);
+  }
+}
+
+// Decoding: weights large enough that threads share them, an odd number of blocks, rows that are slices of
+// longer ones, an element too large for arithmetic on undecoded nibbles; and SmolLM2-135M's layers for a few
+// sequences.
+void add_few_tokens(CaseList& list) {
+  for (const DType w : kWeightDTypes)
+    for (const std::int64_t num_tokens : {1, 2, 3, 4, 5, 8, 15, 16}) {
+      add_linear(list, DType::f32, w, {num_tokens, 608, 203}, {.norm = NormKind::rms, .residual = true});
+      add_ffn(list, DType::f32, w, {num_tokens, 288, 416}, NormKind::rms, Activation::silu, true);
+      add_qkv(list, DType::f32, {w, DType::q8_0, DType::q4_1}, num_tokens, 288, {192, 96, 97}, NormKind::rms,
+              true);
+      add_argmax(list, DType::f32, w, {num_tokens, 288, 1009}, NormKind::rms);
+      const auto make = [=](Maker& m) {
+        LinearParams p;
+        p.x = m.normal(DType::f32, {num_tokens, 288});
+        set_element(p.x, 100, 1e32);
+        p.weight = weight(m, w, 203, 352).slice(1, 32, 320);
+        return p;
+      };
+      const Tolerance t = tolerance(DType::f32, {288}, 0);
+      list.push_back({fmt::format("linear/f32/{}/sliced_rows/{}", dtype_name(w), num_tokens),
+                      Op::linear,
+                      make,
+                      {t.rtol, t.atol},
+                      false,
+                      {}});
+    }
+  for (const DType w : {DType::f32, DType::bf16, DType::q4_1, DType::q8_0})
+    for (const std::int64_t num_tokens : {1, 2, 4, 8, 16}) {
+      add_linear(list, DType::f32, w, {num_tokens, 576, 576}, {.residual = true}, true);
+      add_qkv(list, DType::f32, {w, w, w}, num_tokens, 576, {576, 192, 192}, NormKind::rms, false, true);
+      add_ffn(list, DType::f32, w, {num_tokens, 576, 1536}, NormKind::rms, Activation::silu, true, true);
+      add_argmax(list, DType::f32, w, {num_tokens, 576, 49152}, NormKind::rms, true);
+    }
+}
+
+}  // namespace
+
+void add_linear_cases(CaseList& list) {
+  add_dtypes_and_sizes(list);
+  add_surroundings(list);
+  add_composites(list);
+  add_strides(list);
+  add_hostile_values(list);
+  add_few_tokens(list);
+  add_benchmarks(list);
+}
+
+}  // namespace kf::cases

@@ -1,0 +1,127 @@
+// Tolerances. u is the unit roundoff of f32. A sum is taken in partial sums of at most 128 addends, so that
+// it is off by 128 u of the sum of magnitudes at worst; that of squares counts half in the result. Kernel and
+// reference each round once to the dtype of `out`.
+#include "case.h"
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "kf/ops/norm.h"
+
+namespace kf::cases {
+namespace {
+
+struct Form {
+  const char* name;
+  bool residual = false;
+  bool strided = false;
+  bool bias = true;  // layer norm
+  float mean = 0, stddev = 1;
+  DType weight = DType::f32;
+};
+
+constexpr double kSumError = 128;
+
+Tolerance tolerance(DType dtype, const Form& f, bool centred) {
+  const double u = unit_roundoff(DType::f32);
+  Tolerance t;
+  t.rtol = (kSumError / 2 + 4) * u + 2 * unit_roundoff(dtype);
+  // The mean's error, in units of the deviation; weights stay below 4.
+  if (centred) t.atol = 4 * kSumError * u * (1 + std::abs(f.mean) / f.stddev);
+  // Unfused, the sum with the residual is rounded to the dtype; |h| stays below 8 deviations.
+  if (f.residual) t.rtol += unit_roundoff(dtype);
+  if (f.residual && centred) t.atol += 4 * 8 * unit_roundoff(dtype);
+  if (dtype == DType::f16) t.atol += 0x1p-24;  // spacing of denormals
+  return t;
+}
+
+template <class P>
+P make_params(Maker& m, DType dtype, std::int64_t rows, std::int64_t n, const Form& f) {
+  P p;
+  const auto operand = [&] {
+    const TensorView t = m.normal(dtype, {rows, n}, f.stddev, f.mean);
+    return f.strided ? m.strided(t, 5) : t;
+  };
+  p.x = operand();
+  p.weight = m.normal(f.weight, {n}, 0.3f, 1.0f);
+  if (f.residual) p.residual = operand();
+  return p;
+}
+
+void add(CaseList& list, Op op, DType dtype, std::int64_t rows, std::int64_t n, const Form& f,
+         bool bench = false) {
+  const bool centred = op == Op::layer_norm;
+  Case c;
+  c.name = fmt::format("{}/{}/{}x{}{}", op_name(op), dtype_name(dtype), rows, n, f.name);
+  c.op = op;
+  c.make = [=](Maker& m) -> AnyParams {
+    if (!centred) return make_params<RmsNormParams>(m, dtype, rows, n, f);
+    auto p = make_params<LayerNormParams>(m, dtype, rows, n, f);
+    if (f.bias) p.bias = m.normal(f.weight, {n}, 0.5f);
+    return p;
+  };
+  c.tolerance = tolerance(dtype, f, centred);
+  c.bench = bench;
+  if (f.residual) c.want = {"residual_out"};
+  list.push_back(std::move(c));
+}
+
+Case hostile(Op op, DType dtype, const char* name, std::vector<float> values) {
+  Case c;
+  c.name = fmt::format("{}/{}/hostile_{}", op_name(op), dtype_name(dtype), name);
+  c.op = op;
+  c.make = [=](Maker& m) -> AnyParams {
+    const TensorView x = m.normal(dtype, {3, 67});
+    for (std::size_t i = 0; i < values.size(); ++i)
+      set_element(x, 67 + 11 * static_cast<std::int64_t>(i), values[i]);
+    const TensorView weight = m.normal(DType::f32, {67}, 0.3f, 1.0f);
+    if (op == Op::rms_norm) {
+      RmsNormParams p;
+      p.x = x;
+      p.weight = weight;
+      return p;
+    }
+    LayerNormParams p;
+    p.x = x;
+    p.weight = weight;
+    return p;
+  };
+  c.tolerance = tolerance(dtype, Form{""}, op == Op::layer_norm);
+  return c;
+}
+
+}  // namespace
+
+void add_norm_cases(CaseList& list) {
+  const Form plain{""}, residual{"_residual", true}, strided{"_residual_strided", true, true};
+  const Form no_bias{"_no_bias", false, false, false}, offset{"_mean100", false, false, true, 100.0f, 1.0f};
+  const Form half_weight{"_bf16_weight", false, false, true, 0.0f, 1.0f, DType::bf16};
+  for (const Op op : {Op::rms_norm, Op::layer_norm}) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+      for (const std::int64_t n : {1, 7, 31, 64, 576, 1021, 4096}) {
+        add(list, op, dtype, 3, n, plain);
+        add(list, op, dtype, 5, n, residual);
+      }
+      add(list, op, dtype, 4, 101, strided);
+      add(list, op, dtype, 129, 576, residual);  // more than one thread's worth
+      add(list, op, dtype, 0, 64, plain);
+      add(list, op, dtype, 3, 0, plain);
+      add(list, op, dtype, 3, 333, half_weight);
+      add(list, op, dtype, 8192, 4096, plain, /*bench=*/true);
+      add(list, op, dtype, 2048, 4096, residual, /*bench=*/true);
+      add(list, op, dtype, 1, 576, residual, /*bench=*/true);
+      list.push_back(hostile(op, dtype, "inf", {std::numeric_limits<float>::infinity()}));
+      list.push_back(hostile(op, dtype, "nan", {std::numeric_limits<float>::quiet_NaN()}));
+      list.push_back(hostile(op, dtype, "large", {65504.0f, -65504.0f}));
+    }
+    add(list, op, DType::f32, 2, 50000, plain);
+  }
+  add(list, Op::layer_norm, DType::f32, 5, 576, no_bias);
+  add(list, Op::layer_norm, DType::f32, 5, 576, offset);
+}
+
+}  // namespace kf::cases

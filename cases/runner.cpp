@@ -1,0 +1,248 @@
+#include "runner.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "kf/error.h"
+
+namespace kf::cases {
+namespace {
+
+constexpr std::size_t kGuardBytes = 256;
+constexpr unsigned char kGuard = 0xA5;
+
+// Outputs that a kernel writes, each between guard bands, and a copy of every operand as it was.
+struct Operands {
+  AnyParams params;
+  std::vector<Slot> slots;
+  std::vector<Tensor> storage;
+  struct Output {
+    std::string name;
+    TensorView view;
+    unsigned char* begin;  // of the guarded memory
+    std::size_t payload;
+  };
+  std::vector<Output> outputs;
+};
+
+std::size_t span_bytes(const TensorView& t) {
+  const DTypeInfo& info = dtype_info(t.dtype);
+  std::int64_t last = 0;
+  for (int i = 0; i < t.rank; ++i) {
+    if (t.shape[i] == 0) return 0;
+    last += (t.shape[i] - 1) * t.strides[i];
+  }
+  return static_cast<std::size_t>((last + info.block_elems) / info.block_elems * info.block_bytes);
+}
+
+// Copies what an output or inout slot addresses into guarded memory, so that every kernel starts from the same.
+Operands copy_of(const Instance& instance) {
+  Operands o;
+  o.params = instance.params;
+  o.slots = slots_of(o.params.op(), o.params.data());
+  for (Slot& s : o.slots) {
+    if (!s.tensor->present() || s.role == Role::in) continue;
+    const std::size_t payload = span_bytes(*s.tensor);
+    o.storage.emplace_back(DType::u8,
+                           std::initializer_list<std::int64_t>{static_cast<std::int64_t>(payload + 2 * kGuardBytes)});
+    unsigned char* begin = o.storage.back().as<unsigned char>();
+    std::memset(begin, kGuard, payload + 2 * kGuardBytes);
+    if (s.role == Role::inout && payload) std::memcpy(begin + kGuardBytes, s.tensor->data, payload);
+    s.tensor->data = begin + kGuardBytes;
+    o.outputs.push_back({s.name, *s.tensor, begin, payload});
+  }
+  return o;
+}
+
+std::string broken_guard(const Operands& o) {
+  for (const auto& out : o.outputs)
+    for (std::size_t i = 0; i < kGuardBytes; ++i)
+      if (out.begin[i] != kGuard || out.begin[kGuardBytes + out.payload + i] != kGuard)
+        return fmt::format("{}: wrote outside its memory", out.name);
+  return {};
+}
+
+Comparison compare(const Case& c, const Operands& got, const Operands& ref) {
+  Comparison r;
+  double largest = 0;
+  for (std::size_t k = 0; k < got.outputs.size(); ++k) {
+    const TensorView &g = got.outputs[k].view, &f = ref.outputs[k].view;
+    const bool exact = !dtype_info(g.dtype).is_float;
+    for (std::int64_t i = 0, n = g.numel(); i < n; ++i) {
+      const double a = element(g, i), b = element(f, i);
+      bool ok;
+      double error = 0;
+      if (std::isnan(b) || std::isnan(a)) {
+        ok = std::isnan(a) && std::isnan(b);
+      } else if (std::isinf(b) || std::isinf(a)) {
+        ok = a == b;
+      } else {
+        error = std::abs(a - b);
+        ok = error <= (exact ? 0.0 : c.tolerance.atol + c.tolerance.rtol * std::abs(b));
+        largest = std::max(largest, std::abs(b));
+      }
+      r.max_error = std::max(r.max_error, error);
+      if (!ok && r.ok) {
+        r.ok = false;
+        r.detail = fmt::format("{}[{}]: expected {:.9g}, got {:.9g}, difference {:.3g}, allowed {:.3g}",
+                               got.outputs[k].name, i, b, a, std::abs(a - b),
+                               exact ? 0.0 : c.tolerance.atol + c.tolerance.rtol * std::abs(b));
+      }
+    }
+  }
+  if (std::string g = broken_guard(got); !g.empty()) {
+    r.ok = false;
+    r.detail = g;
+  }
+  r.relative_error = largest > 0 ? r.max_error / largest : r.max_error;
+  return r;
+}
+
+std::shared_ptr<void> workspace_for(const Plan& plan) { return allocate_host(plan.workspace_bytes()); }
+
+double run_once_ms(Dispatcher& d, const Plan& plan, const void* params, void* workspace) {
+  const RunContext ctx{workspace, d.num_threads(), nullptr};
+  const auto start = std::chrono::steady_clock::now();
+  plan.run(params, ctx);
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+double median(std::vector<double> v) {
+  std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2), v.end());
+  return v[v.size() / 2];
+}
+
+// Checksum of what the input slots address: a kernel must leave it alone.
+std::uint64_t inputs_hash(const Operands& o) {
+  std::uint64_t h = 14695981039346656037ull;
+  for (const Slot& s : o.slots) {
+    if (!s.tensor->present() || s.role != Role::in) continue;
+    const auto* p = s.tensor->as<const unsigned char>();
+    for (std::size_t i = 0, n = span_bytes(*s.tensor); i < n; ++i) h = (h ^ p[i]) * 1099511628211ull;
+  }
+  return h;
+}
+
+}  // namespace
+
+Instance instantiate(const Case& c) {
+  Maker maker(c.name);
+  Instance instance{c.make(maker), {}};
+  const OpInfo& info = op_info(c.op);
+  std::set<std::string> given;
+  for (const Slot& s : slots_of(c.op, instance.params.data()))
+    if (s.tensor->present()) given.insert(s.name);
+  info.infer(instance.params.data());
+  for (const Slot& s : slots_of(c.op, instance.params.data())) {
+    if (s.role != Role::out || given.contains(s.name)) continue;
+    if (s.optional && std::find(c.want.begin(), c.want.end(), s.name) == c.want.end()) {
+      *s.tensor = TensorView{};
+      continue;
+    }
+    maker.storage().emplace_back(s.tensor->dtype,
+                                 std::span(s.tensor->shape.data(), static_cast<std::size_t>(s.tensor->rank)));
+    *s.tensor = maker.storage().back();
+  }
+  instance.storage = std::move(maker.storage());
+  return instance;
+}
+
+std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher) {
+  const Instance instance = instantiate(c);
+  const OpInfo& info = op_info(c.op);
+  info.validate(instance.params.data());
+  info.validate_data(instance.params.data());
+
+  Operands ref = copy_of(instance);
+  dispatcher.run(c.op, ref.params.data(), {.families = kReference, .allow_fallback = false, .kernel = {}});
+
+  std::vector<KernelCheck> checks;
+  for (const Kernel* k : dispatcher.kernels(c.op)) {
+    if (k->families == kReference) continue;
+    // Once with weights as they come, once as constants that may be packed.
+    for (const bool packed : {false, true}) {
+      PackCache packs;
+      Operands got = copy_of(instance);
+      const PlanContext ctx{dispatcher.caps(), dispatcher, dispatcher.num_threads(), packed ? &packs : nullptr};
+      KernelCheck check{k->name + (packed ? "+packed" : ""), family_names(k->families), false, {}, {}};
+      const Support s = k->supports(got.params.data(), ctx);
+      check.supported = static_cast<bool>(s);
+      check.reason = s.reason();
+      if (check.supported) {
+        const std::uint64_t before = inputs_hash(got);
+        const auto plan = dispatcher.plan(
+            c.op, got.params.data(), {.families = 0, .allow_fallback = false, .kernel = k->name}, packed ? &packs : nullptr);
+        dispatcher.execute(*plan, got.params.data(), workspace_for(*plan).get());
+        check.result = compare(c, got, ref);
+        if (inputs_hash(got) != before) {
+          check.result.ok = false;
+          check.result.detail = "changed an input";
+        }
+      }
+      checks.push_back(std::move(check));
+    }
+  }
+  return checks;
+}
+
+Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baseline, const Selection& optimized,
+                 double seconds) {
+  const Instance instance = instantiate(c);
+  Operands a = copy_of(instance), b = copy_of(instance);
+  PackCache packs;  // weights are constant in an engine: both sides may pack them
+  const auto plan_a = dispatcher.plan(c.op, a.params.data(), baseline, &packs);
+  const auto plan_b = dispatcher.plan(c.op, b.params.data(), optimized, &packs);
+  const auto space_a = workspace_for(*plan_a), space_b = workspace_for(*plan_b);
+  std::vector<double> times_a, times_b;
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0;; ++i) {
+    const double ms_a = run_once_ms(dispatcher, *plan_a, a.params.data(), space_a.get());
+    const double ms_b = run_once_ms(dispatcher, *plan_b, b.params.data(), space_b.get());
+    if (i == 0) continue;  // warm-up
+    times_a.push_back(ms_a);
+    times_b.push_back(ms_b);
+    const double elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (elapsed > seconds && i >= 3) break;
+  }
+  Timing t;
+  t.baseline = plan_a->kernel().name;
+  t.optimized = plan_b->kernel().name;
+  t.iterations = static_cast<int>(times_a.size());
+  t.baseline_ms = median(times_a);
+  t.optimized_ms = median(times_b);
+  t.baseline_bytes = static_cast<double>(plan_a->workspace_bytes());
+  t.optimized_bytes = static_cast<double>(plan_b->workspace_bytes());
+  t.cost = plan_a->cost();
+  t.check = compare(c, b, a);
+  return t;
+}
+
+double copy_bandwidth(Dispatcher& dispatcher) {
+  const std::size_t n = std::max<std::size_t>(4 * dispatcher.caps().l3_bytes, 128u << 20) / sizeof(float);
+  const auto from = allocate_host(n * sizeof(float)), to = allocate_host(n * sizeof(float));
+  auto* src = static_cast<float*>(from.get());
+  auto* dst = static_cast<float*>(to.get());
+  const int threads = dispatcher.num_threads();
+  std::vector<double> ms;
+  for (int round = 0; round < 6; ++round) {
+    const auto start = std::chrono::steady_clock::now();
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int t = 0; t < threads; ++t) {
+      const std::size_t lo = n * static_cast<std::size_t>(t) / static_cast<std::size_t>(threads);
+      const std::size_t hi = n * (static_cast<std::size_t>(t) + 1) / static_cast<std::size_t>(threads);
+      if (round == 0)
+        std::memset(src + lo, 1, (hi - lo) * sizeof(float));
+      std::memcpy(dst + lo, src + lo, (hi - lo) * sizeof(float));
+    }
+    if (round > 0)
+      ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+  }
+  return 2.0 * static_cast<double>(n) * sizeof(float) / (median(ms) * 1e6);
+}
+
+}  // namespace kf::cases

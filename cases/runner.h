@@ -1,0 +1,56 @@
+// Runs cases: every kernel that accepts a case is compared with the reference; two kernels are timed against each
+// other, interleaved, with the results checked in the same run. Tests, kf_bench and the command line all call this.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "case.h"
+#include "kf/dispatch.h"
+
+namespace kf::cases {
+
+// A case's operands: inputs made, outputs allocated.
+struct Instance {
+  AnyParams params;
+  std::vector<Tensor> storage;
+};
+Instance instantiate(const Case& c);
+
+struct Comparison {
+  bool ok = true;
+  double max_error = 0;      // largest |got - ref|
+  double relative_error = 0; // that over the largest finite |ref|
+  std::string detail;        // the first element out of tolerance
+};
+
+struct KernelCheck {
+  std::string kernel;
+  std::string families;
+  bool supported = false;
+  std::string reason;  // why not supported
+  Comparison result;   // worst output, where supported
+};
+
+// Each kernel of the case's op against its reference row. A kernel that writes outside its outputs is caught by guard
+// bands around every output; one that changes an input is, too.
+std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher);
+
+struct Timing {
+  std::string baseline, optimized;  // kernel names
+  double baseline_ms = 0, optimized_ms = 0;  // medians
+  int iterations = 0;                        // timed runs of each
+  double baseline_bytes = 0, optimized_bytes = 0;  // workspace
+  Cost cost;
+  Comparison check;  // optimized against baseline
+};
+
+// The kernel that `optimized` selects against the one that `baseline` selects, alternating, for about `seconds`.
+Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baseline, const Selection& optimized,
+                 double seconds);
+
+// Copy bandwidth of this many threads in GB/s (read + write), over buffers larger than the last-level cache.
+double copy_bandwidth(Dispatcher& dispatcher);
+
+}  // namespace kf::cases

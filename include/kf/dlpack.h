@@ -1,0 +1,18 @@
+// DLPack in and out (https://dmlc.github.io/dlpack): tensors of other libraries without a copy. Needs dlpack/dlpack.h.
+#pragma once
+
+#include <dlpack/dlpack.h>
+
+#include "kf/tensor.h"
+
+namespace kf {
+
+// A view of the same memory, alive as long as its owner keeps it. Throws invalid_argument for a dtype, device or
+// rank that the library does not have.
+TensorView from_dlpack(const DLTensor& tensor);
+
+// Shares ownership of `tensor`'s memory with the consumer, who calls the deleter. Block formats have no DLPack dtype
+// and are refused.
+DLManagedTensor* to_dlpack(const Tensor& tensor);
+
+}  // namespace kf

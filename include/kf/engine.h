@@ -1,0 +1,143 @@
+// An engine runs a model: it holds the graph, the packed weights, the cache and the executables, and takes
+// steps. A step feeds new tokens to some sequences (whole prompts, chunks of them, single tokens, in any
+// mixture) and gives logits, or greedy choices, for the rows that were asked for. generate.h makes text of
+// it.
+#pragma once
+
+#include <array>
+#include <compare>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kf/dispatch.h"
+#include "kf/graph.h"
+#include "kf/kv_cache.h"
+#include "kf/model.h"
+
+namespace kf {
+
+struct EngineOptions {
+  FusionPolicy fusion;
+  // What no rule joined may be served by vanilla kernels, where they are the best there are.
+  Selection selection = {.families = kCustom | kFused | kLibrary | kVanilla, .kernel = {}};
+  std::int64_t max_seq_len = 0;        // of one sequence; 0: as many as the model takes, at most 4096
+  std::int64_t max_batch_size = 4;     // sequences a step
+  std::int64_t max_step_tokens = 512;  // tokens a step; longer prompts are fed in chunks
+  KvCacheOptions cache;                // num_pages 0: enough for max_batch_size sequences of max_seq_len
+  DType activation_dtype = DType::f32;
+  int num_threads = 0;               // 0: the backend's default
+  std::size_t max_executables = 32;  // planned step shapes kept; the least recently used goes first
+  VerdictStore* verdicts = nullptr;  // of measured fusion, not owned; null: the engine remembers for itself
+  Sink* sink = nullptr;              // told of every kernel call, not owned
+
+  // The baseline: the same graph, no rule applied, kernels as an eager framework has them, a contiguous
+  // cache.
+  static EngineOptions unfused(std::int64_t max_seq_len);
+};
+
+// Which of a sequence's new tokens give a row of output.
+enum class Rows : std::uint8_t { none, last, all };
+
+struct StepInput {
+  SequenceId sequence;
+  std::span<const std::int32_t> tokens;  // at least one
+  Rows rows = Rows::last;
+};
+
+// The sizes that a step is planned for.
+struct StepShape {
+  StepOutput output = StepOutput::logits;
+  std::int64_t num_tokens = 1;
+  std::int64_t batch_size = 1;
+  std::int64_t num_rows = 1;
+  std::int64_t max_pages = 1;     // columns of the block tables
+  std::int64_t seqlen_k_max = 1;  // width of the score matrices
+  auto operator<=>(const StepShape&) const = default;
+  SymbolValues symbols() const;
+};
+
+struct StepMetrics {
+  std::int64_t num_tokens = 0;
+  int launches = 0;                  // kernels
+  std::size_t activation_bytes = 0;  // the arena: intermediates and workspaces
+  double plan_seconds = 0;           // fusing and planning, where this shape was new
+  double run_seconds = 0;
+};
+
+// The graph as it runs for steps of one shape, and what became of each rule.
+struct FusedGraph {
+  Graph graph;
+  std::vector<Applied> applied;
+};
+
+// Not safe for concurrent use. The memory of the weights must outlive it.
+class Engine {
+ public:
+  Engine(const ModelConfig& config, const NamedTensors& weights, const EngineOptions& options = {});
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // One row for each token asked for, in the order of the batch: f32 logits [num_rows, vocab_size] or i32 ids
+  // [num_rows]. The view lasts until the next step. On error no sequence has changed.
+  TensorView step(std::span<const StepInput> batch, StepOutput output = StepOutput::logits);
+  // Does the work ahead of the first step of this shape: fusing, measuring, packing, planning.
+  void prepare(const StepShape& shape) { planned(shape); }
+  // The shape of a step with these sizes, the longest of its sequences then having `context_len` tokens.
+  StepShape shape_of(StepOutput output, std::int64_t num_tokens, std::int64_t batch_size,
+                     std::int64_t num_rows, std::int64_t context_len) const;
+
+  KvCache& cache() { return cache_; }
+  const KvCache& cache() const { return cache_; }
+  Dispatcher& dispatcher() { return *dispatcher_; }
+  const ModelConfig& config() const { return config_; }
+  const EngineOptions& options() const { return options_; }  // with defaults filled in
+
+  const StepMetrics& last_step() const { return last_step_; }
+  std::size_t peak_activation_bytes() const { return peak_activation_bytes_; }  // the largest of all steps
+  std::size_t packed_bytes() const { return packs_.bytes(); }                   // what packed weights take
+
+  // A step before fusion, after it, and as the kernels that run; references last until the next step or call.
+  const Graph& graph(StepOutput output);
+  const FusedGraph& fused_graph(const StepShape& shape) { return planned(shape).fused; }
+  std::string explain(const StepShape& shape) { return planned(shape).executable->to_text(); }
+
+ private:
+  // What a step reads, in memory that lives as long as the engine: executables are bound to it once.
+  struct StepTables {
+    StepTables(const EngineOptions& options, std::int64_t max_pages);
+    Tensor ids, positions, slot_mapping, cu_seqlens_q, block_tables, context_lens, rows;
+  };
+  struct Planned {
+    StepShape shape;
+    FusedGraph fused;
+    std::unique_ptr<Executable> executable;
+    std::uint64_t last_used = 0;
+  };
+
+  void check(std::span<const StepInput> batch) const;
+  StepShape fill_tables(std::span<const StepInput> batch, StepOutput output);
+  Planned& planned(const StepShape& shape);
+  void bind(Executable& executable, const StepShape& shape) const;
+  std::int64_t max_pages() const { return cache_.pages_for(options_.max_seq_len); }
+
+  ModelConfig config_;
+  EngineOptions options_;
+  NamedTensors weights_;
+  std::unique_ptr<Dispatcher> dispatcher_;
+  PackCache packs_;
+  VerdictStore own_verdicts_;
+  RopeTables rope_;
+  KvCache cache_;
+  StepTables tables_;
+  std::array<std::unique_ptr<const Graph>, 2> graphs_;  // by StepOutput, made on first use
+  std::vector<Planned> planned_;
+  std::vector<KvCache::Growth> growths_;  // of the step under way
+  std::uint64_t clock_ = 0;
+  StepMetrics last_step_;
+  std::size_t peak_activation_bytes_ = 0;
+};
+
+}  // namespace kf

@@ -1,0 +1,23 @@
+// Everything public.
+#pragma once
+
+#include "kf/backend.h"
+#include "kf/dispatch.h"
+#include "kf/dtype.h"
+#include "kf/engine.h"
+#include "kf/error.h"
+#include "kf/generate.h"
+#include "kf/graph.h"
+#include "kf/kernel.h"
+#include "kf/kv_cache.h"
+#include "kf/manager.h"
+#include "kf/model.h"
+#include "kf/op.h"
+#include "kf/ops/attention.h"
+#include "kf/ops/elementwise.h"
+#include "kf/ops/linear.h"
+#include "kf/ops/norm.h"
+#include "kf/ops/rope.h"
+#include "kf/ops/sampling.h"
+#include "kf/telemetry.h"
+#include "kf/tensor.h"

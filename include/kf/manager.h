@@ -1,0 +1,150 @@
+// The specification's face: a configuration of what may be fused, and a manager that runs ops as it says. The
+// tensors choose the device, the configuration the kernel family on it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kf/dispatch.h"
+#include "kf/graph.h"
+#include "kf/ops/attention.h"
+#include "kf/ops/elementwise.h"
+#include "kf/ops/linear.h"
+#include "kf/ops/norm.h"
+#include "kf/ops/rope.h"
+#include "kf/ops/sampling.h"
+#include "kf/telemetry.h"
+
+namespace kf {
+
+enum class AttentionBackend : std::uint8_t { flash2, flash3, paged, xformers, vanilla, triton };
+inline constexpr const char* kAttentionBackendNames[] = {"flash2",   "flash3",  "paged",
+                                                         "xformers", "vanilla", "triton"};
+
+enum class FusionBackend : std::uint8_t { cuda, triton, rocm, tensorrt };
+inline constexpr const char* kFusionBackendNames[] = {"cuda", "triton", "rocm", "tensorrt"};
+
+struct KernelFusionConfig {
+  // Attention
+  AttentionBackend attention_backend = AttentionBackend::flash2;
+  bool use_paged_attention = true;           // off: a call with block tables is refused
+  std::int64_t page_size = 16;               // of caches that the library makes; a given cache has its own
+  bool enable_gqa = true;                    // off: fewer K/V heads than query heads are refused
+  std::optional<std::int64_t> num_kv_heads;  // given: other K/V head counts are refused
+
+  // FFN
+  bool fuse_ffn = true;          // gate + up + activation + down
+  bool fuse_gelu_linear = true;  // off: a GELU stands alone before its linear layer
+  bool fuse_silu_linear = true;
+
+  // Norms
+  bool fuse_ln = true;         // LayerNorm in one kernel, with its residual
+  bool fuse_ln_linear = true;  // a norm and the linear layer after it
+  bool fuse_rmsnorm = true;
+
+  // Softmax
+  bool fuse_softmax = true;
+  bool use_online_softmax = true;  // off: attention writes its scores
+
+  // Quantization and sparsity
+  bool fuse_with_quant = false;
+  std::optional<std::string> quant_dtype;  // "int4", "int8", "fp8"
+  bool fuse_with_sparse = false;
+  std::optional<std::string> sparse_pattern;  // "n:m", "unstructured"
+
+  // Kernels of the user's, in front of all others
+  std::vector<Kernel> custom_kernels;
+  bool use_triton = false;
+  bool use_cuda_graph = false;
+
+  // Performance. On the CPU arithmetic is f32 whatever these say.
+  FusionBackend backend =
+      FusionBackend::cuda;  // where CUDA devices are concerned; the CPU's tensors run on the CPU
+  bool enable_tf32 = true;
+  bool enable_fp16 = true;
+  bool enable_bf16 = false;
+
+  // Telemetry
+  bool profile_kernels = false;  // time every kernel
+  bool log_fusion_stats = true;  // count calls; off: stats() stays empty
+
+  // Beyond the specification
+  bool fuse_rope = true;      // rotary positions with the heads' norm and with writing the cache
+  bool fuse_qkv = true;       // the three linear layers before attention as one
+  bool fuse_residual = true;  // a residual added by the layer before it
+  bool fuse_lm_head = true;   // the last layer and the greedy choice
+  bool allow_fallback =
+      false;            // a call that the configured family cannot serve goes to another, and is counted
+  int num_threads = 0;  // 0: the device's default
+  FusionPolicy::Mode fusion = FusionPolicy::Mode::measured;  // of graphs
+
+  // Throws invalid_argument, naming the field.
+  void validate() const;
+  // Whether the switch of this name is on ("fuse_ffn"); how fusion rules name what governs them.
+  bool is_on(std::string_view flag) const;
+};
+
+// Safe for concurrent calls, once kernels are registered.
+class KernelFusionManager {
+ public:
+  explicit KernelFusionManager(KernelFusionConfig config = {});
+
+  void attention(const AttentionParams& p) { run(p); }
+  void linear(const LinearParams& p) { run(p); }
+  void qkv_linear(const QkvLinearParams& p) { run(p); }
+  void gated_ffn(const GatedFfnParams& p) { run(p); }
+  void lm_head_argmax(const LmHeadArgmaxParams& p) { run(p); }
+  void rms_norm(const RmsNormParams& p) { run(p); }
+  void layer_norm(const LayerNormParams& p) { run(p); }
+  void softmax(const SoftmaxParams& p) { run(p); }
+  void activation(const ActivationParams& p) { run(p); }
+  void gated_activation(const GatedActivationParams& p) { run(p); }
+  void rope(const RopeParams& p) { run(p); }
+  void append_kv(const AppendKvParams& p) { run(p); }
+  void rope_append(const RopeAppendParams& p) { run(p); }
+  void embedding(const EmbeddingParams& p) { run(p); }
+  void argmax(const ArgmaxParams& p) { run(p); }
+  void sample(const SampleParams& p) { run(p); }
+
+  // Any op. Refuses what the configuration excludes, and what its kernel family does not serve.
+  void run(Op op, const void* params);
+  template <class P>
+  void run(const P& params) {
+    run(P::kOp, &params);
+  }
+  std::vector<Explained> explain(Op op, const void* params);
+  template <class P>
+  std::vector<Explained> explain(const P& params) {
+    return explain(P::kOp, &params);
+  }
+
+  // The kernels that the configuration lets a call use.
+  Selection selection(Op op, const void* params) const;
+  // The rules that it lets a graph use.
+  FusionPolicy fusion_policy() const;
+
+  // In front of the others; before the first call.
+  void register_custom_kernel(Kernel kernel) { dispatcher_.add_kernel(std::move(kernel)); }
+  std::vector<const Kernel*> kernels() const { return dispatcher_.kernels(); }
+  // Calls so far by (op, kernel).
+  std::map<std::pair<std::string, std::string>, Counters::Entry> stats() const {
+    return counters_.snapshot();
+  }
+  void reset() { counters_.reset(); }
+
+  const KernelFusionConfig& config() const { return config_; }
+  Dispatcher& dispatcher() { return dispatcher_; }
+
+ private:
+  void check(Op op, const void* params) const;
+
+  const KernelFusionConfig config_;
+  Counters counters_;
+  Dispatcher dispatcher_;
+};
+
+}  // namespace kf

@@ -1,0 +1,41 @@
+// Attributes that several ops share.
+#pragma once
+
+#include "kf/op.h"
+
+namespace kf {
+
+// Elementwise functions, in f32:
+//   silu(x) = x / (1 + exp(-x));  gelu(x) = x/2 (1 + erf(x / sqrt 2));
+//   gelu_tanh(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)));  relu(x) = max(x, 0), NaN stays NaN.
+enum class Activation : std::uint8_t { none, silu, gelu, gelu_tanh, relu };
+inline constexpr const char* kActivationNames[] = {"none", "silu", "gelu", "gelu_tanh", "relu"};
+
+enum class NormKind : std::uint8_t { none, rms, layer };
+inline constexpr const char* kNormKindNames[] = {"none", "rms", "layer"};
+
+// How a paged cache orders a page: HND [num_pages, num_kv_heads, page_size, head_dim],
+// NHD [num_pages, page_size, num_kv_heads, head_dim]. Named, never inferred.
+enum class KvLayout : std::uint8_t { hnd, nhd };
+inline constexpr const char* kKvLayoutNames[] = {"HND", "NHD"};
+
+// What stands before a linear layer and is computed while its input is read. With kind rms or layer:
+// x <- norm(x) * weight (+ bias, layer only). At most one of norm and activation.
+struct Prologue {
+  NormKind norm = NormKind::none;
+  TensorView norm_weight;                   // [in], any activation dtype
+  TensorView norm_bias;                     // [in], optional, layer only
+  float eps = 1e-5f;
+  Activation activation = Activation::none;  // x <- act(x): the specification's gelu_linear, silu_linear
+
+  bool empty() const { return norm == NormKind::none && activation == Activation::none; }
+  void visit(FieldVisitor& v) {
+    v.choice("norm", norm, kNormKindNames);
+    v.opt_in("norm_weight", norm_weight);
+    v.opt_in("norm_bias", norm_bias);
+    v.attr("eps", eps);
+    v.choice("pre_activation", activation, kActivationNames);
+  }
+};
+
+}  // namespace kf

@@ -1,0 +1,109 @@
+// Linear layers with what stands before and after them, in one call.
+//
+//   out = act( pro(x) @ weight^T + bias ) + residual        pro: identity, a norm, or an activation
+//
+// Arithmetic is f32 whatever the dtypes. Weights are [out_features, in_features] with any strides (a torch.nn.Linear
+// weight as it is; an x @ W weight as its transposed view), f32, f16 or bf16; or a GGUF block format, rows as they
+// lie in the file, which kernels dequantize in registers.
+#pragma once
+
+#include "kf/ops/common.h"
+
+namespace kf {
+
+struct LinearParams {
+  static constexpr Op kOp = Op::linear;
+  TensorView x;         // [num_tokens, in]: activation dtype, last dimension contiguous
+  TensorView weight;    // [out, in]
+  TensorView bias;      // [out], optional
+  TensorView residual;  // [num_tokens, out], optional, may be `out` itself
+  TensorView out;       // [num_tokens, out], dtype of x
+  Prologue prologue;
+  Activation activation = Activation::none;
+
+  void visit(FieldVisitor& v) {
+    v.in("x", x);
+    v.in("weight", weight);
+    v.opt_in("bias", bias);
+    v.opt_in("residual", residual);
+    v.out("out", out);
+    prologue.visit(v);
+    v.choice("activation", activation, kActivationNames);
+  }
+};
+
+// Three linear layers over one input, as attention has them: q = pro(x) @ q_weight^T + q_bias, k and v alike.
+// The three weights may be of different dtypes and widths (GQA).
+struct QkvLinearParams {
+  static constexpr Op kOp = Op::qkv_linear;
+  TensorView x;                         // [num_tokens, in]
+  TensorView q_weight, k_weight, v_weight;  // [q_out, in], [k_out, in], [v_out, in]
+  TensorView q_bias, k_bias, v_bias;    // optional
+  TensorView q, k, v;                   // [num_tokens, *_out], dtype of x; row strides are free
+  Prologue prologue;
+
+  void visit(FieldVisitor& vis) {
+    vis.in("x", x);
+    vis.in("q_weight", q_weight);
+    vis.in("k_weight", k_weight);
+    vis.in("v_weight", v_weight);
+    vis.opt_in("q_bias", q_bias);
+    vis.opt_in("k_bias", k_bias);
+    vis.opt_in("v_bias", v_bias);
+    vis.out("q", q);
+    vis.out("k", k);
+    vis.out("v", v);
+    prologue.visit(vis);
+  }
+};
+
+// The gated FFN of a transformer layer (Shazeer, "GLU Variants Improve Transformer", 2020):
+//   out = ( act(y @ gate_weight^T) * (y @ up_weight^T) ) @ down_weight^T + residual,   y = pro(x)
+struct GatedFfnParams {
+  static constexpr Op kOp = Op::gated_ffn;
+  TensorView x;            // [num_tokens, hidden]
+  TensorView gate_weight;  // [intermediate, hidden]
+  TensorView up_weight;    // [intermediate, hidden]
+  TensorView down_weight;  // [hidden_out, intermediate]
+  TensorView residual;     // [num_tokens, hidden_out], optional, may be `out` itself
+  TensorView out;          // [num_tokens, hidden_out], dtype of x
+  Prologue prologue;
+  Activation activation = Activation::silu;
+
+  void visit(FieldVisitor& v) {
+    v.in("x", x);
+    v.in("gate_weight", gate_weight);
+    v.in("up_weight", up_weight);
+    v.in("down_weight", down_weight);
+    v.opt_in("residual", residual);
+    v.out("out", out);
+    prologue.visit(v);
+    v.choice("activation", activation, kActivationNames);
+  }
+};
+
+// The last layer and the greedy choice: ids[t] = argmax_n ( pro(x[t]) . weight[n] ), the lowest n among equals, a NaN
+// before all else (as torch.argmax). The logits are never written.
+struct LmHeadArgmaxParams {
+  static constexpr Op kOp = Op::lm_head_argmax;
+  TensorView x;       // [num_tokens, hidden]
+  TensorView weight;  // [vocab, hidden]
+  TensorView ids;     // i32 [num_tokens]
+  TensorView max;     // f32 [num_tokens], optional: the winning logit
+  Prologue prologue;
+
+  void visit(FieldVisitor& v) {
+    v.in("x", x);
+    v.in("weight", weight);
+    v.out("ids", ids);
+    v.opt_out("max", max);
+    prologue.visit(v);
+  }
+};
+
+void linear(const LinearParams& p);
+void qkv_linear(const QkvLinearParams& p);
+void gated_ffn(const GatedFfnParams& p);
+void lm_head_argmax(const LmHeadArgmaxParams& p);
+
+}  // namespace kf

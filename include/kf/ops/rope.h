@@ -1,0 +1,107 @@
+// Rotary position embedding (Su et al., RoFormer, 2021) and writing keys and values to a cache.
+#pragma once
+
+#include "kf/ops/attention.h"
+
+namespace kf {
+
+// Pairs (x1, x2) of a head's first rotary_dim elements turn by the angle of the token's position:
+//   (x1 cos - x2 sin, x2 cos + x1 sin)
+// half-split pairs i with i + rotary_dim/2 (transformers, NeoX); interleaved pairs 2i with 2i + 1 (GPT-J, GGUF llama).
+// rotary_dim is twice the width of the tables; elements beyond it pass through.
+// With norm_weight, each head is RMS-normalised first (Qwen3's QK-norm): x <- x / sqrt(mean(x^2) + eps) * norm_weight.
+struct RopeParams {
+  static constexpr Op kOp = Op::rope;
+  TensorView x;            // [num_tokens, num_heads, head_dim]: activation dtype, head_dim contiguous
+  TensorView positions;    // i32 [num_tokens]
+  TensorView cos, sin;     // f32 [max_position, rotary_dim / 2]
+  TensorView norm_weight;  // [head_dim], optional
+  TensorView out;          // like x, may be x
+  float norm_eps = 1e-6f;
+  bool interleaved = false;
+
+  void visit(FieldVisitor& v) {
+    v.in("x", x);
+    v.in("positions", positions);
+    v.in("cos", cos);
+    v.in("sin", sin);
+    v.opt_in("norm_weight", norm_weight);
+    v.out("out", out);
+    v.attr("norm_eps", norm_eps);
+    v.attr("interleaved", interleaved);
+  }
+};
+
+// Writes the keys and values of new tokens: slot s is page s / page_size, row s % page_size; a negative slot is
+// skipped. A plain cache [batch, capacity, num_kv_heads, head_dim] is NHD with page_size = capacity.
+struct AppendKvParams {
+  static constexpr Op kOp = Op::append_kv;
+  TensorView k, v;              // [num_tokens, num_kv_heads, head_dim]: activation dtype
+  TensorView slot_mapping;      // i64 or i32 [num_tokens]
+  TensorView k_cache, v_cache;  // page pools in `kv_layout`; f32, f16 or bf16
+  KvLayout kv_layout = KvLayout::hnd;
+
+  void visit(FieldVisitor& vis) {
+    vis.in("k", k);
+    vis.in("v", v);
+    vis.in("slot_mapping", slot_mapping);
+    vis.inout("k_cache", k_cache);
+    vis.inout("v_cache", v_cache);
+    vis.choice("kv_layout", kv_layout, kKvLayoutNames);
+  }
+};
+
+// rope(q) -> q_out; rope(k) and v -> caches; in one call, with QK-norm where the weights are given.
+struct RopeAppendParams {
+  static constexpr Op kOp = Op::rope_append;
+  TensorView q;                 // [num_tokens, num_heads, head_dim]
+  TensorView k, v;              // [num_tokens, num_kv_heads, head_dim]
+  TensorView positions;         // i32 [num_tokens]
+  TensorView cos, sin;          // f32 [max_position, rotary_dim / 2]
+  TensorView q_norm_weight;     // [head_dim], optional
+  TensorView k_norm_weight;     // [head_dim], optional
+  TensorView slot_mapping;      // i64 or i32 [num_tokens]
+  TensorView k_cache, v_cache;  // page pools in `kv_layout`
+  TensorView q_out;             // like q, may be q
+  float norm_eps = 1e-6f;
+  bool interleaved = false;
+  KvLayout kv_layout = KvLayout::hnd;
+
+  void visit(FieldVisitor& vis) {
+    vis.in("q", q);
+    vis.in("k", k);
+    vis.in("v", v);
+    vis.in("positions", positions);
+    vis.in("cos", cos);
+    vis.in("sin", sin);
+    vis.opt_in("q_norm_weight", q_norm_weight);
+    vis.opt_in("k_norm_weight", k_norm_weight);
+    vis.in("slot_mapping", slot_mapping);
+    vis.inout("k_cache", k_cache);
+    vis.inout("v_cache", v_cache);
+    vis.out("q_out", q_out);
+    vis.attr("norm_eps", norm_eps);
+    vis.attr("interleaved", interleaved);
+    vis.choice("kv_layout", kv_layout, kKvLayoutNames);
+  }
+};
+
+void rope(const RopeParams& p);
+void append_kv(const AppendKvParams& p);
+void rope_append(const RopeAppendParams& p);
+
+// Llama 3's scaling of the rotary frequencies (Llama 3.1 model card; transformers' "llama3" rope type).
+struct RopeScaling {
+  float factor = 1.0f;  // 1: none
+  float low_freq_factor = 1.0f;
+  float high_freq_factor = 4.0f;
+  std::int64_t original_max_position = 8192;
+};
+// Tables cos, sin f32 [max_position, rotary_dim / 2], computed in double.
+struct RopeTables {
+  Tensor cos, sin;
+};
+RopeTables make_rope_tables(std::int64_t max_position, int rotary_dim, double theta, const RopeScaling& scaling = {},
+                            const TensorView& freq_factors = {});
+
+}  // namespace kf

@@ -1,0 +1,197 @@
+// Arrays in: DLPack, zero copy. Element types that a caller's library cannot export (bf16 and fp8 of NumPy,
+// GGUF's block formats) come as bytes with a name.
+#include <fmt/format.h>
+
+#include "bindings.h"
+#include "kf/dlpack.h"
+#include "kf/error.h"
+
+namespace kf::python {
+namespace {
+
+// A view of `data`'s memory under another element type and shape.
+struct TypedArray {
+  Array array;
+};
+
+// The types that ml_dtypes adds to NumPy, by their names there, the integers that carry their bits, and what
+// DLPack calls them.
+struct CarriedType {
+  const char* name;
+  const char* carrier;
+  DLDataType type;
+};
+constexpr CarriedType kCarriedTypes[] = {
+    {"bfloat16", "uint16", {static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat), 16, 1}},
+    {"float8_e4m3fn", "uint8", {static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float8_E4M3FN), 8, 1}},
+    {"float8_e5m2", "uint8", {static_cast<std::uint8_t>(nb::dlpack::dtype_code::Float8_E5M2), 8, 1}},
+};
+
+std::string python_type_name(nb::handle object) {
+  return nb::cast<std::string>(nb::str(object.type().attr("__name__")));
+}
+
+std::string python_dtype_name(nb::handle object) {
+  nb::object dtype = nb::getattr(object, "dtype", nb::none());
+  return dtype.is_none() ? "?" : nb::cast<std::string>(nb::str(dtype));
+}
+
+const CarriedType* carried_type(nb::handle object) {
+  const std::string name = python_dtype_name(object);
+  for (const CarriedType& t : kCarriedTypes)
+    if (name == t.name) return &t;
+  return nullptr;
+}
+
+TensorView contiguous_like(const TensorView& t) {
+  return TensorView::contiguous(t.data, t.dtype, shape_of(t), t.device);
+}
+
+TensorView view_of(const nb::ndarray<nb::ro>& a, const std::optional<DLDataType>& carried,
+                   const std::string& what) {
+  const DLDataType own{a.dtype().code, a.dtype().bits, a.dtype().lanes};
+  const DLTensor d{const_cast<void*>(static_cast<const void*>(a.data())),
+                   {static_cast<DLDeviceType>(a.device_type()), a.device_id()},
+                   static_cast<int>(a.ndim()),
+                   carried.value_or(own),
+                   const_cast<std::int64_t*>(a.shape_ptr()),
+                   const_cast<std::int64_t*>(a.stride_ptr()),
+                   0};
+  try {
+    const TensorView t = from_dlpack(d);
+    // Exporters give an empty array any strides.
+    return t.numel() > 0 ? t : contiguous_like(t);
+  } catch (const Error& e) {
+    throw Error(e.code(), fmt::format("{}: {}", what, e.what()), e.context());
+  }
+}
+
+std::optional<nb::ndarray<nb::ro>> import_array(nb::handle object, Access access) {
+  if (access == Access::write) {
+    nb::ndarray<> a;
+    if (nb::try_cast(object, a, false)) return nb::ndarray<nb::ro>(a);
+  } else {
+    nb::ndarray<nb::ro> a;
+    if (nb::try_cast(object, a, false)) return a;
+  }
+  return std::nullopt;
+}
+
+// Results carry no gradient, so an input that asks for one would lose it silently.
+void refuse_gradients(nb::handle object, const std::string& what) {
+  nb::object wanted = nb::getattr(object, "requires_grad", nb::none());
+  if (!wanted.is(Py_True)) return;
+  nb::handle torch = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
+  if (torch.is_valid() && !nb::cast<bool>(torch.attr("is_grad_enabled")())) return;
+  throw_invalid(what +
+                ": expected a tensor without gradients, got one that requires them: pass x.detach(), or call "
+                "under torch.inference_mode()");
+}
+
+[[noreturn]] void refuse(nb::handle object, const std::string& what, Access access) {
+  if (access == Access::write && import_array(object, Access::read))
+    throw_invalid(what + ": expected an array that may be written, got a read-only one");
+  throw_invalid(fmt::format("{}: expected an array (anything with __dlpack__), got {} of dtype {}", what,
+                            python_type_name(object), python_dtype_name(object)));
+}
+
+TypedArray make_typed(nb::object data, const std::string& dtype_name_,
+                      const std::vector<std::int64_t>& shape) {
+  const DType dtype = parse_dtype(dtype_name_);
+  if (shape.size() > static_cast<std::size_t>(kMaxRank))
+    throw_invalid(fmt::format("shape: expected at most {} dimensions, got {}", kMaxRank, shape.size()));
+  double elements = 1;
+  for (std::int64_t n : shape) {
+    if (n < 0) throw_invalid(fmt::format("shape: expected sizes of at least 0, got {}", n));
+    elements *= static_cast<double>(n);
+  }
+  if (elements > 0x1p60)
+    throw_invalid(fmt::format("shape: {:g} elements are more than memory can hold", elements));
+  const DTypeInfo& info = dtype_info(dtype);
+  if (info.block_elems > 1 && (shape.empty() || shape.back() % info.block_elems != 0))
+    throw_invalid(fmt::format("shape: expected a last dimension of whole blocks of {} for {}, got {}",
+                              info.block_elems, info.name, shape.empty() ? 0 : shape.back()));
+  TypedArray t;
+  if (data.is_none()) {  // a layout without memory: what explain() takes
+    t.array.view = TensorView::contiguous(nullptr, dtype, shape);
+    return t;
+  }
+  t.array = to_array(data, "data");
+  if (!t.array.view.is_contiguous())
+    throw_invalid("data: expected contiguous bytes, got " + to_string(t.array.view));
+  const TensorView typed = TensorView::contiguous(t.array.view.data, dtype, shape, t.array.view.device);
+  if (typed.nbytes() != t.array.view.nbytes())
+    throw_invalid(fmt::format("data: expected {} bytes for {}, got {}", typed.nbytes(), to_string(typed),
+                              t.array.view.nbytes()));
+  t.array.view = typed;
+  return t;
+}
+
+}  // namespace
+
+Array to_array(nb::handle object, const std::string& what, Access access) {
+  if (nb::isinstance<TypedArray>(object)) {
+    if (access == Access::write)
+      throw_invalid(what + ": expected an array that may be written, got a TypedArray");
+    return nb::cast<const TypedArray&>(object).array;
+  }
+  refuse_gradients(object, what);
+  std::optional<nb::ndarray<nb::ro>> a = import_array(object, access);
+  std::optional<DLDataType> carried;
+  if (!a)
+    if (const CarriedType* t = carried_type(object)) {
+      // The view's reference keeps the memory; the object itself need not stay.
+      a = import_array(object.attr("view")(t->carrier), access);
+      carried = t->type;
+    }
+  if (!a) refuse(object, what, access);
+  return {view_of(*a, carried, what), *a};
+}
+
+DType parse_dtype(const std::string& name) {
+  if (std::optional<DType> t = dtype_from_name(name)) return *t;
+  std::string known;
+  for (int i = 0; i < kNumDTypes; ++i)
+    known += fmt::format("{}{}", i ? ", " : "", dtype_name(static_cast<DType>(i)));
+  throw_invalid(fmt::format("dtype: expected one of {}, got {}", known, name));
+}
+
+std::vector<std::int64_t> shape_of(const TensorView& t) {
+  return {t.shape.begin(), t.shape.begin() + std::max(t.rank, 0)};
+}
+
+void bind_arrays(nb::module_& m) {
+  nb::class_<TypedArray>(
+      m, "TypedArray",
+      "Contiguous memory under an element type that its owner's library lacks (bf16, fp8, GGUF's block\n"
+      "formats). Without data it is a layout, for explain().")
+      .def(
+          "__init__",
+          [](TypedArray* self, nb::object data, const std::string& dtype,
+             const std::vector<std::int64_t>& shape) {
+            new (self) TypedArray(make_typed(std::move(data), dtype, shape));
+          },
+          nb::arg("data").none(), nb::arg("dtype"), nb::arg("shape"))
+      .def_prop_ro("dtype", [](const TypedArray& t) { return dtype_name(t.array.view.dtype); })
+      .def_prop_ro("shape", [](const TypedArray& t) { return nb::tuple(nb::cast(shape_of(t.array.view))); })
+      .def_prop_ro("nbytes", [](const TypedArray& t) { return t.array.view.nbytes(); })
+      .def("__repr__", [](const TypedArray& t) { return "TypedArray(" + to_string(t.array.view) + ")"; });
+  m.def(
+      "dtypes",
+      [] {
+        nb::dict all;
+        for (int i = 0; i < kNumDTypes; ++i) {
+          const DTypeInfo& info = dtype_info(static_cast<DType>(i));
+          nb::dict d;
+          d["block_elems"] = info.block_elems;
+          d["block_bytes"] = info.block_bytes;
+          d["is_float"] = info.is_float;
+          d["is_block"] = info.is_block;
+          all[info.name] = d;
+        }
+        return all;
+      },
+      "Every element type by name.");
+}
+
+}  // namespace kf::python

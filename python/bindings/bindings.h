@@ -1,0 +1,44 @@
+// What the files of the extension share. Each binds one part of the C++ API; none adds logic of its own.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
+
+#include "kf/kf.h"
+
+namespace nb = nanobind;
+
+namespace kf::python {
+
+// A caller's array as a view, with the reference that keeps its memory alive.
+struct Array {
+  TensorView view;
+  nb::ndarray<nb::ro> holder;
+};
+
+enum class Access { read, write };
+
+// Views `object`: anything that exports DLPack or a buffer, or a TypedArray. `what` names it in errors
+// ("rms_norm: x"). Throws invalid_argument.
+Array to_array(nb::handle object, const std::string& what, Access access = Access::read);
+
+DType parse_dtype(const std::string& name);
+Selection make_selection(const std::vector<std::string>& families, const std::string& kernel,
+                         bool allow_fallback);
+std::vector<std::int64_t> shape_of(const TensorView& t);
+
+void bind_errors(nb::module_& m);
+void bind_arrays(nb::module_& m);
+void bind_ops(nb::module_& m);
+void bind_info(nb::module_& m);
+void bind_fusion(nb::module_& m);
+void bind_cases(nb::module_& m);
+void bind_engine(nb::module_& m);
+
+}  // namespace kf::python

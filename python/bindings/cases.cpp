@@ -1,0 +1,92 @@
+// The cases that tests and benchmarks share.
+#include "runner.h"
+
+#include "bindings.h"
+#include "kf/error.h"
+
+namespace kf::python {
+namespace {
+
+const cases::Case& find_case(const std::string& name) {
+  for (const cases::Case& c : cases::all_cases())
+    if (c.name == name) return c;
+  throw_invalid("case: no case of the name " + name);
+}
+
+nb::dict comparison_dict(const cases::Comparison& c) {
+  nb::dict d;
+  d["ok"] = c.ok;
+  d["max_error"] = c.max_error;
+  d["relative_error"] = c.relative_error;
+  d["detail"] = c.detail;
+  return d;
+}
+
+nb::list list_cases() {
+  nb::list all;
+  for (const cases::Case& c : cases::all_cases()) {
+    nb::dict d;
+    d["name"] = c.name;
+    d["op"] = op_name(c.op);
+    d["bench"] = c.bench;
+    all.append(d);
+  }
+  return all;
+}
+
+nb::list check_case(const std::string& name) {
+  std::vector<cases::KernelCheck> checks;
+  {
+    nb::gil_scoped_release release;
+    checks = cases::check_case(find_case(name), default_dispatcher());
+  }
+  nb::list all;
+  for (const cases::KernelCheck& k : checks) {
+    nb::dict d = comparison_dict(k.result);
+    d["kernel"] = k.kernel;
+    d["families"] = k.families;
+    d["supported"] = k.supported;
+    d["reason"] = k.reason;
+    all.append(d);
+  }
+  return all;
+}
+
+nb::dict time_case(const std::string& name, const Selection& baseline, const Selection& optimized,
+                   double seconds) {
+  cases::Timing t;
+  {
+    nb::gil_scoped_release release;
+    t = cases::time_case(find_case(name), default_dispatcher(), baseline, optimized, seconds);
+  }
+  nb::dict d = comparison_dict(t.check);
+  d["baseline"] = t.baseline;
+  d["optimized"] = t.optimized;
+  d["iterations"] = t.iterations;
+  d["baseline_ms"] = t.baseline_ms;
+  d["optimized_ms"] = t.optimized_ms;
+  d["baseline_bytes"] = t.baseline_bytes;
+  d["optimized_bytes"] = t.optimized_bytes;
+  d["flops"] = t.cost.flops;
+  d["bytes"] = t.cost.bytes;
+  return d;
+}
+
+}  // namespace
+
+void bind_cases(nb::module_& m) {
+  m.def("cases", &list_cases, "Every case: its name, op, and whether it is of benchmark size.");
+  m.def("check_case", &check_case, nb::arg("name"), "Every kernel of the case's op against the reference.");
+  m.def("time_case", &time_case, nb::arg("name"), nb::arg("baseline"), nb::arg("optimized"),
+        nb::arg("seconds"),
+        "Two kernels on the same operands, interleaved, the results compared in the same run.");
+  m.def(
+      "copy_bandwidth",
+      [] {
+        nb::gil_scoped_release release;
+        return cases::copy_bandwidth(default_dispatcher());
+      },
+      "GB/s (read and written) that copies of large buffers reach.");
+}
+
+}  // namespace kf::python

@@ -1,0 +1,374 @@
+// The model engine: configuration and weights in as dictionaries, tokens in and out as int32 arrays.
+#include <cstring>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nanobind/stl/tuple.h>
+
+#include "bindings.h"
+#include "kf/engine.h"
+#include "kf/error.h"
+#include "kf/generate.h"
+
+namespace kf::python {
+namespace {
+
+// Reads the fields of a struct from a dictionary; every key must name one.
+class Fields {
+ public:
+  Fields(const char* what, const nb::dict& values) : what_(what), values_(values) {}
+
+  template <class T>
+  Fields& read(const char* name, T& field) {
+    if (PyObject* value = PyDict_GetItemString(values_.ptr(), name)) {
+      ++used_;
+      if (!nb::try_cast(nb::handle(value), field, true))
+        throw_invalid(
+            fmt::format("{}: {}: cannot be {}", what_, name, nb::cast<std::string>(nb::repr(value))));
+    }
+    known_ += fmt::format("{}{}", known_.empty() ? "" : ", ", name);
+    return *this;
+  }
+  template <class E>
+  Fields& choose(const char* name, E& field, std::initializer_list<const char*> names) {
+    std::string text = *(names.begin() + static_cast<int>(field));
+    read(name, text);
+    int i = 0;
+    for (const char* n : names) {
+      if (text == n) {
+        field = static_cast<E>(i);
+        return *this;
+      }
+      ++i;
+    }
+    throw_invalid(
+        fmt::format("{}: {}: expected one of {}, got {}", what_, name, fmt::join(names, ", "), text));
+  }
+  void finish() const {
+    if (used_ != values_.size())
+      throw_invalid(fmt::format("{}: expected fields among {}, got {}", what_, known_,
+                                nb::cast<std::string>(nb::str(values_.keys()))));
+  }
+
+ private:
+  const char* what_;
+  const nb::dict& values_;
+  std::size_t used_ = 0;
+  std::string known_;
+};
+
+ModelConfig config_from(const nb::dict& values) {
+  std::string architecture = "llama";
+  Fields fields("config", values);
+  fields.read("architecture", architecture);
+  ModelConfig c = ModelConfig::of(architecture_from_name(architecture));
+  nb::dict scaling;
+  fields.read("hidden_size", c.hidden_size)
+      .read("intermediate_size", c.intermediate_size)
+      .read("num_layers", c.num_layers)
+      .read("num_heads", c.num_heads)
+      .read("num_kv_heads", c.num_kv_heads)
+      .read("head_dim", c.head_dim)
+      .read("vocab_size", c.vocab_size)
+      .read("max_positions", c.max_positions)
+      .read("sliding_window", c.sliding_window)
+      .read("rms_norm_eps", c.rms_norm_eps)
+      .read("rope_theta", c.rope_theta)
+      .read("rope_interleaved", c.rope_interleaved)
+      .read("tie_embeddings", c.tie_embeddings)
+      .read("qkv_bias", c.qkv_bias)
+      .read("qk_norm", c.qk_norm)
+      .read("rope_scaling", scaling)
+      .finish();
+  Fields("rope_scaling", scaling)
+      .read("factor", c.rope_scaling.factor)
+      .read("low_freq_factor", c.rope_scaling.low_freq_factor)
+      .read("high_freq_factor", c.rope_scaling.high_freq_factor)
+      .read("original_max_position", c.rope_scaling.original_max_position)
+      .finish();
+  return c;
+}
+
+FusionPolicy policy_from(const nb::dict& values) {
+  FusionPolicy p;
+  Fields("fusion", values)
+      .choose("mode", p.mode, {"none", "all", "measured"})
+      .read("only", p.only)
+      .read("except", p.except)
+      .finish();
+  return p;
+}
+
+// `baseline`: start from EngineOptions::unfused().
+EngineOptions options_from(const nb::dict& values) {
+  bool baseline = false;
+  std::int64_t max_seq_len = 0;
+  Fields fields("options", values);
+  fields.read("baseline", baseline).read("max_seq_len", max_seq_len);
+  EngineOptions o = baseline ? EngineOptions::unfused(max_seq_len) : EngineOptions{};
+  o.max_seq_len = max_seq_len;
+  nb::dict fusion, cache;
+  std::vector<std::string> families;
+  std::string activation_dtype = dtype_name(o.activation_dtype);
+  fields.read("max_batch_size", o.max_batch_size)
+      .read("max_step_tokens", o.max_step_tokens)
+      .read("num_threads", o.num_threads)
+      .read("activation_dtype", activation_dtype)
+      .read("fusion", fusion)
+      .read("families", families)
+      .read("allow_fallback", o.selection.allow_fallback)
+      .read("cache", cache)
+      .finish();
+  o.activation_dtype = parse_dtype(activation_dtype);
+  if (!families.empty()) o.selection.families = make_selection(families, "", false).families;
+  if (fusion.size()) o.fusion = policy_from(fusion);
+  std::string cache_dtype = dtype_name(o.cache.dtype);
+  Fields("cache", cache)
+      .read("dtype", cache_dtype)
+      .read("page_size", o.cache.page_size)
+      .read("num_pages", o.cache.num_pages)
+      .choose("layout", o.cache.layout, {"HND", "NHD"})
+      .finish();
+  o.cache.dtype = parse_dtype(cache_dtype);
+  return o;
+}
+
+StepOutput output_from(const std::string& name) {
+  if (name == "logits") return StepOutput::logits;
+  if (name == "ids") return StepOutput::ids;
+  throw_invalid("output: expected logits or ids, got " + name);
+}
+
+Rows rows_from(const std::string& name) {
+  if (name == "none") return Rows::none;
+  if (name == "last") return Rows::last;
+  if (name == "all") return Rows::all;
+  throw_invalid("rows: expected none, last or all, got " + name);
+}
+
+using TokenArray = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// A NumPy array with a copy of what `t` shows until the engine's next step.
+template <class T>
+nb::object copy_to_numpy(const TensorView& t) {
+  auto copy = std::make_unique<Tensor>(t.dtype, std::span(t.shape.data(), static_cast<std::size_t>(t.rank)));
+  if (t.nbytes() > 0) std::memcpy(copy->view().data, t.data, t.nbytes());
+  std::array<std::size_t, kMaxRank> shape{};
+  for (int i = 0; i < t.rank; ++i) shape[i] = static_cast<std::size_t>(t.shape[i]);
+  T* data = copy->template as<T>();
+  nb::capsule owner(copy.release(), [](void* p) noexcept { delete static_cast<Tensor*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, T>(data, static_cast<std::size_t>(t.rank), shape.data(), owner));
+}
+
+// An engine with the arrays that its weights lie in, the verdicts that it consults, and counters where asked
+// for.
+class PyEngine {
+ public:
+  PyEngine(const nb::dict& config, const nb::dict& weights, const nb::dict& options, nb::object verdicts,
+           bool count_calls)
+      : verdicts_(std::move(verdicts)), counters_(true) {
+    NamedTensors tensors;
+    for (auto [key, value] : weights) {
+      const std::string name = nb::cast<std::string>(key);
+      arrays_.push_back(to_array(value, name));
+      tensors.emplace(name, arrays_.back().view);
+    }
+    EngineOptions o = options_from(options);
+    if (!verdicts_.is_none()) o.verdicts = nb::cast<VerdictStore*>(verdicts_);
+    if (count_calls) o.sink = &counters_;
+    const ModelConfig c = config_from(config);
+    nb::gil_scoped_release release;
+    engine_.emplace(c, tensors, o);
+  }
+
+  nb::object step(const std::vector<std::tuple<SequenceId, TokenArray, std::string>>& batch,
+                  const std::string& output) {
+    std::vector<StepInput> inputs;
+    for (const auto& [sequence, tokens, rows] : batch)
+      inputs.push_back({sequence, std::span(tokens.data(), tokens.size()), rows_from(rows)});
+    const StepOutput kind = output_from(output);
+    TensorView result;
+    {
+      nb::gil_scoped_release release;
+      result = engine_->step(inputs, kind);
+    }
+    return kind == StepOutput::logits ? copy_to_numpy<float>(result) : copy_to_numpy<std::int32_t>(result);
+  }
+
+  nb::list generate(const nb::list& requests, const nb::object& on_token) {
+    std::vector<GenerateRequest> parsed;
+    for (nb::handle r : requests) {
+      GenerateRequest q;
+      SamplingOptions& s = q.sampling;
+      Fields("request", nb::cast<nb::dict>(r))
+          .read("prompt", q.prompt)
+          .read("max_new_tokens", q.max_new_tokens)
+          .read("stop_ids", q.stop_ids)
+          .read("temperature", s.temperature)
+          .read("top_k", s.top_k)
+          .read("top_p", s.top_p)
+          .read("min_p", s.min_p)
+          .read("seed", s.seed)
+          .finish();
+      parsed.push_back(std::move(q));
+    }
+    TokenCallback callback;
+    if (!on_token.is_none())
+      callback = [&on_token](std::size_t request, std::int32_t token) {
+        nb::gil_scoped_acquire acquire;
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        return nb::cast<bool>(nb::bool_(on_token(request, token)));
+      };
+    std::vector<GenerateResult> results;
+    {
+      nb::gil_scoped_release release;
+      results = kf::generate(*engine_, parsed, callback);
+    }
+    static constexpr const char* kReasons[] = {"length", "stop", "cancelled"};
+    nb::list all;
+    for (const GenerateResult& r : results) {
+      nb::dict d;
+      d["tokens"] = r.tokens;
+      d["reason"] = kReasons[static_cast<int>(r.reason)];
+      d["seconds_to_first_token"] = r.seconds_to_first_token;
+      d["seconds"] = r.seconds;
+      all.append(d);
+    }
+    return all;
+  }
+
+  StepShape shape_of(const std::string& output, std::int64_t num_tokens, std::int64_t batch_size,
+                     std::int64_t num_rows, std::int64_t context_len) const {
+    return engine_->shape_of(output_from(output), num_tokens, batch_size, num_rows, context_len);
+  }
+  void prepare(const StepShape& shape) {
+    nb::gil_scoped_release release;
+    engine_->prepare(shape);
+  }
+
+  nb::dict last_step() const {
+    const StepMetrics& m = engine_->last_step();
+    nb::dict d;
+    d["num_tokens"] = m.num_tokens;
+    d["launches"] = m.launches;
+    d["activation_bytes"] = m.activation_bytes;
+    d["plan_seconds"] = m.plan_seconds;
+    d["run_seconds"] = m.run_seconds;
+    return d;
+  }
+
+  nb::list applied(const StepShape& shape) {
+    nb::list all;
+    for (const Applied& a : engine_->fused_graph(shape).applied) {
+      nb::dict d;
+      d["rule"] = a.rule;
+      d["label"] = a.label;
+      d["kept"] = a.kept;
+      d["reason"] = a.reason;
+      all.append(d);
+    }
+    return all;
+  }
+
+  nb::list calls() const {
+    nb::list all;
+    for (const auto& [key, e] : counters_.snapshot()) {
+      nb::dict d;
+      d["op"] = key.first;
+      d["kernel"] = key.second;
+      d["calls"] = e.calls;
+      d["launches"] = e.launches;
+      d["fallbacks"] = e.fallbacks;
+      d["bytes"] = e.bytes;
+      d["flops"] = e.flops;
+      d["seconds"] = e.seconds;
+      all.append(d);
+    }
+    return all;
+  }
+
+  Engine& engine() { return *engine_; }
+  Counters& counters() { return counters_; }
+
+ private:
+  std::vector<Array> arrays_;
+  nb::object verdicts_;
+  Counters counters_;
+  std::optional<Engine> engine_;
+};
+
+std::string graph_text(const Graph& g, const std::string& format) {
+  if (format == "text") return g.to_text();
+  if (format == "svg") return g.to_svg();
+  throw_invalid("format: expected text or svg, got " + format);
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& m) {
+  m.def("canonical_tensor_name", &canonical_tensor_name, nb::arg("gguf_name"),
+        "The canonical name of a GGUF tensor; None: not one of the Llama family.");
+  m.def(
+      "expected_weights",
+      [](const nb::dict& config) {
+        std::map<std::string, std::vector<std::int64_t>> all;
+        for (const WeightSpec& w : expected_weights(config_from(config))) all[w.name] = w.shape;
+        return all;
+      },
+      nb::arg("config"), "Names and shapes of the weights that a model of this configuration needs.");
+
+  nb::class_<StepShape>(m, "StepShape", "The sizes that a step is planned for.")
+      .def_ro("num_tokens", &StepShape::num_tokens)
+      .def_ro("batch_size", &StepShape::batch_size)
+      .def_ro("num_rows", &StepShape::num_rows)
+      .def_ro("max_pages", &StepShape::max_pages);
+
+  nb::class_<PyEngine>(m, "Engine",
+                       "Runs a model of the Llama family over a paged cache. Not for concurrent use.")
+      .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&, nb::object, bool>(), nb::arg("config"),
+           nb::arg("weights"), nb::arg("options") = nb::dict(), nb::arg("verdicts").none() = nb::none(),
+           nb::arg("count_calls") = false)
+      .def("create_sequence", [](PyEngine& e) { return e.engine().cache().create(); })
+      .def(
+          "release_sequence", [](PyEngine& e, SequenceId s) { e.engine().cache().release(s); },
+          nb::arg("sequence"))
+      .def(
+          "truncate", [](PyEngine& e, SequenceId s, std::int64_t n) { e.engine().cache().truncate(s, n); },
+          nb::arg("sequence"), nb::arg("length"))
+      .def(
+          "length", [](PyEngine& e, SequenceId s) { return e.engine().cache().length(s); },
+          nb::arg("sequence"))
+      .def("step", &PyEngine::step, nb::arg("batch"), nb::arg("output") = "logits",
+           "Feeds [(sequence, int32 tokens, rows: none | last | all)]; returns logits [num_rows, vocab] or "
+           "ids.")
+      .def("generate", &PyEngine::generate, nb::arg("requests"), nb::arg("on_token").none() = nb::none())
+      .def("shape_of", &PyEngine::shape_of, nb::arg("output"), nb::arg("num_tokens"), nb::arg("batch_size"),
+           nb::arg("num_rows"), nb::arg("context_len"))
+      .def("prepare", &PyEngine::prepare, nb::arg("shape"))
+      .def(
+          "graph",
+          [](PyEngine& e, const std::string& output, const std::string& format) {
+            return graph_text(e.engine().graph(output_from(output)), format);
+          },
+          nb::arg("output") = "logits", nb::arg("format") = "text", "The graph before fusion.")
+      .def(
+          "fused_graph",
+          [](PyEngine& e, const StepShape& shape, const std::string& format) {
+            return graph_text(e.engine().fused_graph(shape).graph, format);
+          },
+          nb::arg("shape"), nb::arg("format") = "text", "The graph as it runs.")
+      .def("applied", &PyEngine::applied, nb::arg("shape"), "What became of each rule at each place.")
+      .def(
+          "explain", [](PyEngine& e, const StepShape& shape) { return e.engine().explain(shape); },
+          nb::arg("shape"), "The kernels of a step.")
+      .def("calls", &PyEngine::calls, "Kernel calls by op and kernel, where the engine counts them.")
+      .def("reset_calls", [](PyEngine& e) { e.counters().reset(); })
+      .def_prop_ro("last_step", &PyEngine::last_step)
+      .def_prop_ro("peak_activation_bytes", [](PyEngine& e) { return e.engine().peak_activation_bytes(); })
+      .def_prop_ro("packed_bytes", [](PyEngine& e) { return e.engine().packed_bytes(); })
+      .def_prop_ro("cache_bytes", [](PyEngine& e) { return e.engine().cache().nbytes(); })
+      .def_prop_ro("max_seq_len", [](PyEngine& e) { return e.engine().options().max_seq_len; })
+      .def_prop_ro("max_step_tokens", [](PyEngine& e) { return e.engine().options().max_step_tokens; });
+}
+
+}  // namespace kf::python

@@ -1,0 +1,14 @@
+#include "bindings.h"
+
+NB_MODULE(_kf, m) {
+  using namespace kf::python;
+  m.doc() = "The C++ library kf: ops, kernels, fusion and the model engine.";
+  m.attr("__version__") = KF_VERSION;
+  bind_errors(m);
+  bind_arrays(m);
+  bind_ops(m);
+  bind_info(m);
+  bind_fusion(m);
+  bind_cases(m);
+  bind_engine(m);
+}

@@ -1,0 +1,65 @@
+"""Fused transformer kernels: operators, fusion of whole graphs, models, and the measured gain of each.
+
+    import numpy as np, sagellm_kernel_fusion as kf
+
+    y = kf.ops.rms_norm(np.ones((4, 64), np.float32), np.ones(64, np.float32))
+    model = kf.load_model("SmolLM2-135M-Instruct.Q4_1.gguf")
+    print(model.generate("Once upon a time", max_new_tokens=32).text)
+
+Arrays are NumPy's, torch's, JAX's or anything with `__dlpack__`, taken without a copy. PyTorch is not needed.
+"""
+
+from __future__ import annotations
+
+from . import ops
+from ._kf import VerdictStore, __version__, backends, kernels, rules
+from .arrays import GgufTensor, layout
+from .call import FUSED, REFERENCE, VANILLA, Selection, explain
+from .config import AttentionBackend, FusionBackend, FusionTarget, KernelFusionConfig
+from .errors import (
+    DeadlineExceededError,
+    ErrorCode,
+    InvalidArgumentError,
+    KernelFusionError,
+    NotServedError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+__all__ = [
+    "FUSED",
+    "REFERENCE",
+    "VANILLA",
+    "AttentionBackend",
+    "DeadlineExceededError",
+    "ErrorCode",
+    "FusionBackend",
+    "FusionTarget",
+    "GgufTensor",
+    "InvalidArgumentError",
+    "KernelFusionConfig",
+    "KernelFusionError",
+    "Model",
+    "NotServedError",
+    "ResourceExhaustedError",
+    "Selection",
+    "UnavailableError",
+    "VerdictStore",
+    "__version__",
+    "backends",
+    "explain",
+    "kernels",
+    "layout",
+    "load_model",
+    "ops",
+    "rules",
+]
+
+
+def __getattr__(name: str):
+    # Models need the libraries that read files and tokens; who only calls ops does not wait for them.
+    if name in ("load_model", "Model"):
+        from . import models
+
+        return getattr(models, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,73 @@
+"""Arrays out: what an op makes is of the kind that the caller put in. No array library but NumPy is imported here; a
+caller's own is found among the modules already loaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+
+from . import _kf
+from .errors import refusing
+
+# Element types of the library as NumPy's.
+NUMPY_DTYPES: dict[str, np.dtype] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "fp8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "fp8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "i8": np.dtype(np.int8),
+    "u8": np.dtype(np.uint8),
+    "i32": np.dtype(np.int32),
+    "i64": np.dtype(np.int64),
+    "boolean": np.dtype(np.bool_),
+}
+_TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "i64": "int64", "u8": "uint8"}
+
+
+class GgufTensor(_kf.TypedArray):
+    """A tensor in one of GGUF's block formats, as it lies in the file: bytes, a format's name, a shape in elements.
+
+        GgufTensor(data, "q4_1", (576, 576))        # data: uint8, 576 * 576 / 32 * 20 bytes
+
+    Anything with bytes goes (a memory map too); nothing is copied. Ops take it wherever a weight may be low-bit.
+    """
+
+    def __init__(self, data, dtype: str, shape: Sequence[int]):
+        super().__init__(data, dtype, tuple(shape))
+        self.data = data
+
+
+def layout(dtype: str, shape: Sequence[int]) -> _kf.TypedArray:
+    """A tensor's dtype and shape without memory: what `explain` takes."""
+    return _kf.TypedArray(None, dtype, tuple(shape))
+
+
+def allocate(dtype: str, shape: tuple[int, ...], like):
+    """An uninitialised array of the kind of `like` (None: NumPy's)."""
+    if like is None or isinstance(like, np.ndarray):
+        return np.empty(shape, NUMPY_DTYPES[dtype])
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        return torch.empty(shape, dtype=getattr(torch, _TORCH_DTYPES[dtype]), device=like.device)
+    return np.empty(shape, NUMPY_DTYPES[dtype])
+
+
+def as_kind_of(array, like):
+    """`array` as `like`'s library has it, where that is neither NumPy nor torch: through its from_dlpack."""
+    if isinstance(array, np.ndarray) and hasattr(like, "__array_namespace__") and not isinstance(like, np.ndarray):
+        return like.__array_namespace__().from_dlpack(array)
+    return array
+
+
+def to_numpy(tensor: _kf.TypedArray | np.ndarray) -> np.ndarray:
+    """float32 values of an array of any served element type, block formats included."""
+    if isinstance(tensor, np.ndarray):
+        return tensor.astype(np.float32)
+    if len(tensor.shape) != 2:
+        raise refusing(f"to_numpy: expected a matrix, got shape {list(tensor.shape)}")
+    [(_, out)] = _kf.call("dequantize", {"x": tensor}, allocate)
+    return out

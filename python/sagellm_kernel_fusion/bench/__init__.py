@@ -1,0 +1,1 @@
+"""Measurements: fused against unfused, on cases and on whole models, each checked in the same run."""

@@ -1,0 +1,286 @@
+"""A whole model, unfused against fused: time to first token, time per token, memory, kernel calls, error of the
+logits, and what each fusion rule gains by itself.
+
+Both forms do the same work on the same tokens, taking turns within a round so that drift of the machine hits both; a
+figure is the median of the rounds. Nothing is said to be faster unless its result agreed in the same run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .. import _kf
+from ..models import model_weights
+from ..weights import ModelFile
+
+# Largest relative error (2-norm, over the logits of a prompt) at which two forms count as the same. f32: rounding in
+# another order. The file's weights: kernels may round activations to 8 bits where weights have 4.
+LOGIT_TOLERANCE = {"f32": 1e-4, "file": 2e-2}
+DECODE_AFTER = 512  # where the time per token is read off
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure."""
+
+    prompts: tuple[int, ...] = (128, 512, 2048)
+    rounds: int = 5
+    decode_tokens: int = 48
+    rule_prompt: int = 512
+    rule_rounds: int = 3
+    rule_decode_tokens: int = 24
+    check_tokens: int = 128  # positions whose logits are compared
+    measure_rules: bool = True
+
+
+QUICK = Effort(rounds=2, decode_tokens=24, rule_prompt=128, rule_rounds=2, rule_decode_tokens=8, check_tokens=64)
+
+
+@dataclass
+class Scenario:
+    """One form after one prompt length."""
+
+    prompt: int
+    ttft_ms: list[float] = field(default_factory=list)  # of each round
+    token_ms: list[float] = field(default_factory=list)  # of each token of each round
+    activation_mb: float = 0.0  # peak, intermediates and workspaces of the prompt's step
+    calls_prompt: int = 0
+    calls_token: int = 0
+
+    def ttft(self) -> float:
+        return statistics.median(self.ttft_ms)
+
+    def tpot(self) -> float:
+        return statistics.median(self.token_ms)
+
+
+@dataclass
+class RuleGain:
+    """A rule alone against no rule, with the same kernels otherwise.
+
+    A rule that takes what other rules make (`needs`) is measured on top of them, against them.
+    """
+
+    rule: str
+    needs: list[str]
+    places: int  # where it applied
+    ttft_ms: tuple[float, float]  # without, with
+    tpot_ms: tuple[float, float]
+    calls_token: tuple[int, int]
+    activation_mb: tuple[float, float]
+    error: float
+    ok: bool
+
+
+@dataclass
+class PrecisionResult:
+    """Everything at one form of the weights."""
+
+    weights: str  # "f32" or "file"
+    label: str  # "f32" or "q4_1"
+    weight_mb: float
+    packed_mb: float
+    scenarios: dict[str, list[Scenario]]  # mode -> one a prompt length
+    error: float
+    same_top: float  # share of positions with the same top token
+    ok: bool
+    rules: list[RuleGain]
+
+
+class _Runner:
+    """One form of the model, with one sequence."""
+
+    def __init__(self, file: ModelFile, weights: dict, options: dict, verdicts=None):
+        self.engine = _kf.Engine(file.config, weights, options, verdicts)
+        self.sequence = self.engine.create_sequence()
+
+    def step(self, tokens: np.ndarray, rows: str = "last", output: str = "ids") -> tuple[float, np.ndarray]:
+        """Milliseconds, and the greedy choice (or the logits)."""
+        start = time.perf_counter()
+        result = self.engine.step([(self.sequence, tokens, rows)], output)
+        return (time.perf_counter() - start) * 1e3, result
+
+    def reset(self) -> None:
+        self.engine.truncate(self.sequence, 0)
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        self.reset()
+        return self.step(tokens, "all", "logits")[1]
+
+    def round(self, scenario: Scenario, prompt: np.ndarray, following: np.ndarray, keep: bool) -> None:
+        """A prompt and the tokens after it; every form is fed the same ones."""
+        self.reset()
+        ttft, _ = self.step(prompt)
+        scenario.activation_mb = self.engine.last_step["activation_bytes"] / 1e6
+        scenario.calls_prompt = self.engine.last_step["launches"]
+        # One token unmeasured: its step may have to be planned first.
+        times = [self.step(following[i : i + 1])[0] for i in range(len(following))][1:]
+        scenario.calls_token = self.engine.last_step["launches"]
+        if keep:
+            scenario.ttft_ms.append(ttft)
+            scenario.token_ms += times
+
+
+def _tokens(vocab_size: int, count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab_size, count).astype(np.int32)
+
+
+def _options(effort: Effort, threads: int, **more) -> dict:
+    longest = max(*effort.prompts, DECODE_AFTER) + effort.decode_tokens + 8
+    return {"max_seq_len": longest, "max_batch_size": 1, "max_step_tokens": longest, "num_threads": threads, **more}
+
+
+def _take_turns(
+    runners: dict[str, _Runner], prompt_length: int, effort: Effort, vocab_size: int
+) -> dict[str, Scenario]:
+    prompt, following = _tokens(vocab_size, prompt_length), _tokens(vocab_size, effort.decode_tokens)
+    scenarios = {mode: Scenario(prompt_length) for mode in runners}
+    for turn in range(effort.rounds + 1):  # the first plans and warms up
+        for mode, runner in runners.items():
+            runner.round(scenarios[mode], prompt, following, keep=turn > 0)
+    return scenarios
+
+
+def compare_logits(expected: np.ndarray, got: np.ndarray) -> tuple[float, float]:
+    """Relative error in the 2-norm, and the share of rows with the same top token."""
+    error = float(np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64)))
+    return error, float(np.mean(expected.argmax(-1) == got.argmax(-1)))
+
+
+def _prerequisites(rule: dict) -> list[str]:
+    """The rules that make the ops which this one's pattern is of."""
+    return [r["name"] for r in _kf.rules() if r["replacement"] in rule["pattern"] and r["name"] != rule["name"]]
+
+
+class _RuleBench:
+    """Rules one at a time; all forms with the same kernels, so that a difference is the rule's own."""
+
+    def __init__(self, file: ModelFile, weights: dict, kind: str, effort: Effort, threads: int):
+        self.file, self.weights, self.kind, self.effort, self.threads = file, weights, kind, effort, threads
+        vocab_size = file.config["vocab_size"]
+        self.prompt = _tokens(vocab_size, effort.rule_prompt)
+        self.following = _tokens(vocab_size, effort.rule_decode_tokens)
+        self.none = self.runner([])
+
+    def runner(self, rules: list[str]) -> _Runner:
+        fusion = {"mode": "all", "only": rules} if rules else {"mode": "none"}
+        families = ["custom", "fused", "library", "vanilla"]
+        options = _options(self.effort, self.threads, families=families, fusion=fusion)
+        return _Runner(self.file, self.weights, options)
+
+    def places(self, runner: _Runner, rule: dict) -> int:
+        shape = runner.engine.shape_of("ids", len(self.prompt), 1, 1, len(self.prompt))
+        return sum(a["kept"] and a["rule"] == rule["name"] for a in runner.engine.applied(shape))
+
+    def measure(self, rule: dict) -> RuleGain | None:
+        """None: it applies nowhere in this model."""
+        before, needs = self.none, []
+        after = self.runner([rule["name"]])
+        if not (places := self.places(after, rule)):
+            needs = _prerequisites(rule)
+            after = self.runner([*needs, rule["name"]])
+            if not needs or not (places := self.places(after, rule)):
+                return None
+            before = self.runner(needs)
+        checked = self.prompt[: self.effort.check_tokens]
+        error, _ = compare_logits(before.logits(checked), after.logits(checked))
+        a, b = Scenario(len(self.prompt)), Scenario(len(self.prompt))
+        for turn in range(self.effort.rule_rounds + 1):
+            before.round(a, self.prompt, self.following, keep=turn > 0)
+            after.round(b, self.prompt, self.following, keep=turn > 0)
+        return RuleGain(
+            rule["name"],
+            needs,
+            places,
+            (a.ttft(), b.ttft()),
+            (a.tpot(), b.tpot()),
+            (a.calls_token, b.calls_token),
+            (a.activation_mb, b.activation_mb),
+            error,
+            error <= LOGIT_TOLERANCE[self.kind],
+        )
+
+
+def measure_rules(
+    file: ModelFile, weights: dict, kind: str, effort: Effort, threads: int, say: Callable[[str], None]
+) -> list[RuleGain]:
+    """Each rule that applies to this model, alone against none (or on top of the rules whose op it takes)."""
+    bench = _RuleBench(file, weights, kind, effort, threads)
+    gains = []
+    for rule in _kf.rules():
+        say(f"rule {rule['name']} by itself")
+        if gain := bench.measure(rule):
+            gains.append(gain)
+    return gains
+
+
+def _label(file: ModelFile, kind: str) -> str:
+    """What most of the weights are stored as."""
+    if kind == "f32":
+        return "f32"
+    sizes: dict[str, int] = {}
+    for tensor in file.tensors.values():
+        name = str(tensor.dtype)
+        sizes[name] = sizes.get(name, 0) + int(np.prod(tensor.shape))
+    return max(sizes, key=sizes.__getitem__)
+
+
+def measure_precision(
+    file: ModelFile, kind: str, effort: Effort, threads: int, fusion: str, say: Callable[[str], None]
+) -> PrecisionResult:
+    say("loading")
+    weights = model_weights(file, kind)
+    verdicts = _kf.VerdictStore(_kf.VerdictStore.default_path())
+    runners = {
+        "unfused": _Runner(file, weights, _options(effort, threads, baseline=True)),
+        "fused": _Runner(file, weights, _options(effort, threads, fusion={"mode": fusion}), verdicts),
+    }
+    vocab_size = file.config["vocab_size"]
+    say("comparing logits")
+    checked = _tokens(vocab_size, effort.check_tokens)
+    error, same_top = compare_logits(*(runners[m].logits(checked) for m in ("unfused", "fused")))
+    scenarios: dict[str, list[Scenario]] = {mode: [] for mode in runners}
+    for length in effort.prompts:
+        say(f"prompt of {length}, then {effort.decode_tokens} tokens")
+        for mode, scenario in _take_turns(runners, length, effort, vocab_size).items():
+            scenarios[mode].append(scenario)
+    packed = runners["fused"].engine.packed_bytes / 1e6
+    del runners
+    return PrecisionResult(
+        kind,
+        _label(file, kind),
+        sum(w.nbytes for w in weights.values()) / 1e6,
+        packed,
+        scenarios,
+        error,
+        same_top,
+        error <= LOGIT_TOLERANCE[kind],
+        measure_rules(file, weights, kind, effort, threads, say) if effort.measure_rules else [],
+    )
+
+
+def measure_model(
+    file: ModelFile,
+    *,
+    effort: Effort | None = None,
+    precisions: Sequence[str] = ("f32", "file"),
+    threads: int = 0,
+    fusion: str = "measured",
+    say: Callable[[str], None] = lambda text: None,
+) -> list[PrecisionResult]:
+    """All of the above for each form of the weights. `say` is told what comes next."""
+    effort = effort or Effort()
+    return [
+        measure_precision(file, kind, effort, threads, fusion, lambda text, kind=kind: say(f"{kind} weights: {text}"))
+        for kind in precisions
+    ]
+
+
+def tpot_scenario(result: PrecisionResult, mode: str) -> Scenario:
+    """The scenario that the time per token is read from: after 512 tokens, or the nearest."""
+    return min(result.scenarios[mode], key=lambda s: abs(s.prompt - DECODE_AFTER))

@@ -1,0 +1,54 @@
+"""Calls through the binding: keyword arguments in, arrays of the caller's kind out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import _kf
+from .arrays import allocate, as_kind_of
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which kernels a call may use.
+
+    families: among "reference", "vanilla" (unfused), "fused", "library", "custom"; kernel: a row's name, and no other
+    will do; allow_fallback: what the families cannot serve is taken by the first other kernel that can, instead of
+    being an error.
+    """
+
+    families: tuple[str, ...] = ("custom", "fused", "library")
+    kernel: str = ""
+    allow_fallback: bool = False
+
+    def bound(self) -> _kf.Selection:
+        return _kf.Selection(list(self.families), self.kernel, self.allow_fallback)
+
+
+FUSED = Selection()
+VANILLA = Selection(families=("vanilla",))
+REFERENCE = Selection(families=("reference",))
+_DEFAULT = FUSED.bound()
+
+
+def _bound(selection: Selection | None) -> _kf.Selection:
+    return _DEFAULT if selection is None else selection.bound()
+
+
+def call(op: str, fields: dict):
+    """Runs `op`. `fields` are its operands and attributes, and "selection".
+
+    Returns its one output, a tuple where there are several, or None where it only writes in place.
+    """
+    selection = _bound(fields.pop("selection", None))
+    first = next((x for x in fields.values() if hasattr(x, "__dlpack__")), None)
+    results = [as_kind_of(array, first) for _, array in _kf.call(op, fields, allocate, selection)]
+    return results[0] if len(results) == 1 else tuple(results) or None
+
+
+def explain(op: str, selection: Selection | None = None, **fields) -> list[dict]:
+    """Every kernel of `op` in the dispatcher's order for these operands: taken, or refused and why.
+
+    Operands may be arrays or `layout(dtype, shape)`. A row has kernel, families, selected, supported, allowed, reason.
+    """
+    return _kf.explain(op, fields, _bound(selection))

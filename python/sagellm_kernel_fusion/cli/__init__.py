@@ -1,0 +1,5 @@
+"""The program `kf`."""
+
+from .app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,99 @@
+"""kf bench"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import Steps, finish
+
+app = typer.Typer(
+    help="Measure fused against unfused, with the results compared in the same run.", no_args_is_help=True
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+_Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Also write report.html, report.md and report.json into this folder.")
+]
+
+
+@app.command("op")
+def bench_op(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Ops, or beginnings of case names; all without.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each case.")] = 1.0,
+    list_only: Annotated[bool, typer.Option("--list", help="List the cases and stop.")] = False,
+    as_json: _Json = False,
+    out: _Out = None,
+) -> None:
+    """Operators: the kernel that the library chooses against the unfused one."""
+    from ..bench.environment import environment
+    from ..bench.op_bench import run_cases, select_cases
+    from ..reports import op_document, op_json
+
+    cases = select_cases(names or [])
+    if list_only:
+        for case in cases:
+            print(case["name"])
+        return
+    with Steps(len(cases)) as steps:
+        results = run_cases(cases, seconds, lambda r: steps.next(r.case))
+    here = environment()
+    finish(op_document(results, here), op_json(results, here, seconds), as_json, out)
+    if any(r.timing and not r.timing["ok"] for r in results):
+        raise typer.Exit(1)
+
+
+@app.command("model")
+def bench_model(
+    path: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A GGUF file, or a folder with config.json and safetensors.")
+    ],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: a couple of minutes.")] = False,
+    prompts: Annotated[str | None, typer.Option(help="Prompt lengths, as in 128,512,2048.")] = None,
+    weights: Annotated[list[str] | None, typer.Option(help="f32 or file (as stored); both without.")] = None,
+    fusion: Annotated[str, typer.Option(help="The fused form: measured (what wins here) or all.")] = "measured",
+    rules: Annotated[bool, typer.Option("--rules/--no-rules", help="Measure each fusion rule by itself too.")] = True,
+    threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
+    as_json: _Json = False,
+    out: _Out = None,
+) -> None:
+    """A whole model: time to first token, time per token, memory, kernel calls, error, gain of every rule."""
+    from ..bench.environment import environment
+    from ..bench.model_bench import QUICK, Effort, measure_model
+    from ..reports import model_document, model_json
+    from ..weights import open_model
+
+    effort = replace(QUICK if quick else Effort(), measure_rules=rules)
+    if prompts is not None:
+        effort = replace(effort, prompts=_lengths(prompts))
+    with Steps(None) as steps:
+        results = measure_model(
+            open_model(path),
+            effort=effort,
+            precisions=weights or ("f32", "file"),
+            threads=threads,
+            fusion=fusion,
+            say=steps.next,
+        )
+    here = environment() | ({"threads": threads} if threads else {})
+    name = path.resolve().stem if path.is_file() else path.resolve().name
+    finish(model_document(name, results, here), model_json(name, results, here), as_json, out)
+    if not all(r.ok and all(g.ok for g in r.rules) for r in results):
+        raise typer.Exit(1)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    from ..errors import refusing
+
+    try:
+        lengths = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        lengths = ()
+    if not lengths or lengths[0] < 1:
+        raise refusing(f"--prompts: expected lengths of at least 1 separated by commas, got {text}")
+    return lengths

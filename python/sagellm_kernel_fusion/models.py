@@ -1,0 +1,215 @@
+"""Whole models: a GGUF file or safetensors folder over the C++ engine, fused or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from . import _kf
+from .arrays import to_numpy
+from .config import KernelFusionConfig
+from .errors import NotServedError, refusing
+from .tokens import TextStream, TokenizerOf, load_tokenizer
+from .weights import ModelFile, open_model
+
+Weights = Literal["file", "f32"]
+Fusion = Literal["measured", "all", "none"]
+
+
+@dataclass
+class Generated:
+    """What one prompt became. Times in seconds, from the start of the call."""
+
+    text: str
+    tokens: list[int]
+    reason: str  # "length", "stop" or "cancelled"
+    seconds_to_first_token: float
+    seconds: float
+
+
+class Model:
+    """A model ready to run. `load_model` makes one. Not for concurrent use.
+
+    `engine` is the C++ engine: its steps, cache, graphs and counters.
+    """
+
+    def __init__(self, file: ModelFile, weights: dict, engine_options: dict, verdicts, count_calls: bool):
+        self.path = file.path
+        self.config = dict(file.config)
+        self._file = file
+        self.engine = _kf.Engine(file.config, weights, engine_options, verdicts, count_calls)
+        self._sequence: int | None = None
+
+    @cached_property
+    def tokenizer(self) -> TokenizerOf:
+        return load_tokenizer(self._file)
+
+    def prefill(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Forgets what went before, reads tokens [n], returns float32 logits [vocab_size] after the last one."""
+        self.reset()
+        return self._feed(tokens, "last")[0]
+
+    def decode(self, token: int) -> np.ndarray:
+        """Reads one more token, returns float32 logits [vocab_size] after it."""
+        return self._feed([token], "last")[0]
+
+    def logits(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Forgets what went before, reads tokens [n], returns float32 logits [n, vocab_size] after each."""
+        self.reset()
+        return self._feed(tokens, "all")
+
+    def reset(self) -> None:
+        """Forgets the sequence that prefill and decode work on."""
+        if self._sequence is not None:
+            self.engine.truncate(self._sequence, 0)
+
+    def _feed(self, tokens, rows: str) -> np.ndarray:
+        ids = np.ascontiguousarray(tokens, dtype=np.int32)
+        if ids.ndim != 1 or ids.size == 0:
+            raise refusing(f"tokens: expected at least one id in a list, got shape {list(ids.shape)}")
+        if self._sequence is None:
+            self._sequence = self.engine.create_sequence()
+        size = self.engine.max_step_tokens
+        chunks = [ids[i : i + size] for i in range(0, len(ids), size)]
+        before = "all" if rows == "all" else "none"
+        outputs = [self._step(chunk, before) for chunk in chunks[:-1]]
+        outputs.append(self._step(chunks[-1], rows))
+        return np.concatenate(outputs) if rows == "all" else outputs[-1]
+
+    def _step(self, ids: np.ndarray, rows: str) -> np.ndarray:
+        return self.engine.step([(self._sequence, ids, rows)])
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        max_new_tokens: int = 128,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        stop: bool = True,
+        on_text: Callable[[int, str], object] | None = None,
+    ) -> Generated | list[Generated]:
+        """Continues a prompt, or several together in one batch.
+
+        prompts: a text, or a list of texts or of token lists; a single text gives a single result. temperature 0 is
+        greedy; otherwise tokens are drawn as `ops.sample` says, by `seed`. stop=False goes on past the end-of-text
+        token. on_text(prompt number, piece) is told of text as it comes; returning False ends that prompt.
+        """
+        single = isinstance(prompts, str)
+        texts = [prompts] if single else list(prompts)
+        requests = [
+            {
+                "prompt": self.tokenizer.encode(p) if isinstance(p, str) else [int(t) for t in p],
+                "max_new_tokens": max_new_tokens,
+                "stop_ids": self.tokenizer.stop_ids if stop else [],
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "min_p": min_p,
+                "seed": seed,
+            }
+            for p in texts
+        ]
+        streams = [TextStream(self.tokenizer) for _ in requests]
+
+        def on_token(request: int, token: int) -> bool:
+            piece = streams[request].push(token)
+            return on_text is None or not piece or on_text(request, piece) is not False
+
+        results = [
+            Generated(
+                self.tokenizer.decode(r["tokens"]), r["tokens"], r["reason"], r["seconds_to_first_token"], r["seconds"]
+            )
+            for r in self.engine.generate(requests, on_token)
+        ]
+        return results[0] if single else results
+
+
+def load_model(
+    path: str | Path,
+    *,
+    fuse_kernels: bool = True,
+    fusion_config: KernelFusionConfig | None = None,
+    weights: Weights = "file",
+    fusion: Fusion | None = None,
+    only_rules: Sequence[str] = (),
+    except_rules: Sequence[str] = (),
+    threads: int = 0,
+    context: int = 0,
+    max_batch_size: int = 4,
+    max_step_tokens: int = 512,
+    cache_dtype: str = "f32",
+    families: Sequence[str] = (),
+    verdicts: _kf.VerdictStore | None = None,
+    count_calls: bool = False,
+) -> Model:
+    """Loads a GGUF file or a safetensors folder.
+
+    fuse_kernels=False (or fusion="none") is the baseline: the same model in primitive ops, as an eager framework runs
+    it. fusion: "measured" keeps each fusion that is faster here, "all" takes every one; `only_rules` and `except_rules`
+    restrict them by name (`sagellm_kernel_fusion.rules()`). weights: "file" computes with them as they are stored,
+    "f32" dequantizes them first. context: the longest sequence (0: the model's, at most 4096). max_step_tokens: longer
+    prompts are fed in chunks of as many. threads 0: all. families: the kernels that may be used, as in `Selection`
+    (none: the fused ones, or for the baseline the vanilla ones). verdicts: where measured fusions are kept (None: on
+    disk, in the user's cache).
+    """
+    file = path if isinstance(path, ModelFile) else open_model(path)
+    config = fusion_config or KernelFusionConfig()
+    mode = fusion or (config.fusion if fuse_kernels else "none")
+    if mode not in ("measured", "all", "none"):
+        raise refusing(f"fusion: expected measured, all or none, got {mode!r}")
+    if weights not in ("file", "f32"):
+        raise refusing(f"weights: expected file or f32, got {weights!r}")
+    if verdicts is None and mode == "measured":
+        verdicts = _kf.VerdictStore(_kf.VerdictStore.default_path())
+    options = {
+        "baseline": mode == "none",
+        "families": list(families),
+        "max_seq_len": context or min(file.config["max_positions"], 4096),
+        "max_batch_size": max_batch_size,
+        "max_step_tokens": max_step_tokens,
+        "num_threads": threads,
+        "cache": {"dtype": cache_dtype},
+        "fusion": {
+            "mode": mode,
+            "only": [*config.only_rules, *only_rules],
+            "except": [*config.except_rules, *except_rules, *_rules_off(config)],
+        },
+    }
+    return Model(file, model_weights(file, weights), options, verdicts, count_calls)
+
+
+def _rules_off(config: KernelFusionConfig) -> list[str]:
+    """The rules whose switch in the configuration is off; attention "vanilla" is unfused."""
+    off = {flag for flag in {r["flag"] for r in _kf.rules()} if getattr(config, flag) in (False, "vanilla")}
+    return [r["name"] for r in _kf.rules() if r["flag"] in off]
+
+
+def model_weights(file: ModelFile, weights: Weights) -> dict:
+    """The file's tensors, or with "f32" float32 copies of them."""
+    if weights == "file":
+        if file.unserved:
+            name, dtype = next(iter(file.unserved.items()))
+            raise NotServedError(
+                f"{file.path}: {name} is stored as {dtype}, which no kernel takes (served are f32, f16, bf16, "
+                f'q4_0, q4_1, q8_0); weights="f32" dequantizes it'
+            )
+        return dict(file.tensors)
+    return {name: _as_f32(file, name) for name in [*file.tensors, *file.unserved]}
+
+
+def _as_f32(file: ModelFile, name: str) -> np.ndarray:
+    tensor = file.tensors.get(name)
+    if tensor is None:
+        return file.dequantize(name)
+    if isinstance(tensor, np.ndarray):
+        return np.ascontiguousarray(tensor, dtype=np.float32)
+    return to_numpy(tensor) if len(tensor.shape) == 2 else file.dequantize(name)

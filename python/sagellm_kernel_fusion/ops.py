@@ -1,0 +1,219 @@
+"""The ops as functions. Operands are arrays of NumPy, torch (CPU), JAX or any library with `__dlpack__`, taken without
+a copy; what is made is of the first array's kind. Weights may also be `GgufTensor`s.
+
+Everywhere: activations are f32, f16 or bf16 (computed in f32), with a contiguous last dimension and free row strides.
+`out=` gives the memory to write to. An optional output is wanted with True, or given as an array. `selection` restricts
+the kernels (`Selection`). A call that no allowed kernel serves raises, listing each kernel's reason. Wrong operands
+raise InvalidArgumentError before anything is written.
+"""
+
+from __future__ import annotations
+
+from .call import Selection, call
+
+# Linear layers
+
+
+def linear(
+    x, weight, bias=None, residual=None, out=None, *, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
+    pre_activation="none", activation="none", selection: Selection | None = None,
+):  # fmt: skip
+    """out = act( pro(x) @ weight^T + bias ) + residual
+
+    x [num_tokens, in], weight [out, in] (any strides, or a GgufTensor), bias [out], residual and out [num_tokens, out].
+    pro is nothing, a norm over x's rows (`norm` "rms" or "layer" with norm_weight [in], and norm_bias [in] for
+    "layer") or a `pre_activation`. Activations: "none", "silu", "gelu", "gelu_tanh", "relu".
+    """
+    return call("linear", locals())
+
+
+def qkv_linear(
+    x, q_weight, k_weight, v_weight, q_bias=None, k_bias=None, v_bias=None, q=None, k=None, v=None, *, norm="none",
+    norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none", selection: Selection | None = None,
+):  # fmt: skip
+    """q, k, v = pro(x) @ q_weight^T + q_bias, and so on: the three layers before attention, in one call.
+
+    x [num_tokens, in]; weights [q_out, in], [k_out, in], [v_out, in]. Returns (q, k, v), [num_tokens, *_out].
+    """
+    return call("qkv_linear", locals())
+
+
+def gated_ffn(
+    x, gate_weight, up_weight, down_weight, residual=None, out=None, *, norm="none", norm_weight=None, norm_bias=None,
+    eps=1e-5, pre_activation="none", activation="silu", selection: Selection | None = None,
+):  # fmt: skip
+    """out = ( act(y @ gate_weight^T) * (y @ up_weight^T) ) @ down_weight^T + residual,   y = pro(x)
+
+    The gated feed-forward network (Shazeer, "GLU Variants Improve Transformer", 2020). x [num_tokens, hidden]; gate and
+    up [intermediate, hidden]; down [hidden_out, intermediate].
+    """
+    return call("gated_ffn", locals())
+
+
+def lm_head_argmax(
+    x, weight, ids=None, max=None, *, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none",
+    selection: Selection | None = None,
+):  # fmt: skip
+    """ids = argmax over the rows of weight of pro(x) . weight: the last layer and the greedy choice; no logits written.
+
+    x [num_tokens, hidden], weight [vocab, hidden]; ids i32 [num_tokens]; max=True also gives the winning logit, f32.
+    The lowest id wins among equals, a NaN before all else (as torch.argmax).
+    """
+    return call("lm_head_argmax", locals())
+
+
+# Norms
+
+
+def rms_norm(x, weight, residual=None, out=None, residual_out=None, *, eps=1e-6, selection: Selection | None = None):
+    """h = x + residual;  out = h / sqrt(mean(h^2) + eps) * weight   (Zhang and Sennrich, 2019)
+
+    x [..., n], weight [n], residual like x. residual_out=True also returns h.
+    """
+    return call("rms_norm", locals())
+
+
+def layer_norm(
+    x, weight, bias=None, residual=None, out=None, residual_out=None, *, eps=1e-5, selection: Selection | None = None
+):
+    """h = x + residual;  out = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias   (Ba et al., 2016)
+
+    x [..., n], weight and bias [n], residual like x; var is the biased one. residual_out=True also returns h.
+    """
+    return call("layer_norm", locals())
+
+
+# Elementwise and softmax
+
+
+def binary(a, b, out=None, *, kind="add", selection: Selection | None = None):
+    """out = a + b, or a * b with kind "mul"; a and b of the same shape and dtype. Rounded once, from f32."""
+    return call("binary", locals())
+
+
+def activation(x, out=None, *, kind="silu", selection: Selection | None = None):
+    """out = act(x): "silu", "gelu" (erf), "gelu_tanh", "relu" or "none"."""
+    return call("activation", locals())
+
+
+def gated_activation(gate, up, out=None, *, kind="silu", selection: Selection | None = None):
+    """out = act(gate) * up: SwiGLU, GeGLU, ReGLU. gate and up [..., n] may be halves of one tensor."""
+    return call("gated_activation", locals())
+
+
+def softmax(x, out=None, lse=None, *, scale=1.0, selection: Selection | None = None):
+    """out = exp(scale x - lse) over the last dimension; lse=True also returns log sum exp(scale x), f32 [...].
+
+    A row that is -inf throughout gives zeros and lse -inf.
+    """
+    return call("softmax", locals())
+
+
+def dequantize(x, out=None, *, selection: Selection | None = None):
+    """out = x in f32 (or the dtype of `out`: f32, f16, bf16), from a float dtype or a GgufTensor. x [rows, n]."""
+    return call("dequantize", locals())
+
+
+# Attention
+
+
+def attention(
+    q, k, v, out=None, lse=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None,
+    kv_layout="HND", softmax_scale=0.0, causal=True, selection: Selection | None = None,
+):  # fmt: skip
+    """out[i] = sum over keys j of softmax_j(softmax_scale q[i] . k[j]) v[j], with an online softmax in f32.
+
+    dense   q [batch, seqlen_q, num_heads, head_dim], k and v [batch, seqlen_k, num_kv_heads, head_dim]
+    packed  q [total_q, num_heads, head_dim], k and v [total_k, ...] with cu_seqlens_q and cu_seqlens_k, i32 [batch + 1]
+    paged   q [total_q, num_heads, head_dim], k and v page pools in `kv_layout` ("HND" [num_pages, num_kv_heads,
+            page_size, head_dim] or "NHD" [num_pages, page_size, num_kv_heads, head_dim]) with block_tables i32
+            [batch, max_pages] (-1 pads) and context_lens i32 [batch]; cu_seqlens_q where a sequence has several queries
+
+    Query head h reads K/V head h / (num_heads / num_kv_heads). Causal is aligned bottom-right. softmax_scale 0 means
+    1 / sqrt(head_dim). lse=True also returns the natural log-sum-exp, f32: dense [batch, num_heads, seqlen_q], else
+    [num_heads, total_q]. A row that may attend nothing gives zeros and lse -inf.
+    """
+    return call("attention", locals())
+
+
+def attention_scores(
+    q, k, scores=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
+    softmax_scale=0.0, seqlen_k_max=0, selection: Selection | None = None,
+):  # fmt: skip
+    """scores = softmax_scale q . k, written whole: f32, dense [batch, num_heads, seqlen_q, seqlen_k_max], else
+    [num_heads, total_q, seqlen_k_max]; columns beyond a sequence's keys are -inf. The first of the three primitives
+    that `attention` fuses."""
+    return call("attention_scores", locals())
+
+
+def attention_mask(
+    scores, out=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
+    seqlen_k=0, selection: Selection | None = None,
+):  # fmt: skip
+    """out = scores where the causal rule allows, -inf elsewhere. seqlen_k: keys a sequence, dense form only."""
+    return call("attention_mask", locals())
+
+
+def attention_values(
+    probs, v, out=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
+    out_dtype="f32", selection: Selection | None = None,
+):  # fmt: skip
+    """out[t, h] = sum over keys j of probs[h, t, j] v[j, h / group]."""
+    return call("attention_values", locals())
+
+
+# Rotary positions and the K/V cache
+
+
+def rope(
+    x, positions, cos, sin, norm_weight=None, out=None, *, norm_eps=1e-6, interleaved=False,
+    selection: Selection | None = None,
+):  # fmt: skip
+    """Rotary position embedding (Su et al., 2021): pairs turn to (x1 cos - x2 sin, x2 cos + x1 sin).
+
+    x [num_tokens, num_heads, head_dim], positions i32 [num_tokens], cos and sin f32 [max_position, rotary_dim / 2].
+    Half-split pairs (i, i + rotary_dim / 2), or with `interleaved` (2i, 2i + 1). With norm_weight [head_dim] each
+    head is RMS-normalised first.
+    """
+    return call("rope", locals())
+
+
+def append_kv(k, v, slot_mapping, k_cache, v_cache, *, kv_layout="HND", selection: Selection | None = None):
+    """Writes k and v [num_tokens, num_kv_heads, head_dim] to page pools, in place.
+
+    Slot s is page s / page_size, row s % page_size; a negative slot is skipped. slot_mapping i64 or i32 [num_tokens].
+    """
+    return call("append_kv", locals())
+
+
+def rope_append(
+    q, k, v, positions, cos, sin, slot_mapping, k_cache, v_cache, q_norm_weight=None, k_norm_weight=None, q_out=None,
+    *, norm_eps=1e-6, interleaved=False, kv_layout="HND", selection: Selection | None = None,
+):  # fmt: skip
+    """Returns rope(q); writes rope(k) and v to the caches: `rope` twice and `append_kv`, in one call."""
+    return call("rope_append", locals())
+
+
+# Tokens in and out
+
+
+def embedding(ids, table, out=None, *, selection: Selection | None = None):
+    """out[t] = table[ids[t]]; ids i32 [num_tokens], table [vocab, hidden] (or a GgufTensor: f32 out)."""
+    return call("embedding", locals())
+
+
+def argmax(logits, ids=None, max=None, *, selection: Selection | None = None):
+    """ids[t] = the lowest index of the largest logit (a NaN counts as largest), i32; max=True also gives the logit."""
+    return call("argmax", locals())
+
+
+def sample(
+    logits, ids=None, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, step=0,
+    selection: Selection | None = None,
+):  # fmt: skip
+    """Draws a token a row from softmax(logits / temperature) after top_k, top_p and min_p, in this order.
+
+    logits [batch, vocab]; ids i32 [batch]. temperature 0 is greedy; top_k 0 keeps all. The draw is a function of
+    (seed, step, row) alone, the same on every machine.
+    """
+    return call("sample", locals())

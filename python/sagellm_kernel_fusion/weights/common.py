@@ -1,0 +1,74 @@
+"""What both readers give, and how they read numbers from untrusted metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..arrays import GgufTensor
+from ..errors import InvalidArgumentError, refusing
+
+
+@dataclass
+class ModelFile:
+    """A model as it lies on disk.
+
+    config: the fields of the C++ ModelConfig. tensors: by canonical (Hugging Face) name, each a memory-mapped array or
+    a GgufTensor. metadata: the GGUF key-value pairs, or config.json.
+    """
+
+    path: Path
+    format: str  # "gguf" or "safetensors"
+    config: dict[str, Any]
+    tensors: dict[str, np.ndarray | GgufTensor]
+    metadata: Mapping[str, Any]
+    # Values as float32, for element types that the kernels do not take; by canonical name.
+    dequantize: Callable[[str], np.ndarray]
+    unserved: dict[str, str] = field(default_factory=dict)  # tensors not in `tensors`: name -> element type
+
+
+class Metadata:
+    """Typed look-ups in a mapping that came from a file."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path):
+        self.values, self.path = values, path
+
+    def fail(self, key: str, expected: str) -> InvalidArgumentError:
+        got = repr(self.values[key])[:80] if key in self.values else "nothing"
+        return refusing(f"{self.path}: {key}: expected {expected}, got {got}", file=self.path, key=key)
+
+    def integer(self, key: str, default: int | None = None, at_least: int = 1) -> int:
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 2**31:
+            raise self.fail(key, f"an integer of at least {at_least}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value) or value <= 0:
+            raise self.fail(key, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.fail(key, "true or false")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.values.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str):
+            raise self.fail(key, "a text")
+        return value

@@ -1,0 +1,150 @@
+"""Folders as Hugging Face lays them out: config.json, *.safetensors, and where sharded an index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ..errors import NotServedError, refusing
+from .common import Metadata, ModelFile
+
+_DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_INDEX = "model.safetensors.index.json"
+
+
+def _json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise refusing(f"{path}: cannot be read: {error.strerror or error}", file=path) from error
+    except (ValueError, RecursionError) as error:
+        raise refusing(f"{path}: not JSON: {error}", file=path) from error
+    if not isinstance(values, dict):
+        raise refusing(f"{path}: expected a JSON object, got {type(values).__name__}", file=path)
+    return values
+
+
+def _files(folder: Path) -> list[Path]:
+    """The shards that the index names, or the one file there is."""
+    if (folder / _INDEX).is_file():
+        names = _json(folder / _INDEX).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise refusing(f"{folder / _INDEX}: expected a weight_map of names to files", file=folder / _INDEX)
+        shards = sorted(set(names.values()))
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise refusing(f"{folder / _INDEX}: expected files of this folder, got {shard}", file=folder / _INDEX)
+            if not (folder / shard).is_file():
+                raise refusing(f"{folder}: missing {shard}, which {_INDEX} names", file=folder / shard)
+        return [folder / shard for shard in shards]
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise refusing(f"{folder}: expected one .safetensors file or {_INDEX}, found {len(files)} files", file=folder)
+    return files
+
+
+def _tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays over the file's memory, and the element types of tensors that kernels do not take.
+
+    The library checks the header (sizes, offsets, overlaps); it copies tensors out, so they are mapped here, at the
+    offsets that it found good.
+    """
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise refusing(f"{path}: not a whole safetensors file: {error}", file=path) from error
+    data = np.memmap(path, np.uint8, "r")
+    start = 8 + int(data[:8].view("<u8")[0])
+    header = json.loads(bytes(data[8:start]))
+    arrays, unserved = {}, {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if (dtype := _DTYPES.get(entry["dtype"])) is None:
+            unserved[name] = entry["dtype"].lower()
+            continue
+        begin, end = entry["data_offsets"]
+        arrays[name] = np.asarray(data[start + begin : start + end]).view(dtype).reshape(entry["shape"])
+    return arrays, unserved
+
+
+def _rope_scaling(meta: Metadata) -> dict:
+    """Llama 3's scaling of the rotary frequencies; newer files keep it with rope_theta in rope_parameters."""
+    values = meta.values.get("rope_parameters") or meta.values.get("rope_scaling") or {}
+    if not isinstance(values, dict):
+        raise refusing(f"{meta.path}: rope_scaling: expected an object, got {values!r}", file=meta.path)
+    kind = values.get("rope_type", values.get("type", "default"))
+    if kind == "default":
+        return {}
+    if kind != "llama3":
+        raise NotServedError(f"{meta.path}: rope_scaling of type {kind} is not served; served are default, llama3")
+    scaling = Metadata(values, meta.path)
+    return {
+        "factor": scaling.number("factor"),
+        "low_freq_factor": scaling.number("low_freq_factor"),
+        "high_freq_factor": scaling.number("high_freq_factor"),
+        "original_max_position": scaling.integer("original_max_position_embeddings"),
+    }
+
+
+def _config(meta: Metadata) -> dict:
+    architecture = meta.text("model_type")
+    if (activation := meta.text("hidden_act", default="silu")) not in ("silu", "swish"):
+        raise NotServedError(f"{meta.path}: hidden_act {activation} is not served; served is silu")
+    if meta.number("partial_rotary_factor", default=1.0) != 1.0:
+        raise NotServedError(f"{meta.path}: partial_rotary_factor other than 1 is not served")
+    hidden, heads = meta.integer("hidden_size"), meta.integer("num_attention_heads")
+    parameters = meta.values.get("rope_parameters")
+    rope = Metadata(parameters, meta.path) if isinstance(parameters, dict) else meta
+    config = {
+        "architecture": architecture,
+        "hidden_size": hidden,
+        "intermediate_size": meta.integer("intermediate_size"),
+        "num_layers": meta.integer("num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": meta.integer("num_key_value_heads", default=heads),
+        "head_dim": meta.integer("head_dim", default=hidden // heads or 1),
+        "vocab_size": meta.integer("vocab_size"),
+        "max_positions": meta.integer("max_position_embeddings"),
+        "sliding_window": _sliding_window(meta, architecture),
+        "rms_norm_eps": meta.number("rms_norm_eps", default=1e-6),
+        "rope_theta": rope.number("rope_theta", default=10000.0),
+        "rope_interleaved": False,
+        "tie_embeddings": meta.flag("tie_word_embeddings", default=False),
+    }
+    if architecture in ("llama", "qwen3"):
+        config["qkv_bias"] = meta.flag("attention_bias", default=False)
+    if scaling := _rope_scaling(meta):
+        config["rope_scaling"] = scaling
+    return config
+
+
+def _sliding_window(meta: Metadata, architecture: str) -> int:
+    # Qwen's files name a window that they switch off.
+    if not meta.flag("use_sliding_window", default=architecture == "mistral"):
+        return 0
+    return meta.integer("sliding_window", default=0, at_least=0)
+
+
+def read_safetensors(folder: Path) -> ModelFile:
+    """config.json and the tensors of a folder, memory-mapped."""
+    values = _json(folder / "config.json")
+    tensors: dict[str, np.ndarray] = {}
+    unserved: dict[str, str] = {}
+    for path in _files(folder):
+        arrays, others = _tensors(path)
+        if twice := tensors.keys() & arrays.keys():
+            raise refusing(f"{path}: {min(twice)} is in another shard too", file=path)
+        tensors |= arrays
+        unserved |= others
+    config = _config(Metadata(values, folder / "config.json"))
+    return ModelFile(folder, "safetensors", config, tensors, values, lambda n: tensors[n].astype(np.float32), unserved)

@@ -1,0 +1,195 @@
+#include "backends/cpu/attention/attend.h"
+
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <type_traits>
+
+#include "core/half.h"
+
+#include "backends/cpu/simd/targets.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backends/cpu/attention/attend.cpp"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+#include "backends/cpu/attention/online_softmax-inl.h"
+#include "backends/cpu/attention/stream-inl.h"
+#include "backends/cpu/attention/tile-inl.h"
+#include "backends/cpu/simd/load_store-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kf::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using kf::HWY_NAMESPACE::ForEachVector;
+using kf::HWY_NAMESPACE::LoadF32;
+using kf::HWY_NAMESPACE::StoreF32;
+
+// A task with what its steps need.
+struct Work {
+  const AttentionParams& p;
+  const AttentionTask& task;
+  const ops::Sequences sequences;
+  const ops::SequenceSpan span;
+  const int head_dim, group, rows;
+
+  Work(const AttentionParams& params, const AttentionTask& t)
+      : p(params),
+        task(t),
+        sequences(params),
+        span(sequences[t.sequence]),
+        head_dim(static_cast<int>(params.q.dim(-1))),
+        group(static_cast<int>(params.q.dim(-2) / params.k.dim(ops::kv_heads_axis(params.tables)))),
+        rows(t.row_end - t.row_begin) {}
+
+  std::int64_t token(int row) const { return (task.row_begin + row) / group; }
+  std::int64_t head(int row) const {
+    return task.kv_head * std::int64_t{group} + (task.row_begin + row) % group;
+  }
+};
+
+// Queries as f32, multiplied by the scale of the scores; rows up to the next whole tile are zeros that attend
+// nothing.
+void LoadQueries(const Work& w, AttentionScratch& s) {
+  const double scale = ops::score_scale(w.p.softmax_scale, w.head_dim);
+  const hn::ScalableTag<float> d;
+  const auto factor = hn::Set(d, static_cast<float>(scale * std::numbers::log2e));
+  const ops::TokenRows q_rows = w.sequences.token_rows(w.p.q, w.span);
+  with_activation_type(w.p.q.dtype, [&]<class T>(std::type_identity<T>) {
+    for (int r = 0; r < w.rows; ++r) {
+      const T* const source = w.p.q.as<T>() + q_rows.offset(w.token(r), w.head(r));
+      float* const to = s.q + r * kQueryStride;
+      ForEachVector(w.head_dim, [&](std::int64_t i, auto extent) {
+        hn::Store(hn::Mul(LoadF32(d, source + i, extent), factor), d, to + i);
+      });
+    }
+  });
+  const int padded = RoundUp(w.rows, kTileRows);
+  for (int r = 0; r < padded; ++r) {
+    s.visible[r] = r < w.rows ? static_cast<std::int32_t>(w.span.visible_keys(w.token(r), w.p.causal)) : 0;
+    if (r >= w.rows) std::fill_n(s.q + r * kQueryStride, w.head_dim, 0.0f);
+  }
+}
+
+void ClearSums(const Work& w, AttentionScratch& s) {
+  const int padded = RoundUp(w.rows, kTileRows);
+  std::fill_n(s.row_max, kRowBlock, -std::numeric_limits<float>::infinity());
+  std::fill_n(s.row_sum, kRowBlock, 0.0f);
+  for (int r = 0; r < padded; ++r)
+    std::fill_n(s.out + r * kOutStride, RoundUp(w.head_dim, StripWidth()), 0.0f);
+}
+
+// Keys [begin, begin + count) attended by all rows.
+template <class T>
+void AttendBlock(const Work& w, const ops::KeyRows& key_rows, const ops::KeyRows& value_rows, int begin,
+                 int count, AttentionScratch& s) {
+  const int padded = RoundUp(w.rows, kTileRows);
+  // Rows that fill up the last tile see what its last row sees: a tile's last limit is its largest.
+  for (int r = 0; r < padded; ++r)
+    s.limit[r] = std::clamp(s.visible[std::min(r, w.rows - 1)] - begin, 0, count);
+  const T* const k = w.p.k.as<T>();
+  const T* const v = w.p.v.as<T>();
+  const int columns = RoundUp(count, StripWidth());
+  const std::int64_t head = w.task.kv_head;
+  if (w.rows <= kStreamRows) {
+    WithStreamShape(w.rows, w.head_dim, [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
+      StreamScores<kRows>(d, key_rows, k, head, begin, count, w.head_dim, s);
+      SoftmaxStep(w.rows, columns, s);
+      StreamValues<kRows>(d, value_rows, v, head, begin, count, w.head_dim, s);
+    });
+  } else {
+    PackKeys(key_rows, k, head, begin, count, w.head_dim, s.keys);
+    TileScores(padded, count, w.head_dim, s);
+    SoftmaxStep(padded, columns, s);
+    PackValues(value_rows, v, head, begin, count, w.head_dim, s.values);
+    TileValues(padded, w.head_dim, s);
+  }
+}
+
+// The row's output and natural-log sum of exponentials, from its unnormalised sums in units of log2.
+void WriteRow(const Work& w, std::int64_t token, std::int64_t head, const float* sums, float row_max,
+              float row_sum) {
+  const hn::ScalableTag<float> d;
+  // A row that attends nothing, or only scores of -inf, has no sum: zeros.
+  const auto factor = hn::Set(d, row_sum == 0.0f ? 0.0f : 1.0f / row_sum);
+  const std::int64_t offset = w.sequences.token_rows(w.p.out, w.span).offset(token, head);
+  with_activation_type(w.p.out.dtype, [&]<class T>(std::type_identity<T>) {
+    T* const out = w.p.out.as<T>() + offset;
+    ForEachVector(w.head_dim, [&](std::int64_t i, auto extent) {
+      StoreF32(d, hn::Mul(LoadF32(d, sums + i, extent), factor), out + i, extent);
+    });
+  });
+  if (w.p.lse.present())
+    w.p.lse.as<float>()[w.sequences.head_major_rows(w.p.lse, w.span).offset(token, head)] =
+        static_cast<float>((static_cast<double>(row_max) + std::log2(static_cast<double>(row_sum))) *
+                           std::numbers::ln2);
+}
+
+void Attend(const AttentionParams& p, const AttentionTask& task, const AttentionPartials& partials,
+            AttentionScratch& s) {
+  const Work w(p, task);
+  LoadQueries(w, s);
+  ClearSums(w, s);
+  const ops::KeyRows key_rows = w.sequences.key_rows(p.k, w.span),
+                     value_rows = w.sequences.key_rows(p.v, w.span);
+  with_activation_type(p.k.dtype, [&]<class T>(std::type_identity<T>) {
+    for (int begin = task.key_begin; begin < task.key_end; begin += kKeyBlock)
+      AttendBlock<T>(w, key_rows, value_rows, begin, std::min(kKeyBlock, task.key_end - begin), s);
+  });
+  for (int r = 0; r < w.rows; ++r) {
+    if (task.partial_row < 0) {
+      WriteRow(w, w.token(r), w.head(r), s.out + r * kOutStride, s.row_max[r], s.row_sum[r]);
+    } else {
+      const std::int64_t row = task.partial_row + r;
+      std::copy_n(s.out + r * kOutStride, w.head_dim, partials.out + row * w.head_dim);
+      partials.stats[2 * row] = s.row_max[r];
+      partials.stats[2 * row + 1] = s.row_sum[r];
+    }
+  }
+}
+
+void MergePartials(const AttentionParams& p, const AttentionMerge& merge, const AttentionPartials& partials) {
+  const AttentionTask rows{merge.sequence, merge.kv_head, 0, merge.rows, 0, 0, -1};
+  const Work w(p, rows);
+  const hn::ScalableTag<float> d;
+  HWY_ALIGN float sums[kMaxHeadDim];
+  for (int r = 0; r < merge.rows; ++r) {
+    const auto row_of = [&](int chunk) { return merge.partial_row + std::int64_t{chunk} * merge.rows + r; };
+    float row_max = -std::numeric_limits<float>::infinity(), row_sum = 0.0f;
+    for (int c = 0; c < merge.chunks; ++c) row_max = std::max(row_max, partials.stats[2 * row_of(c)]);
+    std::fill_n(sums, kMaxHeadDim, 0.0f);
+    for (int c = 0; c < merge.chunks; ++c) {
+      const float chunk_max = partials.stats[2 * row_of(c)];
+      const float weight = chunk_max == row_max ? 1.0f : std::exp2(chunk_max - row_max);
+      row_sum += weight * partials.stats[2 * row_of(c) + 1];
+      const auto factor = hn::Set(d, weight);
+      const float* const source = partials.out + row_of(c) * w.head_dim;
+      ForEachVector(w.head_dim, [&](std::int64_t i, auto extent) {
+        hn::Store(hn::MulAdd(LoadF32(d, source + i, extent), factor, hn::Load(d, sums + i)), d, sums + i);
+      });
+    }
+    WriteRow(w, w.token(r), w.head(r), sums, row_max, row_sum);
+  }
+}
+
+}  // namespace kf::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kf::cpu {
+
+HWY_EXPORT(Attend);
+HWY_EXPORT(MergePartials);
+
+void attend(const AttentionParams& p, const AttentionTask& task, const AttentionPartials& partials,
+            AttentionScratch& scratch) {
+  HWY_DYNAMIC_DISPATCH(Attend)(p, task, partials, scratch);
+}
+
+void merge_partials(const AttentionParams& p, const AttentionMerge& merge,
+                    const AttentionPartials& partials) {
+  HWY_DYNAMIC_DISPATCH(MergePartials)(p, merge, partials);
+}
+
+}  // namespace kf::cpu
+#endif

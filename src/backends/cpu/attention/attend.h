@@ -1,0 +1,43 @@
+// The work of one attention task, compiled for every SIMD target.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backends/cpu/attention/schedule.h"
+
+namespace kf::cpu {
+
+inline constexpr int kMaxHeadDim = 256;
+// Query rows lie this far apart in scratch: a constant, so that a tile's rows are addressed by displacements,
+// and not a power of two, so that they spread over the sets of the cache.
+inline constexpr int kQueryStride = kMaxHeadDim + 16;
+inline constexpr int kOutStride = kMaxHeadDim + 16;
+
+// f32 memory of one thread. A block of keys and values is converted and packed once for all rows of the task,
+// and everything together stays within the second-level cache.
+struct AttentionScratch {
+  alignas(64) float q[kRowBlock * kQueryStride];    // scaled by softmax_scale * log2(e)
+  alignas(64) float scores[kRowBlock * kKeyBlock];  // then the probabilities
+  alignas(64) float out[kRowBlock * kOutStride];    // not yet divided by the row's sum
+  alignas(64) float keys[kKeyBlock * kMaxHeadDim];  // strips of keys: [strip][head_dim][keys of the strip]
+  alignas(64) float values[kKeyBlock *
+                           kMaxHeadDim];  // strips of dimensions: [strip][key][dimensions of the strip]
+  alignas(64) float row_max[kRowBlock];   // of the scores so far, in units of log2
+  alignas(64) float row_sum[kRowBlock];
+  alignas(64) float rescale[kRowBlock];  // what the last block multiplied the row's sums by
+  std::int32_t visible[kRowBlock];       // keys that the row may attend, from the sequence's first
+  std::int32_t limit[kRowBlock];         // of the block's keys
+};
+
+// Partial results of split sequences: rows of unnormalised output, and (max, sum) a row.
+struct AttentionPartials {
+  float* out = nullptr;    // [row][head_dim]
+  float* stats = nullptr;  // [row][2]
+};
+
+void attend(const AttentionParams& p, const AttentionTask& task, const AttentionPartials& partials,
+            AttentionScratch& scratch);
+void merge_partials(const AttentionParams& p, const AttentionMerge& merge, const AttentionPartials& partials);
+
+}  // namespace kf::cpu

@@ -1,0 +1,51 @@
+// How a batch is cut into tasks. A task is some query rows of one sequence and one K/V head, over a range of
+// keys. Rows are the tokens times the query heads that share the K/V head, token by token: so K/V are read
+// once for the group.
+//
+// A sequence of many rows is cut into blocks of rows. A sequence of few rows (decode) is cut into chunks of
+// keys instead, whose partial results are merged afterwards. Sizes depend on the batch and never on the
+// number of threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "ops/sequences.h"
+
+namespace kf::cpu {
+
+inline constexpr int kRowBlock = 96;   // query rows of a task: a whole number of register tiles on any target
+inline constexpr int kKeyBlock = 128;  // keys attended at a time
+inline constexpr int kSplitRows = 16;  // up to so many rows a sequence is cut along its keys
+inline constexpr int kMinChunkKeys = 256;  // below it, merging costs more than it gains
+
+struct AttentionTask {
+  std::int32_t sequence, kv_head;
+  std::int32_t row_begin, row_end;  // row = token * group + head in the group
+  std::int32_t key_begin, key_end;
+  std::int64_t
+      partial_row;  // where the task's rows lie among the partial results; -1: straight to the output
+};
+
+// Partial results of one (sequence, K/V head): `chunks` tasks of `rows` rows each, one after the other.
+struct AttentionMerge {
+  std::int32_t sequence, kv_head;
+  std::int32_t rows, chunks;
+  std::int64_t partial_row;
+};
+
+// Upper bounds from shapes alone.
+struct ScheduleBounds {
+  std::size_t tasks = 0, merges = 0, partial_rows = 0;
+};
+ScheduleBounds schedule_bounds(const AttentionParams& p);
+
+struct Schedule {
+  std::span<AttentionTask> tasks;  // longest first
+  std::span<AttentionMerge> merges;
+};
+// Fills memory for as many tasks and merges as schedule_bounds() says.
+Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, AttentionMerge* merges);
+
+}  // namespace kf::cpu

@@ -1,0 +1,286 @@
+// The primitives of attention as an eager framework runs them: batched matmuls of the best library GEMM on
+// each head's matrices, and a pass that masks. What a GEMM cannot take as it lies (16-bit types, scattered
+// pages) is first written out as f32 matrices.
+#include <algorithm>
+#include <limits>
+
+#include <fmt/format.h>
+#include <omp.h>
+#include <oneapi/dnnl/dnnl.h>
+
+#include "backends/cpu/attention/gemv.h"
+#include "backends/cpu/attention/kernels.h"
+#include "backends/cpu/attention/schedule.h"
+#include "backends/cpu/simd/convert_row.h"
+#include "ops/sequences.h"
+
+namespace kf::cpu {
+namespace {
+
+using ops::Sequences;
+using ops::SequenceSpan;
+
+constexpr std::int64_t kGemmRows =
+    256;  // query rows of a task: few enough to balance, many enough for the GEMM
+constexpr std::int64_t kGemvRows = 2;  // up to so many rows a GEMM is slower than vectors
+
+// A matrix of one head: rows of head_dim elements, `stride` apart.
+struct Matrix {
+  float* data;
+  std::int64_t stride;
+};
+
+// The heads of q, k, v or out as f32 matrices: where they lie, or copied to the workspace.
+class HeadMatrices {
+ public:
+  // `tokens`: the most rows that all sequences together have in one head.
+  static std::size_t workspace(const TensorView& x, std::int64_t tokens, std::int64_t num_heads,
+                               bool scattered) {
+    return copied(x, scattered) ? static_cast<std::size_t>(tokens * num_heads * x.dim(-1)) * sizeof(float)
+                                : 0;
+  }
+
+  HeadMatrices(const TensorView& x, std::int64_t num_heads, bool scattered, void* workspace)
+      : x_(x),
+        num_heads_(num_heads),
+        copied_(copied(x, scattered)),
+        workspace_(static_cast<float*>(workspace)) {}
+
+  // Head `head` of a sequence with `count` rows, of which the sequences before it have `before`.
+  Matrix matrix(const ops::KeyRows& rows, std::int64_t before, std::int64_t count, std::int64_t head) const {
+    if (in_place(rows, count)) return {x_.as<float>() + rows.offset(0, head), rows.token_stride};
+    const std::int64_t head_dim = x_.dim(-1);
+    return {workspace_ + (before * num_heads_ + head * count) * head_dim, head_dim};
+  }
+  void read(const ops::KeyRows& rows, std::int64_t before, std::int64_t count, std::int64_t head) const {
+    if (count == 0 || in_place(rows, count)) return;
+    const Matrix to = matrix(rows, before, count, head);
+    for (std::int64_t j = 0; j < count; ++j)
+      convert_row(x_.dtype, x_.at(rows.offset(j, head)), DType::f32, to.data + j * to.stride, x_.dim(-1));
+  }
+  // Rows [begin, end) back to where they belong.
+  void write(const ops::KeyRows& rows, std::int64_t before, std::int64_t count, std::int64_t head,
+             std::int64_t begin, std::int64_t end) const {
+    if (in_place(rows, count)) return;
+    const Matrix from = matrix(rows, before, count, head);
+    for (std::int64_t j = begin; j < end; ++j)
+      convert_row(DType::f32, from.data + j * from.stride, x_.dtype, x_.at(rows.offset(j, head)), x_.dim(-1));
+  }
+
+ private:
+  static bool copied(const TensorView& x, bool scattered) {
+    if (x.dtype != DType::f32 || scattered) return true;
+    for (int i = 0; i + 1 < x.rank; ++i)  // a GEMM wants rows that do not overlap
+      if (x.dim(i) > 1 && x.stride(i) < x.dim(-1)) return true;
+    return false;
+  }
+  bool in_place(const ops::KeyRows& rows, std::int64_t count) const {
+    return !copied_ || (x_.dtype == DType::f32 && rows.token_stride >= x_.dim(-1) && rows.is_one_run(count));
+  }
+
+  const TensorView& x_;
+  const std::int64_t num_heads_;
+  const bool copied_;
+  float* const workspace_;
+};
+
+// Query rows as if they were keys: one run.
+ops::KeyRows as_run(const ops::TokenRows& rows, std::int64_t count) {
+  ops::KeyRows r;
+  r.base = rows.base;
+  r.token_stride = rows.token_stride;
+  r.head_stride = rows.head_stride;
+  r.page_size = std::max<std::int64_t>(count, 1);
+  return r;
+}
+
+// Rows of the sequences before `s`, or as many as they may have.
+std::int64_t queries_before(const SequenceTables& t, const SequenceSpan& s) {
+  return ops::is_dense(t) ? s.index * s.seqlen_q : s.q_begin;
+}
+std::int64_t keys_before(const SequenceTables& t, const TensorView& kv, const SequenceSpan& s) {
+  return t.cu_seqlens_k.present() ? s.k_begin : s.index * ops::max_kv_len(t, kv);
+}
+std::int64_t all_queries(const TensorView& q) { return q.rank == 4 ? q.dim(0) * q.dim(1) : q.dim(0); }
+std::int64_t all_keys(const SequenceTables& t, const TensorView& kv, std::int64_t batch) {
+  return t.cu_seqlens_k.present() ? kv.dim(0) : batch * ops::max_kv_len(t, kv);
+}
+
+// Calls body(span, head) on all threads of the enclosing parallel region, and waits for all.
+template <class Body>
+void for_each_head(const Sequences& sequences, std::int64_t num_heads, const Body& body) {
+#pragma omp for collapse(2) schedule(dynamic, 1)
+  for (std::int64_t b = 0; b < sequences.size(); ++b)
+    for (std::int64_t h = 0; h < num_heads; ++h) body(sequences[b], h);
+}
+
+// The same by blocks of query rows: body(span, head, begin, end).
+template <class Body>
+void for_each_row_block(const Sequences& sequences, std::int64_t num_heads, std::int64_t longest,
+                        const Body& body) {
+#pragma omp for collapse(3) schedule(dynamic, 1)
+  for (std::int64_t b = 0; b < sequences.size(); ++b)
+    for (std::int64_t h = 0; h < num_heads; ++h)
+      for (std::int64_t begin = 0; begin < longest; begin += kGemmRows) {
+        const SequenceSpan s = sequences[b];
+        if (begin < s.seqlen_q) body(s, h, begin, std::min(begin + kGemmRows, s.seqlen_q));
+      }
+}
+
+std::int64_t longest_queries(const Sequences& sequences) {
+  std::int64_t longest = 0;
+  for (std::int64_t b = 0; b < sequences.size(); ++b) longest = std::max(longest, sequences[b].seqlen_q);
+  return longest;
+}
+
+std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+template <class P>
+Support any_call(const P&, const PlanContext&) {
+  return Support::yes();
+}
+
+// ---- scores
+// ------------------------------------------------------------------------------------------------------
+
+std::size_t scores_q_workspace(const AttentionScoresParams& p) {
+  return aligned(HeadMatrices::workspace(p.q, all_queries(p.q), p.q.dim(-2), false));
+}
+
+std::size_t scores_workspace(const AttentionScoresParams& p, const PlanContext&) {
+  return scores_q_workspace(p) + HeadMatrices::workspace(p.k, all_keys(p.tables, p.k, Sequences(p).size()),
+                                                         p.k.dim(ops::kv_heads_axis(p.tables)),
+                                                         p.tables.paged());
+}
+
+void run_scores(const AttentionScoresParams& p, const RunContext& ctx) {
+  const Sequences sequences(p);
+  const std::int64_t num_heads = p.q.dim(-2), num_kv_heads = p.k.dim(ops::kv_heads_axis(p.tables));
+  if (p.scores.numel() == 0 || num_kv_heads == 0) return;
+  const std::int64_t head_dim = p.q.dim(-1), group = num_heads / num_kv_heads, columns = p.scores.dim(-1);
+  const float scale = static_cast<float>(ops::score_scale(p.softmax_scale, head_dim));
+  const HeadMatrices queries(p.q, num_heads, false, ctx.workspace);
+  const HeadMatrices keys(p.k, num_kv_heads, p.tables.paged(),
+                          static_cast<char*>(ctx.workspace) + scores_q_workspace(p));
+  const std::int64_t longest = longest_queries(sequences);
+
+#pragma omp parallel num_threads(ctx.num_threads)
+  {
+    for_each_head(sequences, num_heads, [&](const SequenceSpan& s, std::int64_t head) {
+      queries.read(as_run(sequences.token_rows(p.q, s), s.seqlen_q), queries_before(p.tables, s), s.seqlen_q,
+                   head);
+      if (head % group == 0)
+        keys.read(sequences.key_rows(p.k, s), keys_before(p.tables, p.k, s), s.kv_len, head / group);
+    });
+    for_each_row_block(
+        sequences, num_heads, longest,
+        [&](const SequenceSpan& s, std::int64_t head, std::int64_t begin, std::int64_t end) {
+          const Matrix q = queries.matrix(as_run(sequences.token_rows(p.q, s), s.seqlen_q),
+                                          queries_before(p.tables, s), s.seqlen_q, head);
+          const Matrix k =
+              keys.matrix(sequences.key_rows(p.k, s), keys_before(p.tables, p.k, s), s.kv_len, head / group);
+          const ops::TokenRows rows = sequences.head_major_rows(p.scores, s);
+          const auto row = [&](std::int64_t t) { return p.scores.as<float>() + rows.offset(t, head); };
+          if (s.kv_len > 0 && end - begin > kGemvRows && rows.token_stride >= s.kv_len) {
+            dnnl_sgemm('N', 'T', end - begin, s.kv_len, head_dim, scale, q.data + begin * q.stride, q.stride,
+                       k.data, k.stride, 0.0f, row(begin), rows.token_stride);
+          } else {
+            for (std::int64_t t = begin; t < end; ++t)
+              dot_rows(q.data + t * q.stride, k.data, k.stride, s.kv_len, head_dim, scale, row(t));
+          }
+          for (std::int64_t t = begin; t < end; ++t)
+            std::fill(row(t) + s.kv_len, row(t) + columns, -std::numeric_limits<float>::infinity());
+        });
+  }
+}
+
+// ---- mask
+// --------------------------------------------------------------------------------------------------------
+
+void run_mask(const AttentionMaskParams& p, const RunContext& ctx) {
+  const Sequences sequences(p);
+  const std::int64_t num_heads = p.scores.dim(p.scores.rank == 4 ? 1 : 0), columns = p.scores.dim(-1);
+  if (p.scores.numel() == 0) return;
+  const std::int64_t longest = longest_queries(sequences);
+#pragma omp parallel num_threads(ctx.num_threads)
+  for_each_row_block(sequences, num_heads, longest,
+                     [&](const SequenceSpan& s, std::int64_t head, std::int64_t begin, std::int64_t end) {
+                       const ops::TokenRows from = sequences.head_major_rows(p.scores, s),
+                                            to = sequences.head_major_rows(p.out, s);
+                       for (std::int64_t t = begin; t < end; ++t) {
+                         const float* const scores = p.scores.as<float>() + from.offset(t, head);
+                         float* const out = p.out.as<float>() + to.offset(t, head);
+                         const std::int64_t visible = s.visible_keys(t, true);
+                         if (out != scores) std::copy_n(scores, visible, out);
+                         std::fill(out + visible, out + columns, -std::numeric_limits<float>::infinity());
+                       }
+                     });
+}
+
+// ---- values
+// ------------------------------------------------------------------------------------------------------
+
+std::size_t values_out_workspace(const AttentionValuesParams& p) {
+  return aligned(HeadMatrices::workspace(p.out, all_queries(p.out), p.out.dim(-2), false));
+}
+
+std::size_t values_workspace(const AttentionValuesParams& p, const PlanContext&) {
+  return values_out_workspace(p) + HeadMatrices::workspace(p.v, all_keys(p.tables, p.v, Sequences(p).size()),
+                                                           p.v.dim(ops::kv_heads_axis(p.tables)),
+                                                           p.tables.paged());
+}
+
+void run_values(const AttentionValuesParams& p, const RunContext& ctx) {
+  const Sequences sequences(p);
+  const std::int64_t num_heads = p.out.dim(-2), num_kv_heads = p.v.dim(ops::kv_heads_axis(p.tables));
+  if (p.out.numel() == 0 || num_kv_heads == 0) return;
+  const std::int64_t head_dim = p.out.dim(-1), group = num_heads / num_kv_heads;
+  const HeadMatrices outs(p.out, num_heads, false, ctx.workspace);
+  const HeadMatrices values(p.v, num_kv_heads, p.tables.paged(),
+                            static_cast<char*>(ctx.workspace) + values_out_workspace(p));
+  const std::int64_t longest = longest_queries(sequences);
+
+#pragma omp parallel num_threads(ctx.num_threads)
+  {
+    for_each_head(sequences, num_kv_heads, [&](const SequenceSpan& s, std::int64_t kv_head) {
+      values.read(sequences.key_rows(p.v, s), keys_before(p.tables, p.v, s), s.kv_len, kv_head);
+    });
+    for_each_row_block(
+        sequences, num_heads, longest,
+        [&](const SequenceSpan& s, std::int64_t head, std::int64_t begin, std::int64_t end) {
+          const Matrix v = values.matrix(sequences.key_rows(p.v, s), keys_before(p.tables, p.v, s), s.kv_len,
+                                         head / group);
+          const ops::KeyRows out_rows = as_run(sequences.token_rows(p.out, s), s.seqlen_q);
+          const Matrix out = outs.matrix(out_rows, queries_before(p.tables, s), s.seqlen_q, head);
+          const ops::TokenRows rows = sequences.head_major_rows(p.probs, s);
+          const auto row = [&](std::int64_t t) { return p.probs.as<float>() + rows.offset(t, head); };
+          if (s.kv_len > 0 && end - begin > kGemvRows && rows.token_stride >= s.kv_len) {
+            dnnl_sgemm('N', 'N', end - begin, head_dim, s.kv_len, 1.0f, row(begin), rows.token_stride, v.data,
+                       v.stride, 0.0f, out.data + begin * out.stride, out.stride);
+          } else {
+            for (std::int64_t t = begin; t < end; ++t)
+              sum_rows(row(t), v.data, v.stride, s.kv_len, head_dim, out.data + t * out.stride);
+          }
+          outs.write(out_rows, queries_before(p.tables, s), s.seqlen_q, head, begin, end);
+        });
+  }
+}
+
+}  // namespace
+
+Kernel attention_scores_onednn() {
+  return make_kernel<AttentionScoresParams>("cpu::attention_scores_onednn", kFused | kVanilla, "any call",
+                                            any_call, run_scores, scores_workspace);
+}
+
+Kernel attention_mask_pass() {
+  return make_kernel<AttentionMaskParams>("cpu::attention_mask_pass", kFused | kVanilla, "any call", any_call,
+                                          run_mask);
+}
+
+Kernel attention_values_onednn() {
+  return make_kernel<AttentionValuesParams>("cpu::attention_values_onednn", kFused | kVanilla, "any call",
+                                            any_call, run_values, values_workspace);
+}
+
+}  // namespace kf::cpu

@@ -1,0 +1,115 @@
+// What the CPU offers. Environment: KF_ISA (baseline, avx2, avx512, best) lowers the instruction set, KF_NUM_THREADS sets
+// the default number of threads; both are read once.
+
+#include "backends/cpu/cpu_backend.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <string>
+
+#include <fmt/format.h>
+#include <omp.h>
+
+#include "backends/cpu/simd/targets.h"
+#include "hwy/targets.h"
+#include "kf/error.h"
+
+namespace kf::cpu {
+namespace {
+
+std::string env(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+struct Isa {
+  const char* name;
+  std::int64_t targets;  // Highway targets of this level
+};
+// Best first.
+constexpr Isa kIsas[] = {
+#if HWY_ARCH_X86
+    {"avx512", HWY_AVX3 | HWY_AVX3_DL},
+    {"avx2", HWY_AVX2},
+#elif HWY_ARCH_ARM
+    {"sve", HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128},
+    {"neon", HWY_NEON},
+#endif
+    {"baseline", HWY_EMU128 | HWY_SCALAR},
+};
+
+// Applies KF_ISA to Highway's dispatch and returns the name of the best level left. Runs once: Highway chooses its
+// target at the first dispatched call, for the process.
+std::string choose_isa() {
+  const std::string wanted = env("KF_ISA");
+  bool found = wanted.empty() || wanted == "best";
+  std::string names = "best";
+  std::int64_t disabled = 0;
+  if (!found)
+    for (const Isa& isa : kIsas) {
+      found = found || wanted == isa.name;
+      if (!found) disabled |= isa.targets;
+      names += std::string(", ") + isa.name;
+    }
+  if (!found)
+    throw Error(ErrorCode::invalid_argument, fmt::format("KF_ISA: expected one of {}, got {}", names, wanted));
+  if (disabled != 0) hwy::DisableTargets(disabled);
+  const std::int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
+  for (const Isa& isa : kIsas)
+    if (supported & isa.targets) return isa.name;
+  return "baseline";
+}
+
+int default_threads() {
+  const std::string wanted = env("KF_NUM_THREADS");
+  if (wanted.empty()) return omp_get_max_threads();
+  char* end = nullptr;
+  const long n = std::strtol(wanted.c_str(), &end, 10);
+  if (*end != '\0' || n < 1 || n > 4096)
+    throw Error(ErrorCode::invalid_argument, fmt::format("KF_NUM_THREADS: expected 1 to 4096, got {}", wanted));
+  return static_cast<int>(n);
+}
+
+std::string cpu_name() {
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  return "CPU";
+}
+
+std::size_t cache_bytes(int name, std::size_t otherwise) {
+  const long n = sysconf(name);
+  return n > 0 ? static_cast<std::size_t>(n) : otherwise;
+}
+
+DeviceCaps probe() {
+  DeviceCaps c;
+  c.device = {DeviceType::cpu, 0};
+  c.isa = choose_isa();
+  c.num_threads = default_threads();
+  c.name = cpu_name();
+  c.l1_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
+  c.l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
+  c.l3_bytes = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 8 << 20);
+  c.memory_bytes =
+      static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
+  return c;
+}
+
+}  // namespace
+
+DeviceCaps capabilities(int index) {
+  if (index != 0)
+    throw Error(ErrorCode::invalid_argument, fmt::format("cpu: expected device index 0, got {}", index));
+  static const DeviceCaps caps = probe();
+  return caps;
+}
+
+const Backend& backend() {
+  static const Backend b{"cpu", DeviceType::cpu, [] { return Support::yes(); }, capabilities, kernels};
+  return b;
+}
+
+}  // namespace kf::cpu

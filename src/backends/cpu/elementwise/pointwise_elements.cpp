@@ -1,0 +1,102 @@
+#include "backends/cpu/elementwise/pointwise_elements.h"
+
+#include "core/half.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backends/cpu/elementwise/pointwise_elements.cpp"
+#include "backends/cpu/simd/targets.h"
+#include "hwy/foreach_target.h"
+// Must come after foreach_target.h.
+#include "backends/cpu/simd/activation-inl.h"
+#include "backends/cpu/simd/load_store-inl.h"
+#include "backends/cpu/simd/stream-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kf {
+namespace HWY_NAMESPACE {
+
+struct Sum {
+  HWY_INLINE F32Vec operator()(F32Tag, F32Vec a, F32Vec b) const { return hn::Add(a, b); }
+};
+struct Product {
+  HWY_INLINE F32Vec operator()(F32Tag, F32Vec a, F32Vec b) const { return hn::Mul(a, b); }
+};
+template <Activation kKind>
+struct Activated {
+  HWY_INLINE F32Vec operator()(F32Tag d, F32Vec a) const { return Activate<kKind>(d, a); }
+};
+template <Activation kKind>
+struct Gated {
+  HWY_INLINE F32Vec operator()(F32Tag d, F32Vec a, F32Vec b) const {
+    return hn::Mul(Activate<kKind>(d, a), b);
+  }
+};
+
+// out = f(a) or f(a, b), as F takes.
+template <class T, class F>
+void Map(const cpu::Elements& e) {
+  const F32Tag d;
+  const F f;
+  const auto* a = static_cast<const T*>(e.a);
+  const auto* b = static_cast<const T*>(e.b);
+  WithOut(e.stream, static_cast<T*>(e.out), [&](auto out) HWY_ATTR {
+    ForEachVector(e.n, [&](std::int64_t i, auto extent) HWY_ATTR {
+      if constexpr (std::is_invocable_v<F, F32Tag, F32Vec>) {
+        out.Put(d, f(d, LoadF32(d, a + i, extent)), i, extent);
+      } else {
+        out.Put(d, f(d, LoadF32(d, a + i, extent), LoadF32(d, b + i, extent)), i, extent);
+      }
+    });
+  });
+  if (e.stream) hwy::FlushStream();
+}
+
+template <class F>
+void MapAnyType(const cpu::Elements& e) {
+  with_activation_type(e.dtype, [&]<class T>(std::type_identity<T>) { Map<T, F>(e); });
+}
+
+void BinaryElements(BinaryKind kind, const cpu::Elements& e) {
+  kind == BinaryKind::add ? MapAnyType<Sum>(e) : MapAnyType<Product>(e);
+}
+
+template <template <Activation> class F>
+void MapAnyActivation(Activation kind, const cpu::Elements& e) {
+  switch (kind) {
+    case Activation::none:
+      return MapAnyType<F<Activation::none>>(e);
+    case Activation::silu:
+      return MapAnyType<F<Activation::silu>>(e);
+    case Activation::gelu:
+      return MapAnyType<F<Activation::gelu>>(e);
+    case Activation::gelu_tanh:
+      return MapAnyType<F<Activation::gelu_tanh>>(e);
+    case Activation::relu:
+      return MapAnyType<F<Activation::relu>>(e);
+  }
+}
+
+void ActivationElements(Activation kind, const cpu::Elements& e) { MapAnyActivation<Activated>(kind, e); }
+void GatedElements(Activation kind, const cpu::Elements& e) { MapAnyActivation<Gated>(kind, e); }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kf
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kf {
+HWY_EXPORT(BinaryElements);
+HWY_EXPORT(ActivationElements);
+HWY_EXPORT(GatedElements);
+
+namespace cpu {
+
+void binary_elements(BinaryKind kind, const Elements& e) { HWY_DYNAMIC_DISPATCH(BinaryElements)(kind, e); }
+void activation_elements(Activation kind, const Elements& e) {
+  HWY_DYNAMIC_DISPATCH(ActivationElements)(kind, e);
+}
+void gated_elements(Activation kind, const Elements& e) { HWY_DYNAMIC_DISPATCH(GatedElements)(kind, e); }
+
+}  // namespace cpu
+}  // namespace kf
+#endif

@@ -1,0 +1,35 @@
+#include "backends/cpu/elementwise/softmax.h"
+
+#include "backends/cpu/elementwise/softmax_row.h"
+#include "backends/cpu/parallel.h"
+#include "backends/cpu/rows.h"
+#include "backends/cpu/simd/stream.h"
+
+namespace kf::cpu {
+namespace {
+
+// Floats of one thread's exponentials: whole cache lines.
+std::int64_t row_buffer(const TensorView& x) { return (x.dim(-1) + 15) / 16 * 16; }
+
+}  // namespace
+
+std::size_t softmax_workspace(const SoftmaxParams& p, const PlanContext& ctx) {
+  return static_cast<std::size_t>(row_buffer(p.x)) * sizeof(float) *
+         static_cast<std::size_t>(ctx.num_threads);
+}
+
+void softmax_run(const SoftmaxParams& p, const RunContext& ctx) {
+  const std::int64_t rows = num_rows(p.x), n = p.x.dim(-1), buffer = row_buffer(p.x);
+  const RowOffsets x_rows(p.x), out_rows(p.out), lse_rows(p.lse, 0);
+  const bool stream = streams(p.out, {&p.x});
+  parallel_ranges(ctx.num_threads, rows, n, [&](std::int64_t begin, std::int64_t end, int thread) {
+    float* exponentials = static_cast<float*>(ctx.workspace) + thread * buffer;
+    for (std::int64_t row = begin; row < end; ++row) {
+      const float lse = softmax_row(p.x.dtype, p.x.at(x_rows(row)), p.out.at(out_rows(row)), n, p.scale,
+                                    exponentials, stream);
+      if (p.lse.present()) p.lse.as<float>()[lse_rows(row)] = lse;
+    }
+  });
+}
+
+}  // namespace kf::cpu

@@ -1,0 +1,15 @@
+// One row of a softmax.
+#pragma once
+
+#include <cstdint>
+
+#include "kf/dtype.h"
+
+namespace kf::cpu {
+
+// Writes out = softmax(scale x) and returns lse. `exponentials` has room for n; `out` may be `x`; with
+// `stream`, `out` is written past the caches.
+float softmax_row(DType dtype, const void* x, void* out, std::int64_t n, float scale, float* exponentials,
+                  bool stream);
+
+}  // namespace kf::cpu

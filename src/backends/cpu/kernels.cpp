@@ -1,0 +1,134 @@
+// Every CPU kernel, one row each: op by op, best first, the reference last. A call takes the first row of its
+// op that accepts it and is of a configured family.
+
+#include <vector>
+
+#include "backends/cpu/attention/kernels.h"
+#include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/elementwise/dequantize.h"
+#include "backends/cpu/elementwise/pointwise.h"
+#include "backends/cpu/elementwise/softmax.h"
+#include "backends/cpu/linear/kernels.h"
+#include "backends/cpu/linear/small/kernels.h"
+#include "backends/cpu/norm/norm.h"
+#include "backends/cpu/reference/elementwise.h"
+#include "backends/cpu/reference/norm.h"
+#include "backends/cpu/reference/rope.h"
+#include "backends/cpu/reference/sampling.h"
+#include "backends/cpu/rope/append_kv.h"
+#include "backends/cpu/rope/rope.h"
+#include "backends/cpu/sampling/argmax.h"
+#include "backends/cpu/sampling/embedding.h"
+#include "backends/cpu/sampling/sample.h"
+
+namespace kf::cpu {
+
+namespace {
+
+// For kernels that take every valid call.
+template <class P>
+Support always(const P&, const PlanContext&) {
+  return Support::yes();
+}
+
+// A kernel that takes every valid call and is the unfused form as well as the fused one.
+template <class P>
+Kernel plain(const char* name, void (*run)(const P&, const RunContext&),
+             std::size_t (*workspace)(const P&, const PlanContext&) = nullptr) {
+  return make_kernel<P>(name, kFused | kVanilla, "any layout with a contiguous last dimension", always<P>,
+                        run, workspace);
+}
+
+template <class P>
+Kernel reference_row(const char* name, void (*run)(const P&, const RunContext&)) {
+  return make_kernel<P>(name, kReference, "any layout", always<P>, run);
+}
+
+}  // namespace
+
+std::vector<Kernel> kernels() {
+  return {
+      // --- linear, qkv_linear, gated_ffn, lm_head_argmax: few tokens
+      // -------------------------------------------
+      linear_small(),
+      linear_small_unfused(),
+      qkv_linear_small(),
+      gated_ffn_small(),
+      lm_head_argmax_small(),
+
+      // --- linear, qkv_linear, gated_ffn, lm_head_argmax: many tokens, unfused, reference
+      // ----------------------
+      linear_fused(),
+      linear_onednn(),
+      linear_lowbit_unfused(),
+      linear_reference(),
+      qkv_linear_fused(),
+      qkv_linear_reference(),
+      gated_ffn_fused(),
+      gated_ffn_reference(),
+      lm_head_argmax_fused(),
+      lm_head_argmax_reference(),
+
+      // --- rms_norm, layer_norm
+      // --------------------------------------------------------------------------------
+      make_kernel("cpu::rms_norm_plain", kFused | kVanilla, "no residual", rms_norm_plain_supports,
+                  rms_norm_run, rms_norm_workspace),
+      make_kernel("cpu::rms_norm_residual", kFused, "with or without residual", always<RmsNormParams>,
+                  rms_norm_run, rms_norm_workspace),
+      reference_row("cpu::rms_norm_reference", reference::rms_norm),
+      make_kernel("cpu::layer_norm_plain", kFused | kVanilla, "no residual", layer_norm_plain_supports,
+                  layer_norm_run, layer_norm_workspace),
+      make_kernel("cpu::layer_norm_residual", kFused, "with or without residual", always<LayerNormParams>,
+                  layer_norm_run, layer_norm_workspace),
+      reference_row("cpu::layer_norm_reference", reference::layer_norm),
+
+      // --- binary, activation, gated_activation, softmax, dequantize
+      // -------------------------------------------
+      plain("cpu::binary_plain", binary_run),
+      reference_row("cpu::binary_reference", reference::binary),
+      plain("cpu::activation_plain", activation_run),
+      reference_row("cpu::activation_reference", reference::activation),
+      make_kernel("cpu::gated_activation_fused", kFused, "any layout with a contiguous last dimension",
+                  always<GatedActivationParams>, gated_activation_run),
+      reference_row("cpu::gated_activation_reference", reference::gated_activation),
+      plain("cpu::softmax_plain", softmax_run, softmax_workspace),
+      reference_row("cpu::softmax_reference", reference::softmax),
+      plain("cpu::dequantize_plain", dequantize_run),
+      reference_row("cpu::dequantize_reference", reference::dequantize),
+
+      // --- rope, append_kv, rope_append
+      // ------------------------------------------------------------------------
+      make_kernel("cpu::rope_plain", kFused | kVanilla, "no QK-norm; head_dim up to 1024",
+                  rope_plain_supports, rope_run, rope_workspace),
+      make_kernel("cpu::rope_qk_norm", kFused, "with or without QK-norm; head_dim up to 1024", rope_supports,
+                  rope_run, rope_workspace),
+      reference_row("cpu::rope_reference", reference::rope),
+      plain("cpu::append_kv_plain", append_kv_run),
+      reference_row("cpu::append_kv_reference", reference::append_kv),
+      make_kernel("cpu::rope_append_fused", kFused, "head_dim up to 1024", rope_append_supports,
+                  rope_append_run, rope_append_workspace),
+      reference_row("cpu::rope_append_reference", reference::rope_append),
+
+      // --- attention, attention_scores, attention_mask, attention_values
+      // ---------------------------------------
+      attention_flash(),
+      attention_reference(),
+      attention_scores_onednn(),
+      attention_scores_reference(),
+      attention_mask_pass(),
+      attention_mask_reference(),
+      attention_values_onednn(),
+      attention_values_reference(),
+
+      // --- embedding, argmax, sample
+      // ---------------------------------------------------------------------------
+      plain("cpu::embedding_plain", embedding_run),
+      reference_row("cpu::embedding_reference", reference::embedding),
+      plain("cpu::argmax_plain", argmax_run),
+      reference_row("cpu::argmax_reference", reference::argmax),
+      plain("cpu::sample_plain", sample_run, sample_workspace),
+      reference_row("cpu::sample_reference", reference::sample),
+  };
+}
+
+}  // namespace kf::cpu

@@ -1,0 +1,355 @@
+// The linear family on our own GEMM: how it is cut, and who does what. The arithmetic is in gemm_simd.cpp.
+#include "backends/cpu/linear/gemm.h"
+
+#include <initializer_list>
+#include <memory>
+#include <string>
+
+#include <omp.h>
+
+#include "backends/cpu/linear/kernels.h"
+#include "kf/ops/linear.h"
+
+namespace kf::cpu {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------------
+// Plan
+
+struct GemmState {
+  std::shared_ptr<void> packs[3];  // of the op's weights in their order; null where a weight is not packed
+  std::int64_t rows_per_pass = 0;
+  int num_threads = 1;
+};
+
+// A plain weight as strips, made once where weights are constant. Block formats stay as they are in the file.
+std::shared_ptr<void> pack_weight(const TensorView& weight, const PlanContext& ctx) {
+  if (ctx.packs == nullptr || dtype_info(weight.dtype).is_block || weight.numel() == 0) return nullptr;
+  const std::int64_t lanes = strip_lanes();
+  return ctx.packs->get<void>(weight, "strips" + std::to_string(lanes), [&](std::size_t* bytes) {
+    const std::int64_t strips = ceil_div(weight.dim(0), lanes);
+    const std::size_t strip_bytes =
+        static_cast<std::size_t>(weight.dim(1) * lanes * dtype_info(weight.dtype).block_bytes);
+    *bytes = static_cast<std::size_t>(strips) * strip_bytes;
+    std::shared_ptr<void> packed = allocate_host(*bytes);
+#pragma omp parallel for num_threads(ctx.num_threads)
+    for (std::int64_t s = 0; s < strips; ++s)
+      pack_strip(weight, s, static_cast<char*>(packed.get()) + static_cast<std::size_t>(s) * strip_bytes);
+    return packed;
+  });
+}
+
+// Equal passes, few enough rows that what is packed of them takes at most half of the last cache.
+std::int64_t rows_per_pass(std::int64_t rows, std::size_t packed_bytes_per_row, const DeviceCaps& caps) {
+  const auto fit = static_cast<std::int64_t>(caps.l3_bytes / 2 / packed_bytes_per_row);
+  const std::int64_t most = std::clamp(fit / kChunkRows * kChunkRows, kChunkRows, kMaxRowsPerPass);
+  return rows == 0 ? 0 : ceil_div(rows, ceil_div(rows, most));
+}
+
+// Bytes that a pass's rows take for a reduction of this length.
+std::size_t packed_row_bytes(std::int64_t in) { return PackedRows::bytes(1, cut_blocks(in)); }
+
+std::shared_ptr<GemmState> make_state(std::initializer_list<const TensorView*> weights,
+                                      std::int64_t num_tokens, std::size_t packed_bytes_per_row,
+                                      const PlanContext& ctx) {
+  auto s = std::make_shared<GemmState>();
+  std::size_t i = 0;
+  for (const TensorView* w : weights) s->packs[i++] = pack_weight(*w, ctx);
+  s->rows_per_pass = rows_per_pass(num_tokens, packed_bytes_per_row, ctx.caps);
+  s->num_threads = ctx.num_threads;
+  return s;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Workspace: the rows of a pass, then what each thread has for itself.
+
+// Hands out 64-byte aligned parts; from a null base it only counts.
+class Parts {
+ public:
+  explicit Parts(void* base) : base_(reinterpret_cast<std::uintptr_t>(base)) {}
+  template <class T>
+  T* take(std::size_t count) {
+    T* const part = reinterpret_cast<T*>(base_ + used_);
+    used_ += (count * sizeof(T) + 63) / 64 * 64;
+    return part;
+  }
+  std::size_t used() const { return used_; }
+
+ private:
+  std::uintptr_t base_;
+  std::size_t used_ = 0;
+};
+
+PackedRows take_rows(Parts& parts, std::int64_t rows, std::int64_t in) {
+  PackedRows packed;
+  packed.rows = rows;
+  packed.blocks = cut_blocks(in);
+  packed.data = parts.take<float>(PackedRows::bytes(rows, packed.blocks) / sizeof(float));
+  return packed;
+}
+
+// What a thread has for itself.
+struct ThreadPart {
+  GemmItem item;
+  float* max;
+  std::int32_t* index;
+
+  ThreadPart(Parts& parts, std::int64_t rows) {
+    const auto lanes = static_cast<std::size_t>(strip_lanes());
+    const auto n = static_cast<std::size_t>(rows);
+    item.strips = parts.take<float>(kMaxPairsPerItem * 2 * kMaxDepth * lanes);
+    item.sums = parts.take<float>(kMaxPairsPerItem * n * 2 * lanes);
+    max = parts.take<float>(n);
+    index = parts.take<std::int32_t>(n);
+  }
+};
+
+class GemmSpace {
+ public:
+  PackedRows a, hidden;  // hidden: gated_ffn only
+  std::size_t bytes;     // of the workspace
+
+  GemmSpace(void* workspace, const GemmState& s, std::int64_t in, std::int64_t intermediate = -1)
+      : rows_(s.rows_per_pass) {
+    Parts parts(workspace);
+    a = take_rows(parts, rows_, in);
+    if (intermediate >= 0) hidden = take_rows(parts, rows_, intermediate);
+    threads_ = parts.take<char>(0);
+    Parts own(nullptr);
+    [[maybe_unused]] const ThreadPart counted(own, rows_);
+    bytes_per_thread_ = own.used();
+    bytes = parts.used() + bytes_per_thread_ * static_cast<std::size_t>(s.num_threads);
+  }
+  ThreadPart of_thread(int thread) const {
+    Parts own(threads_ + static_cast<std::size_t>(thread) * bytes_per_thread_);
+    return ThreadPart(own, rows_);
+  }
+
+ private:
+  std::int64_t rows_;
+  char* threads_;
+  std::size_t bytes_per_thread_;
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// Run. The functions on passes are called by every thread of a team, share their work among it, and end with
+// a barrier.
+
+void pack_pass(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, const PackedRows& a) {
+  constexpr std::int64_t kRows = 8;
+#pragma omp for schedule(dynamic)
+  for (std::int64_t row = 0; row < a.rows; row += kRows)
+    pack_rows(x, prologue, row_offset, row, std::min(a.rows, row + kRows), a);
+}
+
+std::int64_t pairs_of(const StoreEpilogue& e) { return ceil_div(e.weight.weight.dim(0), 2 * strip_lanes()); }
+std::int64_t pairs_of(const ArgmaxEpilogue& e) { return ceil_div(e.weight.weight.dim(0), 2 * strip_lanes()); }
+std::int64_t pairs_of(const GateEpilogue& e) { return ceil_div(e.gate.weight.dim(0), strip_lanes()); }
+
+// How rows and pairs are cut into items: as large as may be while every thread gets several, so that none
+// waits long for another at the end.
+struct Items {
+  std::int64_t rows = 0, pairs = 0;  // in all
+  std::int64_t rows_per_item = 1, pairs_per_item = 1;
+
+  Items() = default;
+  Items(std::int64_t rows, std::int64_t pairs, int threads)
+      : rows(rows),
+        pairs(pairs),
+        rows_per_item(std::max<std::int64_t>(1, rows)),
+        pairs_per_item(kMaxPairsPerItem) {
+    const std::int64_t wanted = threads == 1 ? 1 : 8 * threads;
+    while (count() < wanted && pairs_per_item > 1) pairs_per_item /= 2;
+    while (count() < wanted && rows_per_item >= kChunkRows) rows_per_item = ceil_div(rows_per_item, 24) * 12;
+  }
+  std::int64_t row_blocks() const { return ceil_div(rows, rows_per_item); }
+  std::int64_t count() const { return ceil_div(pairs, pairs_per_item) * row_blocks(); }
+  void set(GemmItem& item, std::int64_t i) const {
+    item.pair_begin = i / row_blocks() * pairs_per_item;
+    item.pair_end = std::min(pairs, item.pair_begin + pairs_per_item);
+    item.row_begin = i % row_blocks() * rows_per_item;
+    item.row_end = std::min(rows, item.row_begin + rows_per_item);
+  }
+};
+
+// Products over the same rows; their items are dealt out together.
+template <class Epilogue, std::size_t kProducts>
+void multiply_pass(GemmItem item, const Epilogue (&products)[kProducts]) {
+  Items items[kProducts];
+  std::int64_t count = 0;
+  for (std::size_t p = 0; p < kProducts; ++p) {
+    items[p] = Items(item.a.rows, pairs_of(products[p]), omp_get_num_threads());
+    count += items[p].count();
+  }
+#pragma omp for schedule(dynamic)
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::int64_t index = i;
+    std::size_t p = 0;
+    while (index >= items[p].count()) index -= items[p++].count();
+    items[p].set(item, index);
+    multiply(item, products[p]);
+  }
+}
+
+// Calls pass(first row of x, packed rows of A, the thread's part) for one pass after the other, in every
+// thread.
+template <class Pass>
+void for_each_pass(const TensorView& x, const Prologue& prologue, const GemmState& s, const GemmSpace& space,
+                   const RunContext& ctx, const Pass& pass) {
+  const std::int64_t num_tokens = x.dim(0);
+  if (num_tokens == 0) return;
+#pragma omp parallel num_threads(std::min(ctx.num_threads, s.num_threads))
+  {
+    ThreadPart own = space.of_thread(omp_get_thread_num());
+    own.item.a = space.a;
+    for (std::int64_t row = 0; row < num_tokens; row += s.rows_per_pass) {
+      own.item.a.rows = std::min(s.rows_per_pass, num_tokens - row);
+      pack_pass(x, prologue, row, own.item.a);
+      pass(row, own);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// linear
+
+Support any_call(const auto&, const PlanContext&) { return Support::yes(); }
+
+// The primitive form, as an eager framework calls it for weights that its library does not take.
+Support lowbit_primitive(const LinearParams& p, const PlanContext&) {
+  if (!p.prologue.empty()) return Support::no("a prologue: this row is the unfused linear layer");
+  if (p.activation != Activation::none)
+    return Support::no("an activation: this row is the unfused linear layer");
+  if (p.residual.present()) return Support::no("a residual: this row is the unfused linear layer");
+  if (p.weight.dtype == DType::f32 && p.x.dtype == DType::f32)
+    return Support::no("f32 throughout: this row takes 16-bit and block-format operands");
+  return Support::yes();
+}
+
+std::shared_ptr<GemmState> prepare_linear(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes) {
+  auto s = make_state({&p.weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
+  *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
+  return s;
+}
+
+void run_linear(const LinearParams& p, const GemmState& s, const RunContext& ctx) {
+  const GemmSpace space(ctx.workspace, s, p.x.dim(1));
+  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
+    const StoreEpilogue products[] = {
+        {{p.weight, s.packs[0].get()}, p.bias, p.residual, p.out, p.activation, row}};
+    multiply_pass(own.item, products);
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// qkv_linear
+
+std::shared_ptr<GemmState> prepare_qkv(const QkvLinearParams& p, const PlanContext& ctx, std::size_t* bytes) {
+  auto s = make_state({&p.q_weight, &p.k_weight, &p.v_weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
+  *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
+  return s;
+}
+
+void run_qkv(const QkvLinearParams& p, const GemmState& s, const RunContext& ctx) {
+  const GemmSpace space(ctx.workspace, s, p.x.dim(1));
+  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
+    const StoreEpilogue products[] = {
+        {{p.q_weight, s.packs[0].get()}, p.q_bias, {}, p.q, Activation::none, row},
+        {{p.k_weight, s.packs[1].get()}, p.k_bias, {}, p.k, Activation::none, row},
+        {{p.v_weight, s.packs[2].get()}, p.v_bias, {}, p.v, Activation::none, row}};
+    multiply_pass(own.item, products);
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// gated_ffn: the hidden rows of a pass are written packed, as the A of the down product.
+
+std::shared_ptr<GemmState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx, std::size_t* bytes) {
+  const std::int64_t in = p.x.dim(1), intermediate = p.gate_weight.dim(0);
+  auto s = make_state({&p.gate_weight, &p.up_weight, &p.down_weight}, p.x.dim(0),
+                      packed_row_bytes(in) + packed_row_bytes(intermediate), ctx);
+  *bytes = GemmSpace(nullptr, *s, in, intermediate).bytes;
+  return s;
+}
+
+void run_ffn(const GatedFfnParams& p, const GemmState& s, const RunContext& ctx) {
+  const GemmSpace space(ctx.workspace, s, p.x.dim(1), p.gate_weight.dim(0));
+  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
+    PackedRows hidden = space.hidden;
+    hidden.rows = own.item.a.rows;
+    const GateEpilogue gate[] = {
+        {{p.gate_weight, s.packs[0].get()}, {p.up_weight, s.packs[1].get()}, p.activation, hidden}};
+    multiply_pass(own.item, gate);
+    GemmItem item = own.item;
+    item.a = hidden;
+    const StoreEpilogue down[] = {
+        {{p.down_weight, s.packs[2].get()}, {}, p.residual, p.out, Activation::none, row}};
+    multiply_pass(item, down);
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// lm_head_argmax: each thread keeps the maximum of what it has seen of every row; then the threads' are
+// compared.
+
+std::shared_ptr<GemmState> prepare_argmax(const LmHeadArgmaxParams& p, const PlanContext& ctx,
+                                          std::size_t* bytes) {
+  auto s = make_state({&p.weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
+  *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
+  return s;
+}
+
+void run_argmax(const LmHeadArgmaxParams& p, const GemmState& s, const RunContext& ctx) {
+  const GemmSpace space(ctx.workspace, s, p.x.dim(1));
+  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
+    const std::int64_t rows = own.item.a.rows;
+    std::fill(own.index, own.index + rows, -1);
+    const ArgmaxEpilogue products[] = {{{p.weight, s.packs[0].get()}, own.max, own.index}};
+    multiply_pass(own.item, products);
+    const int threads = omp_get_num_threads();
+#pragma omp for
+    for (std::int64_t r = 0; r < rows; ++r) {
+      float max = 0;
+      std::int32_t index = -1;
+      for (int t = 0; t < threads; ++t) {
+        const ThreadPart other = space.of_thread(t);
+        if (other.index[r] < 0 || !argmax_before(other.max[r], other.index[r], max, index)) continue;
+        max = other.max[r];
+        index = other.index[r];
+      }
+      p.ids.as<std::int32_t>()[(row + r) * p.ids.stride(0)] = index;
+      if (p.max.present()) p.max.as<float>()[(row + r) * p.max.stride(0)] = max;
+    }
+  });
+}
+
+}  // namespace
+
+Kernel linear_fused() {
+  return make_kernel<LinearParams, GemmState>("cpu::linear_fused", kFused, "any call", any_call,
+                                              prepare_linear, run_linear);
+}
+
+Kernel linear_lowbit_unfused() {
+  return make_kernel<LinearParams, GemmState>(
+      "cpu::linear_lowbit_unfused", kVanilla,
+      "16-bit or block-format operands; no prologue, activation or residual", lowbit_primitive,
+      prepare_linear, run_linear);
+}
+
+Kernel qkv_linear_fused() {
+  return make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_fused", kFused, "any call", any_call,
+                                                 prepare_qkv, run_qkv);
+}
+
+Kernel gated_ffn_fused() {
+  return make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_fused", kFused, "any call", any_call,
+                                                prepare_ffn, run_ffn);
+}
+
+Kernel lm_head_argmax_fused() {
+  return make_kernel<LmHeadArgmaxParams, GemmState>("cpu::lm_head_argmax_fused", kFused, "any call", any_call,
+                                                    prepare_argmax, run_argmax);
+}
+
+}  // namespace kf::cpu

@@ -1,0 +1,118 @@
+// The GEMM of the linear family for many tokens:  epilogue( prologue(x) @ weight^T ), all arithmetic in f32.
+//
+//   strip   as many output features (rows of the weight) as a vector has lanes, stored [in][lanes] in f32:
+//   what one
+//           vector of a register tile is multiplied with. Plain weights are packed to strips once where they
+//           are constant; block formats are decoded from the file's bytes, a strip block at a time, for all
+//           rows of an item.
+//   block   the part of the reduction dimension that is summed in registers. Blocks depend on the shape
+//   alone, so that
+//           results do not depend on the number of threads.
+//   pass    the rows of x that lie packed (prologue applied, f32) in the workspace at a time.
+//   item    some rows of a pass times some pairs of strips: the unit that threads take.
+//
+// This header is what the vector code (gemm_simd.cpp) and the threaded driver (gemm.cpp) have in common.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "kf/ops/common.h"
+
+namespace kf::cpu {
+
+// A pair of strips of this depth (AVX2: 18 KB) and a tile's rows of A (7 KB) share an L1 of 32 KB. A multiple
+// of the block formats' 32.
+inline constexpr std::int64_t kMaxDepth = 288;
+// Floats between packed rows: room for kMaxDepth, and an odd number of cache lines, so that rows of a tile
+// lie in different sets of the L1.
+inline constexpr std::int64_t kPackedStride = 304;
+// Rows of A that stay in L2 (117 KB) while the strips of an item pass by; a multiple of every tile's rows.
+inline constexpr std::int64_t kChunkRows = 96;
+inline constexpr std::int64_t kMaxPairsPerItem = 4;
+inline constexpr std::int64_t kMaxRowsPerPass = 576;
+
+inline constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// The reduction dimension cut into blocks of equal depth (the last may be less), a multiple of 32.
+struct Blocks {
+  std::int64_t in = 0;     // whole length
+  std::int64_t depth = 0;  // of a block
+  std::int64_t count = 1;  // at least one: an empty sum is a sum
+};
+inline Blocks cut_blocks(std::int64_t in) {
+  Blocks b;
+  b.in = in;
+  b.depth = ceil_div(ceil_div(in, std::max<std::int64_t>(1, ceil_div(in, kMaxDepth))), 32) * 32;
+  b.count = in == 0 ? 1 : ceil_div(in, b.depth);
+  return b;
+}
+
+// Rows of A in f32 in the workspace: [block][row][kPackedStride].
+struct PackedRows {
+  float* data = nullptr;
+  std::int64_t rows = 0;
+  Blocks blocks;
+
+  float* at(std::int64_t block, std::int64_t row) const {
+    return data + (block * rows + row) * kPackedStride;
+  }
+  static std::size_t bytes(std::int64_t rows, const Blocks& blocks) {
+    return static_cast<std::size_t>(blocks.count * rows * kPackedStride) * sizeof(float);
+  }
+};
+
+// A weight as strips. Packed strips keep the weight's dtype: [strip][in][lanes], missing features zero.
+struct StripWeight {
+  TensorView weight;             // [out, in]
+  const void* packed = nullptr;  // null: strips are made from `weight` as they are needed
+};
+
+// One unit of work.
+struct GemmItem {
+  PackedRows a;
+  std::int64_t row_begin = 0, row_end = 0;    // rows of the pass
+  std::int64_t pair_begin = 0, pair_end = 0;  // pairs of strips
+  float* strips = nullptr;                    // thread's own: kMaxPairsPerItem pairs of one block
+  float* sums = nullptr;                      // thread's own: [pair][row][2 * lanes]
+};
+
+// What becomes of the sums. `row_offset` is the first row of the pass among all of x.
+struct StoreEpilogue {  // out = act(sum + bias) + residual; a pair is two neighbouring strips of `weight`
+  StripWeight weight;
+  TensorView bias, residual, out;
+  Activation activation = Activation::none;
+  std::int64_t row_offset = 0;
+};
+struct GateEpilogue {  // hidden = act(gate) * up; a pair is a strip of each
+  StripWeight gate, up;
+  Activation activation = Activation::silu;
+  PackedRows hidden;
+};
+struct ArgmaxEpilogue {  // running maximum of each row of the pass, thread's own; a pair as in StoreEpilogue
+  StripWeight weight;
+  float* max = nullptr;
+  std::int32_t* index = nullptr;  // -1: none yet
+};
+// Whether (value, index) comes before (max, at) in torch.argmax's order: NaN, then the largest, then the
+// lowest index.
+inline bool argmax_before(float value, std::int32_t index, float max, std::int32_t at) {
+  if (at < 0) return true;
+  const bool nan = value != value, max_nan = max != max;
+  if (nan != max_nan) return nan;
+  return nan || value == max ? index < at : value > max;
+}
+
+// The vector code, for the best instruction set in use. Each works serially.
+std::int64_t strip_lanes();
+// Rows [begin, end) of x, counted from row_offset + begin there, with the prologue applied.
+void pack_rows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
+               std::int64_t end, const PackedRows& packed);
+// One strip of a plain weight: [in][lanes] in the weight's dtype.
+void pack_strip(const TensorView& weight, std::int64_t strip, void* packed);
+void multiply(const GemmItem& item, const StoreEpilogue& epilogue);
+void multiply(const GemmItem& item, const GateEpilogue& epilogue);
+void multiply(const GemmItem& item, const ArgmaxEpilogue& epilogue);
+
+}  // namespace kf::cpu

@@ -1,0 +1,119 @@
+// The GEMM's vector code: one item, serially.
+#include "backends/cpu/simd/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backends/cpu/linear/gemm_simd.cpp"
+#include "hwy/foreach_target.h"
+// After foreach_target:
+#include "backends/cpu/linear/epilogue-inl.h"
+#include "backends/cpu/linear/gemm.h"
+#include "backends/cpu/linear/rows-inl.h"
+#include "backends/cpu/linear/strips-inl.h"
+#include "backends/cpu/linear/tile-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kf::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+static_assert(kChunkRows % kTileRows == 0);
+
+// Asks for the share of a strip that falls to the tile at row `at` of `rows`, so that the strip has come from
+// the last cache or from memory when its turn is.
+HWY_INLINE void PrefetchPart(const float* strip, std::int64_t floats, std::int64_t at, std::int64_t rows) {
+  constexpr std::int64_t kLine = 16, kTile = kTileRows;
+  const std::int64_t end = std::min(floats, floats * (at + kTile) / rows);
+  for (std::int64_t i = floats * at / rows; i < end; i += kLine) __builtin_prefetch(strip + i, 0, 2);
+}
+
+// Loop order, outermost first: blocks of depth (strips made once for all rows) > chunks of rows (A in L2) >
+// pairs of strips (one in L1) > tiles. Sums pass from block to block in memory.
+template <class Epilogue>
+void Multiply(const GemmItem& item, const Epilogue& epilogue) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32Tag()));
+  const std::int64_t item_rows = item.row_end - item.row_begin;
+  const Blocks& blocks = item.a.blocks;
+  for (std::int64_t block = 0; block < blocks.count; ++block) {
+    const std::int64_t k_begin = block * blocks.depth;
+    const std::int64_t depth = std::min(blocks.depth, blocks.in - k_begin);
+    const float* strips[kMaxPairsPerItem][2];
+    for (std::int64_t pair = item.pair_begin; pair < item.pair_end; ++pair) {
+      const std::int64_t p = pair - item.pair_begin;
+      for (int side = 0; side < 2; ++side) {
+        const StripOf of = StripAt(epilogue, pair, side);
+        float* const buffer = item.strips + (2 * p + side) * kMaxDepth * lanes;
+        strips[p][side] =
+            of.weight != nullptr ? StripBlock(*of.weight, of.strip, k_begin, depth, buffer) : strips[p][0];
+      }
+    }
+    for (std::int64_t chunk = item.row_begin; chunk < item.row_end; chunk += kChunkRows) {
+      const std::int64_t chunk_end = std::min(item.row_end, chunk + kChunkRows);
+      for (std::int64_t pair = item.pair_begin; pair < item.pair_end; ++pair) {
+        const std::int64_t p = pair - item.pair_begin;
+        for (std::int64_t row = chunk; row < chunk_end; row += static_cast<std::int64_t>(kTileRows)) {
+          const std::int64_t rows = std::min(static_cast<std::int64_t>(kTileRows), chunk_end - row);
+          float* const sums = item.sums + (p * item_rows + row - item.row_begin) * 2 * lanes;
+          if (chunk == item.row_begin && pair + 1 < item.pair_end)
+            for (const float* next : strips[p + 1])
+              PrefetchPart(next, depth * lanes, row - chunk, chunk_end - chunk);
+          Tile(static_cast<std::size_t>(rows), item.a.at(block, row), strips[p][0], strips[p][1],
+               static_cast<std::size_t>(depth), sums, block > 0);
+          if (block == blocks.count - 1) Finish(epilogue, pair, row, rows, sums);
+        }
+      }
+    }
+  }
+}
+
+void MultiplyStore(const GemmItem& item, const StoreEpilogue& e) { Multiply(item, e); }
+void MultiplyGate(const GemmItem& item, const GateEpilogue& e) { Multiply(item, e); }
+void MultiplyArgmax(const GemmItem& item, const ArgmaxEpilogue& e) { Multiply(item, e); }
+
+void PackRows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
+              std::int64_t end, const PackedRows& packed) {
+  with_activation_type(x.dtype, [&]<class T>(std::type_identity<T>) HWY_ATTR {
+    for (std::int64_t row = begin; row < end; ++row) PackRow<T>(x, prologue, row_offset + row, packed, row);
+  });
+}
+
+void PackStrip(const TensorView& weight, std::int64_t strip, void* packed) {
+  if (weight.dtype == DType::f32)
+    GatherStrip(weight, strip, 0, weight.dim(1), static_cast<float*>(packed));
+  else
+    GatherStrip(weight, strip, 0, weight.dim(1), static_cast<std::uint16_t*>(packed));
+}
+
+std::int64_t StripLanes() { return static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<float>())); }
+
+}  // namespace kf::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kf::cpu {
+
+HWY_EXPORT(MultiplyStore);
+HWY_EXPORT(MultiplyGate);
+HWY_EXPORT(MultiplyArgmax);
+HWY_EXPORT(PackRows);
+HWY_EXPORT(PackStrip);
+HWY_EXPORT(StripLanes);
+
+std::int64_t strip_lanes() { return HWY_DYNAMIC_DISPATCH(StripLanes)(); }
+
+void pack_rows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
+               std::int64_t end, const PackedRows& packed) {
+  HWY_DYNAMIC_DISPATCH(PackRows)(x, prologue, row_offset, begin, end, packed);
+}
+
+void pack_strip(const TensorView& weight, std::int64_t strip, void* packed) {
+  HWY_DYNAMIC_DISPATCH(PackStrip)(weight, strip, packed);
+}
+
+void multiply(const GemmItem& item, const StoreEpilogue& e) { HWY_DYNAMIC_DISPATCH(MultiplyStore)(item, e); }
+void multiply(const GemmItem& item, const GateEpilogue& e) { HWY_DYNAMIC_DISPATCH(MultiplyGate)(item, e); }
+void multiply(const GemmItem& item, const ArgmaxEpilogue& e) {
+  HWY_DYNAMIC_DISPATCH(MultiplyArgmax)(item, e);
+}
+
+}  // namespace kf::cpu
+#endif

@@ -1,0 +1,51 @@
+// Dot products of few tokens with the rows of a weight as it lies in memory: what decoding a token is made
+// of. The rows are streamed once; block formats are decoded in registers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kf/tensor.h"
+
+namespace kf::cpu {
+
+// The activations of a call in f32, in the forms that the dot products read.
+struct SmallInput {
+  std::int64_t in = 0;  // features
+  int num_tokens = 0;
+  // [num_tokens][value_stride], zeros behind the last feature.
+  float* values = nullptr;
+  std::size_t value_stride = 0;
+  // [num_tokens][nibble_stride]: in the order in which nibbles are unpacked. Null where no weight has
+  // nibbles.
+  float* nibbles = nullptr;
+  std::size_t nibble_stride = 0;
+  // Which tokens (as bits) have outsized elements. These are left out of `nibbles`; what they contribute is
+  // added one by one.
+  std::uint32_t* outsized = nullptr;
+
+  float* token(int t) const { return values + static_cast<std::size_t>(t) * value_stride; }
+  float* nibble_token(int t) const { return nibbles + static_cast<std::size_t>(t) * nibble_stride; }
+};
+
+// From here on an element is outsized: its product with a nibble, or that of an infinity with a zero nibble,
+// would spoil a sum that is well defined with the decoded weights. A NaN spoils every sum rightly and stays.
+inline constexpr float kOutsized = 0x1p100f;
+
+inline bool has_nibbles(DType dtype) { return dtype == DType::q4_0 || dtype == DType::q4_1; }
+
+// Floats from token to token in each form.
+std::size_t value_stride(std::int64_t in);
+std::size_t nibble_stride(std::int64_t in);
+
+// Fills token `t` of input.nibbles from input.values, elements [begin, end), and marks it in input.outsized.
+// Threads may share a token if `begin` is a multiple of nibble_unit().
+void fill_nibbles(const SmallInput& input, int t, std::int64_t begin, std::int64_t end);
+std::int64_t nibble_unit();
+
+// sums[t * sums_stride + r] = x[t] . weight[begin + r] for all tokens and the rows [begin, end), whose
+// elements are contiguous.
+void dot_rows(const TensorView& weight, const SmallInput& input, std::int64_t begin, std::int64_t end,
+              float* sums, std::size_t sums_stride);
+
+}  // namespace kf::cpu

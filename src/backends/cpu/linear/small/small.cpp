@@ -1,0 +1,354 @@
+// The linear family for few tokens: the threads share the rows of the weights, and every call is one parallel
+// region.
+#include <algorithm>
+#include <span>
+
+#include <fmt/format.h>
+#include <omp.h>
+
+#include "backends/cpu/linear/gemm.h"
+#include "backends/cpu/linear/small/dot.h"
+#include "backends/cpu/linear/small/kernels.h"
+#include "backends/cpu/linear/small/token.h"
+#include "kf/ops/linear.h"
+
+namespace kf::cpu {
+namespace {
+
+// Beyond these, decoding a weight once for all tokens (the GEMM) is faster than decoding it once for four.
+constexpr std::int64_t kMaxTokens = 16;
+// Output rows whose sums a thread holds before it finishes them.
+constexpr std::int64_t kChunk = 64;
+// Threads take rows in multiples of this: a cache line of f32 results.
+constexpr std::int64_t kRowUnit = 16;
+// Weights below this are read faster by one thread than a team is called together.
+constexpr std::size_t kMinTeamBytes = 32 << 10;
+
+// A thread's part of `count` things taken in whole units.
+struct Range {
+  std::int64_t begin, end;
+};
+Range part_of(std::int64_t count, std::int64_t unit, std::int64_t thread, std::int64_t threads) {
+  const std::int64_t units = (count + unit - 1) / unit;
+  return {std::min(count, units * thread / threads * unit),
+          std::min(count, units * (thread + 1) / threads * unit)};
+}
+
+// Takes the workspace piece by piece; with a null start it only counts.
+class Space {
+ public:
+  explicit Space(void* start) : start_(static_cast<std::byte*>(start)) {}
+  template <class T>
+  T* take(std::size_t count) {
+    std::byte* at = start_ ? start_ + used_ : nullptr;
+    used_ += (count * sizeof(T) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(at);
+  }
+  std::size_t used() const { return used_; }
+
+ private:
+  std::byte* start_;
+  std::size_t used_ = 0;
+};
+
+SmallInput take_input(Space& space, std::int64_t num_tokens, std::int64_t in, bool nibbles) {
+  SmallInput input;
+  input.in = in;
+  input.num_tokens = static_cast<int>(num_tokens);
+  input.value_stride = value_stride(in);
+  input.values = space.take<float>(static_cast<std::size_t>(num_tokens) * input.value_stride);
+  if (nibbles) {
+    input.nibble_stride = nibble_stride(in);
+    input.nibbles = space.take<float>(static_cast<std::size_t>(num_tokens) * input.nibble_stride);
+  }
+  input.outsized = space.take<std::uint32_t>(1);
+  if (input.outsized) *input.outsized = 0;
+  return input;
+}
+
+Support few_tokens(const TensorView& x) {
+  if (x.dim(0) <= kMaxTokens) return Support::yes();
+  return Support::no(fmt::format("{} tokens: this kernel takes at most {}", x.dim(0), kMaxTokens));
+}
+
+Support rows_contiguous(const char* name, const TensorView& weight) {
+  if (weight.dim(1) <= 1 || weight.stride(1) == 1) return Support::yes();
+  return Support::no(
+      fmt::format("{}: its rows have stride {}: this kernel takes contiguous rows", name, weight.stride(1)));
+}
+
+// Every condition must hold; the first that does not is the reason.
+Support all_of(std::initializer_list<Support> conditions) {
+  for (const Support& s : conditions)
+    if (!s) return s;
+  return Support::yes();
+}
+
+int team_of(const RunContext& ctx, std::initializer_list<const TensorView*> weights) {
+  std::size_t bytes = 0;
+  for (const TensorView* w : weights) bytes += w->nbytes();
+  return bytes < kMinTeamBytes ? 1 : ctx.num_threads;
+}
+
+// A lone token is prepared before the team is called, which costs less than a barrier; several are shared
+// out.
+void prepare_alone(const TensorView& x, const Prologue& prologue, const SmallInput& input) {
+  if (input.num_tokens == 1) prepare_token(x, prologue, input, 0);
+}
+void prepare_together(const TensorView& x, const Prologue& prologue, const SmallInput& input, int thread,
+                      int threads) {
+  if (input.num_tokens == 1) return;
+  for (int t = thread; t < input.num_tokens; t += threads) prepare_token(x, prologue, input, t);
+#pragma omp barrier
+}
+
+// A weight and what becomes of its sums.
+struct Layer {
+  const TensorView& weight;
+  SmallEpilogue epilogue;
+};
+
+void run_rows(const Layer& layer, const SmallInput& input, Range rows) {
+  float sums[kMaxTokens * kChunk];
+  for (std::int64_t begin = rows.begin; begin < rows.end; begin += kChunk) {
+    const std::int64_t end = std::min(rows.end, begin + kChunk);
+    dot_rows(layer.weight, input, begin, end, sums, kChunk);
+    store_sums(layer.epilogue, sums, kChunk, input.num_tokens, begin, end - begin);
+  }
+}
+
+// linear and qkv_linear: layers over one input.
+
+std::int64_t units_of(const Layer& layer) { return (layer.weight.dim(0) + kRowUnit - 1) / kRowUnit; }
+
+// The threads share the rows of all layers as if they were one layer's.
+void run_layers(std::span<const Layer> layers, const SmallInput& input, int thread, int threads) {
+  std::int64_t total = 0;
+  for (const Layer& layer : layers) total += units_of(layer);
+  const Range mine = part_of(total, 1, thread, threads);
+  std::int64_t first = 0;
+  for (const Layer& layer : layers) {
+    const std::int64_t rows = layer.weight.dim(0);
+    const auto row_of = [&](std::int64_t unit) {
+      return std::clamp((unit - first) * kRowUnit, std::int64_t{0}, rows);
+    };
+    run_rows(layer, input, {row_of(mine.begin), row_of(mine.end)});
+    first += units_of(layer);
+  }
+}
+
+SmallInput input_of(const LinearParams& p, Space& space) {
+  return take_input(space, p.x.dim(0), p.x.dim(1), has_nibbles(p.weight.dtype));
+}
+
+SmallInput input_of(const QkvLinearParams& p, Space& space) {
+  return take_input(
+      space, p.x.dim(0), p.x.dim(1),
+      has_nibbles(p.q_weight.dtype) || has_nibbles(p.k_weight.dtype) || has_nibbles(p.v_weight.dtype));
+}
+
+template <class P>
+std::size_t input_bytes(const P& p, const PlanContext&) {
+  Space space(nullptr);
+  input_of(p, space);
+  return space.used();
+}
+
+Support supports_linear(const LinearParams& p, const PlanContext&) {
+  return all_of({few_tokens(p.x), rows_contiguous("weight", p.weight)});
+}
+
+Support supports_plain_linear(const LinearParams& p, const PlanContext& ctx) {
+  if (!p.prologue.empty() || p.activation != Activation::none || p.residual.present())
+    return Support::no("a prologue, activation or residual: this row is the unfused linear layer");
+  if (p.weight.dtype == DType::f32) return Support::no("weight f32: unfused, it is the library's GEMM");
+  return supports_linear(p, ctx);
+}
+
+void run_linear(const LinearParams& p, const RunContext& ctx) {
+  Space space(ctx.workspace);
+  const SmallInput input = input_of(p, space);
+  const Layer layer{p.weight, {p.bias, p.residual, p.out, p.activation}};
+  prepare_alone(p.x, p.prologue, input);
+#pragma omp parallel num_threads(team_of(ctx, {&p.weight}))
+  {
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    prepare_together(p.x, p.prologue, input, thread, threads);
+    run_layers({&layer, 1}, input, thread, threads);
+  }
+}
+
+Support supports_qkv(const QkvLinearParams& p, const PlanContext&) {
+  return all_of({few_tokens(p.x), rows_contiguous("q_weight", p.q_weight),
+                 rows_contiguous("k_weight", p.k_weight), rows_contiguous("v_weight", p.v_weight)});
+}
+
+void run_qkv(const QkvLinearParams& p, const RunContext& ctx) {
+  Space space(ctx.workspace);
+  const SmallInput input = input_of(p, space);
+  const Layer layers[] = {{p.q_weight, {p.q_bias, {}, p.q}},
+                          {p.k_weight, {p.k_bias, {}, p.k}},
+                          {p.v_weight, {p.v_bias, {}, p.v}}};
+  prepare_alone(p.x, p.prologue, input);
+#pragma omp parallel num_threads(team_of(ctx, {&p.q_weight, &p.k_weight, &p.v_weight}))
+  {
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    prepare_together(p.x, p.prologue, input, thread, threads);
+    run_layers(layers, input, thread, threads);
+  }
+}
+
+// gated_ffn: two layers, the second over what the first leaves in the workspace.
+
+struct FfnSpace {
+  SmallInput input, hidden;
+  std::size_t bytes;
+};
+FfnSpace take_ffn(const GatedFfnParams& p, void* workspace) {
+  Space space(workspace);
+  const std::int64_t num_tokens = p.x.dim(0);
+  FfnSpace s;
+  s.input = take_input(space, num_tokens, p.x.dim(1),
+                       has_nibbles(p.gate_weight.dtype) || has_nibbles(p.up_weight.dtype));
+  s.hidden = take_input(space, num_tokens, p.gate_weight.dim(0), has_nibbles(p.down_weight.dtype));
+  s.bytes = space.used();
+  return s;
+}
+
+std::size_t ffn_bytes(const GatedFfnParams& p, const PlanContext&) { return take_ffn(p, nullptr).bytes; }
+
+Support supports_ffn(const GatedFfnParams& p, const PlanContext&) {
+  return all_of({few_tokens(p.x), rows_contiguous("gate_weight", p.gate_weight),
+                 rows_contiguous("up_weight", p.up_weight), rows_contiguous("down_weight", p.down_weight)});
+}
+
+// Hidden features [mine.begin, mine.end) of all tokens, in the forms that the second layer reads.
+void run_gates(const GatedFfnParams& p, const SmallInput& input, const SmallInput& hidden, Range mine) {
+  float gate[kMaxTokens * kChunk], up[kMaxTokens * kChunk];
+  for (std::int64_t begin = mine.begin; begin < mine.end; begin += kChunk) {
+    const std::int64_t end = std::min(mine.end, begin + kChunk);
+    dot_rows(p.gate_weight, input, begin, end, gate, kChunk);
+    dot_rows(p.up_weight, input, begin, end, up, kChunk);
+    for (int t = 0; t < input.num_tokens; ++t)
+      gate_sums(p.activation, gate + t * kChunk, up + t * kChunk, end - begin, hidden.token(t) + begin);
+  }
+  if (mine.begin == mine.end) return;
+  for (int t = 0; t < input.num_tokens; ++t) {
+    if (mine.end == hidden.in)
+      std::fill(hidden.token(t) + hidden.in, hidden.token(t) + hidden.value_stride, 0.0f);
+    if (hidden.nibbles) fill_nibbles(hidden, t, mine.begin, mine.end);
+  }
+}
+
+void run_ffn(const GatedFfnParams& p, const RunContext& ctx) {
+  const FfnSpace s = take_ffn(p, ctx.workspace);
+  const Layer down{p.down_weight, {{}, p.residual, p.out}};
+  const std::int64_t unit = nibble_unit();
+  prepare_alone(p.x, p.prologue, s.input);
+#pragma omp parallel num_threads(team_of(ctx, {&p.gate_weight, &p.up_weight, &p.down_weight}))
+  {
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    prepare_together(p.x, p.prologue, s.input, thread, threads);
+    run_gates(p, s.input, s.hidden, part_of(s.hidden.in, unit, thread, threads));
+#pragma omp barrier
+    run_rows(down, s.hidden, part_of(p.down_weight.dim(0), kRowUnit, thread, threads));
+  }
+}
+
+// lm_head_argmax: every thread keeps the best of its rows; the logits live in a chunk of sums only.
+
+// A thread's best rows, one of each token, in a cache line of its own.
+struct alignas(64) Best {
+  float max[kMaxTokens];
+  std::int32_t index[kMaxTokens];  // -1: none yet
+};
+
+struct ArgmaxSpace {
+  SmallInput input;
+  Best* best;  // [num_threads]
+  std::size_t bytes;
+};
+ArgmaxSpace take_argmax(const LmHeadArgmaxParams& p, int num_threads, void* workspace) {
+  Space space(workspace);
+  ArgmaxSpace s;
+  s.input = take_input(space, p.x.dim(0), p.x.dim(1), has_nibbles(p.weight.dtype));
+  s.best = space.take<Best>(static_cast<std::size_t>(num_threads));
+  s.bytes = space.used();
+  return s;
+}
+
+std::size_t argmax_bytes(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
+  return take_argmax(p, ctx.num_threads, nullptr).bytes;
+}
+
+Support supports_argmax(const LmHeadArgmaxParams& p, const PlanContext&) {
+  return all_of({few_tokens(p.x), rows_contiguous("weight", p.weight)});
+}
+
+void offer(Best& best, int t, float value, std::int32_t index) {
+  if (!argmax_before(value, index, best.max[t], best.index[t])) return;
+  best.max[t] = value;
+  best.index[t] = index;
+}
+
+void best_of_rows(const TensorView& weight, const SmallInput& input, Range rows, Best& best) {
+  float sums[kMaxTokens * kChunk];
+  for (std::int64_t begin = rows.begin; begin < rows.end; begin += kChunk) {
+    const std::int64_t end = std::min(rows.end, begin + kChunk);
+    dot_rows(weight, input, begin, end, sums, kChunk);
+    for (int t = 0; t < input.num_tokens; ++t)
+      for (std::int64_t i = 0; i < end - begin; ++i)
+        offer(best, t, sums[t * kChunk + i], static_cast<std::int32_t>(begin + i));
+  }
+}
+
+void run_argmax(const LmHeadArgmaxParams& p, const RunContext& ctx) {
+  const ArgmaxSpace s = take_argmax(p, ctx.num_threads, ctx.workspace);
+  for (int i = 0; i < ctx.num_threads; ++i) std::fill_n(s.best[i].index, kMaxTokens, -1);
+  prepare_alone(p.x, p.prologue, s.input);
+#pragma omp parallel num_threads(team_of(ctx, {&p.weight}))
+  {
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    prepare_together(p.x, p.prologue, s.input, thread, threads);
+    best_of_rows(p.weight, s.input, part_of(p.weight.dim(0), kRowUnit, thread, threads), s.best[thread]);
+  }
+  for (int t = 0; t < s.input.num_tokens; ++t) {
+    for (int i = 1; i < ctx.num_threads; ++i)
+      if (s.best[i].index[t] >= 0) offer(s.best[0], t, s.best[i].max[t], s.best[i].index[t]);
+    p.ids.as<std::int32_t>()[t * p.ids.stride(0)] = s.best[0].index[t];
+    if (p.max.present()) p.max.as<float>()[t * p.max.stride(0)] = s.best[0].max[t];
+  }
+}
+
+const std::string kCondition = fmt::format("at most {} tokens, contiguous weight rows", kMaxTokens);
+
+}  // namespace
+
+Kernel linear_small() {
+  return make_kernel<LinearParams>("cpu::linear_small", kFused, kCondition, supports_linear, run_linear,
+                                   input_bytes<LinearParams>);
+}
+
+Kernel linear_small_unfused() {
+  return make_kernel<LinearParams>(
+      "cpu::linear_small_unfused", kVanilla,
+      kCondition + ", 16-bit or block-format weight; no prologue, activation or residual",
+      supports_plain_linear, run_linear, input_bytes<LinearParams>);
+}
+
+Kernel qkv_linear_small() {
+  return make_kernel<QkvLinearParams>("cpu::qkv_linear_small", kFused, kCondition, supports_qkv, run_qkv,
+                                      input_bytes<QkvLinearParams>);
+}
+
+Kernel gated_ffn_small() {
+  return make_kernel<GatedFfnParams>("cpu::gated_ffn_small", kFused, kCondition, supports_ffn, run_ffn,
+                                     ffn_bytes);
+}
+
+Kernel lm_head_argmax_small() {
+  return make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_small", kFused, kCondition, supports_argmax,
+                                         run_argmax, argmax_bytes);
+}
+
+}  // namespace kf::cpu

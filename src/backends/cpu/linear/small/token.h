@@ -1,0 +1,28 @@
+// What stands before and after the dot products of a small linear layer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backends/cpu/linear/small/dot.h"
+#include "kf/ops/common.h"
+
+namespace kf::cpu {
+
+// What becomes of a row's sums: out = act(sum + bias) + residual.
+struct SmallEpilogue {
+  TensorView bias, residual, out;
+  Activation activation = Activation::none;
+};
+
+// Fills token `t` of the input's forms with row `t` of x, prologue applied.
+void prepare_token(const TensorView& x, const Prologue& prologue, const SmallInput& input, int t);
+
+// Output columns [begin, begin + count) of all tokens.
+void store_sums(const SmallEpilogue& epilogue, const float* sums, std::size_t sums_stride, int num_tokens,
+                std::int64_t begin, std::int64_t count);
+
+// hidden = act(gate) * up, `count` elements.
+void gate_sums(Activation activation, const float* gate, const float* up, std::int64_t count, float* hidden);
+
+}  // namespace kf::cpu

@@ -1,0 +1,108 @@
+// A row is read once or twice for its statistics and once more to be written, from the nearest cache. The sum
+// with the residual is computed again rather than kept, so that `out` and `residual_out` may lie over the
+// inputs and each is rounded once.
+
+#include "backends/cpu/norm/norm_rows.h"
+
+#include <cmath>
+
+#include "core/half.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "backends/cpu/norm/norm_rows.cpp"
+#include "backends/cpu/simd/targets.h"
+#include "hwy/foreach_target.h"
+// Must come after foreach_target.h.
+#include "backends/cpu/simd/load_store-inl.h"
+#include "backends/cpu/simd/math-inl.h"
+#include "backends/cpu/simd/stream-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kf {
+namespace HWY_NAMESPACE {
+
+template <class T, bool kResidual>
+struct NormInput {
+  const T* x;
+  const T* residual;
+  template <class Extent>
+  HWY_INLINE F32Vec At(std::int64_t i, Extent extent) const {
+    const F32Tag d;
+    const auto v = LoadF32(d, x + i, extent);
+    if constexpr (kResidual) return hn::Add(v, LoadF32(d, residual + i, extent));
+    return v;
+  }
+};
+
+// h becomes (h - mean) * inv_std.
+struct Statistics {
+  float mean, inv_std;
+};
+
+template <bool kCentred, class Input>
+HWY_INLINE Statistics RowStatistics(const Input& input, std::int64_t n, float eps) {
+  const F32Tag d;
+  double mean = 0;
+  if constexpr (kCentred) {
+    const double sum = BlockedSum(n, [&](F32Vec acc, std::int64_t i, auto extent)
+                                         HWY_ATTR { return hn::Add(acc, input.At(i, extent)); });
+    mean = sum / static_cast<double>(n);
+  }
+  const auto vmean = hn::Set(d, static_cast<float>(mean));
+  const double squares = BlockedSum(n, [&](F32Vec acc, std::int64_t i, auto extent) HWY_ATTR {
+    auto h = input.At(i, extent);
+    if constexpr (kCentred) h = Within(d, hn::Sub(h, vmean), extent);
+    return hn::MulAdd(h, h, acc);
+  });
+  const double inv_std = 1.0 / std::sqrt(squares / static_cast<double>(n) + static_cast<double>(eps));
+  return {static_cast<float>(mean), static_cast<float>(inv_std)};
+}
+
+template <bool kCentred, bool kResidual, class T>
+void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
+  const F32Tag d;
+  for (std::int64_t row = begin; row < end; ++row) {
+    const NormInput<T, kResidual> input{a.x.as<T>() + a.x_rows(row),
+                                        kResidual ? a.residual.as<T>() + a.residual_rows(row) : nullptr};
+    T* residual_out = a.residual_out.present() ? a.residual_out.as<T>() + a.residual_out_rows(row) : nullptr;
+    const Statistics s = RowStatistics<kCentred>(input, a.n, a.eps);
+    const auto mean = hn::Set(d, s.mean), inv_std = hn::Set(d, s.inv_std);
+    WithOut(a.stream, a.out.as<T>() + a.out_rows(row), [&](auto out) HWY_ATTR {
+      ForEachVector(a.n, [&](std::int64_t i, auto extent) HWY_ATTR {
+        auto h = input.At(i, extent);
+        if (residual_out) StoreF32(d, h, residual_out + i, extent);
+        if constexpr (kCentred) h = hn::Sub(h, mean);
+        auto y = hn::Mul(hn::Mul(h, inv_std), LoadF32(d, a.weight + i, extent));
+        if constexpr (kCentred)
+          if (a.bias) y = hn::Add(y, LoadF32(d, a.bias + i, extent));
+        out.Put(d, y, i, extent);
+      });
+    });
+  }
+  if (a.stream) hwy::FlushStream();
+}
+
+void NormRowRange(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
+  with_activation_type(a.x.dtype, [&]<class T>(std::type_identity<T>) {
+    if (a.residual.present()) {
+      a.centred ? Rows<true, true, T>(a, begin, end) : Rows<false, true, T>(a, begin, end);
+    } else {
+      a.centred ? Rows<true, false, T>(a, begin, end) : Rows<false, false, T>(a, begin, end);
+    }
+  });
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kf
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kf {
+HWY_EXPORT(NormRowRange);
+
+void cpu::norm_rows(const NormRows& rows, std::int64_t begin, std::int64_t end) {
+  HWY_DYNAMIC_DISPATCH(NormRowRange)(rows, begin, end);
+}
+
+}  // namespace kf
+#endif

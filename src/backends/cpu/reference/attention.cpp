@@ -1,0 +1,221 @@
+// Attention and the three primitives it is made of, in plain loops over every form of batch, accumulated in
+// double.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <omp.h>
+
+#include "backends/cpu/attention/kernels.h"
+#include "core/half.h"
+#include "ops/sequences.h"
+
+namespace kf::cpu {
+namespace {
+
+using ops::Sequences;
+using ops::SequenceSpan;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+double read(const TensorView& t, std::int64_t offset) {
+  return with_activation_type(t.dtype, [&]<class T>(std::type_identity<T>) {
+    return static_cast<double>(to_f32(t.as<const T>()[offset]));
+  });
+}
+
+void write(const TensorView& t, std::int64_t offset, double value) {
+  with_activation_type(t.dtype, [&]<class T>(std::type_identity<T>) {
+    t.as<T>()[offset] = from_f32<T>(static_cast<float>(value));
+  });
+}
+
+// A row of `n` elements as doubles.
+void read_row(const TensorView& t, std::int64_t offset, std::int64_t n, double* out) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = read(t, offset + i);
+}
+
+// Keys 0 .. kv_len - 1 of a head as doubles, one after the other.
+void read_keys(const Sequences& sequences, const TensorView& kv, const SequenceSpan& s, std::int64_t kv_head,
+               double* out) {
+  const ops::KeyRows rows = sequences.key_rows(kv, s);
+  for (std::int64_t j = 0; j < s.kv_len; ++j)
+    read_row(kv, rows.offset(j, kv_head), kv.dim(-1), out + j * kv.dim(-1));
+}
+
+double dot(const double* a, const double* b, std::int64_t n) {
+  double sum = 0;
+  for (std::int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// Calls body(span, head, scratch) for every sequence and query head, on all threads, each with its own
+// scratch of `doubles` in the workspace.
+template <class Body>
+void for_each_head(const Sequences& sequences, std::int64_t num_heads, std::size_t doubles,
+                   const RunContext& ctx, const Body& body) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 1) num_threads(ctx.num_threads)
+  for (std::int64_t b = 0; b < sequences.size(); ++b)
+    for (std::int64_t h = 0; h < num_heads; ++h)
+      body(sequences[b], h,
+           static_cast<double*>(ctx.workspace) + static_cast<std::size_t>(omp_get_thread_num()) * doubles);
+}
+
+// Queries a K/V head.
+std::int64_t group_size(const TensorView& queries, const TensorView& kv, const SequenceTables& tables) {
+  return std::max<std::int64_t>(
+      queries.dim(-2) / std::max<std::int64_t>(kv.dim(ops::kv_heads_axis(tables)), 1), 1);
+}
+
+template <class P>
+Support any_call(const P&, const PlanContext&) {
+  return Support::yes();
+}
+
+// ---- attention
+// ---------------------------------------------------------------------------------------------------
+
+// K and V of a head, a row of scores, and a row of q that becomes one of out.
+std::size_t attention_doubles(const AttentionParams& p) {
+  const std::int64_t kv_len = ops::max_kv_len(p.tables, p.k), head_dim = p.q.dim(-1);
+  return static_cast<std::size_t>(2 * kv_len * head_dim + kv_len + head_dim);
+}
+
+std::size_t attention_workspace(const AttentionParams& p, const PlanContext& ctx) {
+  return static_cast<std::size_t>(ctx.num_threads) * attention_doubles(p) * sizeof(double);
+}
+
+void run_attention(const AttentionParams& p, const RunContext& ctx) {
+  const Sequences sequences(p);
+  const std::int64_t head_dim = p.q.dim(-1), group = group_size(p.q, p.k, p.tables);
+  const double scale = ops::score_scale(p.softmax_scale, head_dim);
+  for_each_head(sequences, p.q.dim(-2), attention_doubles(p), ctx,
+                [&](const SequenceSpan& s, std::int64_t head, double* scratch) {
+                  double* const keys = scratch;
+                  double* const values = keys + s.kv_len * head_dim;
+                  double* const scores = values + s.kv_len * head_dim;
+                  double* const row = scores + s.kv_len;
+                  read_keys(sequences, p.k, s, head / group, keys);
+                  read_keys(sequences, p.v, s, head / group, values);
+                  for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
+                    const std::int64_t visible = s.visible_keys(t, p.causal);
+                    read_row(p.q, sequences.token_rows(p.q, s).offset(t, head), head_dim, row);
+                    double largest = -kInfinity, sum = 0;
+                    for (std::int64_t j = 0; j < visible; ++j) {
+                      scores[j] = scale * dot(row, keys + j * head_dim, head_dim);
+                      largest = std::max(largest, scores[j]);
+                    }
+                    std::fill_n(row, head_dim, 0.0);
+                    for (std::int64_t j = 0; j < visible; ++j) {
+                      // Scores of -inf weigh nothing, even where there are no others.
+                      const double weight = scores[j] == -kInfinity ? 0.0 : std::exp(scores[j] - largest);
+                      sum += weight;
+                      for (std::int64_t i = 0; i < head_dim; ++i) row[i] += weight * values[j * head_dim + i];
+                    }
+                    const std::int64_t out = sequences.token_rows(p.out, s).offset(t, head);
+                    for (std::int64_t i = 0; i < head_dim; ++i)
+                      write(p.out, out + i, sum == 0.0 ? 0.0 : row[i] / sum);
+                    if (p.lse.present())
+                      write(p.lse, sequences.head_major_rows(p.lse, s).offset(t, head),
+                            largest + std::log(sum));
+                  }
+                });
+}
+
+// ---- primitives
+// --------------------------------------------------------------------------------------------------
+
+std::size_t scores_doubles(const AttentionScoresParams& p) {
+  return static_cast<std::size_t>(2 * p.q.dim(-1));
+}
+
+std::size_t scores_workspace(const AttentionScoresParams& p, const PlanContext& ctx) {
+  return static_cast<std::size_t>(ctx.num_threads) * scores_doubles(p) * sizeof(double);
+}
+
+void run_scores(const AttentionScoresParams& p, const RunContext& ctx) {
+  const Sequences sequences(p);
+  const std::int64_t head_dim = p.q.dim(-1), group = group_size(p.q, p.k, p.tables);
+  const double scale = ops::score_scale(p.softmax_scale, head_dim);
+  for_each_head(sequences, p.q.dim(-2), scores_doubles(p), ctx,
+                [&](const SequenceSpan& s, std::int64_t head, double* scratch) {
+                  double* const query = scratch;
+                  double* const key = scratch + head_dim;
+                  const ops::KeyRows keys = sequences.key_rows(p.k, s);
+                  for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
+                    read_row(p.q, sequences.token_rows(p.q, s).offset(t, head), head_dim, query);
+                    float* const row =
+                        p.scores.as<float>() + sequences.head_major_rows(p.scores, s).offset(t, head);
+                    for (std::int64_t j = 0; j < p.scores.dim(-1); ++j) {
+                      double score = -kInfinity;
+                      if (j < s.kv_len) {
+                        read_row(p.k, keys.offset(j, head / group), head_dim, key);
+                        score = scale * dot(query, key, head_dim);
+                      }
+                      row[j] = static_cast<float>(score);
+                    }
+                  }
+                });
+}
+
+void run_mask(const AttentionMaskParams& p, const RunContext& ctx) {
+  const Sequences sequences(p);
+  const std::int64_t num_heads = p.scores.dim(p.scores.rank == 4 ? 1 : 0);
+  for_each_head(sequences, num_heads, 0, ctx, [&](const SequenceSpan& s, std::int64_t head, double*) {
+    for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
+      const float* const row = p.scores.as<float>() + sequences.head_major_rows(p.scores, s).offset(t, head);
+      float* const out = p.out.as<float>() + sequences.head_major_rows(p.out, s).offset(t, head);
+      for (std::int64_t j = 0; j < p.scores.dim(-1); ++j)
+        out[j] = j < s.visible_keys(t, true) ? row[j] : -std::numeric_limits<float>::infinity();
+    }
+  });
+}
+
+std::size_t values_doubles(const AttentionValuesParams& p) { return static_cast<std::size_t>(p.v.dim(-1)); }
+
+std::size_t values_workspace(const AttentionValuesParams& p, const PlanContext& ctx) {
+  return static_cast<std::size_t>(ctx.num_threads) * values_doubles(p) * sizeof(double);
+}
+
+void run_values(const AttentionValuesParams& p, const RunContext& ctx) {
+  const Sequences sequences(p);
+  const std::int64_t head_dim = p.v.dim(-1), group = group_size(p.out, p.v, p.tables);
+  for_each_head(sequences, p.out.dim(-2), values_doubles(p), ctx,
+                [&](const SequenceSpan& s, std::int64_t head, double* sums) {
+                  const ops::KeyRows values = sequences.key_rows(p.v, s);
+                  for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
+                    const float* const probs =
+                        p.probs.as<float>() + sequences.head_major_rows(p.probs, s).offset(t, head);
+                    std::fill_n(sums, head_dim, 0.0);
+                    for (std::int64_t j = 0; j < s.kv_len; ++j)
+                      for (std::int64_t i = 0; i < head_dim; ++i)
+                        sums[i] +=
+                            static_cast<double>(probs[j]) * read(p.v, values.offset(j, head / group) + i);
+                    const std::int64_t out = sequences.token_rows(p.out, s).offset(t, head);
+                    for (std::int64_t i = 0; i < head_dim; ++i) write(p.out, out + i, sums[i]);
+                  }
+                });
+}
+
+}  // namespace
+
+Kernel attention_reference() {
+  return make_kernel<AttentionParams>("cpu::attention_reference", kReference, "any call", any_call,
+                                      run_attention, attention_workspace);
+}
+
+Kernel attention_scores_reference() {
+  return make_kernel<AttentionScoresParams>("cpu::attention_scores_reference", kReference, "any call",
+                                            any_call, run_scores, scores_workspace);
+}
+
+Kernel attention_mask_reference() {
+  return make_kernel<AttentionMaskParams>("cpu::attention_mask_reference", kReference, "any call", any_call,
+                                          run_mask);
+}
+
+Kernel attention_values_reference() {
+  return make_kernel<AttentionValuesParams>("cpu::attention_values_reference", kReference, "any call",
+                                            any_call, run_values, values_workspace);
+}
+
+}  // namespace kf::cpu

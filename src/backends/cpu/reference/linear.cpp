@@ -1,0 +1,203 @@
+// The linear family in plain loops, accumulated in double.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numbers>
+
+#include <omp.h>
+
+#include "backends/cpu/linear/kernels.h"
+#include "core/block_formats.h"
+#include "core/half.h"
+#include "kf/ops/linear.h"
+
+namespace kf::cpu {
+namespace {
+
+double read(const TensorView& t, std::int64_t offset) {
+  return with_activation_type(t.dtype, [&]<class T>(std::type_identity<T>) {
+    return static_cast<double>(to_f32(t.as<const T>()[offset]));
+  });
+}
+
+void write(const TensorView& t, std::int64_t offset, double value) {
+  with_activation_type(t.dtype, [&]<class T>(std::type_identity<T>) {
+    t.as<T>()[offset] = from_f32<T>(static_cast<float>(value));
+  });
+}
+
+double activate(Activation kind, double x) {
+  switch (kind) {
+    case Activation::silu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::gelu:
+      return 0.5 * x * (1.0 + std::erf(x * std::sqrt(0.5)));
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
+    case Activation::relu:
+      return x < 0.0 ? 0.0 : x;
+    case Activation::none:
+      break;
+  }
+  return x;
+}
+
+// y = pro(x[row])
+void apply_prologue(const TensorView& x, const Prologue& pro, std::int64_t row, double* y) {
+  const std::int64_t in = x.dim(1);
+  double sum = 0, squares = 0;
+  for (std::int64_t k = 0; k < in; ++k) sum += y[k] = read(x, row * x.stride(0) + k * x.stride(1));
+  const double mean = pro.norm == NormKind::layer ? sum / static_cast<double>(in) : 0.0;
+  for (std::int64_t k = 0; k < in; ++k) squares += (y[k] - mean) * (y[k] - mean);
+  const double deviation = std::sqrt(squares / static_cast<double>(in) + static_cast<double>(pro.eps));
+  for (std::int64_t k = 0; k < in; ++k) {
+    if (pro.norm != NormKind::none) {
+      y[k] = (y[k] - mean) / deviation * read(pro.norm_weight, k * pro.norm_weight.stride(0));
+      if (pro.norm_bias.present()) y[k] += read(pro.norm_bias, k * pro.norm_bias.stride(0));
+    }
+    y[k] = activate(pro.activation, y[k]);
+  }
+}
+
+// One row of a weight of any dtype and strides.
+void read_weight_row(const TensorView& weight, std::int64_t row, float* w) {
+  if (dtype_info(weight.dtype).is_block)
+    return dequantize_blocks(weight.dtype, weight.at(row * weight.stride(0)), w, weight.dim(1));
+  for (std::int64_t k = 0; k < weight.dim(1); ++k)
+    w[k] = static_cast<float>(read(weight, row * weight.stride(0) + k * weight.stride(1)));
+}
+
+// The workspace: rows of activations in double, and a row of a weight for each thread.
+std::size_t bytes_for(std::int64_t rows, std::int64_t features, std::int64_t longest_row, int threads) {
+  return static_cast<std::size_t>(rows * features) * sizeof(double) +
+         static_cast<std::size_t>(longest_row * threads) * sizeof(float);
+}
+
+// Calls emit(token, feature, y[token] . weight[feature]) for all; y is [num_tokens][in].
+template <class Emit>
+void for_each_dot(const double* y, std::int64_t num_tokens, const TensorView& weight, float* weight_rows,
+                  int num_threads, const Emit& emit) {
+  const std::int64_t in = weight.dim(1);
+#pragma omp parallel for num_threads(num_threads)
+  for (std::int64_t n = 0; n < weight.dim(0); ++n) {
+    float* const w = weight_rows + omp_get_thread_num() * in;
+    read_weight_row(weight, n, w);
+    for (std::int64_t t = 0; t < num_tokens; ++t) {
+      double sum = 0;
+      for (std::int64_t k = 0; k < in; ++k) sum += y[t * in + k] * static_cast<double>(w[k]);
+      emit(t, n, sum);
+    }
+  }
+}
+
+void apply_prologue_to_all(const TensorView& x, const Prologue& pro, double* y) {
+  for (std::int64_t t = 0; t < x.dim(0); ++t) apply_prologue(x, pro, t, y + t * x.dim(1));
+}
+
+double add_bias(const TensorView& bias, std::int64_t n, double sum) {
+  return bias.present() ? sum + read(bias, n * bias.stride(0)) : sum;
+}
+
+double add_residual(const TensorView& residual, std::int64_t t, std::int64_t n, double value) {
+  return residual.present() ? value + read(residual, t * residual.stride(0) + n * residual.stride(1)) : value;
+}
+
+void write_at(const TensorView& out, std::int64_t t, std::int64_t n, double value) {
+  write(out, t * out.stride(0) + n * out.stride(1), value);
+}
+
+Support any_call(const auto&, const PlanContext&) { return Support::yes(); }
+
+std::size_t workspace(const LinearParams& p, const PlanContext& ctx) {
+  return bytes_for(p.x.dim(0), p.x.dim(1), p.x.dim(1), ctx.num_threads);
+}
+
+void run(const LinearParams& p, const RunContext& ctx) {
+  auto* const y = static_cast<double*>(ctx.workspace);
+  auto* const weight_rows = reinterpret_cast<float*>(y + p.x.numel());
+  apply_prologue_to_all(p.x, p.prologue, y);
+  for_each_dot(y, p.x.dim(0), p.weight, weight_rows, ctx.num_threads,
+               [&](std::int64_t t, std::int64_t n, double sum) {
+                 const double value = activate(p.activation, add_bias(p.bias, n, sum));
+                 write_at(p.out, t, n, add_residual(p.residual, t, n, value));
+               });
+}
+
+std::size_t workspace(const QkvLinearParams& p, const PlanContext& ctx) {
+  return bytes_for(p.x.dim(0), p.x.dim(1), p.x.dim(1), ctx.num_threads);
+}
+
+void run(const QkvLinearParams& p, const RunContext& ctx) {
+  auto* const y = static_cast<double*>(ctx.workspace);
+  auto* const weight_rows = reinterpret_cast<float*>(y + p.x.numel());
+  apply_prologue_to_all(p.x, p.prologue, y);
+  const auto project = [&](const TensorView& weight, const TensorView& bias, const TensorView& out) {
+    for_each_dot(
+        y, p.x.dim(0), weight, weight_rows, ctx.num_threads,
+        [&](std::int64_t t, std::int64_t n, double sum) { write_at(out, t, n, add_bias(bias, n, sum)); });
+  };
+  project(p.q_weight, p.q_bias, p.q);
+  project(p.k_weight, p.k_bias, p.k);
+  project(p.v_weight, p.v_bias, p.v);
+}
+
+std::size_t workspace(const GatedFfnParams& p, const PlanContext& ctx) {
+  const std::int64_t in = p.x.dim(1), intermediate = p.gate_weight.dim(0);
+  return bytes_for(p.x.dim(0), in + intermediate, std::max(in, intermediate), ctx.num_threads);
+}
+
+void run(const GatedFfnParams& p, const RunContext& ctx) {
+  const std::int64_t num_tokens = p.x.dim(0), intermediate = p.gate_weight.dim(0);
+  auto* const y = static_cast<double*>(ctx.workspace);
+  auto* const hidden = y + p.x.numel();
+  auto* const weight_rows = reinterpret_cast<float*>(hidden + num_tokens * intermediate);
+  apply_prologue_to_all(p.x, p.prologue, y);
+  for_each_dot(y, num_tokens, p.gate_weight, weight_rows, ctx.num_threads,
+               [&](std::int64_t t, std::int64_t n, double sum) {
+                 hidden[t * intermediate + n] = activate(p.activation, sum);
+               });
+  for_each_dot(y, num_tokens, p.up_weight, weight_rows, ctx.num_threads,
+               [&](std::int64_t t, std::int64_t n, double sum) { hidden[t * intermediate + n] *= sum; });
+  for_each_dot(hidden, num_tokens, p.down_weight, weight_rows, ctx.num_threads,
+               [&](std::int64_t t, std::int64_t n, double sum) {
+                 write_at(p.out, t, n, add_residual(p.residual, t, n, sum));
+               });
+}
+
+std::size_t workspace(const LmHeadArgmaxParams& p, const PlanContext&) {
+  return bytes_for(p.x.dim(0), p.x.dim(1), p.x.dim(1), 1) +
+         static_cast<std::size_t>(p.x.dim(0)) * sizeof(double);
+}
+
+// One thread, since the order of features decides between equals. Logits are compared as the f32 that they
+// are returned as.
+void run(const LmHeadArgmaxParams& p, const RunContext& ctx) {
+  auto* const y = static_cast<double*>(ctx.workspace);
+  auto* const max = y + p.x.numel();
+  auto* const weight_row = reinterpret_cast<float*>(max + p.x.dim(0));
+  apply_prologue_to_all(p.x, p.prologue, y);
+  for_each_dot(y, p.x.dim(0), p.weight, weight_row, 1, [&](std::int64_t t, std::int64_t n, double sum) {
+    const double logit = static_cast<float>(sum);
+    const bool better = n == 0 || logit > max[t] || (std::isnan(logit) && !std::isnan(max[t]));
+    if (!better) return;
+    max[t] = logit;
+    p.ids.as<std::int32_t>()[t * p.ids.stride(0)] = static_cast<std::int32_t>(n);
+    if (p.max.present()) p.max.as<float>()[t * p.max.stride(0)] = static_cast<float>(logit);
+  });
+}
+
+template <class P>
+Kernel reference_row(const char* name) {
+  return make_kernel<P>(name, kReference, "any call", any_call, run, workspace);
+}
+
+}  // namespace
+
+Kernel linear_reference() { return reference_row<LinearParams>("cpu::linear_reference"); }
+Kernel qkv_linear_reference() { return reference_row<QkvLinearParams>("cpu::qkv_linear_reference"); }
+Kernel gated_ffn_reference() { return reference_row<GatedFfnParams>("cpu::gated_ffn_reference"); }
+Kernel lm_head_argmax_reference() {
+  return reference_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_reference");
+}
+
+}  // namespace kf::cpu

@@ -1,0 +1,14 @@
+// Which instruction sets the SIMD kernels are compiled for. Include first in every file that uses
+// hwy/foreach_target.h. On x86: the baseline (Highway's 128-bit emulation, which the compiler turns into
+// SSE2), AVX2 with FMA, AVX-512; the levels between bring nothing to these kernels.
+#pragma once
+
+#ifdef KF_DEV_ONE_SIMD_TARGET
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3 | HWY_AVX3_DL)
+#else
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
+#endif
+// Highway falls back to one lane (HWY_SCALAR) for GCC before 12.3, which may miscompile the upper half of integer
+// products (https://gcc.gnu.org/bugzilla/show_bug.cgi?id=106322); no kernel uses them.
+#define HWY_BROKEN_EMU128 0
+#include "hwy/detect_targets.h"

@@ -1,0 +1,93 @@
+#include "kf/dlpack.h"
+
+#include <fmt/format.h>
+
+#include "kf/error.h"
+
+namespace kf {
+namespace {
+
+// Type codes that came after DLPack 0.6, by their values in DLPack 1.1.
+constexpr int kBool = 6, kFloat8E4m3fn = 10, kFloat8E5m2 = 12;
+
+struct Coded {
+  DType dtype;
+  int code, bits;
+};
+constexpr Coded kCodes[] = {
+    {DType::f32, kDLFloat, 32},          {DType::f16, kDLFloat, 16},     {DType::bf16, kDLBfloat, 16},
+    {DType::fp8_e4m3, kFloat8E4m3fn, 8}, {DType::fp8_e5m2, kFloat8E5m2, 8}, {DType::i8, kDLInt, 8},
+    {DType::u8, kDLUInt, 8},             {DType::i32, kDLInt, 32},       {DType::i64, kDLInt, 64},
+    {DType::boolean, kBool, 8},
+};
+
+struct CodedDevice {
+  DeviceType type;
+  DLDeviceType code;
+};
+constexpr CodedDevice kDevices[] = {
+    {DeviceType::cpu, kDLCPU}, {DeviceType::cuda, kDLCUDA}, {DeviceType::rocm, kDLROCM}};
+
+// What the consumer of an exported tensor holds.
+struct Exported {
+  Tensor tensor;
+  DLManagedTensor managed{};
+};
+
+}  // namespace
+
+TensorView from_dlpack(const DLTensor& d) {
+  TensorView t;
+  bool known = false;
+  for (const Coded& c : kCodes)
+    if (d.dtype.code == c.code && d.dtype.bits == c.bits && d.dtype.lanes == 1) {
+      t.dtype = c.dtype;
+      known = true;
+    }
+  if (!known)
+    throw_invalid(fmt::format("from_dlpack: expected a dtype of kf, got DLPack code {}, {} bits, {} lanes",
+                              d.dtype.code, d.dtype.bits, d.dtype.lanes));
+  known = false;
+  for (const CodedDevice& c : kDevices)
+    if (d.device.device_type == c.code) {
+      t.device = {c.type, d.device.device_id};
+      known = true;
+    }
+  if (!known)
+    throw_invalid(fmt::format("from_dlpack: expected a tensor on cpu, cuda or rocm, got DLPack device type {}",
+                              static_cast<int>(d.device.device_type)));
+  if (d.ndim < 0 || d.ndim > kMaxRank)
+    throw_invalid(fmt::format("from_dlpack: expected at most {} dimensions, got {}", kMaxRank, d.ndim));
+  const TensorView packed =
+      TensorView::contiguous(nullptr, t.dtype, std::span(d.shape, static_cast<std::size_t>(d.ndim)), t.device);
+  t.rank = d.ndim;
+  t.shape = packed.shape;
+  t.strides = packed.strides;
+  if (d.strides != nullptr)
+    for (int i = 0; i < d.ndim; ++i) t.strides[i] = d.strides[i];
+  t.data = static_cast<char*>(d.data) + d.byte_offset;
+  return t;
+}
+
+DLManagedTensor* to_dlpack(const Tensor& tensor) {
+  const TensorView& v = tensor.view();
+  for (const Coded& c : kCodes) {
+    if (c.dtype != v.dtype) continue;
+    auto* e = new Exported{tensor, {}};
+    // The shape and strides arrays are those of the exported copy, which lives until the deleter runs.
+    TensorView& own = const_cast<TensorView&>(e->tensor.view());
+    e->managed.dl_tensor = {own.data,
+                            {kDLCPU, 0},
+                            own.rank,
+                            {static_cast<std::uint8_t>(c.code), static_cast<std::uint8_t>(c.bits), 1},
+                            own.shape.data(),
+                            own.strides.data(),
+                            0};
+    e->managed.manager_ctx = e;
+    e->managed.deleter = [](DLManagedTensor* m) { delete static_cast<Exported*>(m->manager_ctx); };
+    return &e->managed;
+  }
+  throw_invalid(fmt::format("to_dlpack: expected a dtype that DLPack has, got {}", dtype_name(v.dtype)));
+}
+
+}  // namespace kf

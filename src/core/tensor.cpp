@@ -1,0 +1,160 @@
+#include "kf/tensor.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "kf/error.h"
+
+namespace kf {
+namespace {
+
+constexpr std::size_t kAlignment = 64;
+
+// The product of sizes, refusing what does not fit a signed 64-bit count of bytes.
+std::int64_t checked_numel(std::span<const std::int64_t> shape, DType dtype) {
+  const DTypeInfo& info = dtype_info(dtype);
+  std::int64_t n = 1;
+  for (std::int64_t d : shape) {
+    if (d < 0) throw_invalid(fmt::format("tensor: expected dimensions >= 0, got [{}]", fmt::join(shape, ", ")));
+    if (__builtin_mul_overflow(n, d, &n))
+      throw_invalid(fmt::format("tensor: [{}] has more elements than 2^63", fmt::join(shape, ", ")));
+  }
+  std::int64_t bytes;
+  if (__builtin_mul_overflow(n, static_cast<std::int64_t>(info.block_bytes), &bytes))
+    throw_invalid(fmt::format("tensor: {}[{}] has more bytes than 2^63", info.name, fmt::join(shape, ", ")));
+  return n;
+}
+
+}  // namespace
+
+const char* device_type_name(DeviceType type) {
+  switch (type) {
+    case DeviceType::cpu: return "cpu";
+    case DeviceType::cuda: return "cuda";
+    case DeviceType::rocm: return "rocm";
+    case DeviceType::ascend: return "ascend";
+    case DeviceType::mlu: return "mlu";
+    case DeviceType::kunlun: return "kunlun";
+  }
+  return "unknown";
+}
+
+std::string to_string(Device device) { return fmt::format("{}:{}", device_type_name(device.type), device.index); }
+
+std::size_t TensorView::nbytes() const {
+  const DTypeInfo& info = dtype_info(dtype);
+  return static_cast<std::size_t>((numel() + info.block_elems - 1) / info.block_elems * info.block_bytes);
+}
+
+bool TensorView::is_contiguous() const {
+  std::int64_t expected = 1;
+  for (int i = rank - 1; i >= 0; --i) {
+    if (shape[i] == 0) return true;
+    if (shape[i] != 1 && strides[i] != expected) return false;
+    expected *= shape[i];
+  }
+  return true;
+}
+
+bool TensorView::same_shape(const TensorView& o) const {
+  if (rank != o.rank) return false;
+  for (int i = 0; i < rank; ++i)
+    if (shape[i] != o.shape[i]) return false;
+  return true;
+}
+
+bool TensorView::same_layout(const TensorView& o) const {
+  if (!same_shape(o) || dtype != o.dtype || device != o.device) return false;
+  for (int i = 0; i < rank; ++i)
+    if (strides[i] != o.strides[i]) return false;
+  return true;
+}
+
+void* TensorView::at(std::int64_t offset) const {
+  const DTypeInfo& info = dtype_info(dtype);
+  return static_cast<char*>(data) + offset / info.block_elems * info.block_bytes;
+}
+
+TensorView TensorView::contiguous(void* data, DType dtype, std::span<const std::int64_t> shape, Device device) {
+  if (shape.size() > kMaxRank)
+    throw_invalid(fmt::format("tensor: expected at most {} dimensions, got {}", kMaxRank, shape.size()));
+  TensorView t;
+  t.data = data;
+  t.dtype = dtype;
+  t.device = device;
+  t.rank = static_cast<int>(shape.size());
+  std::int64_t stride = 1;
+  for (int i = t.rank - 1; i >= 0; --i) {
+    t.shape[i] = shape[static_cast<std::size_t>(i)];
+    t.strides[i] = stride;
+    stride *= t.shape[i];
+  }
+  return t;
+}
+
+TensorView TensorView::reshape(std::initializer_list<std::int64_t> shape) const {
+  TensorView t = contiguous(data, dtype, shape, device);
+  if (!is_contiguous() || t.numel() != numel())
+    throw_invalid(fmt::format("reshape: {} cannot be viewed as {}", to_string(*this), shape_string(t)));
+  return t;
+}
+
+TensorView TensorView::slice(int axis, std::int64_t begin, std::int64_t end) const {
+  if (axis < 0) axis += rank;
+  if (axis < 0 || axis >= rank || begin < 0 || end < begin || end > shape[axis])
+    throw_invalid(fmt::format("slice: [{}, {}) of dimension {} of {}", begin, end, axis, to_string(*this)));
+  TensorView t = *this;
+  t.shape[axis] = end - begin;
+  t.data = at(begin * strides[axis]);
+  return t;
+}
+
+TensorView TensorView::transpose(int a, int b) const {
+  TensorView t = *this;
+  if (a < 0) a += rank;
+  if (b < 0) b += rank;
+  std::swap(t.shape[a], t.shape[b]);
+  std::swap(t.strides[a], t.strides[b]);
+  return t;
+}
+
+std::string shape_string(const TensorView& t) {
+  if (!t.present()) return "none";
+  return fmt::format("[{}]", fmt::join(t.shape.begin(), t.shape.begin() + t.rank, ", "));
+}
+
+std::string to_string(const TensorView& t) {
+  if (!t.present()) return "none";
+  std::string s = fmt::format("{}{}", dtype_name(t.dtype), shape_string(t));
+  if (t.device.type != DeviceType::cpu) s += "@" + to_string(t.device);
+  if (!t.is_contiguous())
+    s += fmt::format(" strides [{}]", fmt::join(t.strides.begin(), t.strides.begin() + t.rank, ", "));
+  return s;
+}
+
+std::shared_ptr<void> allocate_host(std::size_t bytes) {
+  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (rounded < bytes) throw Error(ErrorCode::resource_exhausted, fmt::format("cannot allocate {} bytes", bytes));
+  void* p = std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded);
+  if (p == nullptr)
+    throw Error(ErrorCode::resource_exhausted, fmt::format("cannot allocate {} bytes of host memory", bytes));
+  return {p, std::free};
+}
+
+Tensor::Tensor(DType dtype, std::span<const std::int64_t> shape) {
+  checked_numel(shape, dtype);
+  view_ = TensorView::contiguous(nullptr, dtype, shape);
+  storage_ = allocate_host(view_.nbytes());
+  view_.data = storage_.get();
+}
+
+Tensor Tensor::zeros(DType dtype, std::initializer_list<std::int64_t> shape) {
+  Tensor t(dtype, shape);
+  std::memset(t.view_.data, 0, t.view_.nbytes());
+  return t;
+}
+
+}  // namespace kf

@@ -1,0 +1,154 @@
+// A compiled graph with memory of its own.
+
+#include <set>
+
+#include <fmt/format.h>
+
+#include "graph/compiled_graph.h"
+#include "graph/reflect.h"
+#include "kf/error.h"
+
+namespace kf {
+namespace {
+
+bool same_memory_order(const TensorView& planned, const TensorView& given) {
+  return planned.numel() == 0 ? planned.dtype == given.dtype && planned.same_shape(given)
+                              : planned.same_layout(given);
+}
+
+bool is_table(DType t) { return t == DType::i32 || t == DType::i64; }
+
+// Steps whose host tables (ids, lengths, page tables) come from outside, one for all that share tables and
+// layouts.
+std::vector<int> steps_to_validate(const CompiledGraph& compiled) {
+  std::set<std::string> seen;
+  std::vector<int> steps;
+  for (std::size_t i = 0; i < compiled.steps.size(); ++i) {
+    const CompiledStep& step = compiled.steps[i];
+    const Op op = step.params.op();
+    std::string key;
+    bool given = true;
+    for (const SlotInfo& s : op_slots(op)) {
+      const TensorView& t = s.in(step.params.data());
+      if (!t.present() || s.role != Role::in || !is_table(t.dtype)) continue;
+      for (const OperandAddress& o : step.operands) {
+        if (o.field != s.field) continue;
+        given = given && o.base != 0;
+        key += fmt::format("{}+{};", o.base, o.bytes);
+      }
+      if (t.data != nullptr) key += fmt::format("{};", t.data);
+    }
+    if (key.empty() || !given) continue;
+    append_plan_key(op, step.params.data(), key);
+    if (seen.insert(std::move(key)).second) steps.push_back(static_cast<int>(i));
+  }
+  return steps;
+}
+
+}  // namespace
+
+struct Executable::Impl {
+  Dispatcher& dispatcher;
+  CompiledGraph compiled;
+  std::shared_ptr<void> arena;
+  std::vector<void*> bases;
+  std::vector<std::vector<int>> steps_of_base;  // which steps have an operand there
+  std::vector<int> validated_steps;
+
+  Impl(const Graph& graph, Dispatcher& d, const Options& options)
+      : dispatcher(d), compiled(compile(graph, d, options.selection, options.packs, OutputPlace::arena)) {
+    if (compiled.arena_bytes > 0) arena = allocate_host(compiled.arena_bytes);
+    steps_of_base.resize(compiled.base_offsets.size());
+    for (std::size_t b = 0; b < compiled.base_offsets.size(); ++b)
+      bases.push_back(in_arena(compiled.base_offsets[b]));
+    for (std::size_t i = 0; i < compiled.steps.size(); ++i)
+      for (const OperandAddress& o : compiled.steps[i].operands) {
+        std::vector<int>& steps = steps_of_base[o.base];
+        if (steps.empty() || steps.back() != static_cast<int>(i)) steps.push_back(static_cast<int>(i));
+      }
+    for (CompiledStep& step : compiled.steps) step.set_addresses(step.params.data(), bases.data());
+    validated_steps = steps_to_validate(compiled);
+  }
+
+  void* in_arena(std::int64_t offset) const {
+    return offset < 0 || arena == nullptr ? nullptr : static_cast<std::byte*>(arena.get()) + offset;
+  }
+
+  void rebase(std::int32_t base, void* data) {
+    if (bases[base] == data) return;
+    bases[base] = data;
+    for (int i : steps_of_base[base]) {
+      CompiledStep& step = compiled.steps[i];
+      step.set_addresses(step.params.data(), bases.data());
+    }
+  }
+
+  const External* find(const std::vector<External>& list, std::string_view name) const {
+    for (const External& e : list)
+      if (e.name == name) return &e;
+    return nullptr;
+  }
+
+  std::string names() const {
+    std::string text;
+    for (const auto* list : {&compiled.inputs, &compiled.outputs})
+      for (const External& e : *list) text += (text.empty() ? "" : ", ") + e.name;
+    return text;
+  }
+};
+
+Executable::Executable(const Graph& graph, const SymbolValues& symbols, Dispatcher& dispatcher,
+                       const Options& options)
+    : impl_(std::make_unique<Impl>(graph.with_symbols(symbols), dispatcher, options)) {}
+Executable::~Executable() = default;
+Executable::Executable(Executable&&) noexcept = default;
+
+void Executable::bind(std::string_view name, const TensorView& tensor) {
+  const External* e = impl_->find(impl_->compiled.inputs, name);
+  if (e == nullptr) e = impl_->find(impl_->compiled.outputs, name);
+  if (e == nullptr) throw_invalid(fmt::format("bind: expected one of {}, got {}", impl_->names(), name));
+  if (!e->is_whole)
+    throw_invalid(fmt::format("bind: output {} lies within another value and cannot be bound", name));
+  if (!tensor.present() || !same_memory_order(e->layout, tensor))
+    throw_invalid(fmt::format("bind: {}: expected {}, got {}", name, to_string(e->layout),
+                              tensor.present() ? to_string(tensor) : "an absent tensor"));
+  if (tensor.data == nullptr && tensor.numel() > 0)
+    throw_invalid(fmt::format("bind: {}: expected memory, got a null pointer", name));
+  impl_->rebase(e->base, tensor.data);
+}
+
+TensorView Executable::output(std::string_view name) const {
+  const External* e = impl_->find(impl_->compiled.outputs, name);
+  if (e == nullptr) throw_invalid(fmt::format("output: expected one of {}, got {}", impl_->names(), name));
+  TensorView t = e->layout;
+  if (e->base > 0 && impl_->bases[e->base] != nullptr)
+    t.data = static_cast<std::byte*>(impl_->bases[e->base]) + e->bytes;
+  return t;
+}
+
+void Executable::run() {
+  Impl& m = *impl_;
+  for (const External& e : m.compiled.inputs)
+    if (m.bases[e.base] == nullptr && e.layout.numel() > 0)
+      throw_invalid(fmt::format("run: input {} is not bound: expected {}", e.name, to_string(e.layout)));
+  for (int i : m.validated_steps) {
+    const CompiledStep& step = m.compiled.steps[i];
+    op_info(step.params.op()).validate_data(step.params.data());
+  }
+  auto* arena = static_cast<std::byte*>(m.arena.get());
+  for (const CompiledStep& step : m.compiled.steps)
+    m.dispatcher.execute(*step.plan, step.params.data(), arena + step.workspace);
+}
+
+std::size_t Executable::peak_activation_bytes() const { return impl_->compiled.arena_bytes; }
+int Executable::launches() const { return impl_->compiled.launches; }
+
+std::string Executable::to_text() const {
+  std::string text;
+  for (const CompiledStep& s : impl_->compiled.steps)
+    text += fmt::format("{}: {} [{}] {}\n", s.label.empty() ? "-" : s.label, op_name(s.params.op()),
+                        s.plan->kernel().name, s.plan->shapes());
+  return text;
+}
+
+}  // namespace kf

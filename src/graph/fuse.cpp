@@ -1,0 +1,158 @@
+// Applying the rules: which, where, and whether it pays.
+
+#include <algorithm>
+#include <unordered_map>
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include "graph/match.h"
+#include "graph/measure.h"
+#include "kf/error.h"
+
+namespace kf {
+namespace {
+
+// What a verdict depends on besides the call: the machine and how many threads work.
+std::string device_key(const Dispatcher& d) {
+  return fmt::format("{} {} {} threads", d.caps().name, d.caps().isa, d.num_threads());
+}
+
+void check_names(const FusionPolicy& policy) {
+  for (const auto* names : {&policy.only, &policy.except}) {
+    for (const std::string& name : *names) {
+      const auto& rules = builtin_rules();
+      if (std::any_of(rules.begin(), rules.end(), [&](const Rule& r) { return r.name == name; })) continue;
+      std::string known;
+      for (const Rule& r : rules) known += (known.empty() ? "" : ", ") + r.name;
+      throw_invalid(fmt::format("fusion rule: expected one of {}, got {}", known, name));
+    }
+  }
+}
+
+bool enabled(const FusionPolicy& policy, const Rule& rule) {
+  const auto names = [&](const std::vector<std::string>& list) {
+    return std::find(list.begin(), list.end(), rule.name) != list.end();
+  };
+  return (policy.only.empty() || names(policy.only)) && !names(policy.except);
+}
+
+struct Decision {
+  bool keep = false;
+  std::string reason;
+};
+
+// Decides on matches; equal ones (the same layer again) once.
+class Judge {
+ public:
+  Judge(const FusionPolicy& policy, Dispatcher& dispatcher, VerdictStore& store)
+      : policy_(policy), dispatcher_(dispatcher), store_(store), device_(device_key(dispatcher)) {}
+
+  const Decision& decide(const GraphRewriter& graph, const Match& match) {
+    const AnyParams& params = match.replacement.params;
+    std::string key = match.pattern->rule->name;
+    append_plan_key(params.op(), params.data(), key);
+    // The unfused form is part of the question: its nodes may be fused ones already.
+    for (int id : match.nodes) append_plan_key(graph.node(id).op(), graph.node(id).params.data(), key);
+    const auto it = decisions_.find(key);
+    if (it != decisions_.end()) return it->second;
+    return decisions_.emplace(std::move(key), decide_anew(graph, match)).first->second;
+  }
+
+  bool measured() const { return measured_; }
+
+ private:
+  Decision decide_anew(const GraphRewriter& graph, const Match& match) {
+    if (Support s = served(graph, match); !s) return {false, s.reason()};
+    if (policy_.mode == FusionPolicy::Mode::all) return {true, "applied wherever it is served"};
+    Verdict v;
+    v.rule = match.pattern->rule->name;
+    v.signature = signature(graph, match);
+    v.device = device_;
+    if (const auto known = store_.find(v.rule, v.signature, v.device)) return {known->keep, known->reason};
+    try {
+      measure(graph, match, dispatcher_, v);
+    } catch (const Error& e) {
+      return {false, fmt::format("could not be measured: {}", e.what())};
+    }
+    store_.put(v);
+    measured_ = true;
+    return {v.keep, v.reason};
+  }
+
+  static std::string signature(const GraphRewriter& graph, const Match& match) {
+    std::string text = describe(match.replacement.op(), match.replacement.params.data());
+    for (int id : match.nodes) {
+      const Node& n = graph.node(id);
+      text += fmt::format("; {} {}", op_name(n.op()), describe(n.op(), n.params.data()));
+    }
+    return text;
+  }
+
+  // Whether a fused kernel takes the replacement. Nothing is prepared: this is asked at every rebuild.
+  Support served(const GraphRewriter& graph, const Match& match) {
+    AnyParams params = match.replacement.params;
+    bool weights_constant = true;
+    const auto slots = op_slots(params.op());
+    for (auto [slot, v] : match.replacement.inputs) {
+      const Value& value = graph.graph().value(v);
+      if (value.kind == ValueKind::constant)
+        slots[slot].in(params.data()).data = value.tensor.data;
+      else if (slots[slot].name.ends_with("weight"))
+        weights_constant = false;
+    }
+    const PlanContext ctx{dispatcher_.caps(), dispatcher_, dispatcher_.num_threads(),
+                          weights_constant ? &packs_ : nullptr};
+    std::string reasons;
+    for (const Kernel* k : dispatcher_.kernels(params.op())) {
+      if ((k->families & kFusedFamilies) == 0) continue;
+      const Support s = k->supports(params.data(), ctx);
+      if (s) return Support::yes();
+      reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", k->name, s.reason());
+    }
+    return Support::no(reasons.empty() ? fmt::format("no fused kernel of {}", op_name(params.op()))
+                                       : reasons);
+  }
+
+  const FusionPolicy& policy_;
+  Dispatcher& dispatcher_;
+  VerdictStore& store_;
+  std::string device_;
+  PackCache packs_;  // stays empty: its presence tells kernels that weights are constant
+  std::unordered_map<std::string, Decision> decisions_;
+  bool measured_ = false;
+};
+
+}  // namespace
+
+Graph fuse(const Graph& graph, const SymbolValues& symbols, const FusionPolicy& policy,
+           Dispatcher& dispatcher, VerdictStore* store, std::vector<Applied>* applied) {
+  check_names(policy);
+  if (policy.mode == FusionPolicy::Mode::none) return graph.with_symbols(symbols);
+  VerdictStore memory;
+  VerdictStore& verdicts = store ? *store : memory;
+  Judge judge(policy, dispatcher, verdicts);
+  GraphRewriter rewriter(graph.with_symbols(symbols));
+  for (const Pattern& pattern : builtin_patterns()) {
+    if (!enabled(policy, *pattern.rule)) continue;
+    for (int anchor : rewriter.nodes_of(pattern.steps.back().op)) {
+      if (!rewriter.alive(anchor)) continue;
+      const auto match = find_match(rewriter, pattern, anchor);
+      if (!match) continue;
+      const Decision& decision = judge.decide(rewriter, *match);
+      if (applied != nullptr)
+        applied->push_back({pattern.rule->name, match->replacement.label, decision.keep, decision.reason});
+      if (decision.keep) rewriter.apply(*match);
+    }
+  }
+  if (judge.measured()) {
+    try {
+      verdicts.save();
+    } catch (const Error& e) {
+      spdlog::warn("{}; the next run measures again", e.what());
+    }
+  }
+  return rewriter.take();
+}
+
+}  // namespace kf

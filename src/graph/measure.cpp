@@ -1,0 +1,188 @@
+#include "graph/measure.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <map>
+
+#include <fmt/format.h>
+
+#include "graph/sample_data.h"
+
+namespace kf {
+namespace {
+
+// Copies some of a graph's nodes to a graph of their own. What they read from outside becomes inputs, but
+// constants stay constants.
+class Extractor {
+ public:
+  Extractor(const GraphRewriter& source, const Match& match) : source_(source), match_(match) {}
+
+  Graph unfused() {
+    std::vector<int> nodes = match_.nodes;
+    std::sort(nodes.begin(), nodes.end(),
+              [&](int a, int b) { return source_.position(a) < source_.position(b); });
+    bind_operands();
+    for (int id : nodes) copy(source_.node(id));
+    return finish();
+  }
+
+  Graph fused() {
+    bind_operands();
+    copy(match_.replacement);
+    return finish();
+  }
+
+ private:
+  // Operands are named after the pattern, so that both forms have the same.
+  void bind_operands() {
+    const Pattern& p = *match_.pattern;
+    for (std::size_t i = 0; i < p.values.size(); ++i) {
+      const ValueId v = match_.values[i];
+      if (!v.valid() || p.producers[i].step >= 0 || copies_.count(v.index)) continue;
+      const Value& value = source_.graph().value(v);
+      copies_[v.index] = value.kind == ValueKind::constant ? g_.constant(value.name, value.tensor)
+                                                           : g_.input(p.values[i], value.tensor);
+    }
+  }
+
+  ValueId copy(ValueId v) {
+    if (const auto it = copies_.find(v.index); it != copies_.end()) return it->second;
+    // Whatever is not an operand lies between two matched nodes: a view, or an equivalent one of an operand.
+    const Value& value = source_.graph().value(v);
+    const TensorView& t = value.tensor;
+    const ValueId made = g_.view(copy(value.base), {t.shape.begin(), t.shape.begin() + t.rank},
+                                 {t.strides.begin(), t.strides.begin() + t.rank}, value.offset);
+    return copies_[v.index] = made;
+  }
+
+  void copy(const Node& n) {
+    const auto slots = op_slots(n.op());
+    Bindings inputs;
+    for (auto [slot, v] : n.inputs) inputs.emplace_back(slots[slot].name, copy_of_operand(v));
+    std::vector<std::string_view> want;
+    for (auto [slot, v] : n.outputs) want.push_back(slots[slot].name);
+    const CallResult r = g_.call(n.params, inputs, want);
+    for (auto [slot, v] : n.outputs) copies_[v.index] = r[slots[slot].name];
+  }
+
+  ValueId copy_of_operand(ValueId v) {
+    for (const auto& [index, made] : copies_)
+      if (source_.equivalent(v, ValueId{index})) return made;
+    return copy(v);
+  }
+
+  // The values that the replacement takes over and that go on.
+  Graph finish() {
+    for (auto [slot, v] : match_.replacement.outputs) g_.output(std::to_string(v.index), copies_.at(v.index));
+    return std::move(g_);
+  }
+
+  const GraphRewriter& source_;
+  const Match& match_;
+  Graph g_;
+  std::map<int, ValueId> copies_;
+};
+
+// One form, ready to run on its own memory.
+class Form {
+ public:
+  Form(const Graph& g, Dispatcher& d, unsigned families, PackCache& packs,
+       const std::map<std::string, SampleData>& data)
+      : graph_(g),
+        executable_(g, {}, d, {.selection = {.families = families, .kernel = {}}, .packs = &packs}) {
+    for (const auto& [name, v] : g.inputs()) {
+      // Caches are written, so each form has its own copy.
+      storage_.push_back(clone(data.at(name)));
+      executable_.bind(name, storage_.back().view);
+    }
+  }
+
+  double run_ms() {
+    const auto start = std::chrono::steady_clock::now();
+    executable_.run();
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  }
+  std::size_t peak_bytes() const { return executable_.peak_activation_bytes(); }
+  std::vector<TensorView> outputs() const {
+    std::vector<TensorView> all;
+    for (const auto& [name, v] : graph_.outputs()) all.push_back(executable_.output(name));
+    return all;
+  }
+
+ private:
+  const Graph& graph_;
+  Executable executable_;
+  std::vector<SampleData> storage_;
+};
+
+// How far apart two forms of the same arithmetic may be: f32 sums in another order; for 16-bit data also
+// intermediates that one of them rounds; for block formats activations that kernels may quantize to 8 bits.
+double tolerance(const Match& match, const Graph& g) {
+  double bound = 1e-4;
+  for (ValueId v : match.values) {
+    if (!v.valid()) continue;
+    const DType t = g.value(v).tensor.dtype;
+    if (t == DType::f16) bound = std::max(bound, 1e-2);
+    if (t == DType::bf16) bound = std::max(bound, 4e-2);
+    if (dtype_info(t).is_block) bound = std::max(bound, 2e-2);
+  }
+  return bound;
+}
+
+double largest_error(const std::vector<TensorView>& unfused, const std::vector<TensorView>& fused) {
+  double worst = 0;
+  for (std::size_t i = 0; i < unfused.size(); ++i)
+    worst = std::max(worst, relative_difference(unfused[i], fused[i]));
+  return worst;
+}
+
+struct Times {
+  double unfused_ms, fused_ms;
+};
+
+// Interleaved, so that both meet the same disturbances; the least of each, which disturbances only add to.
+Times time_interleaved(Form& unfused, Form& fused, double first_unfused_ms, double first_fused_ms) {
+  constexpr double kBudgetMs = 30;
+  constexpr int kMinRounds = 3, kMaxRounds = 50;
+  const double round_ms = std::max(first_unfused_ms + first_fused_ms, 1e-3);
+  const int rounds = std::clamp(static_cast<int>(kBudgetMs / round_ms), kMinRounds, kMaxRounds);
+  Times best{first_unfused_ms, first_fused_ms};
+  for (int i = 0; i < rounds; ++i) {
+    best.unfused_ms = std::min(best.unfused_ms, unfused.run_ms());
+    best.fused_ms = std::min(best.fused_ms, fused.run_ms());
+  }
+  return best;
+}
+
+}  // namespace
+
+void measure(const GraphRewriter& graph, const Match& match, Dispatcher& dispatcher, Verdict& verdict) {
+  const Graph unfused_graph = Extractor(graph, match).unfused();
+  const Graph fused_graph = Extractor(graph, match).fused();
+  PackCache packs;
+  const auto data = sample_inputs(unfused_graph);
+  Form unfused(unfused_graph, dispatcher, kFusedFamilies | kVanilla, packs, data);
+  Form fused(fused_graph, dispatcher, kFusedFamilies, packs, data);
+  const double first_unfused = unfused.run_ms(), first_fused = fused.run_ms();
+
+  verdict.unfused_bytes = static_cast<double>(unfused.peak_bytes());
+  verdict.fused_bytes = static_cast<double>(fused.peak_bytes());
+  verdict.max_error = largest_error(unfused.outputs(), fused.outputs());
+  const double bound = tolerance(match, graph.graph());
+  if (!(verdict.max_error <= bound)) {
+    verdict.keep = false;
+    verdict.reason =
+        fmt::format("results differ by {:.2g} of the largest, {:.2g} allowed", verdict.max_error, bound);
+    return;
+  }
+  const Times t = time_interleaved(unfused, fused, first_unfused, first_fused);
+  verdict.unfused_ms = t.unfused_ms;
+  verdict.fused_ms = t.fused_ms;
+  // Within the noise of a measurement the fused form wins: it launches less and keeps less in memory.
+  constexpr double kNoise = 1.02;
+  verdict.keep = t.fused_ms <= kNoise * t.unfused_ms;
+  verdict.reason = fmt::format("{:.4g} ms unfused, {:.4g} ms fused", t.unfused_ms, t.fused_ms);
+}
+
+}  // namespace kf

@@ -1,0 +1,281 @@
+// Every fusion rule. Their order is the order of application: what is small grows (a norm joins the merged q,
+// k and v; a residual joins the FFN that the norm has joined), and what reads more than one value comes
+// before what would take a part of it away.
+
+#include "kf/graph.h"
+
+namespace kf {
+namespace {
+
+NamePairs joined(NamePairs a, const NamePairs& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+// Names that stand for themselves: slot "k" of the pattern node is value "k" is slot "k" of the replacement.
+NamePairs same(std::initializer_list<const char*> names) {
+  NamePairs pairs;
+  for (std::string name : names) {
+    std::string value = name;
+    if (value.back() == '?') value.pop_back();
+    pairs.emplace_back(name, value);
+  }
+  return pairs;
+}
+
+// ---- Attention
+
+Rule attention(bool causal) {
+  const NamePairs tables = same({"cu_seqlens_q?", "cu_seqlens_k?", "block_tables?", "context_lens?"});
+  std::vector<PatternNode> pattern;
+  NamePairs attrs = {{"softmax_scale", "scores.softmax_scale"},
+                     {"kv_layout", "scores.kv_layout"},
+                     {"kv_layout", "values.kv_layout"}};
+  pattern.push_back(
+      {"scores", Op::attention_scores, joined({{"q", "q"}, {"k", "k"}}, tables), {{"scores", "s"}}});
+  if (causal) {
+    pattern.push_back({"mask", Op::attention_mask, joined({{"scores", "s"}}, tables), {{"out", "masked"}}});
+    pattern.back().dims = {{"seqlen_k", "k", 1, {"cu_seqlens_q", "block_tables"}}};
+    attrs.emplace_back("kv_layout", "mask.kv_layout");
+  }
+  pattern.push_back(
+      {"softmax", Op::softmax, {{"x", causal ? "masked" : "s"}}, {{"out", "p"}, {"lse?", "lse"}}});
+  pattern.push_back(
+      {"values", Op::attention_values, joined({{"probs", "p"}, {"v", "v"}}, tables), {{"out", "out"}}});
+  Rule rule{causal ? "attention_causal" : "attention_full",
+            "attention_backend",
+            causal ? "scores, causal mask, softmax and values in one pass, without the score matrix"
+                   : "scores, softmax and values in one pass, without the score matrix",
+            std::move(pattern),
+            {Op::attention, joined(same({"q", "k", "v"}), tables), same({"out", "lse?"}), attrs}};
+  rule.replacement.constant_attrs = {{"causal", causal ? "true" : "false"}};
+  return rule;
+}
+
+Rule qk_norm_rope() {
+  return {"qk_norm_rope",
+          "fuse_rope",
+          "the norm of each head while it is rotated",
+          {{"norm", Op::rms_norm, {{"x", "x"}, {"weight", "norm_weight"}}, {{"out", "y"}}},
+           {"rope", Op::rope, joined({{"x", "y"}}, same({"positions", "cos", "sin"})), {{"out", "out"}}}},
+          {Op::rope,
+           same({"x", "positions", "cos", "sin", "norm_weight"}),
+           {{"out", "out"}},
+           {{"norm_eps", "norm.eps"}, {"interleaved", "rope.interleaved"}}}};
+}
+
+Rule rope_append() {
+  const NamePairs tables = same({"positions", "cos", "sin"});
+  const NamePairs caches = {{"k_cache", "new_k_cache"}, {"v_cache", "new_v_cache"}};
+  return {
+      "rope_append",
+      "fuse_rope",
+      "q rotated, k rotated and written to the cache together with v",
+      {{"rope_q",
+        Op::rope,
+        joined({{"x", "q"}, {"norm_weight?", "q_norm_weight"}}, tables),
+        {{"out", "q_out"}}},
+       {"rope_k",
+        Op::rope,
+        joined({{"x", "k"}, {"norm_weight?", "k_norm_weight"}}, tables),
+        {{"out", "k_out"}}},
+       {"append", Op::append_kv, joined({{"k", "k_out"}}, same({"v", "slot_mapping", "k_cache", "v_cache"})),
+        caches}},
+      {Op::rope_append,
+       joined(same({"q", "k", "v", "q_norm_weight?", "k_norm_weight?", "slot_mapping", "k_cache", "v_cache"}),
+              tables),
+       joined({{"q_out", "q_out"}}, caches),
+       {{"norm_eps", "rope_q.norm_eps"},
+        {"norm_eps", "rope_k.norm_eps"},
+        {"interleaved", "rope_q.interleaved"},
+        {"interleaved", "rope_k.interleaved"},
+        {"kv_layout", "append.kv_layout"}}}};
+}
+
+// ---- Linear layers
+
+Rule qkv_merge() {
+  const auto projection = [](const std::string& n) -> PatternNode {
+    return {n, Op::linear, {{"x", "x"}, {"weight", n + "_weight"}, {"bias?", n + "_bias"}}, {{"out", n}}};
+  };
+  return {"qkv_merge",
+          "fuse_qkv",
+          "three linear layers over one input as one",
+          {projection("q"), projection("k"), projection("v")},
+          {Op::qkv_linear, same({"x", "q_weight", "k_weight", "v_weight", "q_bias?", "k_bias?", "v_bias?"}),
+           same({"q", "k", "v"})}};
+}
+
+Rule gated_ffn() {
+  return {"gated_ffn",
+          "fuse_ffn",
+          "gate, up, activation, product and down as one",
+          {{"gate", Op::linear, {{"x", "x"}, {"weight", "gate_weight"}}, {{"out", "g"}}},
+           {"up", Op::linear, {{"x", "x"}, {"weight", "up_weight"}}, {{"out", "u"}}},
+           {"act", Op::activation, {{"x", "g"}}, {{"out", "a"}}},
+           {"mul", Op::binary, {{"a", "a"}, {"b", "u"}}, {{"out", "h"}}, {{"kind", "mul"}}},
+           {"down", Op::linear, {{"x", "h"}, {"weight", "down_weight"}}, {{"out", "out"}}}},
+          {Op::gated_ffn,
+           same({"x", "gate_weight", "up_weight", "down_weight"}),
+           {{"out", "out"}},
+           {{"activation", "act.kind"}}}};
+}
+
+Rule lm_head_argmax() {
+  return {"lm_head_argmax",
+          "fuse_lm_head",
+          "the last layer and the greedy choice, without the logits",
+          {{"head", Op::linear, same({"x", "weight"}), {{"out", "logits"}}},
+           {"argmax", Op::argmax, {{"logits", "logits"}}, same({"ids", "max?"})}},
+          {Op::lm_head_argmax, same({"x", "weight"}), same({"ids", "max?"})}};
+}
+
+// Ops with a Prologue: what they take besides x and the prologue.
+struct Consumer {
+  const char* name;
+  Op op;
+  NamePairs inputs, outputs;
+  std::vector<std::string> attrs;
+};
+
+std::vector<Consumer> consumers() {
+  return {{"linear", Op::linear, same({"weight", "bias?", "residual?"}), {{"out", "out"}}, {"activation"}},
+          {"qkv",
+           Op::qkv_linear,
+           same({"q_weight", "k_weight", "v_weight", "q_bias?", "k_bias?", "v_bias?"}),
+           same({"q", "k", "v"}),
+           {}},
+          {"ffn",
+           Op::gated_ffn,
+           same({"gate_weight", "up_weight", "down_weight", "residual?"}),
+           {{"out", "out"}},
+           {"activation"}},
+          {"lm_head", Op::lm_head_argmax, same({"weight"}), same({"ids", "max?"}), {}}};
+}
+
+NamePairs carried_attrs(const Consumer& c) {
+  NamePairs attrs;
+  for (const std::string& a : c.attrs) attrs.emplace_back(a, std::string(c.name) + "." + a);
+  return attrs;
+}
+
+// The norm in front of a linear layer, computed while the layer reads its input.
+Rule norm_prologue(Op norm, const Consumer& c) {
+  const bool rms = norm == Op::rms_norm;
+  NamePairs norm_inputs = {{"x", "x"}, {"weight", "norm_weight"}};
+  NamePairs inputs = joined(same({"x", "norm_weight"}), c.inputs);
+  if (!rms) {
+    norm_inputs.emplace_back("bias?", "norm_bias");
+    inputs.emplace_back("norm_bias?", "norm_bias");
+  }
+  Rule rule{
+      std::string(op_name(norm)) + "_" + c.name,
+      "fuse_ln_linear",
+      std::string(rms ? "RMSNorm" : "LayerNorm") + " computed while " + op_name(c.op) + " reads its input",
+      {{"norm", norm, norm_inputs, {{"out", "y"}}},
+       {c.name, c.op, joined({{"x", "y"}}, c.inputs), c.outputs}},
+      {c.op, inputs, c.outputs, joined({{"eps", "norm.eps"}}, carried_attrs(c))}};
+  rule.replacement.constant_attrs = {{"norm", rms ? "rms" : "layer"}};
+  return rule;
+}
+
+// The activation in front of a linear layer, likewise.
+Rule activation_prologue(std::string name, std::string flag, const std::string& kinds, const Consumer& c) {
+  return {std::move(name),
+          std::move(flag),
+          std::string("activation computed while ") + op_name(c.op) + " reads its input",
+          {{"act", Op::activation, {{"x", "x"}}, {{"out", "y"}}, {{"kind", kinds}}},
+           {c.name, c.op, joined({{"x", "y"}}, c.inputs), c.outputs}},
+          {c.op, joined({{"x", "x"}}, c.inputs), c.outputs,
+           joined({{"pre_activation", "act.kind"}}, carried_attrs(c))}};
+}
+
+Rule linear_activation() {
+  return {
+      "linear_activation",
+      "fuse_ffn",
+      "the activation applied to a linear layer's result before it is written",
+      {{"linear", Op::linear, same({"x", "weight", "bias?", "norm_weight?", "norm_bias?"}), {{"out", "y"}}},
+       {"act", Op::activation, {{"x", "y"}}, {{"out", "out"}}, {{"kind", "silu|gelu|gelu_tanh|relu"}}}},
+      {Op::linear,
+       same({"x", "weight", "bias?", "norm_weight?", "norm_bias?"}),
+       {{"out", "out"}},
+       {{"activation", "act.kind"},
+        {"norm", "linear.norm"},
+        {"eps", "linear.eps"},
+        {"pre_activation", "linear.pre_activation"}}}};
+}
+
+// The residual stream added to a layer's result before it is written.
+Rule residual_epilogue(std::string name, Op op, const NamePairs& operands) {
+  const NamePairs inputs = joined(same({"x", "norm_weight?", "norm_bias?"}), operands);
+  return {std::move(name),
+          "fuse_residual",
+          std::string("the residual added to ") + op_name(op) + "'s result before it is written",
+          {{"layer", op, inputs, {{"out", "y"}}},
+           {"add", Op::binary, {{"a", "y"}, {"b", "residual"}}, {{"out", "out"}}, {{"kind", "add"}}}},
+          {op,
+           joined(inputs, {{"residual", "residual"}}),
+           {{"out", "out"}},
+           {{"activation", "layer.activation"},
+            {"norm", "layer.norm"},
+            {"eps", "layer.eps"},
+            {"pre_activation", "layer.pre_activation"}}}};
+}
+
+// ---- Elementwise and norms
+
+Rule gated_activation() {
+  return {"gated_activation",
+          "fuse_ffn",
+          "act(gate) * up in one pass",
+          {{"act", Op::activation, {{"x", "gate"}}, {{"out", "a"}}},
+           {"mul", Op::binary, {{"a", "a"}, {"b", "up"}}, {{"out", "out"}}, {{"kind", "mul"}}}},
+          {Op::gated_activation, same({"gate", "up"}), {{"out", "out"}}, {{"kind", "act.kind"}}}};
+}
+
+Rule residual_norm(Op norm, std::string flag) {
+  const NamePairs weights = norm == Op::rms_norm ? same({"weight"}) : same({"weight", "bias?"});
+  return {std::string("residual_") + op_name(norm),
+          std::move(flag),
+          "the residual added and the sum normalised in one pass",
+          {{"add", Op::binary, {{"a", "x"}, {"b", "residual"}}, {{"out", "sum"}}, {{"kind", "add"}}},
+           {"norm", norm, joined({{"x", "sum"}}, weights), {{"out", "out"}}}},
+          {norm,
+           joined(same({"x", "residual"}), weights),
+           {{"out", "out"}, {"residual_out", "sum"}},
+           {{"eps", "norm.eps"}}}};
+}
+
+std::vector<Rule> make_rules() {
+  std::vector<Rule> rules = {attention(true), attention(false), qk_norm_rope(),  rope_append(),
+                             qkv_merge(),     gated_ffn(),      lm_head_argmax()};
+  const std::vector<Consumer> all = consumers();
+  const Consumer& linear = all.front();
+  rules.push_back(linear_activation());
+  rules.push_back(gated_activation());
+  for (const Consumer& c : all)
+    for (Op norm : {Op::rms_norm, Op::layer_norm}) rules.push_back(norm_prologue(norm, c));
+  rules.push_back(activation_prologue("silu_linear", "fuse_silu_linear", "silu", linear));
+  rules.push_back(activation_prologue("gelu_linear", "fuse_gelu_linear", "gelu|gelu_tanh", linear));
+  rules.push_back(activation_prologue("relu_linear", "fuse_ffn", "relu", linear));
+  for (const Consumer& c : all)
+    if (c.op != Op::linear)
+      rules.push_back(activation_prologue(std::string("activation_") + c.name, "fuse_ffn",
+                                          "silu|gelu|gelu_tanh|relu", c));
+  rules.push_back(residual_epilogue("linear_residual", Op::linear, same({"weight", "bias?"})));
+  rules.push_back(
+      residual_epilogue("ffn_residual", Op::gated_ffn, same({"gate_weight", "up_weight", "down_weight"})));
+  rules.push_back(residual_norm(Op::rms_norm, "fuse_rmsnorm"));
+  rules.push_back(residual_norm(Op::layer_norm, "fuse_ln"));
+  return rules;
+}
+
+}  // namespace
+
+const std::vector<Rule>& builtin_rules() {
+  static const std::vector<Rule> kRules = make_rules();
+  return kRules;
+}
+
+}  // namespace kf

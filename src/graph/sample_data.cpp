@@ -1,0 +1,182 @@
+#include "graph/sample_data.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+
+#include "core/half.h"
+#include "graph/reflect.h"
+#include "kf/ops/attention.h"
+
+namespace kf {
+namespace {
+
+// Bytes from the first element to the last of a view.
+std::size_t span_bytes(const TensorView& t) {
+  if (t.numel() == 0) return 0;
+  std::int64_t last = 0;
+  for (int i = 0; i < t.rank; ++i) last += (t.shape[i] - 1) * t.strides[i];
+  const DTypeInfo& type = dtype_info(t.dtype);
+  return static_cast<std::size_t>((last / type.block_elems + 1) * type.block_bytes);
+}
+
+std::int64_t element_offset(const TensorView& t, std::int64_t flat) {
+  std::int64_t offset = 0;
+  for (int i = t.rank - 1; i >= 0; --i) {
+    offset += flat % t.shape[i] * t.strides[i];
+    flat /= t.shape[i];
+  }
+  return offset;
+}
+
+void store(const TensorView& t, std::int64_t flat, double value) {
+  const std::int64_t at = element_offset(t, flat);
+  switch (t.dtype) {
+    case DType::f32:
+      t.as<float>()[at] = static_cast<float>(value);
+      return;
+    case DType::f16:
+      t.as<std::uint16_t>()[at] = f32_to_f16(static_cast<float>(value));
+      return;
+    case DType::bf16:
+      t.as<std::uint16_t>()[at] = f32_to_bf16(static_cast<float>(value));
+      return;
+    case DType::i32:
+      t.as<std::int32_t>()[at] = static_cast<std::int32_t>(value);
+      return;
+    case DType::i64:
+      t.as<std::int64_t>()[at] = static_cast<std::int64_t>(value);
+      return;
+    default:
+      return;  // zeros serve: no table or activation has another dtype
+  }
+}
+
+double load(const TensorView& t, std::int64_t flat) {
+  const std::int64_t at = element_offset(t, flat);
+  switch (t.dtype) {
+    case DType::f32:
+      return t.as<float>()[at];
+    case DType::f16:
+      return f16_to_f32(t.as<std::uint16_t>()[at]);
+    case DType::bf16:
+      return bf16_to_f32(t.as<std::uint16_t>()[at]);
+    case DType::i32:
+      return t.as<std::int32_t>()[at];
+    case DType::i64:
+      return static_cast<double>(t.as<std::int64_t>()[at]);
+    default:
+      return 0;
+  }
+}
+
+// What bounds the entries of tables, read off the ops that use them.
+class TableBounds {
+ public:
+  explicit TableBounds(const Graph& g) {
+    for (const Node& n : g.nodes()) {
+      for (const SlotInfo& s : op_slots(n.op())) {
+        const TensorView& t = s.in(n.params.data());
+        if (!t.present()) continue;
+        if (s.name == "q") total_q = t.dim(0);
+        if (s.name == "scores" || s.name == "probs") total_q = t.dim(1);
+        if (s.name == "k" || s.name == "v") note_keys(n, t);
+        if (s.name == "cos") max_position = t.dim(0);
+        if (s.name == "table") table_rows = t.dim(0);
+        if (s.name == "k_cache") num_slots = t.dim(0) * page_rows(n, t);
+        if (s.name == "block_tables") max_pages = t.dim(1);
+      }
+      if (n.op() == Op::attention_scores) seqlen_k_max = n.params.as<AttentionScoresParams>().scores.dim(-1);
+    }
+  }
+
+  std::int64_t total_q = 0, total_k = 0, num_pages = 1, page_size = 1, max_pages = 0, num_slots = 1;
+  std::int64_t max_position = 1, table_rows = 1, seqlen_k_max = std::numeric_limits<std::int64_t>::max();
+
+ private:
+  static std::int64_t page_rows(const Node& n, const TensorView& pool) {
+    const bool hnd = get_attr(n.params, "kv_layout") == AttrValue(std::string_view("HND"));
+    return pool.rank == 4 ? pool.dim(hnd ? 2 : 1) : 1;
+  }
+  void note_keys(const Node& n, const TensorView& t) {
+    total_k = t.dim(0);
+    num_pages = t.dim(0);
+    if (t.rank == 4) page_size = page_rows(n, t);
+  }
+};
+
+// Entry i of a table of `count` entries.
+std::int64_t table_entry(std::string_view slot, std::int64_t i, std::int64_t count, const TableBounds& b) {
+  const auto even_split = [&](std::int64_t total) { return count > 1 ? total * i / (count - 1) : 0; };
+  if (slot == "positions") return i % std::max<std::int64_t>(b.max_position, 1);
+  if (slot == "slot_mapping") return i < b.num_slots ? i : -1;
+  if (slot == "ids") return i % std::max<std::int64_t>(b.table_rows, 1);
+  if (slot == "cu_seqlens_q") return even_split(b.total_q);
+  if (slot == "cu_seqlens_k") return even_split(b.total_k);
+  if (slot == "block_tables") return i % std::max<std::int64_t>(b.num_pages, 1);
+  if (slot == "context_lens") return std::min(b.max_pages * b.page_size, b.seqlen_k_max);
+  return 0;
+}
+
+std::string_view first_slot(const Graph& g, ValueId v) {
+  for (const Node& n : g.nodes())
+    for (auto [slot, input] : n.inputs)
+      if (g.root(input) == v) return op_slots(n.op())[slot].name;
+  return {};
+}
+
+}  // namespace
+
+std::map<std::string, SampleData> sample_inputs(const Graph& graph) {
+  const TableBounds bounds(graph);
+  // A prime number of values, repeated: quick for large caches, and no row equals the next.
+  std::mt19937_64 rng(1);
+  std::uniform_real_distribution<double> uniform(-1, 1);
+  std::array<double, 8191> floats;
+  for (double& f : floats) f = uniform(rng);
+  std::map<std::string, SampleData> all;
+  for (const auto& [name, v] : graph.inputs()) {
+    SampleData data;
+    data.view = graph.value(v).tensor;
+    const std::size_t bytes = span_bytes(data.view);
+    data.storage = allocate_host(bytes);
+    if (bytes > 0) std::memset(data.storage.get(), 0, bytes);
+    data.view.data = data.storage.get();
+    const std::string_view slot = first_slot(graph, v);
+    const std::int64_t count = data.view.numel();
+    const bool is_float = is_activation_dtype(data.view.dtype);
+    for (std::int64_t i = 0; i < count; ++i)
+      store(data.view, i,
+            is_float ? floats[static_cast<std::size_t>(i) % floats.size()]
+                     : static_cast<double>(table_entry(slot, i, count, bounds)));
+    all.emplace(name, std::move(data));
+  }
+  return all;
+}
+
+SampleData clone(const SampleData& data) {
+  const std::size_t bytes = span_bytes(data.view);
+  SampleData copy{allocate_host(bytes), data.view};
+  if (bytes > 0) std::memcpy(copy.storage.get(), data.storage.get(), bytes);
+  copy.view.data = copy.storage.get();
+  return copy;
+}
+
+double relative_difference(const TensorView& a, const TensorView& b) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const bool is_float = is_activation_dtype(a.dtype);
+  double difference = 0, scale = 0;
+  for (std::int64_t i = 0; i < a.numel(); ++i) {
+    const double x = load(a, i), y = load(b, i);
+    if (std::isfinite(x)) scale = std::max(scale, std::abs(x));
+    if (x == y || (std::isnan(x) && std::isnan(y))) continue;
+    if (!is_float || !std::isfinite(x) || !std::isfinite(y)) return kInfinity;
+    difference = std::max(difference, std::abs(x - y));
+  }
+  return difference == 0 ? 0 : difference / std::max(scale, std::numeric_limits<double>::min());
+}
+
+}  // namespace kf

@@ -1,0 +1,26 @@
+// Generated operands for measuring a piece of a graph: floats at random, tables and ids that are valid
+// together.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "kf/graph.h"
+
+namespace kf {
+
+struct SampleData {
+  std::shared_ptr<void> storage;
+  TensorView view;
+};
+
+// One for every input of a graph without symbolic dimensions.
+std::map<std::string, SampleData> sample_inputs(const Graph& graph);
+SampleData clone(const SampleData& data);
+
+// The largest |a - b| over the largest finite |a|, elements taken in row-major order; infinite where one is
+// NaN and the other is not. Integers: 0 where all are equal, else infinite.
+double relative_difference(const TensorView& a, const TensorView& b);
+
+}  // namespace kf

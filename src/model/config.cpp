@@ -1,0 +1,71 @@
+#include <array>
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "kf/error.h"
+#include "kf/model.h"
+
+namespace kf {
+namespace {
+
+constexpr std::array<const char*, 4> kArchitectureNames = {"llama", "mistral", "qwen2", "qwen3"};
+
+void require_positive(const char* name, std::int64_t value) {
+  if (value < 1) throw_invalid(fmt::format("model config: {} must be at least 1, got {}", name, value));
+}
+
+}  // namespace
+
+const char* architecture_name(Architecture architecture) {
+  return kArchitectureNames[static_cast<std::size_t>(architecture)];
+}
+
+Architecture architecture_from_name(std::string_view name) {
+  for (std::size_t i = 0; i < kArchitectureNames.size(); ++i) {
+    if (name == kArchitectureNames[i]) return static_cast<Architecture>(i);
+  }
+  throw Error(ErrorCode::not_implemented, fmt::format("model architecture '{}' is not served; served are: {}",
+                                                      name, fmt::join(kArchitectureNames, ", ")));
+}
+
+ModelConfig ModelConfig::of(Architecture architecture) {
+  ModelConfig config;
+  config.architecture = architecture;
+  config.qkv_bias = architecture == Architecture::qwen2;
+  config.qk_norm = architecture == Architecture::qwen3;
+  return config;
+}
+
+void ModelConfig::validate() const {
+  for (const auto& [name, value] : {std::pair{"hidden_size", hidden_size},
+                                    {"intermediate_size", intermediate_size},
+                                    {"num_layers", num_layers},
+                                    {"num_heads", num_heads},
+                                    {"num_kv_heads", num_kv_heads},
+                                    {"head_dim", head_dim},
+                                    {"vocab_size", vocab_size},
+                                    {"max_positions", max_positions}}) {
+    require_positive(name, value);
+  }
+  if (num_heads % num_kv_heads != 0) {
+    throw_invalid(fmt::format("model config: num_heads must be a multiple of num_kv_heads, got {} and {}",
+                              num_heads, num_kv_heads));
+  }
+  if (head_dim % 2 != 0) throw_invalid(fmt::format("model config: head_dim must be even, got {}", head_dim));
+  if (!(rms_norm_eps >= 0))
+    throw_invalid(fmt::format("model config: rms_norm_eps must be >= 0, got {}", rms_norm_eps));
+  if (!(rope_theta > 0))
+    throw_invalid(fmt::format("model config: rope_theta must be positive, got {}", rope_theta));
+  if (sliding_window < 0) {
+    throw_invalid(
+        fmt::format("model config: sliding_window must be 0 (none) or more, got {}", sliding_window));
+  }
+}
+
+std::int64_t ModelConfig::longest_sequence() const {
+  return sliding_window > 0 ? std::min(max_positions, sliding_window) : max_positions;
+}
+
+}  // namespace kf

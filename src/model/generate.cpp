@@ -1,0 +1,231 @@
+#include "kf/generate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <memory>
+
+#include <fmt/format.h>
+
+#include "kf/error.h"
+#include "kf/ops/sampling.h"
+
+namespace kf {
+namespace {
+
+// Tokens that a request puts into the cache at most: the last new one is never fed.
+std::int64_t final_length(const GenerateRequest& r) {
+  return static_cast<std::int64_t>(r.prompt.size()) + std::max<std::int64_t>(r.max_new_tokens - 1, 0);
+}
+
+bool is_greedy(const GenerateRequest& r) { return r.sampling.temperature == 0.0f; }
+
+SampleParams sample_params(const SamplingOptions& o) {
+  SampleParams p;
+  p.temperature = o.temperature;
+  p.top_k = o.top_k;
+  p.top_p = o.top_p;
+  p.min_p = o.min_p;
+  return p;
+}
+
+// Draws one request's tokens. The plan is made once: seed and step are not what a plan depends on.
+class Sampler {
+ public:
+  Sampler(Engine& engine, const SamplingOptions& options)
+      : dispatcher_(engine.dispatcher()), params_(sample_params(options)), id_(DType::i32, {1}) {
+    params_.logits =
+        TensorView::contiguous(nullptr, engine.options().activation_dtype, {1, engine.config().vocab_size});
+    params_.ids = id_;
+    plan_ = dispatcher_.plan(params_, engine.options().selection);
+    workspace_ = allocate_host(plan_->workspace_bytes());
+    params_.seed = options.seed;
+  }
+
+  std::int32_t draw(const TensorView& logits, std::int64_t step) {
+    params_.logits = logits;
+    params_.step = step;
+    dispatcher_.execute(*plan_, &params_, workspace_.get());
+    return *id_.as<std::int32_t>();
+  }
+
+ private:
+  Dispatcher& dispatcher_;
+  SampleParams params_;
+  Tensor id_;
+  std::shared_ptr<const Plan> plan_;
+  std::shared_ptr<void> workspace_;
+};
+
+// A request that holds a sequence of the cache.
+class Running {
+ public:
+  Running(Engine& engine, std::size_t index, const GenerateRequest& request)
+      : index(index), request(request), cache_(engine.cache()), sequence_(cache_.create()) {
+    if (!is_greedy(request)) sampler = std::make_unique<Sampler>(engine, request.sampling);
+  }
+  ~Running() { cache_.release(sequence_); }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+  std::int64_t pages_to_come() const {
+    return cache_.pages_for(final_length(request)) -
+           static_cast<std::int64_t>(cache_.pages(sequence_).size());
+  }
+  bool in_prompt() const { return fed < request.prompt.size(); }
+  // What to feed next: at most `budget` tokens of the prompt, or the newest token.
+  StepInput next(std::size_t budget) const {
+    if (!in_prompt()) return {sequence_, {&last_token, 1}, Rows::last};
+    const std::size_t count = std::min(budget, request.prompt.size() - fed);
+    const bool ends_prompt = fed + count == request.prompt.size();
+    return {sequence_, std::span(request.prompt).subspan(fed, count), ends_prompt ? Rows::last : Rows::none};
+  }
+
+  const std::size_t index;
+  const GenerateRequest& request;
+  std::unique_ptr<Sampler> sampler;
+  std::size_t fed = 0;  // tokens of the prompt
+  std::int32_t last_token = 0;
+
+ private:
+  KvCache& cache_;
+  const SequenceId sequence_;
+};
+
+class Scheduler {
+ public:
+  Scheduler(Engine& engine, std::span<const GenerateRequest> requests, const TokenCallback& on_token)
+      : engine_(engine), requests_(requests), on_token_(on_token), results_(requests.size()) {}
+
+  std::vector<GenerateResult> run() && {
+    for (std::size_t i = 0; i < requests_.size(); ++i) check(requests_[i], i);
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      if (requests_[i].max_new_tokens > 0) waiting_.push_back(i);
+    }
+    while (!waiting_.empty() || !running_.empty()) {
+      admit();
+      step();
+    }
+    return std::move(results_);
+  }
+
+ private:
+  void check(const GenerateRequest& r, std::size_t index) const {
+    const auto fail = [&](ErrorCode code, const std::string& what) {
+      throw Error(code, fmt::format("generate: request {}: {}", index, what));
+    };
+    if (r.prompt.empty()) fail(ErrorCode::invalid_argument, "the prompt is empty");
+    if (r.max_new_tokens < 0) {
+      fail(ErrorCode::invalid_argument,
+           fmt::format("max_new_tokens must be 0 or more, got {}", r.max_new_tokens));
+    }
+    const std::int64_t vocab_size = engine_.config().vocab_size;
+    for (const std::int32_t id : r.prompt) {
+      if (id >= 0 && id < vocab_size) continue;
+      fail(ErrorCode::invalid_argument,
+           fmt::format("token id {} is not in the vocabulary of {}", id, vocab_size));
+    }
+    // In an order that cannot overflow.
+    const std::int64_t limit = engine_.options().max_seq_len;
+    if (r.max_new_tokens > limit || final_length(r) > limit) {
+      fail(ErrorCode::resource_exhausted,
+           fmt::format("a prompt of {} tokens and {} new ones exceed max_seq_len, {}", r.prompt.size(),
+                       r.max_new_tokens, limit));
+    }
+    const std::int64_t pages = engine_.cache().pages_for(final_length(r));
+    if (pages > engine_.cache().num_free_pages()) {
+      fail(ErrorCode::resource_exhausted, fmt::format("it needs {} pages of the cache, {} are free", pages,
+                                                      engine_.cache().num_free_pages()));
+    }
+    if (!is_greedy(r)) Sampler(engine_, r.sampling);  // refuses options out of range
+  }
+
+  // Requests start in their order, each when all pages that it may come to need are there beside those
+  // promised to the running ones: none is ever stopped for want of pages.
+  void admit() {
+    std::int64_t pages = engine_.cache().num_free_pages();
+    for (const auto& r : running_) pages -= r->pages_to_come();
+    while (!waiting_.empty() &&
+           static_cast<std::int64_t>(running_.size()) < engine_.options().max_batch_size) {
+      const GenerateRequest& request = requests_[waiting_.front()];
+      const std::int64_t needed = engine_.cache().pages_for(final_length(request));
+      if (needed > pages) break;
+      pages -= needed;
+      running_.push_back(std::make_unique<Running>(engine_, waiting_.front(), request));
+      waiting_.pop_front();
+    }
+    if (running_.empty()) {
+      throw Error(ErrorCode::resource_exhausted,
+                  "generate: the cache's free pages were taken by other sequences");
+    }
+  }
+
+  // One step: a token for every text under way, and what is left of the step's tokens for prompts.
+  void step() {
+    std::stable_partition(running_.begin(), running_.end(), [](const auto& r) { return !r->in_prompt(); });
+    batch_.clear();
+    std::size_t budget = static_cast<std::size_t>(engine_.options().max_step_tokens);
+    bool all_greedy = true;
+    for (const auto& r : running_) {
+      if (budget == 0) break;
+      batch_.push_back(r->next(budget));
+      budget -= batch_.back().tokens.size();
+      all_greedy &= batch_.back().rows == Rows::none || is_greedy(r->request);
+    }
+    const TensorView out = engine_.step(batch_, all_greedy ? StepOutput::ids : StepOutput::logits);
+
+    std::int64_t row = 0;
+    for (std::size_t i = 0; i < batch_.size(); ++i) {
+      Running& r = *running_[i];
+      if (r.in_prompt()) r.fed += batch_[i].tokens.size();
+      if (batch_[i].rows == Rows::none) continue;
+      const std::int32_t token =
+          all_greedy ? out.as<std::int32_t>()[row] : choose(r, out.slice(0, row, row + 1));
+      ++row;
+      if (!accept(r, token)) running_[i].reset();
+    }
+    std::erase(running_, nullptr);
+  }
+
+  std::int32_t choose(Running& r, const TensorView& logits) {
+    if (!r.sampler)
+      r.sampler = std::make_unique<Sampler>(engine_, r.request.sampling);  // greedy beside others
+    return r.sampler->draw(logits, static_cast<std::int64_t>(results_[r.index].tokens.size()));
+  }
+
+  // Whether the request goes on.
+  bool accept(Running& r, std::int32_t token) {
+    GenerateResult& result = results_[r.index];
+    result.tokens.push_back(token);
+    result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    if (result.tokens.size() == 1) result.seconds_to_first_token = result.seconds;
+    r.last_token = token;
+    if (on_token_ && !on_token_(r.index, token)) {
+      result.reason = FinishReason::cancelled;
+      return false;
+    }
+    if (std::ranges::find(r.request.stop_ids, token) != r.request.stop_ids.end()) {
+      result.reason = FinishReason::stop;
+      return false;
+    }
+    return static_cast<std::int64_t>(result.tokens.size()) < r.request.max_new_tokens;
+  }
+
+  Engine& engine_;
+  const std::span<const GenerateRequest> requests_;
+  const TokenCallback& on_token_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::deque<std::size_t> waiting_;
+  std::vector<std::unique_ptr<Running>> running_;
+  std::vector<StepInput> batch_;
+  std::vector<GenerateResult> results_;
+};
+
+}  // namespace
+
+std::vector<GenerateResult> generate(Engine& engine, std::span<const GenerateRequest> requests,
+                                     const TokenCallback& on_token) {
+  return Scheduler(engine, requests, on_token).run();
+}
+
+}  // namespace kf

@@ -1,0 +1,163 @@
+#include "kf/kv_cache.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "kf/error.h"
+
+namespace kf {
+namespace {
+
+Tensor make_pool(std::int64_t num_kv_heads, std::int64_t head_dim, const KvCacheOptions& o) {
+  if (o.layout == KvLayout::hnd) return Tensor(o.dtype, {o.num_pages, num_kv_heads, o.page_size, head_dim});
+  return Tensor(o.dtype, {o.num_pages, o.page_size, num_kv_heads, head_dim});
+}
+
+void check_options(const KvCacheOptions& o) {
+  if (!is_activation_dtype(o.dtype)) {
+    throw_invalid(fmt::format("kv cache: dtype must be f32, f16 or bf16, got {}", dtype_name(o.dtype)));
+  }
+  if (o.page_size < 1)
+    throw_invalid(fmt::format("kv cache: page_size must be at least 1, got {}", o.page_size));
+  // Page ids in block tables are 32-bit.
+  if (o.num_pages < 1 || o.num_pages > std::numeric_limits<std::int32_t>::max()) {
+    throw_invalid(fmt::format("kv cache: num_pages must be 1 to 2^31 - 1, got {}", o.num_pages));
+  }
+}
+
+}  // namespace
+
+KvCache::KvCache(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim,
+                 const KvCacheOptions& options)
+    : options_(options) {
+  check_options(options_);
+  for (std::int64_t layer = 0; layer < num_layers; ++layer) {
+    k_.push_back(make_pool(num_kv_heads, head_dim, options_));
+    v_.push_back(make_pool(num_kv_heads, head_dim, options_));
+  }
+  references_.assign(options_.num_pages, 0);
+  free_.resize(options_.num_pages);
+  for (std::int64_t i = 0; i < options_.num_pages; ++i) {
+    free_[i] = static_cast<std::int32_t>(options_.num_pages - 1 - i);
+  }
+}
+
+const KvCache::Sequence& KvCache::find(SequenceId sequence) const {
+  const auto it = sequences_.find(sequence);
+  if (it == sequences_.end()) throw_invalid(fmt::format("kv cache: no sequence {}", sequence));
+  return it->second;
+}
+
+KvCache::Sequence& KvCache::find(SequenceId sequence) {
+  return const_cast<Sequence&>(std::as_const(*this).find(sequence));
+}
+
+SequenceId KvCache::create() {
+  sequences_.emplace(next_, Sequence{});
+  return next_++;
+}
+
+SequenceId KvCache::fork(SequenceId parent, std::int64_t num_tokens) {
+  const Sequence& source = find(parent);
+  if (num_tokens < 0 || num_tokens > source.length) {
+    throw_invalid(fmt::format("kv cache: fork of {} tokens from sequence {}, which has {}", num_tokens,
+                              parent, source.length));
+  }
+  const std::int64_t whole_pages = num_tokens / options_.page_size;
+  Sequence copy;
+  copy.pages.assign(source.pages.begin(), source.pages.begin() + whole_pages);
+  copy.length = whole_pages * options_.page_size;
+  const auto [it, inserted] = sequences_.emplace(next_, std::move(copy));
+  for (const std::int32_t page : it->second.pages) ++references_[page];
+  return next_++;
+}
+
+void KvCache::release(SequenceId sequence) {
+  const std::vector<std::int32_t>& pages = find(sequence).pages;
+  std::for_each(pages.rbegin(), pages.rend(), [&](std::int32_t page) { drop(page); });
+  sequences_.erase(sequence);
+}
+
+void KvCache::drop(std::int32_t page) {
+  if (--references_[page] == 0) free_.push_back(page);
+}
+
+std::int64_t KvCache::missing_pages(const Sequence& sequence, std::int64_t num_tokens) const {
+  return pages_for(sequence.length + num_tokens) - static_cast<std::int64_t>(sequence.pages.size());
+}
+
+void KvCache::extend(std::span<const Growth> growths) {
+  const std::int64_t capacity = options_.num_pages * options_.page_size;
+  std::int64_t needed = 0;
+  for (std::size_t i = 0; i < growths.size(); ++i) {
+    const Growth& g = growths[i];
+    if (g.num_tokens < 0) throw_invalid(fmt::format("kv cache: cannot extend by {} tokens", g.num_tokens));
+    for (std::size_t j = 0; j < i; ++j) {
+      if (growths[j].sequence == g.sequence) {
+        throw_invalid(fmt::format("kv cache: sequence {} is extended twice in one call", g.sequence));
+      }
+    }
+    // A count beyond the whole cache is cut off, so that the sum cannot overflow.
+    needed += missing_pages(find(g.sequence), std::min(g.num_tokens, capacity + 1));
+  }
+  if (needed > num_free_pages()) {
+    throw Error(ErrorCode::resource_exhausted,
+                fmt::format("kv cache: {} more pages of {} tokens needed, {} of {} free", needed,
+                            options_.page_size, num_free_pages(), options_.num_pages));
+  }
+  // All memory first, so that what follows cannot fail.
+  for (const Growth& g : growths) {
+    Sequence& s = find(g.sequence);
+    const auto size = static_cast<std::size_t>(pages_for(s.length + g.num_tokens));
+    if (size > s.pages.capacity()) s.pages.reserve(std::max(size, 2 * s.pages.capacity()));
+  }
+  for (const Growth& g : growths) {
+    Sequence& s = find(g.sequence);
+    for (std::int64_t n = missing_pages(s, g.num_tokens); n > 0; --n) {
+      s.pages.push_back(free_.back());
+      free_.pop_back();
+      references_[s.pages.back()] = 1;
+    }
+    s.length += g.num_tokens;
+  }
+}
+
+void KvCache::truncate(SequenceId sequence, std::int64_t length) {
+  Sequence& s = find(sequence);
+  if (length < 0 || length > s.length) {
+    throw_invalid(
+        fmt::format("kv cache: cannot truncate sequence {} of {} tokens to {}", sequence, s.length, length));
+  }
+  const auto kept = static_cast<std::size_t>(pages_for(length));
+  if (length < s.length && length % options_.page_size != 0 && references_[s.pages[kept - 1]] > 1) {
+    throw_invalid(
+        fmt::format("kv cache: truncating sequence {} to {} tokens would end within a shared page; whole "
+                    "pages of {} tokens may be kept",
+                    sequence, length, options_.page_size));
+  }
+  while (s.pages.size() > kept) {
+    drop(s.pages.back());
+    s.pages.pop_back();
+  }
+  s.length = length;
+}
+
+std::int64_t KvCache::slot(SequenceId sequence, std::int64_t position) const {
+  const Sequence& s = find(sequence);
+  if (position < 0 || position >= s.length) {
+    throw_invalid(
+        fmt::format("kv cache: sequence {} of {} tokens has no position {}", sequence, s.length, position));
+  }
+  return s.pages[position / options_.page_size] * options_.page_size + position % options_.page_size;
+}
+
+std::size_t KvCache::nbytes() const {
+  std::size_t sum = 0;
+  for (const Tensor& t : k_) sum += 2 * t.view().nbytes();
+  return sum;
+}
+
+}  // namespace kf

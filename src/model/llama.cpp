@@ -1,0 +1,202 @@
+// The forward pass of the Llama family, in primitive ops: what is computed, and nothing of how.
+#include <fmt/format.h>
+
+#include "kf/error.h"
+#include "kf/model.h"
+#include "kf/ops/attention.h"
+#include "kf/ops/elementwise.h"
+#include "kf/ops/linear.h"
+#include "kf/ops/norm.h"
+#include "kf/ops/rope.h"
+#include "kf/ops/sampling.h"
+
+namespace kf {
+namespace {
+
+class LlamaBuilder {
+ public:
+  LlamaBuilder(const ModelConfig& config, const NamedTensors& weights, const RopeTables& rope,
+               const KvCacheOptions& cache, DType activation_dtype)
+      : c_(config), weights_(weights), cache_(cache), activation_dtype_(activation_dtype) {
+    num_tokens_ = g_.symbol(symbols::kNumTokens);
+    const Dim batch_size = g_.symbol(symbols::kBatchSize);
+    ids_ = g_.input("ids", DType::i32, {num_tokens_});
+    positions_ = g_.input("positions", DType::i32, {num_tokens_});
+    slot_mapping_ = g_.input("slot_mapping", DType::i64, {num_tokens_});
+    cu_seqlens_q_ = g_.input("cu_seqlens_q", DType::i32, {g_.symbol(symbols::kBatchSizePlus1)});
+    block_tables_ = g_.input("block_tables", DType::i32, {batch_size, g_.symbol(symbols::kMaxPages)});
+    context_lens_ = g_.input("context_lens", DType::i32, {batch_size});
+    rows_ = g_.input("rows", DType::i32, {g_.symbol(symbols::kNumRows)});
+    cos_ = g_.constant("rope_cos", rope.cos);
+    sin_ = g_.constant("rope_sin", rope.sin);
+  }
+
+  Graph build(StepOutput output) && {
+    ValueId hidden = embed();
+    for (std::int64_t n = 0; n < c_.num_layers; ++n) {
+      layer_ = fmt::format("layers.{}", n);
+      hidden = add(hidden, attention_block(hidden, n), "attn_residual");
+      hidden = add(hidden, ffn_block(hidden), "ffn_residual");
+    }
+    layer_ = "head";
+    // Only the wanted rows go on: of a prompt that is mostly one in hundreds.
+    const ValueId rows =
+        g_.call(EmbeddingParams{}, {{"ids", rows_}, {"table", hidden}}, {}, label("rows")).out();
+    const ValueId normed = rms_norm(rows, "model.norm.weight", "norm");
+    const ValueId logits = linear(normed, c_.tie_embeddings ? "model.embed_tokens" : "lm_head", "lm_head");
+    if (output == StepOutput::logits) {
+      g_.output("logits", logits);
+    } else {
+      g_.output("ids", g_.call(ArgmaxParams{}, {{"logits", logits}}, {}, label("argmax")).out());
+    }
+    return std::move(g_);
+  }
+
+ private:
+  ValueId embed() {
+    layer_ = "embed";
+    const ValueId table = weight("model.embed_tokens.weight");
+    const ValueId out =
+        g_.call(EmbeddingParams{}, {{"ids", ids_}, {"table", table}}, {}, label("tokens")).out();
+    const DType dtype = g_.value(out).tensor.dtype;
+    if (dtype == activation_dtype_) return out;
+    if (activation_dtype_ != DType::f32) {
+      throw_invalid(fmt::format("activation dtype: expected f32, or {} as the embedding table gives, got {}",
+                                dtype_name(dtype), dtype_name(activation_dtype_)));
+    }
+    return g_.call(DequantizeParams{}, {{"x", out}}, {}, label("to_f32")).out();
+  }
+
+  ValueId attention_block(ValueId hidden, std::int64_t n) {
+    const std::string prefix = fmt::format("model.{}.", layer_);
+    const std::string attn = prefix + "self_attn.";
+    const ValueId x = rms_norm(hidden, prefix + "input_layernorm.weight", "attn_norm");
+    ValueId q = heads(linear(x, attn + "q_proj", "q", c_.qkv_bias), c_.num_heads);
+    ValueId k = heads(linear(x, attn + "k_proj", "k", c_.qkv_bias), c_.num_kv_heads);
+    const ValueId v = heads(linear(x, attn + "v_proj", "v", c_.qkv_bias), c_.num_kv_heads);
+    if (c_.qk_norm) {
+      q = rms_norm(q, attn + "q_norm.weight", "q_norm");
+      k = rms_norm(k, attn + "k_norm.weight", "k_norm");
+    }
+    q = rope(q, "rope_q");
+    k = rope(k, "rope_k");
+    const auto [k_cache, v_cache] = append(k, v, n);
+    const ValueId out = g_.reshape(attend(q, k_cache, v_cache), {num_tokens_, c_.num_heads * c_.head_dim});
+    return linear(out, attn + "o_proj", "o");
+  }
+
+  ValueId ffn_block(ValueId hidden) {
+    const std::string prefix = fmt::format("model.{}.", layer_);
+    const ValueId x = rms_norm(hidden, prefix + "post_attention_layernorm.weight", "ffn_norm");
+    const ValueId gate = linear(x, prefix + "mlp.gate_proj", "gate");
+    const ValueId up = linear(x, prefix + "mlp.up_proj", "up");
+    ActivationParams silu;
+    silu.kind = Activation::silu;
+    const ValueId activated = g_.call(silu, {{"x", gate}}, {}, label("silu")).out();
+    const ValueId gated = binary(BinaryKind::mul, activated, up, "gated");
+    return linear(gated, prefix + "mlp.down_proj", "down");
+  }
+
+  // Scores, mask, softmax, values: attention as its definition, every intermediate a value of its own.
+  ValueId attend(ValueId q, ValueId k_cache, ValueId v_cache) {
+    const Bindings tables = {
+        {"cu_seqlens_q", cu_seqlens_q_}, {"block_tables", block_tables_}, {"context_lens", context_lens_}};
+    const auto with_tables = [&](Bindings inputs) {
+      inputs.insert(inputs.end(), tables.begin(), tables.end());
+      return inputs;
+    };
+    AttentionScoresParams scores;
+    scores.tables.kv_layout = cache_.layout;
+    scores.seqlen_k_max = g_.symbol(symbols::kSeqlenKMax);
+    AttentionMaskParams mask;
+    mask.tables.kv_layout = cache_.layout;
+    AttentionValuesParams values;
+    values.tables.kv_layout = cache_.layout;
+    values.out_dtype = static_cast<int>(activation_dtype_);
+
+    ValueId s = g_.call(scores, with_tables({{"q", q}, {"k", k_cache}}), {}, label("scores")).out();
+    s = g_.call(mask, with_tables({{"scores", s}}), {}, label("mask")).out();
+    s = g_.call(SoftmaxParams{}, {{"x", s}}, {}, label("softmax")).out();
+    return g_.call(values, with_tables({{"probs", s}, {"v", v_cache}}), {}, label("values")).out();
+  }
+
+  std::pair<ValueId, ValueId> append(ValueId k, ValueId v, std::int64_t n) {
+    AppendKvParams p;
+    p.kv_layout = cache_.layout;
+    const std::vector<Dim> pool =
+        cache_.layout == KvLayout::hnd
+            ? std::vector<Dim>{cache_.num_pages, c_.num_kv_heads, cache_.page_size, c_.head_dim}
+            : std::vector<Dim>{cache_.num_pages, cache_.page_size, c_.num_kv_heads, c_.head_dim};
+    const ValueId k_cache = g_.input(fmt::format("k_cache.{}", n), cache_.dtype, pool);
+    const ValueId v_cache = g_.input(fmt::format("v_cache.{}", n), cache_.dtype, pool);
+    const CallResult r = g_.call(
+        p, {{"k", k}, {"v", v}, {"slot_mapping", slot_mapping_}, {"k_cache", k_cache}, {"v_cache", v_cache}},
+        {}, label("append"));
+    return {r["k_cache"], r["v_cache"]};
+  }
+
+  ValueId rope(ValueId x, const char* name) {
+    RopeParams p;
+    p.interleaved = c_.rope_interleaved;
+    return g_.call(p, {{"x", x}, {"positions", positions_}, {"cos", cos_}, {"sin", sin_}}, {}, label(name))
+        .out();
+  }
+
+  ValueId rms_norm(ValueId x, const std::string& weight_name, const char* name) {
+    RmsNormParams p;
+    p.eps = c_.rms_norm_eps;
+    return g_.call(p, {{"x", x}, {"weight", weight(weight_name)}}, {}, label(name)).out();
+  }
+
+  ValueId linear(ValueId x, const std::string& module, const char* name, bool bias = false) {
+    const ValueId w = weight(module + ".weight");
+    Bindings inputs = {{"x", x}, {"weight", w}};
+    if (bias) inputs.emplace_back("bias", weight(module + ".bias"));
+    return g_.call(LinearParams{}, inputs, {}, label(name)).out();
+  }
+
+  ValueId binary(BinaryKind kind, ValueId a, ValueId b, const char* name) {
+    BinaryParams p;
+    p.kind = kind;
+    return g_.call(p, {{"a", a}, {"b", b}}, {}, label(name)).out();
+  }
+  ValueId add(ValueId a, ValueId b, const char* name) { return binary(BinaryKind::add, a, b, name); }
+
+  ValueId heads(ValueId x, std::int64_t num_heads) {
+    return g_.reshape(x, {num_tokens_, num_heads, c_.head_dim});
+  }
+
+  // A tied embedding is one value, whichever layer uses it.
+  ValueId weight(const std::string& name) {
+    const auto [it, inserted] = constants_.try_emplace(name);
+    if (inserted) it->second = g_.constant(name, weights_.find(name)->second);
+    return it->second;
+  }
+
+  std::string label(const char* name) const { return fmt::format("{}.{}", layer_, name); }
+
+  const ModelConfig& c_;
+  const NamedTensors& weights_;
+  const KvCacheOptions& cache_;
+  const DType activation_dtype_;
+  Graph g_;
+  Dim num_tokens_;
+  ValueId ids_, positions_, slot_mapping_, cu_seqlens_q_, block_tables_, context_lens_, rows_, cos_, sin_;
+  std::map<std::string, ValueId> constants_;
+  std::string layer_;
+};
+
+}  // namespace
+
+Graph build_graph(const ModelConfig& config, const NamedTensors& weights, const RopeTables& rope,
+                  const KvCacheOptions& cache, StepOutput output, DType activation_dtype) {
+  config.validate();
+  check_weights(config, weights);
+  if (!is_activation_dtype(activation_dtype)) {
+    throw_invalid(
+        fmt::format("activation dtype: expected f32, f16 or bf16, got {}", dtype_name(activation_dtype)));
+  }
+  return LlamaBuilder(config, weights, rope, cache, activation_dtype).build(output);
+}
+
+}  // namespace kf

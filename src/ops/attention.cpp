@@ -1,0 +1,337 @@
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "ops/check.h"
+#include "ops/ops.h"
+#include "ops/sequences.h"
+
+namespace kf::ops {
+namespace {
+
+// ---- Shapes
+// ------------------------------------------------------------------------------------------------------
+
+// Exactly one of the three forms; tables are contiguous i32 of matching lengths.
+void validate_tables(const char* op, const SequenceTables& t) {
+  const bool cu_q = t.cu_seqlens_q.present(), cu_k = t.cu_seqlens_k.present();
+  const bool pages = t.block_tables.present(), lens = t.context_lens.present();
+  const bool dense = !cu_q && !cu_k && !pages && !lens;
+  const bool packed = cu_q && cu_k && !pages && !lens;
+  const bool paged = pages && lens && !cu_k;
+  if (!dense && !packed && !paged) {
+    std::string got;
+    for (auto [name, present] : {std::pair{"cu_seqlens_q", cu_q}, std::pair{"cu_seqlens_k", cu_k},
+                                 std::pair{"block_tables", pages}, std::pair{"context_lens", lens}})
+      if (present) got += fmt::format("{}{}", got.empty() ? "" : ", ", name);
+    fail_attr(
+        op, "tables",
+        "none (dense), cu_seqlens_q and cu_seqlens_k (packed), or block_tables and context_lens with an "
+        "optional cu_seqlens_q (paged)",
+        got);
+  }
+  for (auto [name, cu] :
+       {std::pair{"cu_seqlens_q", &t.cu_seqlens_q}, std::pair{"cu_seqlens_k", &t.cu_seqlens_k}}) {
+    if (!cu->present()) continue;
+    check(op, name, *cu).rank(1).dtype(DType::i32).contiguous();
+    if (cu->dim(0) == 0) check(op, name, *cu).fail("batch + 1 entries, at least one", "none");
+  }
+  if (packed)
+    check(op, "cu_seqlens_k", t.cu_seqlens_k).dim(0, t.cu_seqlens_q.dim(0), "as many as cu_seqlens_q");
+  if (paged) {
+    check(op, "block_tables", t.block_tables).rank(2).dtype(DType::i32).last_dim_contiguous();
+    const std::int64_t batch = t.block_tables.dim(0);
+    check(op, "context_lens", t.context_lens).rank(1).dtype(DType::i32).contiguous().dim(0, batch, "batch");
+    if (cu_q) check(op, "cu_seqlens_q", t.cu_seqlens_q).dim(0, batch + 1, "batch + 1");
+  }
+}
+
+struct QueryDims {
+  std::int64_t batch, num_heads, head_dim;
+};
+
+// q, or a tensor laid out like it.
+QueryDims validate_queries(const char* op, const char* name, const TensorView& q, const SequenceTables& t) {
+  check(op, name, q).rank(is_dense(t) ? 4 : 3).activation_dtype().last_dim_contiguous();
+  if (t.paged() && !t.cu_seqlens_q.present())
+    check(op, name, q)
+        .dim(0, t.block_tables.dim(0), "batch: one query token a sequence without cu_seqlens_q");
+  return {q.dim(0), q.dim(-2), q.dim(-1)};
+}
+
+void validate_keys(const char* op, const char* name, const TensorView& kv, const SequenceTables& t,
+                   std::int64_t batch, std::int64_t num_heads, std::int64_t head_dim) {
+  const Check c = check(op, name, kv);
+  c.rank(t.paged() || is_dense(t) ? 4 : 3).activation_dtype().last_dim_contiguous();
+  c.dim(-1, head_dim, "head_dim");
+  if (is_dense(t)) c.dim(0, batch, "batch");
+  const std::int64_t num_kv_heads = kv.dim(kv_heads_axis(t));
+  if (num_kv_heads > 0 ? num_heads % num_kv_heads != 0 : num_heads > 0)
+    c.fail(fmt::format("a number of K/V heads that divides {} query heads", num_heads),
+           fmt::format("{} in shape {}", num_kv_heads, shape_string(kv)));
+}
+
+void validate_scores(const char* op, const char* name, const TensorView& s, const SequenceTables& t) {
+  check(op, name, s).rank(is_dense(t) ? 4 : 3).dtype(DType::f32).last_dim_contiguous();
+}
+
+// The token dimensions of scores or lse against those of q.
+void validate_score_rows(const char* op, const char* name, const TensorView& s, const TensorView& q,
+                         const SequenceTables& t) {
+  const Check c = check(op, name, s);
+  if (is_dense(t)) {
+    c.dim(0, q.dim(0), "batch").dim(1, q.dim(2), "num_heads").dim(2, q.dim(1), "seqlen_q");
+  } else {
+    c.dim(0, q.dim(1), "num_heads").dim(1, q.dim(0), "total_q");
+  }
+}
+
+void validate_scale(const char* op, float scale) {
+  if (!std::isfinite(scale)) fail_attr(op, "softmax_scale", "a finite number", fmt::format("{}", scale));
+}
+
+// [batch, num_heads, seqlen_q] or [num_heads, total_q].
+TensorView head_major(const TensorView& q, const SequenceTables& t) {
+  if (is_dense(t))
+    return TensorView::contiguous(nullptr, DType::f32, {q.dim(0), q.dim(2), q.dim(1)}, q.device);
+  return TensorView::contiguous(nullptr, DType::f32, {q.dim(1), q.dim(0)}, q.device);
+}
+
+// ---- Values of the tables
+// ----------------------------------------------------------------------------------------
+
+void validate_cu_seqlens(const char* op, const char* name, const TensorView& cu, std::int64_t total) {
+  const auto* v = cu.as<std::int32_t>();
+  const std::int64_t batch = cu.dim(0) - 1;
+  if (v[0] != 0) check(op, name, cu).fail("0 in entry 0", std::to_string(v[0]));
+  for (std::int64_t b = 0; b < batch; ++b)
+    if (v[b + 1] < v[b])
+      check(op, name, cu)
+          .fail(fmt::format("at least {} in entry {}: lengths add up", v[b], b + 1),
+                std::to_string(v[b + 1]));
+  if (v[batch] != total)
+    check(op, name, cu)
+        .fail(fmt::format("{} tokens in entry {}, the last", total, batch), std::to_string(v[batch]));
+}
+
+void validate_pages(const char* op, const SequenceTables& t, std::int64_t num_pages, std::int64_t page_size) {
+  const std::int64_t batch = t.block_tables.dim(0), max_pages = t.block_tables.dim(1);
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const std::int64_t len = t.context_lens.as<std::int32_t>()[b];
+    if (len < 0 || len > max_pages * page_size)
+      check(op, "context_lens", t.context_lens)
+          .fail(fmt::format("0 to {} keys ({} pages of {}) for sequence {}", max_pages * page_size, max_pages,
+                            page_size, b),
+                std::to_string(len));
+    const std::int32_t* pages = t.block_tables.as<std::int32_t>() + b * t.block_tables.stride(0);
+    for (std::int64_t i = 0; i * page_size < len; ++i)
+      if (pages[i] < 0 || pages[i] >= num_pages)
+        check(op, "block_tables", t.block_tables)
+            .fail(fmt::format("a page of 0 to {} in entry {} of sequence {}, which has {} keys",
+                              num_pages - 1, i, b, len),
+                  std::to_string(pages[i]));
+  }
+}
+
+void validate_query_tokens(const char* op, const SequenceTables& t, std::int64_t total_q) {
+  if (t.cu_seqlens_q.present()) validate_cu_seqlens(op, "cu_seqlens_q", t.cu_seqlens_q, total_q);
+}
+
+void validate_key_tokens(const char* op, const SequenceTables& t, const TensorView& kv) {
+  if (t.cu_seqlens_k.present()) validate_cu_seqlens(op, "cu_seqlens_k", t.cu_seqlens_k, kv.dim(0));
+  if (t.paged()) validate_pages(op, t, kv.dim(0), kv.dim(page_rows_axis(t)));
+}
+
+// No sequence has more keys than the score matrix has columns.
+void validate_width(const char* op, const Sequences& sequences, std::int64_t columns) {
+  for (std::int64_t b = 0; b < sequences.size(); ++b)
+    if (sequences[b].kv_len > columns)
+      fail_attr(op, "seqlen_k_max",
+                fmt::format("at least {}, the keys of sequence {}", sequences[b].kv_len, b),
+                std::to_string(columns));
+}
+
+// ---- Cost
+// --------------------------------------------------------------------------------------------------------
+
+// Query-key pairs of one sequence.
+double pairs(double seqlen_q, double seqlen_k, bool causal) {
+  if (!causal) return seqlen_q * seqlen_k;
+  const double rows = std::min(seqlen_q, seqlen_k);  // rows that attend something; the last sees all keys
+  return rows * (seqlen_k - rows) + rows * (rows + 1) / 2;
+}
+
+struct Extent {
+  double batch, seqlen_q, seqlen_k;
+};
+
+// Average lengths from shapes alone: packed batches count as even, paged sequences as full.
+Extent extent(const TensorView& q, const TensorView& kv, const SequenceTables& t) {
+  if (is_dense(t)) return {double(q.dim(0)), double(q.dim(1)), double(kv.dim(1))};
+  const double batch = t.paged() ? double(t.block_tables.dim(0)) : double(t.cu_seqlens_q.dim(0) - 1);
+  if (batch == 0) return {0, 0, 0};
+  const double keys = t.paged() ? double(max_kv_len(t, kv)) : double(kv.dim(0)) / batch;
+  return {batch, double(q.dim(0)) / batch, keys};
+}
+
+double key_bytes(const Extent& e, const TensorView& kv, const SequenceTables& t) {
+  const double row = double(kv.dim(kv_heads_axis(t)) * kv.dim(-1));
+  return e.batch * e.seqlen_k * row * dtype_info(kv.dtype).block_bytes;
+}
+
+}  // namespace
+
+// ---- attention
+// ---------------------------------------------------------------------------------------------------
+
+void infer(AttentionParams& p) {
+  if (!p.out.present()) p.out = contiguous_like(p.q, p.q.dtype);
+  if (!p.lse.present()) p.lse = head_major(p.q, p.tables);
+}
+
+void validate(const AttentionParams& p) {
+  constexpr const char* kOp = "attention";
+  validate_tables(kOp, p.tables);
+  const auto [batch, num_heads, head_dim] = validate_queries(kOp, "q", p.q, p.tables);
+  validate_keys(kOp, "k", p.k, p.tables, batch, num_heads, head_dim);
+  check(kOp, "v", p.v).shape_like(p.k, "k").dtype_like(p.k, "k").last_dim_contiguous();
+  check(kOp, "out", p.out)
+      .shape_like(p.q, "q")
+      .dtype_like(p.q, "q")
+      .last_dim_contiguous()
+      .no_overlap_in_itself();
+  if (p.lse.present()) {
+    check(kOp, "lse", p.lse).rank(is_dense(p.tables) ? 3 : 2).dtype(DType::f32).no_overlap_in_itself();
+    validate_score_rows(kOp, "lse", p.lse, p.q, p.tables);
+  }
+  validate_scale(kOp, p.softmax_scale);
+}
+
+void validate_data(const AttentionParams& p) {
+  validate_query_tokens("attention", p.tables, p.q.dim(0));
+  validate_key_tokens("attention", p.tables, p.k);
+}
+
+Cost cost(const AttentionParams& p) {
+  const Extent e = extent(p.q, p.k, p.tables);
+  const double heads = double(p.q.dim(-2)), head_dim = double(p.q.dim(-1));
+  return {4 * head_dim * heads * e.batch * pairs(e.seqlen_q, e.seqlen_k, p.causal),
+          double(p.q.nbytes() + p.out.nbytes()) + 2 * key_bytes(e, p.k, p.tables)};
+}
+
+// ---- attention_scores
+// --------------------------------------------------------------------------------------------
+
+void infer(AttentionScoresParams& p) {
+  if (p.scores.present()) return;
+  const std::int64_t columns = p.seqlen_k_max ? p.seqlen_k_max : max_kv_len(p.tables, p.k);
+  const TensorView& q = p.q;
+  p.scores =
+      is_dense(p.tables)
+          ? TensorView::contiguous(nullptr, DType::f32, {q.dim(0), q.dim(2), q.dim(1), columns}, q.device)
+          : TensorView::contiguous(nullptr, DType::f32, {q.dim(1), q.dim(0), columns}, q.device);
+}
+
+void validate(const AttentionScoresParams& p) {
+  constexpr const char* kOp = "attention_scores";
+  validate_tables(kOp, p.tables);
+  const auto [batch, num_heads, head_dim] = validate_queries(kOp, "q", p.q, p.tables);
+  validate_keys(kOp, "k", p.k, p.tables, batch, num_heads, head_dim);
+  validate_scores(kOp, "scores", p.scores, p.tables);
+  validate_score_rows(kOp, "scores", p.scores, p.q, p.tables);
+  const std::int64_t columns = p.seqlen_k_max ? p.seqlen_k_max : max_kv_len(p.tables, p.k);
+  check(kOp, "scores", p.scores).dim(-1, columns, "seqlen_k_max").no_overlap_in_itself();
+  if (is_dense(p.tables) && columns < p.k.dim(1))
+    fail_attr(kOp, "seqlen_k_max", fmt::format("at least {}, the keys of a sequence", p.k.dim(1)),
+              std::to_string(columns));
+  validate_scale(kOp, p.softmax_scale);
+}
+
+void validate_data(const AttentionScoresParams& p) {
+  validate_query_tokens("attention_scores", p.tables, p.q.dim(0));
+  validate_key_tokens("attention_scores", p.tables, p.k);
+  validate_width("attention_scores", Sequences(p), p.scores.dim(-1));
+}
+
+Cost cost(const AttentionScoresParams& p) {
+  const Extent e = extent(p.q, p.k, p.tables);
+  const double heads = double(p.q.dim(-2)), head_dim = double(p.q.dim(-1));
+  return {2 * head_dim * heads * e.batch * pairs(e.seqlen_q, e.seqlen_k, false),
+          double(p.q.nbytes() + p.scores.nbytes()) + key_bytes(e, p.k, p.tables)};
+}
+
+// ---- attention_mask
+// ----------------------------------------------------------------------------------------------
+
+void infer(AttentionMaskParams& p) {
+  if (!p.out.present()) p.out = contiguous_like(p.scores, DType::f32);
+}
+
+void validate(const AttentionMaskParams& p) {
+  constexpr const char* kOp = "attention_mask";
+  validate_tables(kOp, p.tables);
+  validate_scores(kOp, "scores", p.scores, p.tables);
+  check(kOp, "out", p.out).shape_like(p.scores, "scores").dtype(DType::f32).last_dim_contiguous();
+  check(kOp, "out", p.out).no_overlap_in_itself();
+  if (p.tables.paged() && !p.tables.cu_seqlens_q.present())
+    check(kOp, "scores", p.scores).dim(1, p.tables.block_tables.dim(0), "batch: one query token a sequence");
+  if (is_dense(p.tables) && (p.seqlen_k < 0 || p.seqlen_k > p.scores.dim(-1)))
+    fail_attr(kOp, "seqlen_k", fmt::format("0 to {}, the columns of scores", p.scores.dim(-1)),
+              std::to_string(p.seqlen_k));
+}
+
+void validate_data(const AttentionMaskParams& p) {
+  const SequenceTables& t = p.tables;
+  if (is_dense(t)) return;
+  validate_query_tokens("attention_mask", t, p.scores.dim(1));
+  if (t.cu_seqlens_k.present())
+    validate_cu_seqlens("attention_mask", "cu_seqlens_k", t.cu_seqlens_k,
+                        t.cu_seqlens_k.as<std::int32_t>()[t.cu_seqlens_k.dim(0) - 1]);
+  for (std::int64_t b = 0; t.paged() && b < t.context_lens.dim(0); ++b)
+    if (const std::int32_t len = t.context_lens.as<std::int32_t>()[b]; len < 0)
+      check("attention_mask", "context_lens", t.context_lens)
+          .fail("lengths of 0 or more", std::to_string(len));
+  validate_width("attention_mask", Sequences(p), p.scores.dim(-1));
+}
+
+Cost cost(const AttentionMaskParams& p) { return {0, double(p.scores.nbytes() + p.out.nbytes())}; }
+
+// ---- attention_values
+// --------------------------------------------------------------------------------------------
+
+void infer(AttentionValuesParams& p) {
+  if (p.out.present()) return;
+  const TensorView& s = p.probs;
+  const DType dtype = static_cast<DType>(p.out_dtype);
+  p.out = is_dense(p.tables)
+              ? TensorView::contiguous(nullptr, dtype, {s.dim(0), s.dim(2), s.dim(1), p.v.dim(-1)}, s.device)
+              : TensorView::contiguous(nullptr, dtype, {s.dim(1), s.dim(0), p.v.dim(-1)}, s.device);
+}
+
+void validate(const AttentionValuesParams& p) {
+  constexpr const char* kOp = "attention_values";
+  validate_tables(kOp, p.tables);
+  validate_scores(kOp, "probs", p.probs, p.tables);
+  const auto [batch, num_heads, head_dim] = validate_queries(kOp, "out", p.out, p.tables);
+  validate_keys(kOp, "v", p.v, p.tables, batch, num_heads, head_dim);
+  validate_score_rows(kOp, "probs", p.probs, p.out, p.tables);
+  check(kOp, "out", p.out).no_overlap_in_itself();
+  if (is_dense(p.tables) && p.probs.dim(-1) < p.v.dim(1))
+    check(kOp, "probs", p.probs)
+        .fail(fmt::format("at least {} columns, the keys of a sequence", p.v.dim(1)), shape_string(p.probs));
+}
+
+void validate_data(const AttentionValuesParams& p) {
+  validate_query_tokens("attention_values", p.tables, p.out.dim(0));
+  validate_key_tokens("attention_values", p.tables, p.v);
+  validate_width("attention_values", Sequences(p), p.probs.dim(-1));
+}
+
+Cost cost(const AttentionValuesParams& p) {
+  const Extent e = extent(p.out, p.v, p.tables);
+  const double heads = double(p.out.dim(-2)), head_dim = double(p.out.dim(-1));
+  return {2 * head_dim * heads * e.batch * pairs(e.seqlen_q, e.seqlen_k, false),
+          double(p.probs.nbytes() + p.out.nbytes()) + key_bytes(e, p.v, p.tables)};
+}
+
+}  // namespace kf::ops

@@ -1,0 +1,206 @@
+// The linear family: what fits together, what comes out, what it costs.
+#include <limits>
+#include <string>
+
+#include <fmt/format.h>
+
+#include "ops/check.h"
+#include "ops/ops.h"
+
+namespace kf::ops {
+namespace {
+
+// An absent output becomes a contiguous [rows, cols] of this dtype. Dimensions may be symbolic.
+void infer_matrix(TensorView& out, DType dtype, const TensorView& x, const TensorView& weight) {
+  if (out.present() || x.rank != 2 || weight.rank != 2) return;
+  out = TensorView::contiguous(nullptr, dtype, {x.dim(0), weight.dim(0)}, x.device);
+}
+
+void infer_vector(TensorView& out, DType dtype, const TensorView& x) {
+  if (out.present() || x.rank != 2) return;
+  out = TensorView::contiguous(nullptr, dtype, {x.dim(0)}, x.device);
+}
+
+void validate_input(const char* op, const TensorView& x) {
+  check(op, "x", x).rank(2).activation_dtype().last_dim_contiguous();
+}
+
+void validate_weight(const char* op, const char* name, const TensorView& weight, std::int64_t in,
+                     const char* in_is) {
+  check(op, name, weight).rank(2).dim(1, in, in_is).weight_dtype();
+}
+
+void validate_bias(const char* op, const char* name, const TensorView& bias, std::int64_t out_features) {
+  if (!bias.present()) return;
+  check(op, name, bias)
+      .rank(1)
+      .dim(0, out_features, "the weight's rows")
+      .activation_dtype()
+      .last_dim_contiguous();
+}
+
+// An operand or result of one row a token.
+const Check& validate_rows(const Check& c, const TensorView& x, std::int64_t features) {
+  return c.rank(2)
+      .dim(0, x.dim(0), "x's rows")
+      .dim(1, features, "the weight's rows")
+      .dtype_like(x, "x")
+      .last_dim_contiguous();
+}
+
+void validate_output(const char* op, const char* name, const TensorView& out, const TensorView& x,
+                     std::int64_t features) {
+  validate_rows(check(op, name, out), x, features).no_overlap_in_itself();
+}
+
+void validate_activation(const char* op, const char* name, Activation a) {
+  if (static_cast<unsigned>(a) >= std::size(kActivationNames))
+    fail_attr(op, name, "none, silu, gelu, gelu_tanh or relu", std::to_string(static_cast<int>(a)));
+}
+
+void validate_prologue(const char* op, const Prologue& pro, const TensorView& x) {
+  if (static_cast<unsigned>(pro.norm) >= std::size(kNormKindNames))
+    fail_attr(op, "norm", "none, rms or layer", std::to_string(static_cast<int>(pro.norm)));
+  validate_activation(op, "pre_activation", pro.activation);
+  if (pro.norm != NormKind::none && pro.activation != Activation::none)
+    fail_attr(op, "pre_activation", "none, since a norm stands before the layer",
+              kActivationNames[static_cast<int>(pro.activation)]);
+  const Check weight = check(op, "norm_weight", pro.norm_weight);
+  if (pro.norm == NormKind::none) {
+    if (pro.norm_weight.present()) weight.fail("none, since norm is none", shape_string(pro.norm_weight));
+  } else {
+    weight.rank(1).dim(0, x.dim(1), "x's columns").activation_dtype().last_dim_contiguous();
+  }
+  if (pro.norm_bias.present()) {
+    const Check bias = check(op, "norm_bias", pro.norm_bias);
+    if (pro.norm != NormKind::layer)
+      bias.fail(fmt::format("none, since norm is {}", kNormKindNames[static_cast<int>(pro.norm)]),
+                shape_string(pro.norm_bias));
+    bias.rank(1).dim(0, x.dim(1), "x's columns").activation_dtype().last_dim_contiguous();
+  }
+}
+
+double bytes_of(const TensorView& t) { return t.present() ? static_cast<double>(t.nbytes()) : 0.0; }
+
+double bytes_of(const Prologue& pro) { return bytes_of(pro.norm_weight) + bytes_of(pro.norm_bias); }
+
+double matmul_flops(const TensorView& x, const TensorView& weight) {
+  return 2.0 * static_cast<double>(x.dim(0)) * static_cast<double>(weight.numel());
+}
+
+}  // namespace
+
+// linear
+
+void infer(LinearParams& p) { infer_matrix(p.out, p.x.dtype, p.x, p.weight); }
+
+void validate(const LinearParams& p) {
+  const char* op = "linear";
+  validate_input(op, p.x);
+  validate_weight(op, "weight", p.weight, p.x.dim(1), "x's columns");
+  validate_bias(op, "bias", p.bias, p.weight.dim(0));
+  if (p.residual.present()) validate_rows(check(op, "residual", p.residual), p.x, p.weight.dim(0));
+  validate_output(op, "out", p.out, p.x, p.weight.dim(0));
+  validate_prologue(op, p.prologue, p.x);
+  validate_activation(op, "activation", p.activation);
+}
+
+void validate_data(const LinearParams&) {}
+
+Cost cost(const LinearParams& p) {
+  return {matmul_flops(p.x, p.weight), bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.bias) +
+                                           bytes_of(p.residual) + bytes_of(p.out) + bytes_of(p.prologue)};
+}
+
+// qkv_linear
+
+void infer(QkvLinearParams& p) {
+  infer_matrix(p.q, p.x.dtype, p.x, p.q_weight);
+  infer_matrix(p.k, p.x.dtype, p.x, p.k_weight);
+  infer_matrix(p.v, p.x.dtype, p.x, p.v_weight);
+}
+
+void validate(const QkvLinearParams& p) {
+  const char* op = "qkv_linear";
+  validate_input(op, p.x);
+  validate_weight(op, "q_weight", p.q_weight, p.x.dim(1), "x's columns");
+  validate_weight(op, "k_weight", p.k_weight, p.x.dim(1), "x's columns");
+  validate_weight(op, "v_weight", p.v_weight, p.x.dim(1), "x's columns");
+  validate_bias(op, "q_bias", p.q_bias, p.q_weight.dim(0));
+  validate_bias(op, "k_bias", p.k_bias, p.k_weight.dim(0));
+  validate_bias(op, "v_bias", p.v_bias, p.v_weight.dim(0));
+  validate_output(op, "q", p.q, p.x, p.q_weight.dim(0));
+  validate_output(op, "k", p.k, p.x, p.k_weight.dim(0));
+  validate_output(op, "v", p.v, p.x, p.v_weight.dim(0));
+  validate_prologue(op, p.prologue, p.x);
+}
+
+void validate_data(const QkvLinearParams&) {}
+
+Cost cost(const QkvLinearParams& p) {
+  Cost c;
+  c.flops = matmul_flops(p.x, p.q_weight) + matmul_flops(p.x, p.k_weight) + matmul_flops(p.x, p.v_weight);
+  c.bytes = bytes_of(p.x) + bytes_of(p.prologue);
+  for (const TensorView* t :
+       {&p.q_weight, &p.k_weight, &p.v_weight, &p.q_bias, &p.k_bias, &p.v_bias, &p.q, &p.k, &p.v})
+    c.bytes += bytes_of(*t);
+  return c;
+}
+
+// gated_ffn
+
+void infer(GatedFfnParams& p) { infer_matrix(p.out, p.x.dtype, p.x, p.down_weight); }
+
+void validate(const GatedFfnParams& p) {
+  const char* op = "gated_ffn";
+  validate_input(op, p.x);
+  validate_weight(op, "gate_weight", p.gate_weight, p.x.dim(1), "x's columns");
+  validate_weight(op, "up_weight", p.up_weight, p.x.dim(1), "x's columns");
+  check(op, "up_weight", p.up_weight).dim(0, p.gate_weight.dim(0), "the gate's rows");
+  validate_weight(op, "down_weight", p.down_weight, p.gate_weight.dim(0), "the gate's rows");
+  if (p.residual.present()) validate_rows(check(op, "residual", p.residual), p.x, p.down_weight.dim(0));
+  validate_output(op, "out", p.out, p.x, p.down_weight.dim(0));
+  validate_prologue(op, p.prologue, p.x);
+  validate_activation(op, "activation", p.activation);
+}
+
+void validate_data(const GatedFfnParams&) {}
+
+Cost cost(const GatedFfnParams& p) {
+  Cost c;
+  c.flops =
+      matmul_flops(p.x, p.gate_weight) + matmul_flops(p.x, p.up_weight) + matmul_flops(p.x, p.down_weight);
+  c.bytes = bytes_of(p.x) + bytes_of(p.gate_weight) + bytes_of(p.up_weight) + bytes_of(p.down_weight) +
+            bytes_of(p.residual) + bytes_of(p.out) + bytes_of(p.prologue);
+  return c;
+}
+
+// lm_head_argmax
+
+void infer(LmHeadArgmaxParams& p) {
+  infer_vector(p.ids, DType::i32, p.x);
+  infer_vector(p.max, DType::f32, p.x);
+}
+
+void validate(const LmHeadArgmaxParams& p) {
+  const char* op = "lm_head_argmax";
+  validate_input(op, p.x);
+  validate_weight(op, "weight", p.weight, p.x.dim(1), "x's columns");
+  constexpr std::int64_t kMaxIds = std::numeric_limits<std::int32_t>::max();
+  if (p.weight.dim(0) < 1 || p.weight.dim(0) > kMaxIds)
+    check(op, "weight", p.weight)
+        .fail(fmt::format("1 to {} rows to choose from", kMaxIds), shape_string(p.weight));
+  check(op, "ids", p.ids).rank(1).dim(0, p.x.dim(0), "x's rows").dtype(DType::i32).no_overlap_in_itself();
+  if (p.max.present())
+    check(op, "max", p.max).rank(1).dim(0, p.x.dim(0), "x's rows").dtype(DType::f32).no_overlap_in_itself();
+  validate_prologue(op, p.prologue, p.x);
+}
+
+void validate_data(const LmHeadArgmaxParams&) {}
+
+Cost cost(const LmHeadArgmaxParams& p) {
+  return {matmul_flops(p.x, p.weight),
+          bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.ids) + bytes_of(p.max) + bytes_of(p.prologue)};
+}
+
+}  // namespace kf::ops

@@ -1,0 +1,100 @@
+// Where the sequences of an attention batch lie, whatever their form: dense, packed or paged. The reference,
+// the unfused primitives and the fused kernels all walk a batch through this one description.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "kf/ops/attention.h"
+
+namespace kf::ops {
+
+struct SequenceSpan {
+  std::int64_t index = 0;    // in the batch
+  std::int64_t q_begin = 0;  // packed and paged: the first query token
+  std::int64_t seqlen_q = 0;
+  std::int64_t k_begin = 0;  // packed: the first key
+  std::int64_t kv_len = 0;
+
+  // The keys that query token t may attend are 0 .. visible_keys(t) - 1.
+  std::int64_t visible_keys(std::int64_t t, bool causal) const {
+    return causal ? std::clamp<std::int64_t>(kv_len - seqlen_q + t + 1, 0, kv_len) : kv_len;
+  }
+};
+
+// Rows of a tensor by (token, head) of one sequence: q, out, lse, scores. Offsets count elements.
+struct TokenRows {
+  std::int64_t base = 0, token_stride = 0, head_stride = 0;
+
+  std::int64_t offset(std::int64_t token, std::int64_t head) const {
+    return base + token * token_stride + head * head_stride;
+  }
+};
+
+// Keys or values of one sequence. Key j of a head lies on page j / page_size; dense and packed sequences are
+// one page, and have no page list.
+struct KeyRows {
+  std::int64_t base = 0, token_stride = 0, head_stride = 0;
+  std::int64_t page_size = 1, page_stride = 0;
+  const std::int32_t* pages = nullptr;
+
+  std::int64_t offset(std::int64_t key, std::int64_t head) const {
+    const std::int64_t page = pages ? pages[key / page_size] : 0;
+    return base + page * page_stride + key % page_size * token_stride + head * head_stride;
+  }
+  // Calls f(first_key, count, offset) for runs of keys that lie `token_stride` apart: one look-up a page.
+  template <class F>
+  void for_each_run(std::int64_t begin, std::int64_t end, std::int64_t head, F&& f) const {
+    for (std::int64_t key = begin; key < end;) {
+      const std::int64_t count = std::min(end - key, page_size - key % page_size);
+      f(key, count, offset(key, head));
+      key += count;
+    }
+  }
+  // Whether all of the first `kv_len` keys lie `token_stride` apart.
+  bool is_one_run(std::int64_t kv_len) const {
+    for (std::int64_t key = page_size; key < kv_len; key += page_size)
+      if (offset(key, 0) != offset(key - page_size, 0) + page_size * token_stride) return false;
+    return true;
+  }
+};
+
+class Sequences {
+ public:
+  // The last three describe a dense batch; tables override them.
+  Sequences(const SequenceTables& tables, std::int64_t dense_batch, std::int64_t dense_seqlen_q,
+            std::int64_t dense_seqlen_k);
+  explicit Sequences(const AttentionParams& p);
+  explicit Sequences(const AttentionScoresParams& p);
+  explicit Sequences(const AttentionMaskParams& p);
+  explicit Sequences(const AttentionValuesParams& p);
+
+  std::int64_t size() const { return batch_; }
+  SequenceSpan operator[](std::int64_t b) const;
+
+  // Of q or out: [batch, seqlen_q, num_heads, head_dim] or [total_q, num_heads, head_dim].
+  TokenRows token_rows(const TensorView& x, const SequenceSpan& s) const;
+  // Of lse or scores: [batch, num_heads, seqlen_q, ...] or [num_heads, total_q, ...].
+  TokenRows head_major_rows(const TensorView& x, const SequenceSpan& s) const;
+  // Of k or v.
+  KeyRows key_rows(const TensorView& kv, const SequenceSpan& s) const;
+
+ private:
+  const SequenceTables& tables_;
+  bool dense_;
+  std::int64_t batch_, dense_seqlen_q_, dense_seqlen_k_;
+};
+
+inline bool is_dense(const SequenceTables& t) { return !t.paged() && !t.cu_seqlens_q.present(); }
+// Dimensions of a K or V tensor in its form.
+int kv_heads_axis(const SequenceTables& tables);
+int page_rows_axis(const SequenceTables& tables);  // paged only
+// What scores are multiplied by: 1 / sqrt(head_dim) unless given.
+inline double score_scale(float softmax_scale, std::int64_t head_dim) {
+  return softmax_scale != 0.0f ? softmax_scale : 1.0 / std::sqrt(static_cast<double>(head_dim));
+}
+// The most keys that a sequence may have, from shapes alone.
+std::int64_t max_kv_len(const SequenceTables& tables, const TensorView& kv);
+
+}  // namespace kf::ops

@@ -1,0 +1,292 @@
+// Rules read backwards: every composite op equals its composition of primitives, and the rows made of them.
+
+#include <thread>
+
+#include "graph_fixture.h"
+
+namespace kf::testing {
+namespace {
+
+struct Composite {
+  std::string name;
+  AnyParams (*make)(cases::Maker&);
+  std::vector<std::string> primitives;
+};
+
+TensorView f32(cases::Maker& m, std::initializer_list<std::int64_t> shape, float stddev = 1) {
+  return m.normal(DType::f32, shape, stddev);
+}
+
+Prologue norm_prologue(cases::Maker& m, NormKind kind, std::int64_t n) {
+  Prologue p;
+  p.norm = kind;
+  p.eps = 1e-3f;
+  p.norm_weight = f32(m, {n});
+  if (kind == NormKind::layer) p.norm_bias = f32(m, {n});
+  return p;
+}
+
+Prologue activation_prologue(Activation kind) {
+  Prologue p;
+  p.activation = kind;
+  return p;
+}
+
+AttentionParams dense_attention(cases::Maker& m, bool causal) {
+  AttentionParams p;
+  p.q = f32(m, {2, 3, 4, 8});
+  p.k = f32(m, {2, 5, 2, 8});
+  p.v = f32(m, {2, 5, 2, 8});
+  p.lse = f32(m, {2, 4, 3});
+  p.causal = causal;
+  return p;
+}
+
+AnyParams paged_attention(cases::Maker& m) {
+  AttentionParams p;
+  p.q = f32(m, {5, 4, 8});
+  p.k = f32(m, {6, 2, 4, 8});
+  p.v = f32(m, {6, 2, 4, 8});
+  p.tables.cu_seqlens_q = m.integers(DType::i32, {0, 3, 5});
+  p.tables.block_tables = m.table({{4, 1}, {0, 5}});
+  p.tables.context_lens = m.integers(DType::i32, {5, 8});
+  p.softmax_scale = 0.3f;
+  return p;
+}
+
+LinearParams linear(cases::Maker& m) {
+  LinearParams p;
+  p.x = f32(m, {3, 16});
+  p.weight = f32(m, {8, 16}, 0.3f);
+  p.bias = f32(m, {8});
+  return p;
+}
+
+AnyParams full_linear(cases::Maker& m) {
+  LinearParams p = linear(m);
+  p.residual = f32(m, {3, 8});
+  p.activation = Activation::gelu;
+  p.prologue = norm_prologue(m, NormKind::layer, 16);
+  return p;
+}
+
+AnyParams gelu_linear(cases::Maker& m) {
+  LinearParams p = linear(m);
+  p.prologue = activation_prologue(Activation::gelu_tanh);
+  return p;
+}
+
+QkvLinearParams qkv(cases::Maker& m, Prologue prologue) {
+  QkvLinearParams p;
+  p.x = f32(m, {3, 16});
+  p.q_weight = f32(m, {24, 16}, 0.3f);
+  p.k_weight = f32(m, {8, 16}, 0.3f);
+  p.v_weight = f32(m, {8, 16}, 0.3f);
+  p.q_bias = f32(m, {24});
+  p.prologue = prologue;
+  return p;
+}
+
+GatedFfnParams ffn(cases::Maker& m, Prologue prologue) {
+  GatedFfnParams p;
+  p.x = f32(m, {3, 16});
+  p.gate_weight = f32(m, {24, 16}, 0.3f);
+  p.up_weight = f32(m, {24, 16}, 0.3f);
+  p.down_weight = f32(m, {16, 24}, 0.3f);
+  p.prologue = prologue;
+  return p;
+}
+
+AnyParams full_ffn(cases::Maker& m) {
+  GatedFfnParams p = ffn(m, norm_prologue(m, NormKind::rms, 16));
+  p.residual = f32(m, {3, 16});
+  return p;
+}
+
+AnyParams lm_head(cases::Maker& m) {
+  LmHeadArgmaxParams p;
+  p.x = f32(m, {3, 16});
+  p.weight = f32(m, {50, 16});
+  p.max = f32(m, {3});
+  p.prologue = norm_prologue(m, NormKind::rms, 16);
+  return p;
+}
+
+template <class P>
+AnyParams residual_norm(cases::Maker& m) {
+  P p;
+  p.x = f32(m, {3, 16});
+  p.weight = f32(m, {16});
+  p.residual = f32(m, {3, 16});
+  p.residual_out = f32(m, {3, 16});
+  p.eps = 1e-3f;
+  return p;
+}
+
+AnyParams gated_activation(cases::Maker& m) {
+  GatedActivationParams p;
+  const TensorView both = f32(m, {3, 32});  // gate and up as halves of one tensor
+  p.gate = both.slice(1, 0, 16);
+  p.up = both.slice(1, 16, 32);
+  p.kind = Activation::relu;
+  return p;
+}
+
+AnyParams qk_norm_rope(cases::Maker& m) {
+  RopeParams p;
+  p.x = f32(m, {3, 2, 8});
+  p.positions = m.integers(DType::i32, {0, 4, 2});
+  p.cos = m.uniform(DType::f32, {8, 4}, -1, 1);
+  p.sin = m.uniform(DType::f32, {8, 4}, -1, 1);
+  p.norm_weight = f32(m, {8});
+  p.norm_eps = 1e-4f;
+  p.interleaved = true;
+  return p;
+}
+
+AnyParams rope_append(cases::Maker& m) {
+  RopeAppendParams p;
+  p.q = f32(m, {3, 4, 8});
+  p.k = f32(m, {3, 2, 8});
+  p.v = f32(m, {3, 2, 8});
+  p.positions = m.integers(DType::i32, {0, 4, 2});
+  p.cos = m.uniform(DType::f32, {8, 4}, -1, 1);
+  p.sin = m.uniform(DType::f32, {8, 4}, -1, 1);
+  p.q_norm_weight = f32(m, {8});
+  p.k_norm_weight = f32(m, {8});
+  p.slot_mapping = m.integers(DType::i64, {5, -1, 2});
+  p.k_cache = f32(m, {2, 2, 4, 8});
+  p.v_cache = f32(m, {2, 2, 4, 8});
+  return p;
+}
+
+const std::vector<Composite>& composites() {
+  static const std::vector<Composite> kAll = {
+      {"attention_causal",
+       [](cases::Maker& m) -> AnyParams { return dense_attention(m, true); },
+       {"attention_scores", "attention_mask", "softmax", "attention_values"}},
+      {"attention_full",
+       [](cases::Maker& m) -> AnyParams { return dense_attention(m, false); },
+       {"attention_scores", "softmax", "attention_values"}},
+      {"attention_paged",
+       paged_attention,
+       {"attention_scores", "attention_mask", "softmax", "attention_values"}},
+      {"linear_full", full_linear, {"layer_norm", "linear", "activation", "binary"}},
+      {"gelu_linear", gelu_linear, {"activation", "linear"}},
+      {"qkv", [](cases::Maker& m) -> AnyParams { return qkv(m, {}); }, {"linear", "linear", "linear"}},
+      {"qkv_norm",
+       [](cases::Maker& m) -> AnyParams { return qkv(m, norm_prologue(m, NormKind::layer, 16)); },
+       {"layer_norm", "linear", "linear", "linear"}},
+      {"qkv_activation",
+       [](cases::Maker& m) -> AnyParams { return qkv(m, activation_prologue(Activation::relu)); },
+       {"activation", "linear", "linear", "linear"}},
+      {"ffn",
+       [](cases::Maker& m) -> AnyParams { return ffn(m, {}); },
+       {"linear", "linear", "activation", "binary", "linear"}},
+      {"ffn_full", full_ffn, {"rms_norm", "linear", "linear", "activation", "binary", "linear", "binary"}},
+      {"lm_head", lm_head, {"rms_norm", "linear", "argmax"}},
+      {"residual_rms_norm", residual_norm<RmsNormParams>, {"binary", "rms_norm"}},
+      {"residual_layer_norm", residual_norm<LayerNormParams>, {"binary", "layer_norm"}},
+      {"gated_activation", gated_activation, {"activation", "binary"}},
+      {"qk_norm_rope", qk_norm_rope, {"rms_norm", "rope"}},
+      {"rope_append", rope_append, {"rms_norm", "rope", "rms_norm", "rope", "append_kv"}},
+  };
+  return kAll;
+}
+
+// The op's operands with outputs to write to; optional ones as the maker wanted them.
+AnyParams with_outputs(const AnyParams& params, std::vector<Tensor>& storage) {
+  AnyParams p = params;
+  AnyParams inferred = params;
+  op_info(p.op()).infer(inferred.data());
+  for (const SlotInfo& s : op_slots(p.op())) {
+    TensorView& t = s.in(p.data());
+    if (s.role == Role::in || (s.optional && !t.present())) continue;
+    const TensorView layout = s.in(inferred.data());
+    const std::span<const std::int64_t> shape(layout.shape.data(), static_cast<std::size_t>(layout.rank));
+    const Tensor fresh(layout.dtype, shape);
+    for (std::int64_t i = 0; i < layout.numel(); ++i)
+      cases::set_element(fresh, i, s.role == Role::inout ? cases::element(t, i) : NAN);
+    t = fresh;
+    storage.push_back(fresh);
+  }
+  return p;
+}
+
+Results outputs_of(const AnyParams& p) {
+  Results results;
+  for (const SlotInfo& s : op_slots(p.op()))
+    if (s.writes() && s.in(p.data()).present()) results[std::string(s.name)] = elements(s.in(p.data()));
+  return results;
+}
+
+class Composition : public ::testing::TestWithParam<Composite> {};
+
+TEST_P(Composition, EqualsTheReference) {
+  cases::Maker maker(GetParam().name);
+  std::vector<Tensor> storage;
+  const AnyParams params = GetParam().make(maker);
+  const AnyParams whole = with_outputs(params, storage), composed = with_outputs(params, storage);
+
+  default_dispatcher().run(whole.op(), whole.data(), kReferenceOnly);
+  const auto graph = unfused_composition(composed);
+  ASSERT_TRUE(graph.has_value());
+  EXPECT_EQ(ops_of(*graph), GetParam().primitives);
+  for (const Node& n : graph->nodes())
+    EXPECT_FALSE(unfused_composition(n.params).has_value()) << op_name(n.op());
+
+  Executable e(*graph, {}, default_dispatcher(), {.selection = kReferenceOnly});
+  for (const SlotInfo& s : op_slots(composed.op())) {
+    const TensorView& t = s.in(composed.data());
+    if (t.present()) e.bind(s.name, t);
+  }
+  e.run();
+  expect_near(outputs_of(whole), outputs_of(composed));
+}
+
+TEST_P(Composition, RunsAsAKernelRow) {
+  cases::Maker maker(GetParam().name);
+  std::vector<Tensor> storage;
+  const AnyParams params = GetParam().make(maker);
+  const AnyParams whole = with_outputs(params, storage);
+  const Op op = whole.op();
+  Dispatcher& d = default_dispatcher();
+  d.run(op, whole.data(), kReferenceOnly);
+  const Selection row{.kernel = "cpu::" + std::string(op_name(op)) + "_unfused"};
+  const auto plan = d.plan(op, whole.data(), row);
+  EXPECT_GE(plan->launches(), static_cast<int>(GetParam().primitives.size()));
+
+  // One plan serves operands at other addresses, in several threads at once.
+  std::vector<AnyParams> calls;
+  for (int i = 0; i < 4; ++i) calls.push_back(with_outputs(params, storage));
+  std::vector<std::thread> threads;
+  for (AnyParams& call : calls)
+    threads.emplace_back([&] {
+      const auto workspace = allocate_host(plan->workspace_bytes());
+      for (int repeat = 0; repeat < 3; ++repeat) plan->run(call.data(), {workspace.get(), 1, nullptr});
+    });
+  for (std::thread& t : threads) t.join();
+  for (const AnyParams& call : calls) expect_near(outputs_of(whole), outputs_of(call));
+}
+
+INSTANTIATE_TEST_SUITE_P(Ops, Composition, ::testing::ValuesIn(composites()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(Compositions, EveryRuleIsReadBackwards) {
+  std::map<Op, bool> covered;
+  for (const Rule& r : builtin_rules()) covered.try_emplace(r.replacement.op, false);
+  for (const Composite& c : composites()) {
+    cases::Maker maker(c.name);
+    covered[c.make(maker).op()] = true;
+  }
+  for (const auto& [op, done] : covered) EXPECT_TRUE(done) << op_name(op);
+}
+
+TEST(Compositions, PrimitivesHaveNone) {
+  cases::Maker m("primitive");
+  EXPECT_FALSE(unfused_composition(linear(m)).has_value());
+  EXPECT_FALSE(unfused_composition(AnyParams(Op::softmax)).has_value());
+}
+
+}  // namespace
+}  // namespace kf::testing

@@ -1,0 +1,166 @@
+"""Arrays of other libraries: in without a copy, out of the caller's kind, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import sagellm_kernel_fusion as kf
+from sagellm_kernel_fusion import ops
+
+
+def test_numpy_in_numpy_out(rng):
+    x = rng.standard_normal((2, 8)).astype(np.float32)
+    out = np.empty_like(x)
+    assert ops.activation(x, out) is out
+    np.testing.assert_array_equal(out, ops.activation(x))
+
+
+def test_bfloat16_of_ml_dtypes(rng):
+    x = rng.standard_normal((2, 8)).astype(ml_dtypes.bfloat16)
+    out = ops.binary(x, x)
+    assert out.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(out.astype(np.float32), 2 * x.astype(np.float32))
+
+
+def test_torch_in_torch_out(rng):
+    torch = pytest.importorskip("torch")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x = torch.randn(3, 16).to(dtype)
+        got = ops.binary(x, x)
+        assert isinstance(got, torch.Tensor) and got.dtype == dtype
+        torch.testing.assert_close(got, x + x)
+    out = torch.empty(3, 16)
+    assert ops.activation(torch.ones(3, 16), out) is out and (out > 0.7).all()
+
+
+def test_torch_views_are_not_copied():
+    torch = pytest.importorskip("torch")
+    wide = torch.zeros(4, 32)
+    ops.binary(torch.ones(4, 8), torch.ones(4, 8), out=wide[:, 8:16])
+    assert wide[:, 8:16].eq(2).all() and wide.sum() == 64
+
+
+def test_torch_that_requires_gradients_is_refused_with_advice():
+    torch = pytest.importorskip("torch")
+    x = torch.ones(2, 4, requires_grad=True)
+    with pytest.raises(kf.InvalidArgumentError, match=r"x: .*detach"):
+        ops.activation(x)
+
+
+def test_anything_with_dlpack_goes():
+    class Wrapped:
+        """An array library that knows only the protocol."""
+
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **options):
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(ops.binary(Wrapped(x), x), x + x)
+
+
+def test_read_only_arrays_are_inputs_but_not_outputs(rng):
+    x = rng.standard_normal((2, 4)).astype(np.float32)
+    x.flags.writeable = False
+    np.testing.assert_array_equal(ops.binary(x, x), 2 * x)
+    with pytest.raises(kf.InvalidArgumentError, match=r"out: .*read-only"):
+        ops.binary(x, x, out=x)
+
+
+def test_importing_does_not_import_torch():
+    code = "import sys, sagellm_kernel_fusion as kf; kf.load_model; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_namespace_of_sagellm_is_the_same_package():
+    from sage.llm.engines.sagellm.accel import kernel_fusion
+
+    assert kernel_fusion.ops is ops and set(kernel_fusion.__all__) == set(kf.__all__)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x, w: ops.rms_norm([1.0, 2.0], w), "x: expected an array .* got list"),
+        (lambda x, w: ops.rms_norm(x.astype(np.float64), w), "rms_norm: x: "),
+        (lambda x, w: ops.rms_norm(None, w), "x: expected an array, got none"),
+        (lambda x, w: ops.rms_norm(True, w), "x: expected an array, got True"),
+        (lambda x, w: ops.rms_norm(x, w[:3]), r"weight: expected 8 .* got shape \[3\]"),
+        (lambda x, w: ops.rms_norm(x, w, out=np.empty((2, 7), np.float32)), "out: expected the shape of x"),
+        (lambda x, w: ops.rms_norm(x.T, w), "contiguous last dimension"),
+        (lambda x, w: ops.rms_norm(x, w, eps="small"), "eps: expected a number, got 'small'"),
+        (lambda x, w: ops.activation(x, kind="tanh"), "kind: expected one of none, silu"),
+        (lambda x, w: ops.linear(x, w), "weight: expected 2 dimensions"),
+        (lambda x, w: ops.linear(w, x), "x: expected 2 dimensions"),
+        (lambda x, w: ops.linear(x, np.ones((4, 9), np.float32)), "weight: expected 8 .* dimension 1"),
+        (lambda x, w: ops.binary(x, x.astype(np.float16)), "b: expected f32"),
+        (lambda x, w: ops.embedding(np.array([0, 2], np.int32), x), "2"),
+        (lambda x, w: ops.activation(np.ones((1,) * 7, np.float32)), "dimensions"),
+        (lambda x, w: ops.sample(x, temperature=-1.0), "temperature"),
+    ],
+)  # fmt: skip
+def test_bad_operands(call, words):
+    with pytest.raises(kf.InvalidArgumentError, match=words) as caught:
+        call(np.ones((2, 8), np.float32), np.ones(8, np.float32))
+    assert isinstance(caught.value, ValueError) and caught.value.code == "invalid_argument"
+    assert not caught.value.is_retryable()
+    assert caught.value.to_dict()["message"] == str(caught.value)
+
+
+def test_an_error_leaves_the_outputs_alone():
+    out = np.full((2, 4), 7, np.float32)
+    with pytest.raises(kf.KernelFusionError):
+        ops.embedding(np.array([0, 9], np.int32), np.ones((3, 4), np.float32), out)
+    assert (out == 7).all()
+
+
+def test_what_no_allowed_kernel_serves_lists_every_reason():
+    x = np.ones((2, 4), np.float32)
+    with pytest.raises(kf.NotServedError, match="cpu::") as caught:
+        ops.activation(x, selection=kf.Selection(families=("library",)))
+    assert isinstance(caught.value, NotImplementedError) and caught.value.code == "not_implemented"
+    got = ops.activation(x, selection=kf.Selection(families=("library",), allow_fallback=True))
+    np.testing.assert_array_equal(got, ops.activation(x))
+
+
+def test_explain_names_every_kernel():
+    rows = kf.explain("rms_norm", x=kf.layout("f32", (2, 8)), weight=kf.layout("f32", (8,)))
+    assert {r["kernel"] for r in rows} == {k["name"] for k in kf.kernels() if k["op"] == "rms_norm"}
+    assert sum(r["selected"] for r in rows) == 1 and rows[-1]["families"] == "reference"
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype", "shape", "words"),
+    [
+        (np.zeros(20, np.uint8), "q4_1", (1, 32), None),
+        (np.zeros(19, np.uint8), "q4_1", (1, 32), "expected 20 bytes"),
+        (np.zeros(20, np.uint8), "q4_1", (1, 31), "whole blocks of 32"),
+        (np.zeros(20, np.uint8), "q5_k", (1, 32), "dtype: expected one of f32"),
+        (np.zeros(40, np.uint8)[::2], "q4_1", (1, 32), "contiguous"),
+        (np.zeros(20, np.uint8), "q4_1", (-1, 32), "at least 0"),
+        (np.zeros(20, np.uint8), "f32", (2**40, 2**40), "more than memory"),
+    ],
+)
+def test_gguf_tensor(data, dtype, shape, words):
+    if words is None:
+        assert kf.GgufTensor(data, dtype, shape).shape == shape
+    else:
+        with pytest.raises(kf.InvalidArgumentError, match=words):
+            kf.GgufTensor(data, dtype, shape)
+
+
+def test_errors_can_be_pickled():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(kf.NotServedError("no", {"op": "linear"})))
+    assert error.code == "not_implemented" and error.context == {"op": "linear"}

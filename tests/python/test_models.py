@@ -1,0 +1,229 @@
+"""Whole models: logits against transformers, fused against unfused, generation, bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import sagellm_kernel_fusion as kf
+from model_files import TINY, write_gguf
+
+
+def relative_error(got, expected):
+    return np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64))
+
+
+# The real model
+
+
+@pytest.mark.parametrize("fusion", ["none", "all"])
+def test_smollm2_has_the_logits_of_transformers(smollm2, golden, fusion):
+    logits = kf.load_model(smollm2, weights="f32", fusion=fusion, max_batch_size=1).logits(golden["tokens"])
+    np.testing.assert_array_equal(logits.argmax(-1), golden["top_tokens"])
+    assert relative_error(logits.max(-1), np.array(golden["top_logits"])) <= 1e-4
+
+
+@pytest.mark.parametrize("weights", ["f32", "file"])
+def test_smollm2_writes_what_transformers_writes(smollm2, golden, weights):
+    model = kf.load_model(smollm2, weights=weights, fusion="all", max_batch_size=1)
+    count = len(golden["greedy_tokens"])
+    result = model.generate([golden["prompt_tokens"]], count, stop=False)[0]
+    assert result.tokens == golden["greedy_tokens"]
+    assert result.text == golden["greedy_text"] and result.reason == "length"
+
+
+def test_smollm2_in_four_bits_is_the_model_of_its_dequantized_weights(smollm2, golden):
+    exact = kf.load_model(smollm2, weights="f32", fusion="none", max_batch_size=1).logits(golden["tokens"])
+    for fusion in ("none", "all"):
+        got = kf.load_model(smollm2, fusion=fusion, max_batch_size=1).logits(golden["tokens"])
+        assert relative_error(got, exact) <= 1e-3
+        assert (got.argmax(-1) == exact.argmax(-1)).mean() >= 0.99
+
+
+# Made ones, against transformers
+
+
+def hf_model(kind: str, folder):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(5)
+    sizes = dict(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=300, max_position_embeddings=128, head_dim=32, initializer_range=0.2,
+    )  # fmt: skip
+    scaling = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }  # fmt: skip
+    made = {
+        "llama": lambda: transformers.LlamaConfig(**sizes, rope_parameters=scaling),
+        "llama-tied": lambda: transformers.LlamaConfig(**sizes, tie_word_embeddings=True),
+        "mistral": lambda: transformers.MistralConfig(**sizes, sliding_window=None),
+        "qwen2": lambda: transformers.Qwen2Config(**{k: v for k, v in sizes.items() if k != "head_dim"}),
+        "qwen3": lambda: transformers.Qwen3Config(**sizes),
+    }
+    model = transformers.AutoModelForCausalLM.from_config(made[kind]()).float().eval()
+    with torch.no_grad():  # what is initialised to zeros and ones says nothing
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "mistral", "qwen2", "qwen3"])
+def test_families_against_transformers(tmp_path, rng, kind):
+    model = hf_model(kind, tmp_path)
+    torch = pytest.importorskip("torch")
+    tokens = rng.integers(0, 300, 70)
+    with torch.inference_mode():
+        expected = model(torch.tensor(tokens[None])).logits[0].numpy()
+    for fusion in ("none", "all"):
+        got = kf.load_model(tmp_path, fusion=fusion, max_step_tokens=32).logits(tokens)
+        assert relative_error(got, expected) <= 1e-4, fusion
+
+
+# Fused against unfused, and the ways to feed
+
+
+@pytest.mark.parametrize("fusion", ["none", "all", "measured"])
+def test_ways_to_feed_agree(tiny_gguf, fusion):
+    model = kf.load_model(tiny_gguf, fusion=fusion, max_step_tokens=8)
+    tokens = np.arange(3, 33)
+    everything = model.logits(tokens)
+    np.testing.assert_allclose(model.prefill(tokens[:20]), everything[19], rtol=1e-4, atol=1e-4)
+    for i in range(20, 30):
+        np.testing.assert_allclose(model.decode(tokens[i]), everything[i], rtol=1e-4, atol=1e-4)
+
+
+def test_fused_and_unfused_agree(tiny_gguf):
+    tokens = np.arange(40)
+    unfused, fused = (kf.load_model(tiny_gguf, fusion=f).logits(tokens) for f in ("none", "all"))
+    assert relative_error(fused, unfused) <= 1e-3
+
+
+def test_fusion_needs_fewer_kernels(tiny_gguf):
+    launches = {}
+    for fusion in ("none", "all"):
+        model = kf.load_model(tiny_gguf, fusion=fusion)
+        model.prefill([1, 2, 3])
+        launches[fusion] = model.engine.last_step["launches"]
+    assert launches["all"] * 2 <= launches["none"]
+
+
+@pytest.mark.parametrize("rule", [r["name"] for r in kf.rules()])
+def test_every_rule_alone_keeps_the_logits(tiny_gguf, rule):
+    tokens = np.arange(20)
+    expected = kf.load_model(tiny_gguf, fusion="none").logits(tokens)
+    config = kf.KernelFusionConfig(fusion="all", only_rules=[rule])
+    options = dict(fusion_config=config)
+    got = kf.load_model(tiny_gguf, families=("fused", "vanilla"), **options).logits(tokens)
+    assert relative_error(got, expected) <= 1e-3
+
+
+def test_a_switch_of_the_configuration_turns_its_rules_off(tiny_gguf):
+    for flag in sorted({r["flag"] for r in kf.rules()}):
+        config = kf.KernelFusionConfig(fusion="all", **{flag: "vanilla" if flag == "attention_backend" else False})
+        engine = kf.load_model(tiny_gguf, fusion_config=config, families=("fused", "vanilla")).engine
+        ran = {a["rule"] for a in engine.applied(engine.shape_of("ids", 4, 1, 1, 4)) if a["kept"]}
+        assert not ran & {r["name"] for r in kf.rules() if r["flag"] == flag}, flag
+
+
+def test_measured_fusions_are_remembered_and_can_be_cleared(tiny_gguf, tmp_path):
+    path = str(tmp_path / "verdicts.json")
+    kf.load_model(tiny_gguf, fusion="measured", verdicts=kf.VerdictStore(path)).prefill([1, 2, 3])
+    store = kf.VerdictStore(path)
+    verdicts = store.list()
+    assert verdicts and all(v["unfused_ms"] > 0 and v["fused_ms"] > 0 for v in verdicts)
+    store.clear()
+    store.save()
+    assert kf.VerdictStore(path).list() == []
+
+
+def test_prompts_together_give_what_each_gives_alone(tiny_gguf):
+    model = kf.load_model(tiny_gguf, fusion="all")
+    prompts = [[1, 2, 3], [4] * 17, [5]]
+    together = model.generate(prompts, 12)
+    for prompt, result in zip(prompts, together, strict=True):
+        assert model.generate([prompt], 12)[0].tokens == result.tokens
+
+
+def test_sampling_is_a_function_of_the_seed(tiny_gguf):
+    model = kf.load_model(tiny_gguf, fusion="all")
+    draws = [model.generate([[1, 2]], 16, temperature=1.0, seed=s, stop=False)[0].tokens for s in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_text_comes_piece_by_piece_and_can_be_stopped(tiny_gguf):
+    model = kf.load_model(tiny_gguf, fusion="all")
+    pieces: list[str] = []
+
+    def show(_, piece):
+        pieces.append(piece)
+        return len(pieces) < 3
+
+    result = model.generate([[70, 71]], 64, stop=False, temperature=1.0, on_text=show)[0]
+    assert len(pieces) == 3 and result.reason == "cancelled"
+
+
+def test_an_error_in_the_callback_comes_through(tiny_gguf):
+    model = kf.load_model(tiny_gguf, fusion="all")
+
+    def fail(_, piece):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        model.generate([[70, 71]], 64, stop=False, temperature=1.0, on_text=fail)
+    assert model.generate([[1, 2]], 4, stop=False)[0].tokens
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda m: m.prefill([]), "at least one id"),
+        (lambda m: m.prefill([[1]]), "at least one id"),
+        (lambda m: m.prefill([272]), "token id 272 .* vocabulary of 272"),
+        (lambda m: m.prefill([-1]), "token id -1"),
+        (lambda m: m.generate([[]], 4), "prompt is empty"),
+        (lambda m: m.generate([[1]], -4), "max_new_tokens"),
+        (lambda m: m.generate([[1]], 4, temperature=-1.0), "temperature"),
+        (lambda m: m.generate([[1]], 4, temperature=1.0, top_p=0.0), "top_p"),
+        (lambda m: m.engine.step([(0, np.array([1], np.int32), "some")]), "rows: expected none, last or all"),
+    ],
+)  # fmt: skip
+def test_bad_input(tiny_gguf, use, words):
+    model = kf.load_model(tiny_gguf)
+    with pytest.raises(kf.InvalidArgumentError, match=words):
+        use(model)
+
+
+def test_more_tokens_than_there_is_room_for(tiny_gguf):
+    model = kf.load_model(tiny_gguf, context=32)
+    with pytest.raises(kf.ResourceExhaustedError, match="32"):
+        model.generate([[1] * 20], 20)
+    with pytest.raises(kf.ResourceExhaustedError, match="max_seq_len is 32"):
+        model.prefill([1] * 33)
+    assert np.isfinite(model.prefill([1] * 32)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(fusion="some"), "fusion: expected measured, all or none"),
+        (dict(weights="int8"), "weights: expected file or f32"),
+        (dict(context=512), "max_seq_len must be 1 to 256"),
+        (dict(cache_dtype="int3"), "dtype: expected one of"),
+        (dict(fusion="all", only_rules=["no_such_rule"]), "no_such_rule"),
+        (dict(max_batch_size=0), "max_batch_size"),
+    ],
+)
+def test_bad_options(tiny_gguf, options, words):
+    with pytest.raises(kf.InvalidArgumentError, match=words):
+        kf.load_model(tiny_gguf, **options).prefill([1])
+
+
+def test_tied_and_untied_low_bit_files(tmp_path):
+    for kind in ("q4_0", "q8_0", "f16", "bf16"):
+        model = kf.load_model(write_gguf(tmp_path / f"{kind}.gguf", TINY, kind=kind), fusion="all")
+        exact = kf.load_model(tmp_path / f"{kind}.gguf", weights="f32", fusion="none")
+        assert relative_error(model.logits(range(9)), exact.logits(range(9))) <= 1e-3

@@ -1,0 +1,306 @@
+"""Every op against float64 NumPy and against PyTorch, over shapes and element types."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sagellm_kernel_fusion as kf
+from sagellm_kernel_fusion import _kf, ops
+
+DTYPES = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def normal(rng, shape, dtype=np.float32):
+    return rng.standard_normal(shape).astype(np.float32).astype(dtype)
+
+
+def assert_close(got, expected, dtype, terms: int = 1):
+    """Rounding of the result to `dtype`, and of `terms` float32 additions of about the result's size."""
+    expected = np.asarray(expected, np.float64)
+    scale = np.abs(expected).max(initial=1.0)
+    tolerance = 2 * ROUNDOFF[np.dtype(dtype).name] + (8 + terms) * ROUNDOFF["float32"]
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=0, atol=tolerance * scale)
+
+
+def softmax64(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def silu64(x):
+    return x / (1 + np.exp(-x))
+
+
+def f64(x):
+    return np.asarray(x, np.float64)
+
+
+def test_every_op_has_a_function_with_its_fields():
+    for name, description in _kf.ops().items():
+        parameters = inspect.signature(getattr(ops, name)).parameters
+        fields = {f["name"]: f for f in description["fields"]}
+        assert set(parameters) - {"selection"} == set(fields), name
+        for field in fields.values():
+            default = parameters[field["name"]].default
+            if field["kind"] == "tensor":
+                required = field["role"] != "out" and not field["optional"]
+                assert (default is inspect.Parameter.empty) == required, (name, field["name"])
+            elif field["kind"] == "float":
+                assert default == pytest.approx(field["default"], rel=1e-6), (name, field["name"])
+            else:
+                assert default == field["default"], (name, field["name"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 5, 64), (4, 576), (0, 8)], ids=str)
+def test_rms_norm(rng, shape, dtype):
+    x, residual = normal(rng, shape, dtype), normal(rng, shape, dtype)
+    weight = normal(rng, shape[-1:], dtype)
+    out, h = ops.rms_norm(x, weight, residual, residual_out=True, eps=1e-5)
+    expected_h = f64(x) + f64(residual)
+    expected = expected_h / np.sqrt((expected_h**2).mean(-1, keepdims=True) + 1e-5) * f64(weight)
+    assert out.dtype == dtype and out.shape == shape
+    assert_close(h, expected_h, dtype)
+    assert_close(out, expected, dtype, terms=4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layer_norm(rng, dtype):
+    x, weight, bias = normal(rng, (5, 67), dtype), normal(rng, 67, dtype), normal(rng, 67, dtype)
+    mean, var = f64(x).mean(-1, keepdims=True), f64(x).var(-1, keepdims=True)
+    expected = (f64(x) - mean) / np.sqrt(var + 1e-5) * f64(weight) + f64(bias)
+    assert_close(ops.layer_norm(x, weight, bias), expected, dtype, terms=8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_elementwise(rng, dtype):
+    a, b = normal(rng, (3, 65), dtype), normal(rng, (3, 65), dtype)
+    assert_close(ops.binary(a, b), f64(a) + f64(b), dtype)
+    assert_close(ops.binary(a, b, kind="mul"), f64(a) * f64(b), dtype)
+    assert_close(ops.activation(a), silu64(f64(a)), dtype)
+    assert_close(ops.activation(a, kind="relu"), np.maximum(f64(a), 0), dtype)
+    assert_close(ops.gated_activation(a, b), silu64(f64(a)) * f64(b), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_softmax(rng, dtype):
+    x = normal(rng, (3, 4, 33), dtype)
+    out, lse = ops.softmax(x, lse=True, scale=0.5)
+    scaled = 0.5 * f64(x)
+    assert_close(out, softmax64(scaled), dtype)
+    assert_close(lse, np.log(np.exp(scaled).sum(-1)), np.float32, terms=4)
+
+
+def test_softmax_of_a_row_without_anything_is_zero():
+    out, lse = ops.softmax(np.full((1, 4), -np.inf, np.float32), lse=True)
+    assert (out == 0).all() and lse[0] == -np.inf
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, 17])
+def test_linear_with_all_around_it(rng, tokens, dtype):
+    x, weight = normal(rng, (tokens, 48), dtype), normal(rng, (40, 48), dtype)
+    bias, residual = normal(rng, 40, dtype), normal(rng, (tokens, 40), dtype)
+    norm_weight = normal(rng, 48, dtype)
+    out = ops.linear(
+        x, weight, bias, residual, norm="rms", norm_weight=norm_weight, eps=1e-5, activation="silu"
+    )  # fmt: skip
+    y = f64(x) / np.sqrt((f64(x) ** 2).mean(-1, keepdims=True) + 1e-5) * f64(norm_weight)
+    expected = silu64(y @ f64(weight).T + f64(bias)) + f64(residual)
+    assert_close(out, expected, dtype, terms=48)
+
+
+def test_linear_takes_a_transposed_weight_as_it_is(rng):
+    x, weight = normal(rng, (5, 24)), normal(rng, (24, 16))
+    assert_close(ops.linear(x, weight.T), f64(x) @ f64(weight), np.float32, terms=24)
+
+
+def test_qkv_linear_and_gated_ffn(rng):
+    x = normal(rng, (7, 64))
+    weights = [normal(rng, (n, 64)) for n in (64, 32, 32)]
+    for got, weight in zip(ops.qkv_linear(x, *weights), weights, strict=True):
+        assert_close(got, f64(x) @ f64(weight).T, np.float32, terms=64)
+    gate, up, down = normal(rng, (96, 64)), normal(rng, (96, 64)), normal(rng, (64, 96))
+    hidden = silu64(f64(x) @ f64(gate).T) * (f64(x) @ f64(up).T)
+    assert_close(ops.gated_ffn(x, gate, up, down, x), hidden @ f64(down).T + f64(x), np.float32, terms=160)
+
+
+def attention64(q, k, v, causal=True):
+    """[seqlen, heads, head_dim] in float64, causal aligned bottom-right."""
+    group = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
+    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[-1])
+    if causal:
+        rows, columns = np.arange(len(q))[:, None], np.arange(len(k))[None, :]
+        scores = np.where(columns <= rows + len(k) - len(q), scores, -np.inf)
+    return np.einsum("hqk,khd->qhd", softmax64(scores), v)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(1, 1), (1, 37), (13, 13), (5, 64)])
+def test_attention_dense(rng, seqlen_q, seqlen_k, causal, dtype):
+    q = normal(rng, (2, seqlen_q, 6, 40), dtype)
+    k, v = normal(rng, (2, seqlen_k, 2, 40), dtype), normal(rng, (2, seqlen_k, 2, 40), dtype)
+    out = ops.attention(q, k, v, causal=causal)
+    for b in range(2):
+        assert_close(out[b], attention64(f64(q[b]), f64(k[b]), f64(v[b]), causal), dtype, terms=seqlen_k)
+
+
+def test_attention_packed_with_lse(rng):
+    lengths = [3, 0, 17, 1]
+    cu = np.cumsum([0, *lengths]).astype(np.int32)
+    q, k, v = (normal(rng, (sum(lengths), heads, 32)) for heads in (4, 2, 2))
+    out, lse = ops.attention(q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu, lse=True)
+    assert lse.shape == (4, sum(lengths))
+    for a, b in itertools.pairwise(cu):
+        if a < b:
+            assert_close(out[a:b], attention64(f64(q[a:b]), f64(k[a:b]), f64(v[a:b])), np.float32, terms=20)
+
+
+@pytest.mark.parametrize("layout", ["HND", "NHD"])
+def test_append_then_attend_over_pages(rng, layout):
+    page_size, heads, head_dim = 4, 2, 32
+    lengths, tables = [6, 9], np.array([[5, 0, -1], [2, 3, 1]], np.int32)
+    order = (6, heads, page_size, head_dim) if layout == "HND" else (6, page_size, heads, head_dim)
+    k_cache, v_cache = np.zeros(order, np.float32), np.zeros(order, np.float32)
+    k, v = normal(rng, (sum(lengths), heads, head_dim)), normal(rng, (sum(lengths), heads, head_dim))
+    slots = [tables[b, i // page_size] * page_size + i % page_size for b in (0, 1) for i in range(lengths[b])]
+    assert ops.append_kv(k, v, np.array(slots, np.int64), k_cache, v_cache, kv_layout=layout) is None
+    q = normal(rng, (2, 4, head_dim))
+    out = ops.attention(
+        q, k_cache, v_cache, block_tables=tables, context_lens=np.array(lengths, np.int32), kv_layout=layout
+    )  # fmt: skip
+    for b, (start, stop) in enumerate([(0, 6), (6, 15)]):
+        expected = attention64(f64(q[b : b + 1]), f64(k[start:stop]), f64(v[start:stop]))
+        assert_close(out[b : b + 1], expected, np.float32, terms=10)
+
+
+def test_the_three_primitives_make_attention(rng):
+    q, k, v = normal(rng, (1, 5, 4, 32)), normal(rng, (1, 9, 2, 32)), normal(rng, (1, 9, 2, 32))
+    vanilla = kf.VANILLA
+    scores = ops.attention_scores(q, k, selection=vanilla)
+    probs = ops.softmax(ops.attention_mask(scores, seqlen_k=9, selection=vanilla), selection=vanilla)
+    got = ops.attention_values(probs, v, selection=vanilla)
+    assert_close(got, ops.attention(q, k, v), np.float32, terms=9)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope(rng, interleaved):
+    x, positions = normal(rng, (5, 3, 16)), np.array([0, 3, 1, 7, 2], np.int32)
+    angle = np.outer(np.arange(8), 10000.0 ** (-np.arange(8) / 8))
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    first, second = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, 8), slice(8, 16))
+    c, s = np.cos(angle)[positions][:, None], np.sin(angle)[positions][:, None]
+    expected = f64(x).copy()
+    expected[..., first] = f64(x)[..., first] * c - f64(x)[..., second] * s
+    expected[..., second] = f64(x)[..., second] * c + f64(x)[..., first] * s
+    assert_close(ops.rope(x, positions, cos, sin, interleaved=interleaved), expected, np.float32)
+
+
+def test_rope_append_is_rope_and_append(rng):
+    q, k, v = normal(rng, (3, 4, 16)), normal(rng, (3, 2, 16)), normal(rng, (3, 2, 16))
+    positions, slots = np.arange(3, dtype=np.int32), np.array([4, -1, 2], np.int64)
+    table = normal(rng, (8, 8))
+    caches = [np.zeros((2, 2, 4, 16), np.float32) for _ in range(4)]
+    q_out = ops.rope_append(q, k, v, positions, table, table, slots, *caches[:2])
+    ops.append_kv(ops.rope(k, positions, table, table), v, slots, *caches[2:])
+    np.testing.assert_allclose(q_out, ops.rope(q, positions, table, table), rtol=1e-6, atol=1e-6)
+    for got, expected in zip(caches[:2], caches[2:], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_tokens_in_and_out(rng):
+    table = normal(rng, (50, 24))
+    ids = np.array([0, 49, 7], np.int32)
+    np.testing.assert_array_equal(ops.embedding(ids, table), table[ids])
+    x = normal(rng, (3, 24))
+    logits = f64(x) @ f64(table).T
+    best, top = ops.lm_head_argmax(x, table, max=True)
+    np.testing.assert_array_equal(best, logits.argmax(-1))
+    assert_close(top, logits.max(-1), np.float32, terms=24)
+    np.testing.assert_array_equal(ops.argmax(logits.astype(np.float32)), logits.argmax(-1))
+    np.testing.assert_array_equal(ops.sample(logits.astype(np.float32), temperature=0.0), logits.argmax(-1))
+
+
+def test_sampling_follows_the_probabilities(rng):
+    probabilities = np.array([0.5, 0.25, 0.125, 0.125])
+    logits = np.tile(np.log(probabilities).astype(np.float32), (4096, 1))
+    share = np.bincount(ops.sample(logits, seed=3), minlength=4) / 4096
+    np.testing.assert_allclose(share, probabilities, atol=4 * np.sqrt(0.25 / 4096))
+    assert set(ops.sample(logits, seed=3, top_k=2)) == {0, 1}
+    np.testing.assert_array_equal(ops.sample(logits, seed=3), ops.sample(logits, seed=3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 70), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_linear_of_any_size_and_row_stride(tokens, features, pad, seed):
+    rng = np.random.default_rng(seed)
+    wide = np.full((tokens, features + pad), np.nan, np.float32)
+    wide[:, :features] = rng.standard_normal((tokens, features))
+    x, weight = wide[:, :features], normal(rng, (11, features))
+    assert_close(ops.linear(x, weight), f64(x) @ f64(weight).T, np.float32, terms=features)
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q8_0"])
+def test_low_bit_weights(rng, kind):
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    quantization = GGMLQuantizationType[kind.upper()]
+    data = quantize(normal(rng, (40, 64)), quantization)
+    exact = f64(dequantize(data, quantization))
+    weight = kf.GgufTensor(data, kind, (40, 64))
+    np.testing.assert_allclose(ops.dequantize(weight), exact, rtol=1e-6, atol=1e-7)
+    for tokens in (1, 9):
+        x = normal(rng, (tokens, 64))
+        for selection in (kf.REFERENCE, kf.FUSED):
+            assert_close(ops.linear(x, weight, selection=selection), f64(x) @ exact.T, np.float32, terms=64)
+
+
+# The reference itself against PyTorch, so that it does not certify itself.
+
+
+def test_reference_attention_against_pytorch(rng):
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.from_numpy(normal(rng, (2, 19, h, 64))) for h in (6, 2, 2))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (q, k, v)), is_causal=True, enable_gqa=True
+    ).transpose(1, 2)
+    for selection in (kf.REFERENCE, kf.FUSED, kf.VANILLA):
+        torch.testing.assert_close(ops.attention(q, k, v, selection=selection), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("selection", [kf.REFERENCE, kf.FUSED, kf.VANILLA], ids=["reference", "fused", "vanilla"])
+def test_against_pytorch(rng, selection):
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    x, weight, bias = (torch.from_numpy(normal(rng, shape)) for shape in [(6, 40), (24, 40), (24,)])
+    gain, shift = torch.from_numpy(normal(rng, 40)), torch.from_numpy(normal(rng, 40))
+
+    def close(got, expected):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+    close(ops.linear(x, weight, bias, selection=selection), functional.linear(x, weight, bias))
+    close(ops.rms_norm(x, gain, eps=1e-5, selection=selection), functional.rms_norm(x, (40,), gain, 1e-5))
+    close(ops.layer_norm(x, gain, shift, selection=selection), functional.layer_norm(x, (40,), gain, shift))
+    close(ops.softmax(x, selection=selection), torch.softmax(x, -1))
+    close(ops.activation(x, kind="gelu", selection=selection), functional.gelu(x))
+    close(ops.activation(x, kind="gelu_tanh", selection=selection), functional.gelu(x, approximate="tanh"))
+    close(ops.activation(x, selection=selection), functional.silu(x))
+
+
+def test_special_values_pass_as_in_pytorch():
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([[float("nan"), float("inf"), -float("inf"), 65504.0, 1e-40, -0.0, 2.0, -3.0]])
+    torch.testing.assert_close(ops.activation(x, kind="relu"), torch.relu(x), equal_nan=True)
+    torch.testing.assert_close(ops.softmax(x), torch.softmax(x, -1), equal_nan=True)
+    torch.testing.assert_close(ops.binary(x, x), x + x, equal_nan=True)

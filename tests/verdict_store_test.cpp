@@ -1,0 +1,127 @@
+// Verdicts on disk: found again, cleared, overruled; files that cannot be read or written.
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "kf/error.h"
+#include "kf/graph.h"
+
+namespace kf {
+namespace {
+
+namespace fs = std::filesystem;
+
+class VerdictStoreTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "kf-verdicts-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    folder = pattern;
+    path = (folder / "deep" / "verdicts.json").string();
+  }
+  void TearDown() override { fs::remove_all(folder); }
+
+  static Verdict verdict(const std::string& rule, bool keep = true) {
+    return {rule, "x=f32[1, 8]", "device", {}, keep, 2.5, 1.25, 4096, 1024, 1e-6, "1.25 ms \"quoted\""};
+  }
+
+  fs::path folder;
+  std::string path;
+};
+
+TEST_F(VerdictStoreTest, KeepsWhatItIsTold) {
+  VerdictStore store(path);
+  store.put(verdict("a"));
+  store.put(verdict("b", false));
+  store.save();
+  const VerdictStore again(path);
+  ASSERT_EQ(again.list().size(), 2u);
+  const auto a = again.find("a", "x=f32[1, 8]", "device");
+  ASSERT_TRUE(a.has_value());
+  EXPECT_TRUE(a->keep);
+  EXPECT_EQ(a->unfused_ms, 2.5);
+  EXPECT_EQ(a->fused_bytes, 1024);
+  EXPECT_EQ(a->reason, "1.25 ms \"quoted\"");
+  EXPECT_FALSE(a->version.empty());
+  EXPECT_FALSE(again.find("b", "x=f32[1, 8]", "device")->keep);
+  EXPECT_FALSE(again.find("a", "x=f32[2, 8]", "device").has_value());
+  EXPECT_FALSE(again.find("a", "x=f32[1, 8]", "other device").has_value());
+}
+
+TEST_F(VerdictStoreTest, AnotherVersionsVerdictsDoNotCount) {
+  VerdictStore store;
+  Verdict old = verdict("a");
+  old.version = "0.0.0-old";
+  store.put(old);
+  EXPECT_FALSE(store.find("a", old.signature, old.device).has_value());
+  EXPECT_EQ(store.list().size(), 1u);
+}
+
+TEST_F(VerdictStoreTest, OverrulesAndClears) {
+  VerdictStore store(path);
+  store.put(verdict("a"));
+  store.put(verdict("a", false));
+  ASSERT_EQ(store.list().size(), 1u);
+  EXPECT_FALSE(store.list().front().keep);
+  store.clear();
+  store.save();
+  EXPECT_TRUE(VerdictStore(path).list().empty());
+}
+
+TEST_F(VerdictStoreTest, CorruptFilesAreSetAside) {
+  fs::create_directories(fs::path(path).parent_path());
+  for (const char* content :
+       {"{\"format\": 1, \"verdicts\": [{\"rule\"", "", "[]", "{\"format\": 99, \"verdicts\": []}",
+        "{\"format\": 1, \"verdicts\": [{\"rule\": 3}]}", "\xff\xfe"}) {
+    std::ofstream(path) << content;
+    VerdictStore store(path);
+    EXPECT_TRUE(store.list().empty());
+    EXPECT_FALSE(fs::exists(path));
+    EXPECT_TRUE(fs::exists(path + ".corrupt"));
+    store.put(verdict("a"));
+    store.save();
+    EXPECT_EQ(VerdictStore(path).list().size(), 1u);
+  }
+}
+
+TEST_F(VerdictStoreTest, WhatCannotBeWrittenIsAnErrorAndLeavesTheOldFile) {
+  // A folder where the file should be cannot be replaced by it, whoever asks.
+  fs::create_directories(fs::path(path) / "occupied");
+  VerdictStore store(path);
+  store.put(verdict("a"));
+  try {
+    store.save();
+    FAIL() << "expected an error";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ErrorCode::resource_exhausted);
+    EXPECT_EQ(e.context().at("path"), path);
+  }
+  EXPECT_TRUE(fs::exists(fs::path(path) / "occupied"));
+  for (const auto& entry : fs::directory_iterator(fs::path(path).parent_path()))
+    EXPECT_EQ(entry.path(), path);
+}
+
+TEST_F(VerdictStoreTest, AReadOnlyFolderIsAnError) {
+  if (::geteuid() == 0) GTEST_SKIP() << "root may write anywhere";
+  fs::permissions(folder, fs::perms::owner_read | fs::perms::owner_exec);
+  VerdictStore store(path);
+  store.put(verdict("a"));
+  EXPECT_THROW(store.save(), Error);
+  fs::permissions(folder, fs::perms::owner_all);
+}
+
+TEST_F(VerdictStoreTest, PathFollowsTheEnvironment) {
+  ::setenv("KF_CACHE_DIR", "/somewhere", 1);
+  EXPECT_EQ(VerdictStore::default_path(), "/somewhere/fusion_verdicts.json");
+  ::unsetenv("KF_CACHE_DIR");
+  VerdictStore memory_only("");
+  memory_only.put(verdict("a"));
+  EXPECT_NO_THROW(memory_only.save());
+}
+
+}  // namespace
+}  // namespace kf
