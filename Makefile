@@ -29,7 +29,7 @@ build: setup
 	@echo "== building"
 	@cmake --preset release -DKF_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(PYTHON) >build.log 2>&1 || { cat build.log; exit 1; }
 	@cmake --build build -j $(JOBS)
-	@scripts/link_package.sh build
+	@scripts/link_package.sh
 
 test-cpp: build
 	@echo "== C++ tests"

@@ -133,10 +133,10 @@ TEST_F(EngineTest, ForkedSequencesGoOnFromTheSharedPages) {
 TEST_F(EngineTest, DecodingReusesItsPlan) {
   const SequenceId a = engine.cache().create();
   feed(engine, a, tokens(5));
+  EXPECT_GT(engine.last_step().plan_seconds, 0.0);
   feed(engine, a, {1});
   feed(engine, a, {1});
-  const double planning = engine.last_step().plan_seconds;
-  EXPECT_LT(planning, 1e-4);
+  EXPECT_EQ(engine.last_step().plan_seconds, 0.0);
   EXPECT_GT(engine.last_step().launches, 0);
   EXPECT_GE(engine.peak_activation_bytes(), engine.last_step().activation_bytes);
 }

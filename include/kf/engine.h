@@ -63,7 +63,7 @@ struct StepMetrics {
   std::int64_t num_tokens = 0;
   int launches = 0;                  // kernels
   std::size_t activation_bytes = 0;  // the arena: intermediates and workspaces
-  double plan_seconds = 0;           // fusing and planning, where this shape was new
+  double plan_seconds = 0;           // fusing and planning; 0 where the shape was known
   double run_seconds = 0;
 };
 
@@ -135,7 +135,8 @@ class Engine {
   std::array<std::unique_ptr<const Graph>, 2> graphs_;  // by StepOutput, made on first use
   std::vector<Planned> planned_;
   std::vector<KvCache::Growth> growths_;  // of the step under way
-  std::uint64_t clock_ = 0;
+  std::uint64_t clock_ = 0;               // counts uses of plans
+  double plan_seconds_ = 0;               // of the last plan looked up
   StepMetrics last_step_;
   std::size_t peak_activation_bytes_ = 0;
 };

@@ -142,15 +142,17 @@ struct Times {
 };
 
 // Interleaved, so that both meet the same disturbances; the least of each, which disturbances only add to.
-Times time_interleaved(Form& unfused, Form& fused, double first_unfused_ms, double first_fused_ms) {
-  constexpr double kBudgetMs = 30;
-  constexpr int kMinRounds = 3, kMaxRounds = 50;
-  const double round_ms = std::max(first_unfused_ms + first_fused_ms, 1e-3);
-  const int rounds = std::clamp(static_cast<int>(kBudgetMs / round_ms), kMinRounds, kMaxRounds);
-  Times best{first_unfused_ms, first_fused_ms};
-  for (int i = 0; i < rounds; ++i) {
-    best.unfused_ms = std::min(best.unfused_ms, unfused.run_ms());
-    best.fused_ms = std::min(best.fused_ms, fused.run_ms());
+Times time_interleaved(Form& unfused, Form& fused) {
+  constexpr double kEnoughMs = 40, kTooLongMs = 500;
+  constexpr int kEnoughRounds = 7, kFewestRounds = 3;
+  Times best{unfused.run_ms(), fused.run_ms()};
+  double spent = best.unfused_ms + best.fused_ms;
+  for (int round = 1;
+       round < kFewestRounds || (spent < kTooLongMs && (round < kEnoughRounds || spent < kEnoughMs));
+       ++round) {
+    const Times t{unfused.run_ms(), fused.run_ms()};
+    best = {std::min(best.unfused_ms, t.unfused_ms), std::min(best.fused_ms, t.fused_ms)};
+    spent += t.unfused_ms + t.fused_ms;
   }
   return best;
 }
@@ -164,7 +166,8 @@ void measure(const GraphRewriter& graph, const Match& match, Dispatcher& dispatc
   const auto data = sample_inputs(unfused_graph);
   Form unfused(unfused_graph, dispatcher, kFusedFamilies | kVanilla, packs, data);
   Form fused(fused_graph, dispatcher, kFusedFamilies, packs, data);
-  const double first_unfused = unfused.run_ms(), first_fused = fused.run_ms();
+  unfused.run_ms();  // the first run of each is the one compared, and warms up
+  fused.run_ms();
 
   verdict.unfused_bytes = static_cast<double>(unfused.peak_bytes());
   verdict.fused_bytes = static_cast<double>(fused.peak_bytes());
@@ -176,7 +179,7 @@ void measure(const GraphRewriter& graph, const Match& match, Dispatcher& dispatc
         fmt::format("results differ by {:.2g} of the largest, {:.2g} allowed", verdict.max_error, bound);
     return;
   }
-  const Times t = time_interleaved(unfused, fused, first_unfused, first_fused);
+  const Times t = time_interleaved(unfused, fused);
   verdict.unfused_ms = t.unfused_ms;
   verdict.fused_ms = t.fused_ms;
   // Within the noise of a measurement the fused form wins: it launches less and keeps less in memory.

@@ -47,7 +47,7 @@ EngineOptions with_defaults(EngineOptions o, const ModelConfig& config) {
   return o;
 }
 
-// One row of `table`, or its first elements, as the planned shape has them.
+// The first elements of a buffer, in the shape that a step has them.
 TensorView prefix(const Tensor& buffer, std::initializer_list<std::int64_t> shape) {
   return TensorView::contiguous(buffer.view().data, buffer.view().dtype, shape);
 }
@@ -124,8 +124,10 @@ Engine::Planned& Engine::planned(const StepShape& shape) {
   const auto found = std::ranges::find(planned_, shape, &Planned::shape);
   if (found != planned_.end()) {
     found->last_used = ++clock_;
+    plan_seconds_ = 0;
     return *found;
   }
+  const auto start = std::chrono::steady_clock::now();
   Planned p;
   p.shape = shape;
   p.last_used = ++clock_;
@@ -140,6 +142,7 @@ Engine::Planned& Engine::planned(const StepShape& shape) {
     planned_.erase(std::ranges::min_element(planned_, {}, &Planned::last_used));
   }
   planned_.push_back(std::move(p));
+  plan_seconds_ = seconds_since(start);
   return planned_.back();
 }
 
@@ -238,13 +241,11 @@ TensorView Engine::step(std::span<const StepInput> batch, StepOutput output) {
   cache_.extend(growths_);
   try {
     const StepShape shape = fill_tables(batch, output);
-    const auto planning = std::chrono::steady_clock::now();
     Executable& e = *planned(shape).executable;
-    const double plan_seconds = seconds_since(planning);
-    const auto running = std::chrono::steady_clock::now();
+    const auto start = std::chrono::steady_clock::now();
     e.run();
-    last_step_ = {shape.num_tokens, e.launches(), e.peak_activation_bytes(), plan_seconds,
-                  seconds_since(running)};
+    last_step_ = {shape.num_tokens, e.launches(), e.peak_activation_bytes(), plan_seconds_,
+                  seconds_since(start)};
     peak_activation_bytes_ = std::max(peak_activation_bytes_, last_step_.activation_bytes);
     return e.output(output == StepOutput::ids ? "ids" : "logits");
   } catch (...) {

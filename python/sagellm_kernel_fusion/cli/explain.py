@@ -35,8 +35,10 @@ def explain(
         list[str] | None,
         typer.Option(help="Allow only this kernel family: reference, vanilla, fused, library, custom."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="model: new tokens of the step (1: decoding).")] = 512,
-    context: Annotated[int, typer.Option(min=1, help="model: tokens of the sequence after the step.")] = 512,
+    tokens: Annotated[int, typer.Option(min=1, help="model: new tokens of the step (1: decoding).")] = 128,
+    context: Annotated[
+        int, typer.Option(min=0, help="model: tokens of the sequence after the step (0: the new ones).")
+    ] = 0,
     fusion: Annotated[str, typer.Option(help="model: all, measured or none.")] = "all",
     svg: Annotated[
         Path | None, typer.Option("--svg", help="model: write the graphs to FILE and FILE-fused, as SVG.")

@@ -15,7 +15,7 @@
 
 namespace kf::cpu {
 
-inline constexpr int kRowBlock = 96;   // query rows of a task: a whole number of register tiles on any target
+inline constexpr int kRowBlock = 192;  // query rows of a task: a whole number of register tiles on any target
 inline constexpr int kKeyBlock = 128;  // keys attended at a time
 inline constexpr int kSplitRows = 16;  // up to so many rows a sequence is cut along its keys
 inline constexpr int kMinChunkKeys = 256;  // below it, merging costs more than it gains

@@ -10,7 +10,6 @@
 
 #include "backends/cpu/attention/gemv.h"
 #include "backends/cpu/attention/kernels.h"
-#include "backends/cpu/attention/schedule.h"
 #include "backends/cpu/simd/convert_row.h"
 #include "ops/sequences.h"
 

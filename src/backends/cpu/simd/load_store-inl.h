@@ -173,6 +173,9 @@ HWY_INLINE void StoreF32(D d, hn::Vec<D> v, T* p, All = {}) {
 
 template <class D, class T>
 HWY_INLINE void StoreF32(D d, hn::Vec<D> v, T* p, First first) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2
+  if constexpr (sizeof(T) == sizeof(float)) return hn::BlendedStore(v, hn::FirstN(d, first.count), d, p);
+#endif
   HWY_ALIGN T buffer[hn::MaxLanes(d)];
   StoreF32(d, v, buffer);
   std::memcpy(p, buffer, first.count * sizeof(T));

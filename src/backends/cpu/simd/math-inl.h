@@ -1,5 +1,4 @@
-// Vector functions on f32: exp, erf, logistic, and reductions. Errors are bounds over all inputs, measured
-// against double; infinities and NaN come out as from the C library.
+// Vector functions on f32: exp, erf, logistic, and reductions. Infinities and NaN come out as from the C library.
 //
 // Included once per SIMD target, after hwy/foreach_target.h.
 #if defined(KF_SIMD_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -19,7 +18,7 @@ namespace kf {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// e^x within 1 ulp; results below 2^-126 are flushed to zero.
+// e^x to about an ulp (Cephes' expf); results below 2^-126 are flushed to zero.
 //
 // x = k ln 2 + r with |r| <= ln 2 / 2: adding 1.5 * 2^23 leaves the integer k in the low bits. e^r is Cephes'
 // expf polynomial; 2^k is added to its exponent as an integer, which also overflows to infinity where it

@@ -14,13 +14,21 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
-using kf::HWY_NAMESPACE::All;
 using kf::HWY_NAMESPACE::BlockedSum;
-using kf::HWY_NAMESPACE::ForEachVector;
 using kf::HWY_NAMESPACE::Within;
 
-HWY_INLINE std::size_t CountOf(All) { return hn::Lanes(F32Tag()); }
-HWY_INLINE std::size_t CountOf(First first) { return first.count; }
+template <class Part>
+HWY_INLINE void StoreOperand(F32Vec v, const TensorView& t, std::int64_t offset, Part part) {
+  const F32Tag d;
+  switch (t.dtype) {
+    case DType::f16:
+      return StoreF32(d, v, t.as<F16>() + offset, part);
+    case DType::bf16:
+      return StoreF32(d, v, t.as<Bf16>() + offset, part);
+    default:
+      return StoreF32(d, v, t.as<float>() + offset, part);
+  }
+}
 
 // The norm of a row in place.
 void NormalizeToken(const Prologue& prologue, float* row, std::int64_t n) {
@@ -37,10 +45,9 @@ void NormalizeToken(const Prologue& prologue, float* row, std::int64_t n) {
   });
   const F32Vec scale = hn::Set(d, static_cast<float>(1.0 / std::sqrt(squares / count + prologue.eps)));
   ForEachVector(n, [&](std::int64_t i, auto extent) HWY_ATTR {
-    const std::size_t in_vector = CountOf(extent);
     F32Vec v = hn::Mul(hn::Mul(hn::Sub(LoadF32(d, row + i, extent), mean), scale),
-                       LoadOperand(prologue.norm_weight, i, in_vector));
-    if (prologue.norm_bias.present()) v = hn::Add(v, LoadOperand(prologue.norm_bias, i, in_vector));
+                       LoadOperand(prologue.norm_weight, i, extent));
+    if (prologue.norm_bias.present()) v = hn::Add(v, LoadOperand(prologue.norm_bias, i, extent));
     StoreF32(d, v, row + i, extent);
   });
 }
@@ -49,8 +56,8 @@ void LoadToken(const TensorView& x, const Prologue& prologue, const SmallInput& 
   const F32Tag d;
   float* row = input.token(t);
   ForEachVector(input.in, [&](std::int64_t i, auto extent) HWY_ATTR {
-    const F32Vec v = LoadOperand(x, t * x.stride(0) + i, CountOf(extent));
-    StoreF32(d, Activate(d, prologue.activation, v), row + i, extent);
+    const F32Vec v = LoadOperand(x, t * x.stride(0) + i, extent);
+    StoreF32(d, Activated(prologue.activation, v), row + i, extent);
   });
   if (prologue.norm != NormKind::none) NormalizeToken(prologue, row, input.in);
   std::fill(row + input.in, row + input.value_stride, 0.0f);
@@ -61,21 +68,20 @@ void StoreSums(const SmallEpilogue& e, const float* sums, std::size_t sums_strid
   const F32Tag d;
   for (int t = 0; t < num_tokens; ++t, sums += sums_stride)
     ForEachVector(count, [&](std::int64_t i, auto extent) HWY_ATTR {
-      const std::size_t in_vector = CountOf(extent);
       const std::int64_t column = begin + i;
       F32Vec v = LoadF32(d, sums + i, extent);
-      if (e.bias.present()) v = hn::Add(v, LoadOperand(e.bias, column, in_vector));
-      v = Activate(d, e.activation, v);
+      if (e.bias.present()) v = hn::Add(v, LoadOperand(e.bias, column, extent));
+      v = Activated(e.activation, v);
       if (e.residual.present())
-        v = hn::Add(v, LoadOperand(e.residual, t * e.residual.stride(0) + column, in_vector));
-      StoreOperand(v, e.out, t * e.out.stride(0) + column, in_vector);
+        v = hn::Add(v, LoadOperand(e.residual, t * e.residual.stride(0) + column, extent));
+      StoreOperand(v, e.out, t * e.out.stride(0) + column, extent);
     });
 }
 
 void GateSums(Activation activation, const float* gate, const float* up, std::int64_t count, float* hidden) {
   const F32Tag d;
   ForEachVector(count, [&](std::int64_t i, auto extent) HWY_ATTR {
-    const F32Vec g = Activate(d, activation, LoadF32(d, gate + i, extent));
+    const F32Vec g = Activated(activation, LoadF32(d, gate + i, extent));
     StoreF32(d, hn::Mul(g, LoadF32(d, up + i, extent)), hidden + i, extent);
   });
 }
