@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTHON := .venv/bin/python
 
-.PHONY: help setup build demo test test-cpp test-python test-sanitize test-install peers bench fuzz docs format clean
+.PHONY: help setup build demo test test-cpp test-python test-sanitize test-install peers bench docs clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -54,12 +54,16 @@ $(MODEL): setup
 	@test -f $@ || $(PYTHON) scripts/get_model.py
 
 ## make peers           install PyTorch, transformers and llama.cpp in .venv-peers for the comparisons in bench/peers
-peers:
+peers: build
 	@scripts/setup_peers.sh
 
 ## make bench           the benchmark cases: unfused against fused
 bench: build
 	@build/kf_bench
+
+## make docs            regenerate docs/support-matrix.md
+docs: build
+	@build/kf_matrix > docs/support-matrix.md
 
 clean:
 	rm -rf build build-sanitize report

@@ -223,7 +223,8 @@ Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baselin
 }
 
 double copy_bandwidth(Dispatcher& dispatcher) {
-  const std::size_t n = std::max<std::size_t>(4 * dispatcher.caps().l3_bytes, 128u << 20) / sizeof(float);
+  // Larger than the caches of most machines, and no larger: a virtual machine may report its host's whole cache.
+  const std::size_t n = std::clamp<std::size_t>(4 * dispatcher.caps().l3_bytes, 128u << 20, 512u << 20) / sizeof(float);
   const auto from = allocate_host(n * sizeof(float)), to = allocate_host(n * sizeof(float));
   auto* src = static_cast<float*>(from.get());
   auto* dst = static_cast<float*>(to.get());
@@ -235,8 +236,7 @@ double copy_bandwidth(Dispatcher& dispatcher) {
     for (int t = 0; t < threads; ++t) {
       const std::size_t lo = n * static_cast<std::size_t>(t) / static_cast<std::size_t>(threads);
       const std::size_t hi = n * (static_cast<std::size_t>(t) + 1) / static_cast<std::size_t>(threads);
-      if (round == 0)
-        std::memset(src + lo, 1, (hi - lo) * sizeof(float));
+      if (round == 0) std::memset(src + lo, 1, (hi - lo) * sizeof(float));
       std::memcpy(dst + lo, src + lo, (hi - lo) * sizeof(float));
     }
     if (round > 0)

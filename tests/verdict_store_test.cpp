@@ -1,11 +1,14 @@
 // Verdicts on disk: found again, cleared, overruled; files that cannot be read or written.
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 
 #include "kf/error.h"
 #include "kf/graph.h"
@@ -105,13 +108,34 @@ TEST_F(VerdictStoreTest, WhatCannotBeWrittenIsAnErrorAndLeavesTheOldFile) {
     EXPECT_EQ(entry.path(), path);
 }
 
-TEST_F(VerdictStoreTest, AReadOnlyFolderIsAnError) {
-  if (::geteuid() == 0) GTEST_SKIP() << "root may write anywhere";
-  fs::permissions(folder, fs::perms::owner_read | fs::perms::owner_exec);
+// A write that the system refuses (a full disk, a quota), brought about by a limit on file sizes.
+TEST_F(VerdictStoreTest, AFullDiskIsAnErrorAndTheOldFileStays) {
   VerdictStore store(path);
   store.put(verdict("a"));
+  store.save();
+  store.put(verdict("b"));
+  rlimit old{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old), 0);
+  const rlimit none{0, old.rlim_max};
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  ::setrlimit(RLIMIT_FSIZE, &none);
+  std::optional<ErrorCode> code;
+  try {
+    store.save();
+  } catch (const Error& e) {
+    code = e.code();
+  }
+  ::setrlimit(RLIMIT_FSIZE, &old);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_EQ(code, ErrorCode::resource_exhausted);
+  EXPECT_EQ(VerdictStore(path).list().size(), 1u);
+}
+
+TEST_F(VerdictStoreTest, AFolderThatCannotBeMadeIsAnError) {
+  std::ofstream(folder / "file") << "not a folder";
+  VerdictStore store((folder / "file" / "verdicts.json").string());
+  store.put(verdict("a"));
   EXPECT_THROW(store.save(), Error);
-  fs::permissions(folder, fs::perms::owner_all);
 }
 
 TEST_F(VerdictStoreTest, PathFollowsTheEnvironment) {

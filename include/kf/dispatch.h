@@ -17,7 +17,7 @@ namespace kf {
 struct Selection {
   unsigned families = kCustom | kFused | kLibrary;
   bool allow_fallback = false;  // else a call that these families cannot serve is an error listing every reason
-  std::string kernel;           // non-empty: exactly this row
+  std::string kernel = {};      // non-empty: exactly this row
   bool operator==(const Selection&) const = default;
 };
 

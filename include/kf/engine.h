@@ -32,6 +32,8 @@ struct EngineOptions {
   std::size_t max_executables = 32;  // planned step shapes kept; the least recently used goes first
   VerdictStore* verdicts = nullptr;  // of measured fusion, not owned; null: the engine remembers for itself
   Sink* sink = nullptr;              // told of every kernel call, not owned
+  // Packed weights, shared with other engines over the same weights; null: the engine's own.
+  std::shared_ptr<PackCache> packs = nullptr;
 
   // The baseline: the same graph, no rule applied, kernels as an eager framework has them, a contiguous
   // cache.
@@ -97,7 +99,7 @@ class Engine {
 
   const StepMetrics& last_step() const { return last_step_; }
   std::size_t peak_activation_bytes() const { return peak_activation_bytes_; }  // the largest of all steps
-  std::size_t packed_bytes() const { return packs_.bytes(); }                   // what packed weights take
+  std::size_t packed_bytes() const { return packs_->bytes(); }                   // what packed weights take
 
   // A step before fusion, after it, and as the kernels that run; references last until the next step or call.
   const Graph& graph(StepOutput output);
@@ -127,7 +129,7 @@ class Engine {
   EngineOptions options_;
   NamedTensors weights_;
   std::unique_ptr<Dispatcher> dispatcher_;
-  PackCache packs_;
+  std::shared_ptr<PackCache> packs_;
   VerdictStore own_verdicts_;
   RopeTables rope_;
   KvCache cache_;

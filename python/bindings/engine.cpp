@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/tuple.h>
 
 #include "bindings.h"
@@ -165,7 +166,7 @@ nb::object copy_to_numpy(const TensorView& t) {
 class PyEngine {
  public:
   PyEngine(const nb::dict& config, const nb::dict& weights, const nb::dict& options, nb::object verdicts,
-           bool count_calls)
+           bool count_calls, std::shared_ptr<PackCache> packs)
       : verdicts_(std::move(verdicts)), counters_(true) {
     NamedTensors tensors;
     for (auto [key, value] : weights) {
@@ -176,6 +177,7 @@ class PyEngine {
     EngineOptions o = options_from(options);
     if (!verdicts_.is_none()) o.verdicts = nb::cast<VerdictStore*>(verdicts_);
     if (count_calls) o.sink = &counters_;
+    o.packs = std::move(packs);
     const ModelConfig c = config_from(config);
     nb::gil_scoped_release release;
     engine_.emplace(c, tensors, o);
@@ -323,11 +325,17 @@ void bind_engine(nb::module_& m) {
       .def_ro("num_rows", &StepShape::num_rows)
       .def_ro("max_pages", &StepShape::max_pages);
 
+  nb::class_<PackCache>(m, "PackCache",
+                        "Packed weights that engines over the same arrays share. Keep the arrays alive.")
+      .def(nb::init<>())
+      .def_prop_ro("bytes", &PackCache::bytes);
   nb::class_<PyEngine>(m, "Engine",
                        "Runs a model of the Llama family over a paged cache. Not for concurrent use.")
-      .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&, nb::object, bool>(), nb::arg("config"),
+      .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&, nb::object, bool,
+                    std::shared_ptr<PackCache>>(),
+           nb::arg("config"),
            nb::arg("weights"), nb::arg("options") = nb::dict(), nb::arg("verdicts").none() = nb::none(),
-           nb::arg("count_calls") = false)
+           nb::arg("count_calls") = false, nb::arg("packs").none() = nb::none())
       .def("create_sequence", [](PyEngine& e) { return e.engine().cache().create(); })
       .def(
           "release_sequence", [](PyEngine& e, SequenceId s) { e.engine().cache().release(s); },

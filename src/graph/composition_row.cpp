@@ -56,7 +56,7 @@ Kernel composition_kernel(const std::string& backend_name, Op op) {
   k.name = fmt::format("{}::{}_unfused", backend_name, op_name(op));
   k.op = op;
   k.families = kVanilla;
-  k.condition = "whatever the rules make of primitives that this backend has";
+  k.condition = "its primitives one after another, from the rules read backwards";
   k.supports = [op](const void* params, const PlanContext& ctx) {
     const auto graph = unfused_composition(copy_params(op, params));
     if (!graph) return Support::no("already a primitive, or a form that no rule makes");

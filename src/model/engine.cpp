@@ -92,6 +92,7 @@ Engine::Engine(const ModelConfig& config, const NamedTensors& weights, const Eng
       dispatcher_(std::make_unique<Dispatcher>(
           backend_by_name("cpu"),
           DispatcherOptions{.num_threads = options.num_threads, .sink = options.sink})),
+      packs_(options.packs ? options.packs : std::make_shared<PackCache>()),
       rope_(make_rope_tables(config, weights, options_.max_seq_len)),
       cache_(config.num_layers, config.num_kv_heads, config.head_dim, options_.cache),
       tables_(options_, max_pages()) {
@@ -136,7 +137,7 @@ Engine::Planned& Engine::planned(const StepShape& shape) {
                        options_.verdicts != nullptr ? options_.verdicts : &own_verdicts_, &p.fused.applied);
   p.executable =
       std::make_unique<Executable>(p.fused.graph, symbols, *dispatcher_,
-                                   Executable::Options{.selection = options_.selection, .packs = &packs_});
+                                   Executable::Options{.selection = options_.selection, .packs = packs_.get()});
   bind(*p.executable, shape);
   if (planned_.size() == options_.max_executables) {
     planned_.erase(std::ranges::min_element(planned_, {}, &Planned::last_used));

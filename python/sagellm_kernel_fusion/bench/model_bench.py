@@ -30,6 +30,7 @@ class Effort:
 
     prompts: tuple[int, ...] = (128, 512, 2048)
     rounds: int = 5
+    long_rounds: int = 3  # for prompts of more than 1024
     decode_tokens: int = 48
     rule_prompt: int = 512
     rule_rounds: int = 3
@@ -37,13 +38,18 @@ class Effort:
     check_tokens: int = 128  # positions whose logits are compared
     measure_rules: bool = True
 
+    def rounds_of(self, prompt: int) -> int:
+        return self.long_rounds if prompt > 1024 else self.rounds
+
     def within_prompts(self) -> Effort:
         """Nothing longer than the longest prompt, which engines are made for."""
         longest = max(self.prompts)
         return replace(self, rule_prompt=min(self.rule_prompt, longest), check_tokens=min(self.check_tokens, longest))
 
 
-QUICK = Effort(rounds=2, decode_tokens=24, rule_prompt=128, rule_rounds=2, rule_decode_tokens=8, check_tokens=64)
+QUICK = Effort(
+    rounds=3, long_rounds=1, decode_tokens=17, rule_prompt=128, rule_rounds=2, rule_decode_tokens=7, check_tokens=64
+)
 
 
 @dataclass
@@ -100,8 +106,8 @@ class PrecisionResult:
 class _Runner:
     """One form of the model, with one sequence."""
 
-    def __init__(self, file: ModelFile, weights: dict, options: dict, verdicts=None):
-        self.engine = _kf.Engine(file.config, weights, options, verdicts)
+    def __init__(self, file: ModelFile, weights: dict, options: dict, verdicts=None, packs=None):
+        self.engine = _kf.Engine(file.config, weights, options, verdicts, packs=packs)
         self.sequence = self.engine.create_sequence()
 
     def step(self, tokens: np.ndarray, rows: str = "last", output: str = "ids") -> tuple[float, np.ndarray]:
@@ -145,7 +151,7 @@ def _take_turns(
 ) -> dict[str, Scenario]:
     prompt, following = _tokens(vocab_size, prompt_length), _tokens(vocab_size, effort.decode_tokens)
     scenarios = {mode: Scenario(prompt_length) for mode in runners}
-    for turn in range(effort.rounds + 1):  # the first plans and warms up
+    for turn in range(effort.rounds_of(prompt_length) + 1):  # the first plans and warms up
         for mode, runner in runners.items():
             runner.round(scenarios[mode], prompt, following, keep=turn > 0)
     return scenarios
@@ -170,13 +176,14 @@ class _RuleBench:
         vocab_size = file.config["vocab_size"]
         self.prompt = _tokens(vocab_size, effort.rule_prompt)
         self.following = _tokens(vocab_size, effort.rule_decode_tokens)
+        self.packs = _kf.PackCache()  # one copy for all forms
         self.none = self.runner([])
 
     def runner(self, rules: list[str]) -> _Runner:
         fusion = {"mode": "all", "only": rules} if rules else {"mode": "none"}
         families = ["custom", "fused", "library", "vanilla"]
         options = _options(self.effort, self.threads, families=families, fusion=fusion)
-        return _Runner(self.file, self.weights, options)
+        return _Runner(self.file, self.weights, options, packs=self.packs)
 
     def places(self, runner: _Runner, rule: dict) -> int:
         shape = runner.engine.shape_of("ids", len(self.prompt), 1, 1, len(self.prompt))

@@ -48,16 +48,14 @@ Kernel reference_row(const char* name, void (*run)(const P&, const RunContext&))
 
 std::vector<Kernel> kernels() {
   return {
-      // --- linear, qkv_linear, gated_ffn, lm_head_argmax: few tokens
-      // -------------------------------------------
+      // --- linear, qkv_linear, gated_ffn, lm_head_argmax: few tokens ---
       linear_small(),
       linear_small_unfused(),
       qkv_linear_small(),
       gated_ffn_small(),
       lm_head_argmax_small(),
 
-      // --- linear, qkv_linear, gated_ffn, lm_head_argmax: many tokens, unfused, reference
-      // ----------------------
+      // --- linear, qkv_linear, gated_ffn, lm_head_argmax: many tokens, unfused, reference ---
       linear_fused(),
       linear_onednn(),
       linear_lowbit_unfused(),
@@ -69,8 +67,7 @@ std::vector<Kernel> kernels() {
       lm_head_argmax_fused(),
       lm_head_argmax_reference(),
 
-      // --- rms_norm, layer_norm
-      // --------------------------------------------------------------------------------
+      // --- rms_norm, layer_norm ---
       make_kernel("cpu::rms_norm_plain", kFused | kVanilla, "no residual", rms_norm_plain_supports,
                   rms_norm_run, rms_norm_workspace),
       make_kernel("cpu::rms_norm_residual", kFused, "with or without residual", always<RmsNormParams>,
@@ -82,8 +79,7 @@ std::vector<Kernel> kernels() {
                   layer_norm_run, layer_norm_workspace),
       reference_row("cpu::layer_norm_reference", reference::layer_norm),
 
-      // --- binary, activation, gated_activation, softmax, dequantize
-      // -------------------------------------------
+      // --- binary, activation, gated_activation, softmax, dequantize ---
       plain("cpu::binary_plain", binary_run),
       reference_row("cpu::binary_reference", reference::binary),
       plain("cpu::activation_plain", activation_run),
@@ -96,8 +92,7 @@ std::vector<Kernel> kernels() {
       plain("cpu::dequantize_plain", dequantize_run),
       reference_row("cpu::dequantize_reference", reference::dequantize),
 
-      // --- rope, append_kv, rope_append
-      // ------------------------------------------------------------------------
+      // --- rope, append_kv, rope_append ---
       make_kernel("cpu::rope_plain", kFused | kVanilla, "no QK-norm; head_dim up to 1024",
                   rope_plain_supports, rope_run, rope_workspace),
       make_kernel("cpu::rope_qk_norm", kFused, "with or without QK-norm; head_dim up to 1024", rope_supports,
@@ -109,8 +104,7 @@ std::vector<Kernel> kernels() {
                   rope_append_run, rope_append_workspace),
       reference_row("cpu::rope_append_reference", reference::rope_append),
 
-      // --- attention, attention_scores, attention_mask, attention_values
-      // ---------------------------------------
+      // --- attention, attention_scores, attention_mask, attention_values ---
       attention_flash(),
       attention_reference(),
       attention_scores_onednn(),
@@ -120,8 +114,7 @@ std::vector<Kernel> kernels() {
       attention_values_onednn(),
       attention_values_reference(),
 
-      // --- embedding, argmax, sample
-      // ---------------------------------------------------------------------------
+      // --- embedding, argmax, sample ---
       plain("cpu::embedding_plain", embedding_run),
       reference_row("cpu::embedding_reference", reference::embedding),
       plain("cpu::argmax_plain", argmax_run),
