@@ -378,6 +378,19 @@ void add_few_tokens(CaseList& list) {
                       {t.rtol, t.atol},
                       false,
                       {}});
+      const auto make_large = [=](Maker& m) {
+        LinearParams p;
+        p.x = m.filled(DType::f32, {num_tokens, 64}, 0.0f);
+        set_element(p.x, 40, 1e38);
+        p.weight = weight(m, w, 33, 64);
+        return p;
+      };
+      list.push_back({fmt::format("linear/f32/{}/large_element/{}", dtype_name(w), num_tokens),
+                      Op::linear,
+                      make_large,
+                      {1e-5, 1e32},
+                      false,
+                      {}});
     }
   for (const DType w : {DType::f32, DType::bf16, DType::q4_1, DType::q8_0})
     for (const std::int64_t num_tokens : {1, 2, 4, 8, 16}) {

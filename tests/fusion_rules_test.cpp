@@ -371,5 +371,44 @@ TEST(Fuse, MeasuresOnceAndRemembers) {
   }
 }
 
+// A norm and its linear layer over rows of which there are `num_tokens`, a symbol.
+struct SymbolicRows : GraphBuilder {
+  SymbolicRows() : GraphBuilder("rounded") {
+    const ValueId x = graph.input("x", DType::f32, {graph.symbol("num_tokens"), 16});
+    const ValueId y = call(RmsNormParams{}, {{"x", x}, {"weight", weight("norm", {16})}});
+    graph.output("out", linear(y, weight("w", {8, 16})));
+  }
+};
+
+TEST(Fuse, VerdictsAreSharedBySizesUpToAPowerOfTwo) {
+  SymbolicRows b;
+  VerdictStore store;
+  const auto verdicts_after = [&](std::int64_t num_tokens) {
+    fuse(b.graph, {{"num_tokens", num_tokens}}, {}, default_dispatcher(), &store);
+    return store.list().size();
+  };
+  const std::size_t once = verdicts_after(100);
+  ASSERT_GT(once, 0u);
+  for (const Verdict& v : store.list()) EXPECT_NE(v.signature.find("128"), std::string::npos) << v.signature;
+  EXPECT_EQ(verdicts_after(65), once);
+  EXPECT_EQ(verdicts_after(128), once);
+  EXPECT_EQ(verdicts_after(129), 2 * once);
+  // Kernels for a few tokens differ: these sizes are exact.
+  EXPECT_EQ(verdicts_after(9), 3 * once);
+  EXPECT_EQ(verdicts_after(16), 4 * once);
+}
+
+TEST(Fuse, SizesThatDoNotGoTogetherAreMeasuredAsTheyAre) {
+  GraphBuilder b("apart");
+  const ValueId x = b.graph.input("x", DType::f32, {b.graph.symbol("num_tokens"), 16});
+  const ValueId sum = b.binary(BinaryKind::add, x, b.floats("r", {100, 16}));
+  b.graph.output("out", b.call(RmsNormParams{}, {{"x", sum}, {"weight", b.weight("w", {16})}}));
+  VerdictStore store;
+  fuse(b.graph, {{"num_tokens", 100}}, {}, default_dispatcher(), &store);
+  ASSERT_EQ(store.list().size(), 1u);
+  EXPECT_EQ(store.list().front().signature.find("128"), std::string::npos);
+  EXPECT_GT(store.list().front().unfused_ms, 0);
+}
+
 }  // namespace
 }  // namespace kf::testing

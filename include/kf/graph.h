@@ -169,7 +169,7 @@ struct FusionPolicy {
   std::vector<std::string> except;  // never these
 };
 
-// A fusion that was tried: both forms timed on the real shapes, their results compared.
+// A fusion that was tried: both forms timed, their results compared.
 struct Verdict {
   std::string rule, signature, device, version;  // the key
   bool keep = false;

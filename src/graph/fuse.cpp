@@ -1,6 +1,7 @@
 // Applying the rules: which, where, and whether it pays.
 
 #include <algorithm>
+#include <bit>
 #include <unordered_map>
 
 #include <fmt/format.h>
@@ -37,6 +38,17 @@ bool enabled(const FusionPolicy& policy, const Rule& rule) {
   return (policy.only.empty() || names(policy.only)) && !names(policy.except);
 }
 
+// The sizes that verdicts are measured at and remembered by. Prompts have any length, and what pays for 300
+// tokens pays for 400, so large dimensions go up to the next power of two. Small ones, the batches of decoding,
+// are few, and kernels differ from one to the next.
+SymbolValues measured_sizes(const SymbolValues& symbols) {
+  constexpr std::int64_t kExactUpTo = 16;
+  SymbolValues rounded = symbols;
+  for (auto& [name, size] : rounded)
+    if (size > kExactUpTo) size = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(size)));
+  return rounded;
+}
+
 struct Decision {
   bool keep = false;
   std::string reason;
@@ -45,8 +57,13 @@ struct Decision {
 // Decides on matches; equal ones (the same layer again) once.
 class Judge {
  public:
-  Judge(const FusionPolicy& policy, Dispatcher& dispatcher, VerdictStore& store)
-      : policy_(policy), dispatcher_(dispatcher), store_(store), device_(device_key(dispatcher)) {}
+  // `measured`: the graph that matches are found in, at the sizes to measure.
+  Judge(const FusionPolicy& policy, Dispatcher& dispatcher, VerdictStore& store, Graph measured)
+      : policy_(policy),
+        dispatcher_(dispatcher),
+        store_(store),
+        device_(device_key(dispatcher)),
+        measured_graph_(std::move(measured)) {}
 
   const Decision& decide(const GraphRewriter& graph, const Match& match) {
     const AnyParams& params = match.replacement.params;
@@ -65,28 +82,28 @@ class Judge {
   Decision decide_anew(const GraphRewriter& graph, const Match& match) {
     if (Support s = served(graph, match); !s) return {false, s.reason()};
     if (policy_.mode == FusionPolicy::Mode::all) return {true, "applied wherever it is served"};
-    Verdict v;
-    v.rule = match.pattern->rule->name;
-    v.signature = signature(graph, match);
-    v.device = device_;
-    if (const auto known = store_.find(v.rule, v.signature, v.device)) return {known->keep, known->reason};
     try {
-      measure(graph, match, dispatcher_, v);
+      return decide_at(graph, match, measured_graph_);
+    } catch (const Error&) {  // sizes that do not go together, rounded each for itself: the real ones do
+    }
+    try {
+      return decide_at(graph, match, graph.graph());
     } catch (const Error& e) {
       return {false, fmt::format("could not be measured: {}", e.what())};
     }
+  }
+
+  Decision decide_at(const GraphRewriter& graph, const Match& match, const Graph& sizes) {
+    const Trial trial(graph, match, sizes);
+    Verdict v;
+    v.rule = match.pattern->rule->name;
+    v.signature = trial.signature();
+    v.device = device_;
+    if (const auto known = store_.find(v.rule, v.signature, v.device)) return {known->keep, known->reason};
+    measure(trial, dispatcher_, v);
     store_.put(v);
     measured_ = true;
     return {v.keep, v.reason};
-  }
-
-  static std::string signature(const GraphRewriter& graph, const Match& match) {
-    std::string text = describe(match.replacement.op(), match.replacement.params.data());
-    for (int id : match.nodes) {
-      const Node& n = graph.node(id);
-      text += fmt::format("; {} {}", op_name(n.op()), describe(n.op(), n.params.data()));
-    }
-    return text;
   }
 
   // Whether a fused kernel takes the replacement. Nothing is prepared: this is asked at every rebuild.
@@ -118,6 +135,7 @@ class Judge {
   Dispatcher& dispatcher_;
   VerdictStore& store_;
   std::string device_;
+  Graph measured_graph_;
   PackCache packs_;  // stays empty: its presence tells kernels that weights are constant
   std::unordered_map<std::string, Decision> decisions_;
   bool measured_ = false;
@@ -131,7 +149,7 @@ Graph fuse(const Graph& graph, const SymbolValues& symbols, const FusionPolicy& 
   if (policy.mode == FusionPolicy::Mode::none) return graph.with_symbols(symbols);
   VerdictStore memory;
   VerdictStore& verdicts = store ? *store : memory;
-  Judge judge(policy, dispatcher, verdicts);
+  Judge judge(policy, dispatcher, verdicts, graph.with_symbols(measured_sizes(symbols)));
   GraphRewriter rewriter(graph.with_symbols(symbols));
   for (const Pattern& pattern : builtin_patterns()) {
     if (!enabled(policy, *pattern.rule)) continue;

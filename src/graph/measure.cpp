@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "graph/sample_data.h"
+#include "kf/error.h"
 
 namespace kf {
 namespace {
@@ -16,7 +17,8 @@ namespace {
 // constants stay constants.
 class Extractor {
  public:
-  Extractor(const GraphRewriter& source, const Match& match) : source_(source), match_(match) {}
+  Extractor(const GraphRewriter& source, const Match& match, const Graph& sizes)
+      : source_(source), match_(match), sizes_(sizes) {}
 
   Graph unfused() {
     std::vector<int> nodes = match_.nodes;
@@ -40,16 +42,24 @@ class Extractor {
     for (std::size_t i = 0; i < p.values.size(); ++i) {
       const ValueId v = match_.values[i];
       if (!v.valid() || p.producers[i].step >= 0 || copies_.count(v.index)) continue;
-      const Value& value = source_.graph().value(v);
+      const Value value = sized(v);
       copies_[v.index] = value.kind == ValueKind::constant ? g_.constant(value.name, value.tensor)
                                                            : g_.input(p.values[i], value.tensor);
     }
   }
 
+  Value sized(ValueId v) const {
+    Value value = source_.graph().value(v);
+    if (v.index >= static_cast<int>(sizes_.values().size()))
+      throw_invalid(fmt::format("graph: {} was made by a rule and has no other size", value.name));
+    value.tensor = sizes_.value(v).tensor;
+    return value;
+  }
+
   ValueId copy(ValueId v) {
     if (const auto it = copies_.find(v.index); it != copies_.end()) return it->second;
     // Whatever is not an operand lies between two matched nodes: a view, or an equivalent one of an operand.
-    const Value& value = source_.graph().value(v);
+    const Value value = sized(v);
     const TensorView& t = value.tensor;
     const ValueId made = g_.view(copy(value.base), {t.shape.begin(), t.shape.begin() + t.rank},
                                  {t.strides.begin(), t.strides.begin() + t.rank}, value.offset);
@@ -80,6 +90,7 @@ class Extractor {
 
   const GraphRewriter& source_;
   const Match& match_;
+  const Graph& sizes_;
   Graph g_;
   std::map<int, ValueId> copies_;
 };
@@ -118,11 +129,10 @@ class Form {
 
 // How far apart two forms of the same arithmetic may be: f32 sums in another order; for 16-bit data also
 // intermediates that one of them rounds; for block formats activations that kernels may quantize to 8 bits.
-double tolerance(const Match& match, const Graph& g) {
+double tolerance(const Graph& unfused) {
   double bound = 1e-4;
-  for (ValueId v : match.values) {
-    if (!v.valid()) continue;
-    const DType t = g.value(v).tensor.dtype;
+  for (const Value& v : unfused.values()) {
+    const DType t = v.tensor.dtype;
     if (t == DType::f16) bound = std::max(bound, 1e-2);
     if (t == DType::bf16) bound = std::max(bound, 4e-2);
     if (dtype_info(t).is_block) bound = std::max(bound, 2e-2);
@@ -157,22 +167,39 @@ Times time_interleaved(Form& unfused, Form& fused) {
   return best;
 }
 
+// Whether the fused form is kept. What it may cost is within the noise of a measurement: at equal speed fewer
+// launches are better, and a graph that keeps less in memory is worth a little time.
+bool worth_it(const Verdict& v) {
+  constexpr double kNoise = 1.02, kForLessMemory = 1.05;
+  return v.fused_ms <= (v.fused_bytes < v.unfused_bytes ? kForLessMemory : kNoise) * v.unfused_ms;
+}
+
 }  // namespace
 
-void measure(const GraphRewriter& graph, const Match& match, Dispatcher& dispatcher, Verdict& verdict) {
-  const Graph unfused_graph = Extractor(graph, match).unfused();
-  const Graph fused_graph = Extractor(graph, match).fused();
+Trial::Trial(const GraphRewriter& graph, const Match& match, const Graph& sizes)
+    : unfused(Extractor(graph, match, sizes).unfused()), fused(Extractor(graph, match, sizes).fused()) {}
+
+std::string Trial::signature() const {
+  std::string text;
+  for (const Graph* g : {&fused, &unfused})
+    for (const Node& n : g->nodes())
+      text += fmt::format("{}{} {}", text.empty() ? "" : "; ", op_name(n.op()),
+                          describe(n.op(), n.params.data()));
+  return text;
+}
+
+void measure(const Trial& trial, Dispatcher& dispatcher, Verdict& verdict) {
   PackCache packs;
-  const auto data = sample_inputs(unfused_graph);
-  Form unfused(unfused_graph, dispatcher, kFusedFamilies | kVanilla, packs, data);
-  Form fused(fused_graph, dispatcher, kFusedFamilies, packs, data);
+  const auto data = sample_inputs(trial.unfused);
+  Form unfused(trial.unfused, dispatcher, kFusedFamilies | kVanilla, packs, data);
+  Form fused(trial.fused, dispatcher, kFusedFamilies, packs, data);
   unfused.run_ms();  // the first run of each is the one compared, and warms up
   fused.run_ms();
 
   verdict.unfused_bytes = static_cast<double>(unfused.peak_bytes());
   verdict.fused_bytes = static_cast<double>(fused.peak_bytes());
   verdict.max_error = largest_error(unfused.outputs(), fused.outputs());
-  const double bound = tolerance(match, graph.graph());
+  const double bound = tolerance(trial.unfused);
   if (!(verdict.max_error <= bound)) {
     verdict.keep = false;
     verdict.reason =
@@ -182,9 +209,7 @@ void measure(const GraphRewriter& graph, const Match& match, Dispatcher& dispatc
   const Times t = time_interleaved(unfused, fused);
   verdict.unfused_ms = t.unfused_ms;
   verdict.fused_ms = t.fused_ms;
-  // Within the noise of a measurement the fused form wins: it launches less and keeps less in memory.
-  constexpr double kNoise = 1.02;
-  verdict.keep = t.fused_ms <= kNoise * t.unfused_ms;
+  verdict.keep = worth_it(verdict);
   verdict.reason = fmt::format("{:.4g} ms unfused, {:.4g} ms fused", t.unfused_ms, t.fused_ms);
 }
 

@@ -35,8 +35,9 @@ struct ArgmaxParams {
 
 // Draws a token a row from softmax(logits / temperature), after keeping, in this order, the top_k largest, the
 // smallest set with probability >= top_p (Holtzman et al., 2020), and what has at least min_p times the largest
-// probability (Nguyen et al., 2024). temperature 0 is greedy. The draw is a function of (seed, step, row) alone:
-// Philox 4x32-10 (Salmon et al., 2011), the same on every machine and thread count.
+// probability (Nguyen et al., 2024). temperature 0 is greedy, and so is a row whose largest logit
+// is NaN or infinite. The draw is a function of (seed, step, row) alone: Philox 4x32-10 (Salmon et al., 2011), the
+// same on every machine and thread count.
 struct SampleParams {
   static constexpr Op kOp = Op::sample;
   TensorView logits;         // [batch, vocab], activation dtype

@@ -31,7 +31,8 @@ struct Work {
   const AttentionTask& task;
   const ops::Sequences sequences;
   const ops::SequenceSpan span;
-  const int head_dim, group, rows;
+  const int head_dim, group;
+  const int head_rows, rows;  // of one K/V head, and of all
 
   Work(const AttentionParams& params, const AttentionTask& t)
       : p(params),
@@ -40,11 +41,13 @@ struct Work {
         span(sequences[t.sequence]),
         head_dim(static_cast<int>(params.q.dim(-1))),
         group(static_cast<int>(params.q.dim(-2) / params.k.dim(ops::kv_heads_axis(params.tables)))),
-        rows(t.row_end - t.row_begin) {}
+        head_rows(t.row_end - t.row_begin),
+        rows(t.kv_heads * head_rows) {}
 
-  std::int64_t token(int row) const { return (task.row_begin + row) / group; }
+  std::int64_t token(int row) const { return (task.row_begin + row % head_rows) / group; }
   std::int64_t head(int row) const {
-    return task.kv_head * std::int64_t{group} + (task.row_begin + row) % group;
+    return (task.kv_head + row / head_rows) * std::int64_t{group} +
+           (task.row_begin + row % head_rows) % group;
   }
 };
 
@@ -91,12 +94,14 @@ void AttendBlock(const Work& w, const ops::KeyRows& key_rows, const ops::KeyRows
   const T* const v = w.p.v.as<T>();
   const int columns = RoundUp(count, StripWidth());
   const std::int64_t head = w.task.kv_head;
-  if (w.rows <= kStreamRows) {
-    WithStreamShape(w.rows, w.head_dim, [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
-      StreamScores<kRows>(d, key_rows, k, head, begin, count, w.head_dim, s);
-      SoftmaxStep(w.rows, columns, s);
-      StreamValues<kRows>(d, value_rows, v, head, begin, count, w.head_dim, s);
-    });
+  if (w.head_rows <= kStreamRows) {
+    const Block block{head, w.task.kv_heads, begin, begin + count, w.task.key_end};
+    WithStreamShape(w.head_rows, w.head_dim,
+                    [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
+                      StreamScores<kRows>(d, key_rows, k, block, w.head_dim, s);
+                      SoftmaxStep(w.rows, columns, s);
+                      StreamValues<kRows>(d, value_rows, v, block, w.head_dim, s);
+                    });
   } else {
     PackKeys(key_rows, k, head, begin, count, w.head_dim, s.keys);
     TileScores(padded, count, w.head_dim, s);
@@ -149,12 +154,14 @@ void Attend(const AttentionParams& p, const AttentionTask& task, const Attention
 }
 
 void MergePartials(const AttentionParams& p, const AttentionMerge& merge, const AttentionPartials& partials) {
-  const AttentionTask rows{merge.sequence, merge.kv_head, 0, merge.rows, 0, 0, -1};
+  const AttentionTask rows{merge.sequence, merge.kv_head, 1, 0, merge.rows, 0, 0, -1};
   const Work w(p, rows);
   const hn::ScalableTag<float> d;
   HWY_ALIGN float sums[kMaxHeadDim];
   for (int r = 0; r < merge.rows; ++r) {
-    const auto row_of = [&](int chunk) { return merge.partial_row + std::int64_t{chunk} * merge.rows + r; };
+    const auto row_of = [&](int chunk) {
+      return merge.partial_row + std::int64_t{chunk} * merge.chunk_stride + r;
+    };
     float row_max = -std::numeric_limits<float>::infinity(), row_sum = 0.0f;
     for (int c = 0; c < merge.chunks; ++c) row_max = std::max(row_max, partials.stats[2 * row_of(c)]);
     std::fill_n(sums, kMaxHeadDim, 0.0f);

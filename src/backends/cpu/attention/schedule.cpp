@@ -9,8 +9,8 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 
 // Chunks that one sequence may be cut into: many when the batch is small, and few when it fills the machine
 // anyway, so that the partial results stay small.
-std::int64_t max_chunks(std::int64_t batch, std::int64_t num_kv_heads) {
-  return std::clamp<std::int64_t>(256 / std::max<std::int64_t>(batch * num_kv_heads, 1), 4, 32);
+std::int64_t max_chunks(std::int64_t batch) {
+  return std::clamp<std::int64_t>(128 / std::max<std::int64_t>(batch, 1), 4, 32);
 }
 
 struct Heads {
@@ -21,9 +21,29 @@ Heads heads_of(const AttentionParams& p) {
   return {kv, kv ? p.q.dim(-2) / kv : 0};
 }
 
+// Whether the K/V heads of a key lie nearer to each other than all keys of a head do.
+bool heads_adjoin(const AttentionParams& p) {
+  if (p.tables.paged()) return true;
+  const int axis = ops::kv_heads_axis(p.tables);
+  return p.k.stride(axis) < p.k.stride(axis - 1);
+}
+
+// K/V heads of one task for a sequence with `rows` query rows a head.
+std::int64_t heads_of_task(const AttentionParams& p, const Heads& heads, std::int64_t rows) {
+  if (rows > kStreamRows || !heads_adjoin(p)) return 1;
+  return std::min(heads.kv, kRowBlock / rows);
+}
+
+// Keys of one chunk, where the longest sequence to be cut has `longest`.
+std::int64_t chunk_keys(std::int64_t longest, std::int64_t batch, std::int64_t kv_heads) {
+  const std::int64_t keys = std::max(ceil_div(longest, max_chunks(batch)), ceil_div(kMinChunkKeys, kv_heads));
+  const std::int64_t unit = keys < kKeyBlock ? 32 : kKeyBlock;
+  return ceil_div(keys, unit) * unit;
+}
+
 // Keys that the task's rows touch, times rows: the time it takes, in some unit.
 std::int64_t weight(const AttentionTask& t) {
-  return std::int64_t{t.key_end - t.key_begin} * (t.row_end - t.row_begin);
+  return std::int64_t{t.key_end - t.key_begin} * (t.row_end - t.row_begin) * t.kv_heads;
 }
 
 }  // namespace
@@ -33,12 +53,12 @@ ScheduleBounds schedule_bounds(const AttentionParams& p) {
   const std::int64_t batch = ops::Sequences(p).size();
   const std::int64_t tokens = ops::is_dense(p.tables) ? p.q.dim(0) * p.q.dim(1) : p.q.dim(0);
   const std::int64_t rows = tokens * heads.group;
-  const std::int64_t chunks = max_chunks(batch, heads.kv);
+  const std::int64_t chunks = max_chunks(batch);
   const bool may_split = !ops::is_dense(p.tables) || p.q.dim(1) * heads.group <= kSplitRows;
   ScheduleBounds bounds;
   bounds.tasks =
       static_cast<std::size_t>(heads.kv * (rows / kRowBlock + batch * (may_split ? chunks + 1 : 1)));
-  if (may_split && ops::max_kv_len(p.tables, p.k) > kMinChunkKeys) {
+  if (may_split && rows > 0 && ops::max_kv_len(p.tables, p.k) > chunk_keys(0, batch, heads.kv)) {
     bounds.merges = static_cast<std::size_t>(heads.kv * batch);
     bounds.partial_rows = static_cast<std::size_t>(heads.kv * std::min(rows, batch * kSplitRows) * chunks);
   }
@@ -54,10 +74,6 @@ Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, Attention
   std::int64_t longest = 0;
   for (std::int64_t b = 0; b < batch; ++b)
     if (const ops::SequenceSpan s = sequences[b]; is_split(s)) longest = std::max(longest, s.kv_len);
-  const std::int64_t even = ceil_div(longest, max_chunks(batch, heads.kv));
-  const std::int64_t chunk_keys =
-      std::max<std::int64_t>(kMinChunkKeys, ceil_div(even, kKeyBlock) * kKeyBlock);
-
   AttentionTask* task = tasks;
   AttentionMerge* merge = merges;
   std::int64_t partial_row = 0;
@@ -65,21 +81,30 @@ Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, Attention
     const ops::SequenceSpan s = sequences[b];
     const std::int64_t rows = s.seqlen_q * heads.group;
     if (rows == 0) continue;
-    const std::int64_t chunks = is_split(s) ? std::max<std::int64_t>(ceil_div(s.kv_len, chunk_keys), 1) : 1;
-    for (std::int64_t kv_head = 0; kv_head < heads.kv; ++kv_head) {
+    const std::int64_t wide = heads_of_task(p, heads, rows);
+    const std::int64_t keys = chunk_keys(longest, batch, wide);
+    const std::int64_t chunks = is_split(s) ? std::max<std::int64_t>(ceil_div(s.kv_len, keys), 1) : 1;
+    for (std::int64_t kv_head = 0; kv_head < heads.kv; kv_head += wide) {
       AttentionTask t{};
       t.sequence = static_cast<std::int32_t>(b);
       t.kv_head = static_cast<std::int32_t>(kv_head);
+      t.kv_heads = static_cast<std::int32_t>(std::min(wide, heads.kv - kv_head));
       t.partial_row = -1;
       if (chunks > 1) {
-        *merge++ = {t.sequence, t.kv_head, static_cast<std::int32_t>(rows), static_cast<std::int32_t>(chunks),
-                    partial_row};
+        const std::int64_t chunk_rows = t.kv_heads * rows;
+        for (std::int32_t h = 0; h < t.kv_heads; ++h)
+          *merge++ = {t.sequence,
+                      t.kv_head + h,
+                      static_cast<std::int32_t>(rows),
+                      static_cast<std::int32_t>(chunks),
+                      static_cast<std::int32_t>(chunk_rows),
+                      partial_row + h * rows};
         t.row_end = static_cast<std::int32_t>(rows);
-        for (std::int64_t begin = 0; begin < s.kv_len; begin += chunk_keys) {
+        for (std::int64_t begin = 0; begin < s.kv_len; begin += keys) {
           t.key_begin = static_cast<std::int32_t>(begin);
-          t.key_end = static_cast<std::int32_t>(std::min(begin + chunk_keys, s.kv_len));
+          t.key_end = static_cast<std::int32_t>(std::min(begin + keys, s.kv_len));
           t.partial_row = partial_row;
-          partial_row += rows;
+          partial_row += chunk_rows;
           *task++ = t;
         }
         continue;

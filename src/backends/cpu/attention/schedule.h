@@ -3,7 +3,8 @@
 // once for the group.
 //
 // A sequence of many rows is cut into blocks of rows. A sequence of few rows (decode) is cut into chunks of
-// keys instead, whose partial results are merged afterwards. Sizes depend on the batch and never on the
+// keys instead, whose partial results are merged afterwards. Where the K/V heads of a key lie near each other,
+// such a task takes all of them, and so reads memory as it lies. Sizes depend on the batch and never on the
 // number of threads.
 #pragma once
 
@@ -18,20 +19,21 @@ namespace kf::cpu {
 inline constexpr int kRowBlock = 192;  // query rows of a task: a whole number of register tiles on any target
 inline constexpr int kKeyBlock = 128;  // keys attended at a time
 inline constexpr int kSplitRows = 16;  // up to so many rows a sequence is cut along its keys
-inline constexpr int kMinChunkKeys = 256;  // below it, merging costs more than it gains
+inline constexpr int kStreamRows = 8;  // up to so many rows K/V are used as they lie: packing would not pay
+inline constexpr int kMinChunkKeys = 256;  // of one head: below it, merging costs more than it gains
 
 struct AttentionTask {
-  std::int32_t sequence, kv_head;
-  std::int32_t row_begin, row_end;  // row = token * group + head in the group
+  std::int32_t sequence, kv_head, kv_heads;  // the first head, and how many
+  std::int32_t row_begin, row_end;           // of each head: row = token * group + head in the group
   std::int32_t key_begin, key_end;
   std::int64_t
       partial_row;  // where the task's rows lie among the partial results; -1: straight to the output
 };
 
-// Partial results of one (sequence, K/V head): `chunks` tasks of `rows` rows each, one after the other.
+// Partial results of one (sequence, K/V head): `rows` rows of each of `chunks` tasks, `chunk_stride` rows apart.
 struct AttentionMerge {
   std::int32_t sequence, kv_head;
-  std::int32_t rows, chunks;
+  std::int32_t rows, chunks, chunk_stride;
   std::int64_t partial_row;
 };
 

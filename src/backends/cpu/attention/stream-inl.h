@@ -20,10 +20,38 @@ namespace hn = hwy::HWY_NAMESPACE;
 using kf::HWY_NAMESPACE::LoadF32;
 using kf::HWY_NAMESPACE::ReduceSum;
 
-inline constexpr int kStreamRows = 8;  // beyond, packing pays
+// Keys [begin, end) of some heads, in a task that goes on up to task_end.
+struct Block {
+  std::int64_t first_head;
+  int heads, begin, end, task_end;
+};
 
-// Rows of K or V are far apart, which the hardware's prefetching does not follow: ask for whole rows ahead.
-inline constexpr int kPrefetchRows = 8;
+// Spans of a few keys of one head, visited in the order in which they lie in memory.
+inline constexpr int kSpanOfHead = 16;  // keys, where a head's keys adjoin
+inline constexpr int kSpanOfToken = 8;  // keys, where a key's heads adjoin
+
+// Calls f(head, first key in the block, keys, row of the first, first row of the span that follows: to be
+// fetched meanwhile, for the hardware's prefetching does not follow jumps from page to page and head to head).
+template <class T, class F>
+HWY_INLINE void ForEachSpan(const ops::KeyRows& rows, const T* data, const Block& block, F&& f) {
+  struct Place {
+    std::int64_t key;
+    int head;
+  };
+  const std::int64_t longest = rows.head_stride < rows.token_stride ? kSpanOfToken : kSpanOfHead;
+  const auto row_at = [&](Place at) { return data + rows.offset(at.key, block.first_head + at.head); };
+
+  for (Place at{block.begin, 0}; at.key < block.end;) {
+    const std::int64_t keys =
+        std::min({longest, block.end - at.key, rows.page_size - at.key % rows.page_size});
+    const T* const row = row_at(at);
+    const Place next = at.head + 1 < block.heads ? Place{at.key, at.head + 1} : Place{at.key + keys, 0};
+    f(at.head, static_cast<int>(at.key) - block.begin, static_cast<int>(keys), row,
+      next.key < block.task_end ? row_at(next) : row);
+    at = next;
+  }
+}
+
 template <class T>
 HWY_INLINE void PrefetchRow(const T* row, int head_dim) {
   constexpr int kLine = 64 / sizeof(T);
@@ -84,57 +112,48 @@ HWY_INLINE void AddValues(D d, const float* probs, const T* v, std::int64_t stri
     for (int i = 0; i < kVectors; ++i) hn::Store(sum[r][i], d, out + r * kOutStride + i * lanes);
 }
 
-// scores = q k^T for keys [begin, begin + count).
+// scores = q k^T for the block's keys.
 template <int kRows, class D, class T>
-HWY_NOINLINE void StreamScores(D d, const ops::KeyRows& rows, const T* data, std::int64_t head, int begin,
-                               int count, int head_dim, AttentionScratch& s) {
+HWY_NOINLINE void StreamScores(D d, const ops::KeyRows& rows, const T* data, const Block& block, int head_dim,
+                               AttentionScratch& s) {
   constexpr int kKeys = kRows <= 2 ? 4 : kRows <= 4 ? 2 : 1;  // so that kRows * kKeys sums fit the registers
-  rows.for_each_run(begin, begin + count, head,
-                    [&](std::int64_t first, std::int64_t run, std::int64_t offset) {
-                      const T* k = data + offset;
-                      float* scores = s.scores + (first - begin);
-                      std::int64_t j = 0;
-                      for (; j + kKeys <= run; j += kKeys, k += kKeys * rows.token_stride, scores += kKeys) {
-                        for (int ahead = 0; ahead < kKeys; ++ahead)
-                          PrefetchRow(k + (kPrefetchRows + ahead) * rows.token_stride, head_dim);
-                        DotKeys<kRows, kKeys>(d, s.q, k, rows.token_stride, head_dim, scores);
-                      }
-                      for (; j < run; ++j, k += rows.token_stride, ++scores)
-                        DotKeys<kRows, 1>(d, s.q, k, rows.token_stride, head_dim, scores);
-                    });
+  const std::int64_t stride = rows.token_stride;
+  ForEachSpan(rows, data, block, [&](int head, int first, int count, const T* k, const T* ahead) {
+    const float* const q = s.q + head * kRows * kQueryStride;
+    float* scores = s.scores + head * kRows * kKeyBlock + first;
+    int j = 0;
+    for (; j + kKeys <= count; j += kKeys, k += kKeys * stride, ahead += kKeys * stride, scores += kKeys) {
+      for (int i = 0; i < kKeys; ++i) PrefetchRow(ahead + i * stride, head_dim);
+      DotKeys<kRows, kKeys>(d, q, k, stride, head_dim, scores);
+    }
+    for (; j < count; ++j, k += stride, ++scores) DotKeys<kRows, 1>(d, q, k, stride, head_dim, scores);
+  });
 }
 
 // out = out * rescale + probabilities v
 template <int kRows, class D, class T>
-HWY_NOINLINE void StreamValues(D d, const ops::KeyRows& rows, const T* data, std::int64_t head, int begin,
-                               int count, int head_dim, AttentionScratch& s) {
+HWY_NOINLINE void StreamValues(D d, const ops::KeyRows& rows, const T* data, const Block& block, int head_dim,
+                               AttentionScratch& s) {
   const int lanes = static_cast<int>(hn::Lanes(d));
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < block.heads * kRows; ++r) {
     const auto factor = hn::Set(d, s.rescale[r]);
     for (int i = 0; i < head_dim; i += lanes) {
       float* const out = s.out + r * kOutStride + i;
       hn::Store(hn::Mul(hn::Load(d, out), factor), d, out);
     }
   }
-  // A few rows of V at a time: they stay in the first-level cache while the vectors of dimensions pass over
-  // them.
-  constexpr int kValues = 16;
+  // A span stays in the first-level cache while the vectors of dimensions pass over it.
   constexpr int kVectors = kRows == 1 ? 8 : kRows == 2 ? 4 : kRows <= 4 ? 2 : 1;
-  rows.for_each_run(
-      begin, begin + count, head, [&](std::int64_t first, std::int64_t run, std::int64_t offset) {
-        const T* v = data + offset;
-        const float* probs = s.scores + (first - begin);
-        for (std::int64_t j = 0; j < run; j += kValues, v += kValues * rows.token_stride, probs += kValues) {
-          for (int ahead = 0; ahead < kValues; ++ahead)
-            PrefetchRow(v + (kValues + ahead) * rows.token_stride, head_dim);
-          const int values = static_cast<int>(std::min<std::int64_t>(kValues, run - j));
-          int i = 0;
-          for (; i + kVectors * lanes <= head_dim; i += kVectors * lanes)
-            AddValues<kRows, kVectors>(d, probs, v + i, rows.token_stride, values, s.out + i);
-          for (; i < head_dim; i += lanes)
-            AddValues<kRows, 1>(d, probs, v + i, rows.token_stride, values, s.out + i);
-        }
-      });
+  const std::int64_t stride = rows.token_stride;
+  ForEachSpan(rows, data, block, [&](int head, int first, int count, const T* v, const T* ahead) {
+    const float* const probs = s.scores + head * kRows * kKeyBlock + first;
+    float* const out = s.out + head * kRows * kOutStride;
+    for (int j = 0; j < count; ++j) PrefetchRow(ahead + j * stride, head_dim);
+    int i = 0;
+    for (; i + kVectors * lanes <= head_dim; i += kVectors * lanes)
+      AddValues<kRows, kVectors>(d, probs, v + i, stride, count, out + i);
+    for (; i < head_dim; i += lanes) AddValues<kRows, 1>(d, probs, v + i, stride, count, out + i);
+  });
 }
 
 // Calls f(d, rows) with the number of rows as a constant, and vectors that divide head_dim, a multiple of 8.

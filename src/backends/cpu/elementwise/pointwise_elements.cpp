@@ -8,27 +8,39 @@
 #include "hwy/foreach_target.h"
 // Must come after foreach_target.h.
 #include "backends/cpu/simd/activation-inl.h"
-#include "backends/cpu/simd/load_store-inl.h"
+#include "backends/cpu/simd/pair-inl.h"
 #include "backends/cpu/simd/stream-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf {
 namespace HWY_NAMESPACE {
 
+// Functions of vectors, for results that are kept as T.
 struct Sum {
-  HWY_INLINE F32Vec operator()(F32Tag, F32Vec a, F32Vec b) const { return hn::Add(a, b); }
+  template <class T>
+  static HWY_INLINE F32Vec Of(F32Tag, F32Vec a, F32Vec b) {
+    return hn::Add(a, b);
+  }
 };
 struct Product {
-  HWY_INLINE F32Vec operator()(F32Tag, F32Vec a, F32Vec b) const { return hn::Mul(a, b); }
+  template <class T>
+  static HWY_INLINE F32Vec Of(F32Tag, F32Vec a, F32Vec b) {
+    return hn::Mul(a, b);
+  }
 };
 template <Activation kKind>
 struct Activated {
-  HWY_INLINE F32Vec operator()(F32Tag d, F32Vec a) const { return Activate<kKind>(d, a); }
+  static constexpr bool kUnary = true;
+  template <class T>
+  static HWY_INLINE F32Vec Of(F32Tag d, F32Vec a) {
+    return Activate<kKind, T>(d, a);
+  }
 };
 template <Activation kKind>
 struct Gated {
-  HWY_INLINE F32Vec operator()(F32Tag d, F32Vec a, F32Vec b) const {
-    return hn::Mul(Activate<kKind>(d, a), b);
+  template <class T>
+  static HWY_INLINE F32Vec Of(F32Tag d, F32Vec a, F32Vec b) {
+    return hn::Mul(Activate<kKind, T>(d, a), b);
   }
 };
 
@@ -36,15 +48,15 @@ struct Gated {
 template <class T, class F>
 void Map(const cpu::Elements& e) {
   const F32Tag d;
-  const F f;
   const auto* a = static_cast<const T*>(e.a);
   const auto* b = static_cast<const T*>(e.b);
+  const auto f = [d](auto... v) HWY_ATTR { return F::template Of<T>(d, v...); };
   WithOut(e.stream, static_cast<T*>(e.out), [&](auto out) HWY_ATTR {
-    ForEachVector(e.n, [&](std::int64_t i, auto extent) HWY_ATTR {
-      if constexpr (std::is_invocable_v<F, F32Tag, F32Vec>) {
-        out.Put(d, f(d, LoadF32(d, a + i, extent)), i, extent);
+    ForEachPair(e.n, [&](std::int64_t i, auto extent) HWY_ATTR {
+      if constexpr (requires { F::kUnary; }) {
+        out.Put(d, Each(f, LoadF32(d, a + i, extent)), i, extent);
       } else {
-        out.Put(d, f(d, LoadF32(d, a + i, extent), LoadF32(d, b + i, extent)), i, extent);
+        out.Put(d, Each(f, LoadF32(d, a + i, extent), LoadF32(d, b + i, extent)), i, extent);
       }
     });
   });

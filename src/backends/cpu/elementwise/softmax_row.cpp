@@ -25,22 +25,22 @@ namespace HWY_NAMESPACE {
 template <class T>
 float ScaledMax(const T* x, std::int64_t n, float scale) {
   const F32Tag d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const auto vscale = hn::Set(d, scale);
   const auto lowest = hn::Set(d, -std::numeric_limits<float>::infinity());
-  auto m0 = lowest, m1 = lowest;
-  std::int64_t i = 0;
-  for (; i + 2 * lanes <= n; i += 2 * lanes) {
-    m0 = hn::Max(m0, hn::Mul(LoadF32(d, x + i), vscale));
-    m1 = hn::Max(m1, hn::Mul(LoadF32(d, x + i + lanes), vscale));
-  }
-  for (; i + lanes <= n; i += lanes) m0 = hn::Max(m0, hn::Mul(LoadF32(d, x + i), vscale));
-  if (i < n) {
-    const First rest{static_cast<std::size_t>(n - i)};
-    const auto v = hn::Mul(LoadF32(d, x + i, rest), vscale);
-    m1 = hn::Max(m1, hn::IfThenElse(hn::FirstN(d, rest.count), v, lowest));
-  }
-  return ReduceMax(d, hn::Max(m0, m1));
+  F32Pair max{lowest, lowest};
+  ForEachPair(n, [&](std::int64_t i, auto extent) HWY_ATTR {
+    const auto v = LoadF32(d, x + i, extent);
+    if constexpr (std::is_same_v<decltype(extent), Two>) {
+      max.first = hn::Max(max.first, hn::Mul(v.first, vscale));
+      max.second = hn::Max(max.second, hn::Mul(v.second, vscale));
+    } else if constexpr (std::is_same_v<decltype(extent), All>) {
+      max.first = hn::Max(max.first, hn::Mul(v, vscale));
+    } else {
+      max.second =
+          hn::Max(max.second, hn::IfThenElse(hn::FirstN(d, extent.count), hn::Mul(v, vscale), lowest));
+    }
+  });
+  return ReduceMax(d, hn::Max(max.first, max.second));
 }
 
 template <class T>
@@ -50,15 +50,18 @@ float Row(const T* x, T* out, std::int64_t n, float scale, float* exponentials, 
   // A row of -inf has no shift that leaves it finite: e^-inf is 0 under any other.
   const float shift = max == -std::numeric_limits<float>::infinity() ? 0.0f : max;
   const auto vscale = hn::Set(d, scale), vshift = hn::Set(d, shift);
-  const double sum = BlockedSum(n, [&](F32Vec acc, std::int64_t i, auto extent) HWY_ATTR {
-    const auto e = Within(d, Exp(d, hn::MulSub(LoadF32(d, x + i, extent), vscale, vshift)), extent);
+  const auto exponential = [&](auto v) HWY_ATTR { return Exp<T>(d, hn::MulSub(v, vscale, vshift)); };
+  const auto add = [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); };
+  const double sum = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent) HWY_ATTR {
+    const auto e = Within(d, Each(exponential, LoadF32(d, x + i, extent)), extent);
     StoreF32(d, e, exponentials + i, extent);
-    return hn::Add(acc, e);
+    return Each(add, acc, e);
   });
   const auto inverse = hn::Set(d, sum == 0 ? 0.0f : static_cast<float>(1 / sum));
+  const auto quotient = [&](auto e) HWY_ATTR { return hn::Mul(e, inverse); };
   WithOut(stream, out, [&](auto to) HWY_ATTR {
-    ForEachVector(n, [&](std::int64_t i, auto extent) HWY_ATTR {
-      to.Put(d, hn::Mul(LoadF32(d, exponentials + i, extent), inverse), i, extent);
+    ForEachPair(n, [&](std::int64_t i, auto extent) HWY_ATTR {
+      to.Put(d, Each(quotient, LoadF32(d, exponentials + i, extent)), i, extent);
     });
   });
   if (stream) hwy::FlushStream();

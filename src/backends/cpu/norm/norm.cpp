@@ -8,11 +8,17 @@
 namespace kf::cpu {
 namespace {
 
-// Weights of 16-bit dtypes are widened once a call, into the workspace.
-std::size_t widened_bytes(const TensorView& weight) {
-  return weight.present() && weight.dtype != DType::f32
-             ? static_cast<std::size_t>(weight.numel()) * sizeof(float)
-             : 0;
+// Weight and bias of x's dtype are read as they are; others are widened once a call, into the workspace.
+bool as_they_are(const TensorView& x, const TensorView& weight, const TensorView& bias) {
+  return weight.dtype == x.dtype && (!bias.present() || bias.dtype == x.dtype);
+}
+
+std::size_t widened_bytes(const TensorView& t) {
+  return t.present() && t.dtype != DType::f32 ? static_cast<std::size_t>(t.numel()) * sizeof(float) : 0;
+}
+
+std::size_t workspace_bytes(const TensorView& x, const TensorView& weight, const TensorView& bias) {
+  return as_they_are(x, weight, bias) ? 0 : widened_bytes(weight) + widened_bytes(bias);
 }
 
 const float* widen(const TensorView& weight, float*& workspace) {
@@ -41,9 +47,16 @@ void run_norm(const P& p, const TensorView& bias, bool centred, const RunContext
   rows.residual_rows = RowOffsets(p.residual);
   rows.out_rows = RowOffsets(p.out);
   rows.residual_out_rows = RowOffsets(p.residual_out);
-  auto* workspace = static_cast<float*>(ctx.workspace);
-  rows.weight = widen(p.weight, workspace);
-  rows.bias = widen(bias, workspace);
+  if (as_they_are(p.x, p.weight, bias)) {
+    rows.weight_dtype = p.x.dtype;
+    rows.weight = p.weight.data;
+    rows.bias = bias.present() ? bias.data : nullptr;
+  } else {
+    auto* workspace = static_cast<float*>(ctx.workspace);
+    rows.weight_dtype = DType::f32;
+    rows.weight = widen(p.weight, workspace);
+    rows.bias = widen(bias, workspace);
+  }
   rows.n = p.x.dim(-1);
   rows.eps = p.eps;
   rows.centred = centred;
@@ -55,12 +68,14 @@ void run_norm(const P& p, const TensorView& bias, bool centred, const RunContext
 }  // namespace
 
 Support rms_norm_plain_supports(const RmsNormParams& p, const PlanContext&) { return plain_only(p); }
-std::size_t rms_norm_workspace(const RmsNormParams& p, const PlanContext&) { return widened_bytes(p.weight); }
+std::size_t rms_norm_workspace(const RmsNormParams& p, const PlanContext&) {
+  return workspace_bytes(p.x, p.weight, {});
+}
 void rms_norm_run(const RmsNormParams& p, const RunContext& ctx) { run_norm(p, {}, /*centred=*/false, ctx); }
 
 Support layer_norm_plain_supports(const LayerNormParams& p, const PlanContext&) { return plain_only(p); }
 std::size_t layer_norm_workspace(const LayerNormParams& p, const PlanContext&) {
-  return widened_bytes(p.weight) + widened_bytes(p.bias);
+  return workspace_bytes(p.x, p.weight, p.bias);
 }
 void layer_norm_run(const LayerNormParams& p, const RunContext& ctx) {
   run_norm(p, p.bias, /*centred=*/true, ctx);

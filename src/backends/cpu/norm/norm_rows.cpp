@@ -13,24 +13,28 @@
 #include "backends/cpu/simd/targets.h"
 #include "hwy/foreach_target.h"
 // Must come after foreach_target.h.
-#include "backends/cpu/simd/load_store-inl.h"
 #include "backends/cpu/simd/math-inl.h"
+#include "backends/cpu/simd/pair-inl.h"
 #include "backends/cpu/simd/stream-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf {
 namespace HWY_NAMESPACE {
 
+// x, or x + residual.
 template <class T, bool kResidual>
 struct NormInput {
   const T* x;
   const T* residual;
   template <class Extent>
-  HWY_INLINE F32Vec At(std::int64_t i, Extent extent) const {
+  HWY_INLINE auto At(std::int64_t i, Extent extent) const {
     const F32Tag d;
     const auto v = LoadF32(d, x + i, extent);
-    if constexpr (kResidual) return hn::Add(v, LoadF32(d, residual + i, extent));
-    return v;
+    if constexpr (kResidual) {
+      return Each([](auto a, auto b) HWY_ATTR { return hn::Add(a, b); }, v, LoadF32(d, residual + i, extent));
+    } else {
+      return v;
+    }
   }
 };
 
@@ -44,37 +48,47 @@ HWY_INLINE Statistics RowStatistics(const Input& input, std::int64_t n, float ep
   const F32Tag d;
   double mean = 0;
   if constexpr (kCentred) {
-    const double sum = BlockedSum(n, [&](F32Vec acc, std::int64_t i, auto extent)
-                                         HWY_ATTR { return hn::Add(acc, input.At(i, extent)); });
+    const auto add = [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); };
+    const double sum = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent)
+                                              HWY_ATTR { return Each(add, acc, input.At(i, extent)); });
     mean = sum / static_cast<double>(n);
   }
   const auto vmean = hn::Set(d, static_cast<float>(mean));
-  const double squares = BlockedSum(n, [&](F32Vec acc, std::int64_t i, auto extent) HWY_ATTR {
+  const auto centre = [&](auto h) HWY_ATTR { return hn::Sub(h, vmean); };
+  const auto add_square = [](auto acc, auto h) HWY_ATTR { return hn::MulAdd(h, h, acc); };
+  const double squares = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent) HWY_ATTR {
     auto h = input.At(i, extent);
-    if constexpr (kCentred) h = Within(d, hn::Sub(h, vmean), extent);
-    return hn::MulAdd(h, h, acc);
+    if constexpr (kCentred) h = Within(d, Each(centre, h), extent);
+    return Each(add_square, acc, h);
   });
   const double inv_std = 1.0 / std::sqrt(squares / static_cast<double>(n) + static_cast<double>(eps));
   return {static_cast<float>(mean), static_cast<float>(inv_std)};
 }
 
-template <bool kCentred, bool kResidual, class T>
+// W is the dtype of weight and bias.
+template <bool kCentred, bool kResidual, class T, class W>
 void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
   const F32Tag d;
+  const auto* weight = static_cast<const W*>(a.weight);
+  const auto* bias = static_cast<const W*>(a.bias);
   for (std::int64_t row = begin; row < end; ++row) {
     const NormInput<T, kResidual> input{a.x.as<T>() + a.x_rows(row),
                                         kResidual ? a.residual.as<T>() + a.residual_rows(row) : nullptr};
     T* residual_out = a.residual_out.present() ? a.residual_out.as<T>() + a.residual_out_rows(row) : nullptr;
     const Statistics s = RowStatistics<kCentred>(input, a.n, a.eps);
     const auto mean = hn::Set(d, s.mean), inv_std = hn::Set(d, s.inv_std);
+    const auto scale = [&](auto h, auto w) HWY_ATTR {
+      if constexpr (kCentred) h = hn::Sub(h, mean);
+      return hn::Mul(hn::Mul(h, inv_std), w);
+    };
+    const auto add = [](auto u, auto v) HWY_ATTR { return hn::Add(u, v); };
     WithOut(a.stream, a.out.as<T>() + a.out_rows(row), [&](auto out) HWY_ATTR {
-      ForEachVector(a.n, [&](std::int64_t i, auto extent) HWY_ATTR {
-        auto h = input.At(i, extent);
+      ForEachPair(a.n, [&](std::int64_t i, auto extent) HWY_ATTR {
+        const auto h = input.At(i, extent);
         if (residual_out) StoreF32(d, h, residual_out + i, extent);
-        if constexpr (kCentred) h = hn::Sub(h, mean);
-        auto y = hn::Mul(hn::Mul(h, inv_std), LoadF32(d, a.weight + i, extent));
+        auto y = Each(scale, h, LoadInOrder<T>(d, weight + i, extent));
         if constexpr (kCentred)
-          if (a.bias) y = hn::Add(y, LoadF32(d, a.bias + i, extent));
+          if (bias) y = Each(add, y, LoadInOrder<T>(d, bias + i, extent));
         out.Put(d, y, i, extent);
       });
     });
@@ -82,13 +96,18 @@ void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
   if (a.stream) hwy::FlushStream();
 }
 
+template <class T, class W>
+void RowsOf(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
+  if (a.residual.present()) {
+    a.centred ? Rows<true, true, T, W>(a, begin, end) : Rows<false, true, T, W>(a, begin, end);
+  } else {
+    a.centred ? Rows<true, false, T, W>(a, begin, end) : Rows<false, false, T, W>(a, begin, end);
+  }
+}
+
 void NormRowRange(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
   with_activation_type(a.x.dtype, [&]<class T>(std::type_identity<T>) {
-    if (a.residual.present()) {
-      a.centred ? Rows<true, true, T>(a, begin, end) : Rows<false, true, T>(a, begin, end);
-    } else {
-      a.centred ? Rows<true, false, T>(a, begin, end) : Rows<false, false, T>(a, begin, end);
-    }
+    a.weight_dtype == a.x.dtype ? RowsOf<T, T>(a, begin, end) : RowsOf<T, float>(a, begin, end);
   });
 }
 

@@ -11,8 +11,9 @@ namespace kf::cpu {
 struct NormRows {
   TensorView x, residual, out, residual_out;
   RowOffsets x_rows, residual_rows, out_rows, residual_out_rows;
-  const float* weight = nullptr;
-  const float* bias = nullptr;  // layer norm only, optional
+  DType weight_dtype{};  // of x, or f32
+  const void* weight = nullptr;
+  const void* bias = nullptr;  // layer norm only, optional
   std::int64_t n = 0;
   float eps = 0;
   bool centred = false;  // layer norm: the mean is taken off first

@@ -22,7 +22,7 @@
 namespace kf::cpu {
 namespace {
 
-// e^x for x <= 0, as Exp() of simd/math-inl.h but in single operations; zero below 2^-126.
+// e^x for x <= 0: Cephes' expf in single operations; zero below 2^-126.
 inline float exp_nonpositive(float x) {
   const float shifted = x * 1.44269504088896341f + 12582912.0f;
   const float k = shifted - 12582912.0f;

@@ -1,4 +1,4 @@
-// The elementwise functions of kf/ops/common.h on vectors of f32.
+// The elementwise functions of kf/ops/common.h on vectors of f32, for results that are kept as Out (see Exp).
 //
 // Included once per SIMD target, after hwy/foreach_target.h.
 #if defined(KF_SIMD_ACTIVATION_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -18,9 +18,9 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // x / (1 + e^-x); a large negative x gives x / inf = -0.
-template <class D, class V = hn::Vec<D>>
+template <class Out = float, class D, class V = hn::Vec<D>>
 HWY_INLINE V Silu(D d, V x) {
-  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), Exp(d, hn::Neg(x))));
+  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), Exp<Out>(d, hn::Neg(x))));
 }
 
 // x/2 (1 + erf(x / sqrt 2)). Where erf rounds to -1 the result is a zero, and not x times erf's error.
@@ -32,23 +32,23 @@ HWY_INLINE V Gelu(D d, V x) {
 }
 
 // x/2 (1 + tanh u) is x / (1 + e^-2u), which does not cancel for negative x.
-template <class D, class V = hn::Vec<D>>
+template <class Out = float, class D, class V = hn::Vec<D>>
 HWY_INLINE V GeluTanh(D d, V x) {
   const V minus_two_u_over_x =
       hn::MulAdd(hn::Mul(x, x), hn::Set(d, -0.0713548162726f), hn::Set(d, -1.59576912160573f));
-  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), Exp(d, hn::Mul(x, minus_two_u_over_x))));
+  return hn::Div(x, hn::Add(hn::Set(d, 1.0f), Exp<Out>(d, hn::Mul(x, minus_two_u_over_x))));
 }
 
-template <Activation kKind, class D, class V = hn::Vec<D>>
+template <Activation kKind, class Out = float, class D, class V = hn::Vec<D>>
 HWY_INLINE V Activate(D d, V x) {
   if constexpr (kKind == Activation::silu) {
-    return Silu(d, x);
+    return Silu<Out>(d, x);
   } else if constexpr (kKind == Activation::gelu) {
     return Gelu(d, x);
   } else if constexpr (kKind == Activation::gelu_tanh) {
-    return GeluTanh(d, x);
+    return GeluTanh<Out>(d, x);
   } else if constexpr (kKind == Activation::relu) {
-    return hn::Max(hn::Zero(d), x);  // this order lets NaN through x86's max
+    return hn::IfThenZeroElse(hn::Lt(x, hn::Zero(d)), x);  // NaN passes
   } else {
     return x;
   }
@@ -58,11 +58,16 @@ HWY_INLINE V Activate(D d, V x) {
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Activate(D d, Activation kind, V x) {
   switch (kind) {
-    case Activation::silu: return Silu(d, x);
-    case Activation::gelu: return Gelu(d, x);
-    case Activation::gelu_tanh: return GeluTanh(d, x);
-    case Activation::relu: return Activate<Activation::relu>(d, x);
-    case Activation::none: break;
+    case Activation::silu:
+      return Silu(d, x);
+    case Activation::gelu:
+      return Gelu(d, x);
+    case Activation::gelu_tanh:
+      return GeluTanh(d, x);
+    case Activation::relu:
+      return Activate<Activation::relu>(d, x);
+    case Activation::none:
+      break;
   }
   return x;
 }

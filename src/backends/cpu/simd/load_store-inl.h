@@ -99,19 +99,21 @@ HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> F32ToF16(D d, hn::Vec<D> v) {
 }
 #endif
 
+// Rounded to bf16, which is the upper half of each lane; the lower half is arbitrary. NaN becomes the NaN of all ones.
 template <class D>
-HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> F32ToBf16(D d, hn::Vec<D> v) {
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> RoundToBf16(D, hn::Vec<D> v) {
   const hn::RebindToUnsigned<D> du;
-  const hn::RebindToSigned<D> di;
   const auto bits = hn::BitCast(du, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
   const auto rounded = hn::Add(hn::Add(bits, hn::Set(du, 0x7fffu)), odd);
-  const auto quiet = hn::Or(bits, hn::Set(du, 0x400000u));
-  const auto is_number = hn::RebindMask(du, hn::Eq(v, v));
-  const auto upper = hn::ShiftRight<16>(hn::IfThenElse(is_number, rounded, quiet));
+  return hn::Or(rounded, hn::BitCast(du, hn::VecFromMask(D(), hn::Ne(v, v))));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> F32ToBf16(D d, hn::Vec<D> v) {
+  const hn::RebindToSigned<D> di;
   const hn::Rebind<std::uint16_t, D> du16;
-  (void)d;
-  return hn::DemoteTo(du16, hn::BitCast(di, upper));
+  return hn::DemoteTo(du16, hn::BitCast(di, hn::ShiftRight<16>(RoundToBf16(d, v))));
 }
 
 template <class D>
@@ -179,19 +181,6 @@ HWY_INLINE void StoreF32(D d, hn::Vec<D> v, T* p, First first) {
   HWY_ALIGN T buffer[hn::MaxLanes(d)];
   StoreF32(d, v, buffer);
   std::memcpy(p, buffer, first.count * sizeof(T));
-}
-
-// Past the caches, for outputs much larger than them; `p` is aligned to what a vector of T takes.
-// FlushStream() afterwards, before another thread reads.
-template <class D>
-HWY_INLINE void StreamF32(D d, hn::Vec<D> v, float* p) {
-  hn::Stream(v, d, p);
-}
-
-template <class D, class T>
-HWY_INLINE void StreamF32(D d, hn::Vec<D> v, T* p) {
-  const hn::Rebind<std::uint16_t, D> du16;
-  hn::Stream(Narrow(d, v, T{}), du16, reinterpret_cast<std::uint16_t*>(p));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "backends/cpu/simd/load_store-inl.h"
+#include "backends/cpu/simd/pair-inl.h"
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
@@ -22,8 +23,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class T>
 struct CachedOut {
   T* row;
-  template <class Extent>
-  HWY_INLINE void Put(F32Tag d, F32Vec v, std::int64_t i, Extent extent) const {
+  template <class V, class Extent>
+  HWY_INLINE void Put(F32Tag d, V v, std::int64_t i, Extent extent) const {
     StoreF32(d, v, row + i, extent);
   }
 };
@@ -31,14 +32,17 @@ struct CachedOut {
 template <class T>
 struct StreamOut {
   T* row;
-  HWY_INLINE void Put(F32Tag d, F32Vec v, std::int64_t i, All) const { StreamF32(d, v, row + i); }
-  HWY_INLINE void Put(F32Tag d, F32Vec v, std::int64_t i, First first) const { StoreF32(d, v, row + i, first); }
+  HWY_INLINE void Put(F32Tag d, F32Pair v, std::int64_t i, Two) const { StreamF32(d, v, row + i); }
+  template <class Extent>
+  HWY_INLINE void Put(F32Tag d, F32Vec v, std::int64_t i, Extent extent) const {
+    StoreF32(d, v, row + i, extent);
+  }
 };
 
 // Calls write(out) with the kind of output that `row` is to be.
 template <class T, class F>
 HWY_INLINE void WithOut(bool stream, T* row, F&& write) {
-  const std::size_t alignment = hn::Lanes(F32Tag()) * sizeof(T);
+  const std::size_t alignment = hn::Lanes(F32Tag()) * sizeof(float);
   if (stream && reinterpret_cast<std::uintptr_t>(row) % alignment == 0) {
     write(StreamOut<T>{row});
   } else {

@@ -46,7 +46,8 @@ HWY_INLINE void Step(const std::uint8_t* const (&rows)[kRows], std::size_t offse
     }
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < kRows; ++r) {
+    if constexpr (Format::kScaled) w[r].LoadScales();
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
       if constexpr (Format::kScaled) {
@@ -55,6 +56,7 @@ HWY_INLINE void Step(const std::uint8_t* const (&rows)[kRows], std::size_t offse
         acc[r][t] = sum[r][t];
       }
     }
+  }
 }
 
 struct Rows {

@@ -1,6 +1,6 @@
 // How each weight format is read. A row is read in steps; a step gives kVectors vectors of weights, to be
-// multiplied with as many vectors of x. Where kScaled, the sum of a step's products is then scaled and added
-// to the row's (Close).
+// multiplied with as many vectors of x. Where kScaled, the sum of a step's products is then scaled (by what
+// LoadScales reads, once for all tokens) and added to the row's (Close).
 //
 //   kStepBytes     of a row
 //   kInputFloats   of x for a step: its kVectors vectors, then what Close needs
@@ -44,12 +44,13 @@ struct PlainFormat {
   HWY_INLINE F32Vec Get(std::size_t) const { return LoadF32(F32Tag(), weights); }
 };
 
-// q8_0: a step is a block.
+// q8_0: a step is a block. Quants are scaled before they meet x: a sum of unscaled products would overflow
+// from x = 3e36 on.
 struct Q8Format {
   static constexpr std::size_t kVectors = 32 / kLanes;
   static constexpr std::size_t kStepBytes = 34;
   static constexpr std::size_t kInputFloats = 32;
-  static constexpr bool kScaled = true;
+  static constexpr bool kScaled = false;
 
   const std::int8_t* quants;
   F32Vec scale;
@@ -61,9 +62,8 @@ struct Q8Format {
   }
   HWY_INLINE F32Vec Get(std::size_t v) const {
     const auto bytes = hn::LoadU(hn::Rebind<std::int8_t, F32Tag>(), quants + v * kLanes);
-    return hn::ConvertTo(F32Tag(), hn::PromoteTo(IntTag(), bytes));
+    return hn::Mul(scale, hn::ConvertTo(F32Tag(), hn::PromoteTo(IntTag(), bytes)));
   }
-  HWY_INLINE F32Vec Close(F32Vec sum, const float*, F32Vec acc) const { return hn::MulAdd(scale, sum, acc); }
 };
 
 // The nibbles of neighbouring blocks, four words a block, as many blocks as fill a vector.
@@ -78,16 +78,19 @@ HWY_INLINE hn::Vec<D> LoadNibbles(D d, const std::uint8_t* p) {
   }
 }
 
-// A 16-bit field of neighbouring blocks, four times for each block.
+// The first field of neighbouring blocks, repeated for as many lanes as a block has of the vector: four
+// 16-bit scales, or two pairs of scale and minimum.
 template <std::size_t kBlockBytes, class D>
 HWY_INLINE hn::Vec<D> SpreadField(D d, const std::uint8_t* p) {
-  if constexpr (hn::MaxLanes(D()) == 4) {
-    std::uint16_t field;
+  using T = hn::TFromD<D>;
+  constexpr std::size_t kBlockLanes = 8 / sizeof(T);
+  if constexpr (hn::MaxLanes(D()) == kBlockLanes) {
+    T field;
     std::memcpy(&field, p, sizeof field);
     return hn::Set(d, field);
   } else {
     const hn::Half<D> half;
-    const std::uint8_t* upper = p + kBlockBytes * (hn::MaxLanes(half) / 4);
+    const std::uint8_t* upper = p + kBlockBytes * (hn::MaxLanes(half) / kBlockLanes);
     return hn::Combine(d, SpreadField<kBlockBytes>(half, upper), SpreadField<kBlockBytes>(half, p));
   }
 }
@@ -107,16 +110,25 @@ struct NibbleFormat {
   static constexpr std::size_t kInputFloats = (kVectors + 1) * kLanes;
   static constexpr bool kScaled = true;
 
+  const std::uint8_t* blocks;
   hn::Vec<WordTag> low, high;
   F32Vec scale, min;
   HWY_INLINE void Load(const std::uint8_t* p) {
+    blocks = p;
     low = LoadNibbles<kBlockBytes>(WordTag(), p + kHeader);
     high = hn::ShiftRight<16>(low);
-    scale = F16ToF32(F32Tag(), SpreadField<kBlockBytes>(HalfTag(), p));
+  }
+  HWY_INLINE void LoadScales() {
+    const F32Tag d;
     if constexpr (kHasMin) {
-      min = F16ToF32(F32Tag(), SpreadField<kBlockBytes>(HalfTag(), p + 2));
+      // Scale and minimum lie side by side and are converted together.
+      const hn::Repartition<std::uint32_t, HalfTag> pairs;
+      const F32Vec both = F16ToF32(d, hn::BitCast(HalfTag(), SpreadField<kBlockBytes>(pairs, blocks)));
+      scale = hn::DupEven(both);
+      min = hn::DupOdd(both);
     } else {
-      min = hn::Mul(hn::Set(F32Tag(), -8.0f), scale);
+      scale = F16ToF32(d, SpreadField<kBlockBytes>(HalfTag(), blocks));
+      min = hn::Mul(hn::Set(d, -8.0f), scale);
     }
   }
   // Shifting by at most 12 bits keeps x * 2^(-4 n) exact down to 2^-114.
