@@ -18,8 +18,8 @@ demo: build $(MODEL)
 	@echo "== unfused against fused on $(MODEL)"
 	@.venv/bin/kf bench model $(MODEL) --quick --out report
 
-## make test            all tests: C++, Python, sanitizers, the installed package
-test: test-cpp test-python test-install test-sanitize
+## make test            all tests: C++, Python, the installed package
+test: test-cpp test-python test-install
 
 setup:
 	@scripts/setup.sh requirements/build.txt requirements/runtime.txt
@@ -40,6 +40,7 @@ test-python: build $(MODEL)
 	@echo "== Python tests"
 	@$(PYTHON) -m pytest -q tests/python
 
+## make test-sanitize   the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 test-sanitize: setup
 	@echo "== C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@cmake --preset sanitize >build-sanitize.log 2>&1 || { cat build-sanitize.log; exit 1; }
