@@ -106,7 +106,11 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> RoundToBf16(D, hn::Vec<D> v) {
   const auto bits = hn::BitCast(du, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
   const auto rounded = hn::Add(hn::Add(bits, hn::Set(du, 0x7fffu)), odd);
-  return hn::Or(rounded, hn::BitCast(du, hn::VecFromMask(D(), hn::Ne(v, v))));
+  // By integers: what a compare of floats says of NaN differs between Highway's targets.
+  const hn::RebindToSigned<D> di;
+  const auto magnitude = hn::BitCast(di, hn::And(bits, hn::Set(du, 0x7fffffffu)));
+  const auto is_nan = hn::VecFromMask(di, hn::Gt(magnitude, hn::Set(di, 0x7f800000)));
+  return hn::Or(rounded, hn::BitCast(du, is_nan));
 }
 
 template <class D>
