@@ -67,7 +67,7 @@ void LoadQueries(const Work& w, AttentionScratch& s) {
       });
     }
   });
-  const int padded = RoundUp(w.rows, kTileRows);
+  const int padded = RoundUp(w.rows, kTile);
   for (int r = 0; r < padded; ++r) {
     s.visible[r] = r < w.rows ? static_cast<std::int32_t>(w.span.visible_keys(w.token(r), w.p.causal)) : 0;
     if (r >= w.rows) std::fill_n(s.q + r * kQueryStride, w.head_dim, 0.0f);
@@ -75,7 +75,7 @@ void LoadQueries(const Work& w, AttentionScratch& s) {
 }
 
 void ClearSums(const Work& w, AttentionScratch& s) {
-  const int padded = RoundUp(w.rows, kTileRows);
+  const int padded = RoundUp(w.rows, kTile);
   std::fill_n(s.row_max, kRowBlock, -std::numeric_limits<float>::infinity());
   std::fill_n(s.row_sum, kRowBlock, 0.0f);
   for (int r = 0; r < padded; ++r)
@@ -86,7 +86,7 @@ void ClearSums(const Work& w, AttentionScratch& s) {
 template <class T>
 void AttendBlock(const Work& w, const ops::KeyRows& key_rows, const ops::KeyRows& value_rows, int begin,
                  int count, AttentionScratch& s) {
-  const int padded = RoundUp(w.rows, kTileRows);
+  const int padded = RoundUp(w.rows, kTile);
   // Rows that fill up the last tile see what its last row sees: a tile's last limit is its largest.
   for (int r = 0; r < padded; ++r)
     s.limit[r] = std::clamp(s.visible[std::min(r, w.rows - 1)] - begin, 0, count);

@@ -11,77 +11,23 @@
 
 #include "backends/cpu/attention/attend.h"
 #include "backends/cpu/simd/load_store-inl.h"
+#include "backends/cpu/simd/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using kf::HWY_NAMESPACE::F32Tag;
 using kf::HWY_NAMESPACE::First;
+using kf::HWY_NAMESPACE::kTileRows;
 using kf::HWY_NAMESPACE::LoadF32;
+using kf::HWY_NAMESPACE::MultiplyTile;
+using kf::HWY_NAMESPACE::Transpose4x4;
 
-// Two accumulators a row, two vectors of B and one broadcast must fit the registers: 16 of them before
-// AVX-512 on x86, 32 with it and on Arm.
-#if HWY_ARCH_X86 && HWY_TARGET >= HWY_AVX2
-inline constexpr int kTileRows = 6;
-#else
-inline constexpr int kTileRows = 12;
-#endif
-static_assert(kRowBlock % kTileRows == 0);
+inline constexpr int kTile = kTileRows;
+static_assert(kRowBlock % kTile == 0);
 
 HWY_INLINE int StripWidth() { return 2 * static_cast<int>(hn::Lanes(hn::ScalableTag<float>())); }
 HWY_INLINE int RoundUp(int n, int unit) { return (n + unit - 1) / unit * unit; }
-
-// c[r][0 .. strip) = c[r][..] * scale[r] + sum over k < depth of a[r][k] * b[k][0 .. strip), for kTileRows
-// rows; without `scale` the old c counts nothing.
-template <int kStrideA, int kStrideC, bool kScale>
-HWY_INLINE void Tile(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, int depth, const float* scale,
-                     float* HWY_RESTRICT c) {
-  const hn::ScalableTag<float> d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  using V = hn::Vec<decltype(d)>;
-  V left[kTileRows], right[kTileRows];
-#pragma GCC unroll 16
-  for (int r = 0; r < kTileRows; ++r) {
-    if constexpr (kScale) {
-      const V factor = hn::Set(d, scale[r]);
-      left[r] = hn::Mul(hn::Load(d, c + r * kStrideC), factor);
-      right[r] = hn::Mul(hn::Load(d, c + r * kStrideC + lanes), factor);
-    } else {
-      left[r] = right[r] = hn::Zero(d);
-    }
-  }
-  for (int k = 0; k < depth; ++k) {
-    const V b0 = hn::Load(d, b), b1 = hn::Load(d, b + lanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < kTileRows; ++r) {
-      const V x = hn::Set(d, a[r * kStrideA]);
-      left[r] = hn::MulAdd(x, b0, left[r]);
-      right[r] = hn::MulAdd(x, b1, right[r]);
-    }
-    ++a;
-    b += 2 * lanes;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kTileRows; ++r) {
-    hn::Store(left[r], d, c + r * kStrideC);
-    hn::Store(right[r], d, c + r * kStrideC + lanes);
-  }
-}
-
-// Four keys by four dimensions, transposed: out[i] receives dimension i of the four.
-template <class T>
-HWY_INLINE void Transpose4x4(const T* k0, const T* k1, const T* k2, const T* k3, float* out, int out_stride) {
-  const hn::CappedTag<float, 4> d;
-  const hn::Repartition<double, decltype(d)> dd;
-  const auto a = LoadF32(d, k0), b = LoadF32(d, k1), c = LoadF32(d, k2), e = LoadF32(d, k3);
-  const auto ab01 = hn::BitCast(dd, hn::InterleaveLower(d, a, b)),
-             ab23 = hn::BitCast(dd, hn::InterleaveUpper(d, a, b));
-  const auto ce01 = hn::BitCast(dd, hn::InterleaveLower(d, c, e)),
-             ce23 = hn::BitCast(dd, hn::InterleaveUpper(d, c, e));
-  hn::Store(hn::BitCast(d, hn::InterleaveLower(dd, ab01, ce01)), d, out);
-  hn::Store(hn::BitCast(d, hn::InterleaveUpper(dd, ab01, ce01)), d, out + out_stride);
-  hn::Store(hn::BitCast(d, hn::InterleaveLower(dd, ab23, ce23)), d, out + 2 * out_stride);
-  hn::Store(hn::BitCast(d, hn::InterleaveUpper(dd, ab23, ce23)), d, out + 3 * out_stride);
-}
 
 // Keys [begin, begin + count) into strips [head_dim][strip]; the last strip is filled up with zeros.
 template <class T>
@@ -99,7 +45,8 @@ HWY_NOINLINE void PackKeys(const ops::KeyRows& rows, const T* data, std::int64_t
           if (key % 4 == 0 && key + 4 <= end) {
             for (int i = 0; i < head_dim; i += 4)
               Transpose4x4(source + i, source + rows.token_stride + i, source + 2 * rows.token_stride + i,
-                           source + 3 * rows.token_stride + i, to + i * strip, strip);
+                           source + 3 * rows.token_stride + i, to + i * strip,
+                           static_cast<std::size_t>(strip));
             key += 4;
             source += 4 * rows.token_stride;
           } else {
@@ -139,22 +86,36 @@ HWY_NOINLINE void PackValues(const ops::KeyRows& rows, const T* data, std::int64
 
 // scores = q k^T for the strips of keys that any row of a tile may see. Limits grow with the row.
 HWY_NOINLINE void TileScores(int rows, int count, int head_dim, AttentionScratch& s) {
+  const F32Tag d;
+  const std::size_t lanes = hn::Lanes(d);
   const int strip = StripWidth();
-  for (int key = 0; key < count; key += strip)
-    for (int r = 0; r < rows; r += kTileRows)
-      if (key < s.limit[r + kTileRows - 1])
-        Tile<kQueryStride, kKeyBlock, false>(s.q + r * kQueryStride, s.keys + key * head_dim, head_dim,
-                                             nullptr, s.scores + r * kKeyBlock + key);
+  const auto nothing = [d](std::size_t, const float*) HWY_ATTR { return hn::Zero(d); };
+  for (int key = 0; key < count; key += strip) {
+    const float* const keys = s.keys + key * head_dim;
+    for (int r = 0; r < rows; r += kTile)
+      if (key < s.limit[r + kTile - 1])
+        MultiplyTile<kTile, kQueryStride, 1, 2>(s.q + r * kQueryStride, keys, keys + lanes,
+                                                static_cast<std::size_t>(head_dim), nothing,
+                                                s.scores + r * kKeyBlock + key, kKeyBlock);
+  }
 }
 
 // out = out * rescale + probabilities v
 HWY_NOINLINE void TileValues(int rows, int head_dim, AttentionScratch& s) {
+  const F32Tag d;
+  const std::size_t lanes = hn::Lanes(d);
   const int strip = StripWidth();
-  for (int i = 0; i < head_dim; i += strip)
-    for (int r = 0; r < rows; r += kTileRows)
-      if (const int depth = s.limit[r + kTileRows - 1]; depth > 0)
-        Tile<kKeyBlock, kOutStride, true>(s.scores + r * kKeyBlock, s.values + i * kKeyBlock, depth,
-                                          s.rescale + r, s.out + r * kOutStride + i);
+  for (int i = 0; i < head_dim; i += strip) {
+    const float* const values = s.values + i * kKeyBlock;
+    for (int r = 0; r < rows; r += kTile) {
+      const auto rescaled = [d, rescale = s.rescale + r](std::size_t row, const float* out)
+                                HWY_ATTR { return hn::Mul(hn::Load(d, out), hn::Set(d, rescale[row])); };
+      if (const int depth = s.limit[r + kTile - 1]; depth > 0)
+        MultiplyTile<kTile, kKeyBlock, 1, 2>(s.scores + r * kKeyBlock, values, values + lanes,
+                                             static_cast<std::size_t>(depth), rescaled,
+                                             s.out + r * kOutStride + i, kOutStride);
+    }
+  }
 }
 
 }  // namespace kf::cpu::HWY_NAMESPACE

@@ -11,6 +11,7 @@
 
 #include "backends/cpu/linear/gemm.h"
 #include "backends/cpu/linear/operand-inl.h"
+#include "backends/cpu/linear/rows-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -63,6 +64,25 @@ HWY_INLINE void StoreStrip(const StoreEpilogue& e, std::int64_t column, Part par
   }
 }
 
+// Asks for the memory that Finish() will touch, while the tile is still being multiplied.
+HWY_INLINE void PrefetchFinish(const StoreEpilogue& e, std::int64_t pair, std::int64_t row_begin,
+                               std::int64_t rows) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32Tag()));
+  const std::int64_t column = 2 * pair * lanes, row = e.row_offset + row_begin;
+  const auto fetch = [&](const TensorView& t) {
+    const auto element = static_cast<std::int64_t>(dtype_info(t.dtype).block_bytes);
+    const char* at = static_cast<const char*>(t.data) + (row * t.stride(0) + column) * element;
+    for (std::int64_t r = 0; r < rows; ++r, at += t.stride(0) * element) {
+      __builtin_prefetch(at, 1);
+      __builtin_prefetch(at + (2 * lanes - 1) * element, 1);
+    }
+  };
+  fetch(e.out);
+  if (e.residual.present()) fetch(e.residual);
+}
+HWY_INLINE void PrefetchFinish(const GateEpilogue&, std::int64_t, std::int64_t, std::int64_t) {}
+HWY_INLINE void PrefetchFinish(const ArgmaxEpilogue&, std::int64_t, std::int64_t, std::int64_t) {}
+
 HWY_INLINE void Finish(const StoreEpilogue& e, std::int64_t pair, std::int64_t row_begin, std::int64_t rows,
                        const float* sums) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32Tag()));
@@ -86,10 +106,13 @@ HWY_INLINE void Finish(const GateEpilogue& e, std::int64_t pair, std::int64_t ro
   const std::int64_t block = column / e.hidden.blocks.depth;
   const std::int64_t k =
       column - block * e.hidden.blocks.depth;  // whole vectors: the depth is a multiple of lanes
+  HWY_ALIGN float lines[kTileRows * hn::MaxLanes(d)] = {};
   for (std::int64_t r = 0; r < rows; ++r, sums += 2 * lanes) {
     const auto gate = Activated(e.activation, hn::Load(d, sums));
-    hn::Store(hn::Mul(gate, hn::Load(d, sums + lanes)), d, e.hidden.at(block, row_begin + r) + k);
+    hn::Store(hn::Mul(gate, hn::Load(d, sums + lanes)), d, lines + r * lanes);
   }
+  LinesToPanel(lines, lanes, lanes,
+               e.hidden.panel(block, row_begin) + k * static_cast<std::int64_t>(kTileRows));
 }
 
 HWY_INLINE void Finish(const ArgmaxEpilogue& e, std::int64_t pair, std::int64_t row_begin, std::int64_t rows,

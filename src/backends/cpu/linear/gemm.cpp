@@ -43,11 +43,14 @@ std::shared_ptr<void> pack_weight(const TensorView& weight, const PlanContext& c
 std::int64_t rows_per_pass(std::int64_t rows, std::size_t packed_bytes_per_row, const DeviceCaps& caps) {
   const auto fit = static_cast<std::int64_t>(caps.l3_bytes / 2 / packed_bytes_per_row);
   const std::int64_t most = std::clamp(fit / kChunkRows * kChunkRows, kChunkRows, kMaxRowsPerPass);
-  return rows == 0 ? 0 : ceil_div(rows, ceil_div(rows, most));
+  if (rows == 0) return 0;
+  return std::min(rows, ceil_div(ceil_div(rows, ceil_div(rows, most)), kPanelUnit) * kPanelUnit);
 }
 
 // Bytes that a pass's rows take for a reduction of this length.
-std::size_t packed_row_bytes(std::int64_t in) { return PackedRows::bytes(1, cut_blocks(in)); }
+std::size_t packed_row_bytes(std::int64_t in) {
+  return PackedRows::bytes(kPanelUnit, cut_blocks(in)) / kPanelUnit;
+}
 
 std::shared_ptr<GemmState> make_state(std::initializer_list<const TensorView*> weights,
                                       std::int64_t num_tokens, std::size_t packed_bytes_per_row,
@@ -83,6 +86,7 @@ class Parts {
 PackedRows take_rows(Parts& parts, std::int64_t rows, std::int64_t in) {
   PackedRows packed;
   packed.rows = rows;
+  packed.capacity = PackedRows::capacity_for(rows);
   packed.blocks = cut_blocks(in);
   packed.data = parts.take<float>(PackedRows::bytes(rows, packed.blocks) / sizeof(float));
   return packed;
@@ -136,10 +140,9 @@ class GemmSpace {
 // a barrier.
 
 void pack_pass(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, const PackedRows& a) {
-  constexpr std::int64_t kRows = 8;
 #pragma omp for schedule(dynamic)
-  for (std::int64_t row = 0; row < a.rows; row += kRows)
-    pack_rows(x, prologue, row_offset, row, std::min(a.rows, row + kRows), a);
+  for (std::int64_t row = 0; row < a.rows; row += kPanelUnit)
+    pack_rows(x, prologue, row_offset, row, std::min(a.rows, row + kPanelUnit), a);
 }
 
 std::int64_t pairs_of(const StoreEpilogue& e) { return ceil_div(e.weight.weight.dim(0), 2 * strip_lanes()); }
@@ -160,7 +163,8 @@ struct Items {
         pairs_per_item(kMaxPairsPerItem) {
     const std::int64_t wanted = threads == 1 ? 1 : 8 * threads;
     while (count() < wanted && pairs_per_item > 1) pairs_per_item /= 2;
-    while (count() < wanted && rows_per_item >= kChunkRows) rows_per_item = ceil_div(rows_per_item, 24) * 12;
+    while (count() < wanted && rows_per_item >= kChunkRows)
+      rows_per_item = ceil_div(rows_per_item, 2 * kPanelUnit) * kPanelUnit;
   }
   std::int64_t row_blocks() const { return ceil_div(rows, rows_per_item); }
   std::int64_t count() const { return ceil_div(pairs, pairs_per_item) * row_blocks(); }

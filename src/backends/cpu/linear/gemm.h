@@ -1,14 +1,14 @@
 // The GEMM of the linear family for many tokens:  epilogue( prologue(x) @ weight^T ), all arithmetic in f32.
 //
-//   strip   as many output features (rows of the weight) as a vector has lanes, stored [in][lanes] in f32:
-//   what one
-//           vector of a register tile is multiplied with. Plain weights are packed to strips once where they
-//           are constant; block formats are decoded from the file's bytes, a strip block at a time, for all
-//           rows of an item.
-//   block   the part of the reduction dimension that is summed in registers. Blocks depend on the shape
-//   alone, so that
-//           results do not depend on the number of threads.
-//   pass    the rows of x that lie packed (prologue applied, f32) in the workspace at a time.
+//   strip   as many output features (rows of the weight) as a vector has lanes, stored [in][lanes] in f32: what one
+//           vector of a register tile is multiplied with. Plain weights are packed to strips once where they are
+//           constant; block formats are decoded from the file's bytes, a strip block at a time, for all rows of an
+//           item.
+//   panel   as many rows of x as a register tile has, stored [in][rows] in f32 with the prologue applied, so that a
+//           tile reads one stream and no two of its rows fall into the same sets of the cache.
+//   block   the part of the reduction dimension that is summed in registers. Blocks depend on the shape alone, so
+//           that results do not depend on the number of threads.
+//   pass    the rows of x that lie packed in the workspace at a time.
 //   item    some rows of a pass times some pairs of strips: the unit that threads take.
 //
 // This header is what the vector code (gemm_simd.cpp) and the threaded driver (gemm.cpp) have in common.
@@ -22,13 +22,11 @@
 
 namespace kf::cpu {
 
-// A pair of strips of this depth (AVX2: 18 KB) and a tile's rows of A (7 KB) share an L1 of 32 KB. A multiple
-// of the block formats' 32.
-inline constexpr std::int64_t kMaxDepth = 288;
-// Floats between packed rows: room for kMaxDepth, and an odd number of cache lines, so that rows of a tile
-// lie in different sets of the L1.
-inline constexpr std::int64_t kPackedStride = 304;
-// Rows of A that stay in L2 (117 KB) while the strips of an item pass by; a multiple of every tile's rows.
+// A panel of this depth (AVX2: 14 KB) stays in L1 while strips stream by. A multiple of the block formats' 32.
+inline constexpr std::int64_t kMaxDepth = 576;
+// Rows that the panels of every instruction set divide.
+inline constexpr std::int64_t kPanelUnit = 12;
+// Rows of A that stay in L2 while the strips of an item pass by.
 inline constexpr std::int64_t kChunkRows = 96;
 inline constexpr std::int64_t kMaxPairsPerItem = 4;
 inline constexpr std::int64_t kMaxRowsPerPass = 576;
@@ -38,28 +36,32 @@ inline constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return 
 // The reduction dimension cut into blocks of equal depth (the last may be less), a multiple of 32.
 struct Blocks {
   std::int64_t in = 0;     // whole length
-  std::int64_t depth = 0;  // of a block
+  std::int64_t depth = 32;  // of a block
   std::int64_t count = 1;  // at least one: an empty sum is a sum
 };
 inline Blocks cut_blocks(std::int64_t in) {
   Blocks b;
   b.in = in;
-  b.depth = ceil_div(ceil_div(in, std::max<std::int64_t>(1, ceil_div(in, kMaxDepth))), 32) * 32;
-  b.count = in == 0 ? 1 : ceil_div(in, b.depth);
+  if (in == 0) return b;
+  b.depth = ceil_div(ceil_div(in, ceil_div(in, kMaxDepth)), 32) * 32;
+  b.count = ceil_div(in, b.depth);
   return b;
 }
 
-// Rows of A in f32 in the workspace: [block][row][kPackedStride].
+// Rows of A in f32 in the workspace: [block][panel][depth][rows of a panel].
 struct PackedRows {
   float* data = nullptr;
   std::int64_t rows = 0;
+  std::int64_t capacity = 0;  // rows that there is room for: a multiple of kPanelUnit
   Blocks blocks;
 
-  float* at(std::int64_t block, std::int64_t row) const {
-    return data + (block * rows + row) * kPackedStride;
+  // The panel whose first row is `row`.
+  float* panel(std::int64_t block, std::int64_t row) const {
+    return data + (block * capacity + row) * blocks.depth;
   }
+  static std::int64_t capacity_for(std::int64_t rows) { return ceil_div(rows, kPanelUnit) * kPanelUnit; }
   static std::size_t bytes(std::int64_t rows, const Blocks& blocks) {
-    return static_cast<std::size_t>(blocks.count * rows * kPackedStride) * sizeof(float);
+    return static_cast<std::size_t>(blocks.count * capacity_for(rows) * blocks.depth) * sizeof(float);
   }
 };
 
@@ -106,7 +108,8 @@ inline bool argmax_before(float value, std::int32_t index, float max, std::int32
 
 // The vector code, for the best instruction set in use. Each works serially.
 std::int64_t strip_lanes();
-// Rows [begin, end) of x, counted from row_offset + begin there, with the prologue applied.
+// Rows [begin, end) of x, counted from row_offset + begin there, with the prologue applied. `begin` is a multiple of
+// kPanelUnit.
 void pack_rows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
                std::int64_t end, const PackedRows& packed);
 // One strip of a plain weight: [in][lanes] in the weight's dtype.

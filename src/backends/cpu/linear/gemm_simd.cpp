@@ -9,14 +9,40 @@
 #include "backends/cpu/linear/gemm.h"
 #include "backends/cpu/linear/rows-inl.h"
 #include "backends/cpu/linear/strips-inl.h"
-#include "backends/cpu/linear/tile-inl.h"
+#include "backends/cpu/simd/tile-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-static_assert(kChunkRows % kTileRows == 0);
+using kf::HWY_NAMESPACE::MultiplyTile;
+
+static_assert(kChunkRows % kPanelUnit == 0 && kPanelUnit % kTileRows == 0);
+
+// c (+)= rows of a panel times two strips.
+template <std::size_t kRows>
+HWY_NOINLINE void TileOf(const float* panel, const float* b0, const float* b1, std::size_t depth, float* c,
+                         bool accumulate) {
+  const F32Tag d;
+  const std::size_t pair = 2 * hn::Lanes(d);
+  if (accumulate) {
+    const auto sums = [d](std::size_t, const float* from) HWY_ATTR { return hn::Load(d, from); };
+    MultiplyTile<kRows, 1, kTileRows, 1>(panel, b0, b1, depth, sums, c, pair);
+  } else {
+    const auto nothing = [d](std::size_t, const float*) HWY_ATTR { return hn::Zero(d); };
+    MultiplyTile<kRows, 1, kTileRows, 1>(panel, b0, b1, depth, nothing, c, pair);
+  }
+}
+
+template <std::size_t kRows = kTileRows>
+HWY_INLINE void Tile(std::size_t rows, const float* panel, const float* b0, const float* b1,
+                     std::size_t depth, float* c, bool accumulate) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) return TileOf<kRows>(panel, b0, b1, depth, c, accumulate);
+    return Tile<kRows - 1>(rows, panel, b0, b1, depth, c, accumulate);
+  }
+}
 
 // Asks for the share of a strip that falls to the tile at row `at` of `rows`, so that the strip has come from
 // the last cache or from memory when its turn is.
@@ -52,11 +78,14 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
         const std::int64_t p = pair - item.pair_begin;
         for (std::int64_t row = chunk; row < chunk_end; row += static_cast<std::int64_t>(kTileRows)) {
           const std::int64_t rows = std::min(static_cast<std::int64_t>(kTileRows), chunk_end - row);
-          float* const sums = item.sums + (p * item_rows + row - item.row_begin) * 2 * lanes;
+          // Sums of one block alone need no memory of their own: the tile is finished at once.
+          float* const sums =
+              blocks.count == 1 ? item.sums : item.sums + (p * item_rows + row - item.row_begin) * 2 * lanes;
+          if (block == blocks.count - 1) PrefetchFinish(epilogue, pair, row, rows);
           if (chunk == item.row_begin && pair + 1 < item.pair_end)
             for (const float* next : strips[p + 1])
               PrefetchPart(next, depth * lanes, row - chunk, chunk_end - chunk);
-          Tile(static_cast<std::size_t>(rows), item.a.at(block, row), strips[p][0], strips[p][1],
+          Tile(static_cast<std::size_t>(rows), item.a.panel(block, row), strips[p][0], strips[p][1],
                static_cast<std::size_t>(depth), sums, block > 0);
           if (block == blocks.count - 1) Finish(epilogue, pair, row, rows, sums);
         }
@@ -71,9 +100,9 @@ void MultiplyArgmax(const GemmItem& item, const ArgmaxEpilogue& e) { Multiply(it
 
 void PackRows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
               std::int64_t end, const PackedRows& packed) {
-  with_activation_type(x.dtype, [&]<class T>(std::type_identity<T>) HWY_ATTR {
-    for (std::int64_t row = begin; row < end; ++row) PackRow<T>(x, prologue, row_offset + row, packed, row);
-  });
+  constexpr auto kRows = static_cast<std::int64_t>(kTileRows);
+  for (std::int64_t row = begin; row < end; row += kRows)
+    PackPanel(x, prologue, row_offset + row, row, std::min(kRows, end - row), packed);
 }
 
 void PackStrip(const TensorView& weight, std::int64_t strip, void* packed) {

@@ -1,4 +1,4 @@
-// Packed rows of A: x in f32 with the prologue applied.
+// Rows of x in f32 with the prologue applied: vector by vector, and packed to panels.
 #if defined(KF_CPU_LINEAR_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KF_CPU_LINEAR_ROWS_INL_H_
 #undef KF_CPU_LINEAR_ROWS_INL_H_
@@ -12,68 +12,123 @@
 
 #include "backends/cpu/linear/gemm.h"
 #include "backends/cpu/linear/operand-inl.h"
+#include "backends/cpu/simd/tile-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+using kf::HWY_NAMESPACE::BlockedSum;
+using kf::HWY_NAMESPACE::kTileRows;
+using kf::HWY_NAMESPACE::Transpose4x4;
+using kf::HWY_NAMESPACE::Within;
 
-// Calls f(address in the packed row, column, All or First) for every vector of the row; only the last of a
-// block may be less than whole. A packed row has room for whole vectors.
-template <class F>
-HWY_INLINE void ForEachPackedVector(const PackedRows& packed, std::int64_t row, const F& f) {
-  for (std::int64_t b = 0; b < packed.blocks.count; ++b) {
-    float* const at = packed.at(b, row);
-    const std::int64_t begin = b * packed.blocks.depth;
-    const std::int64_t depth = std::min(packed.blocks.in - begin, packed.blocks.depth);
-    ForEachVector(depth, [&](std::int64_t k, auto part) HWY_ATTR { f(at + k, begin + k, part); });
+// A row of x as its prologue makes it.
+struct InputRow {
+  const TensorView* x = nullptr;
+  const Prologue* prologue = nullptr;
+  std::int64_t offset = 0;          // of its first element
+  float mean = 0.0f, scale = 1.0f;  // of the norm
+
+  // Columns from `column` on: a vector, or its first ones; what lies beyond these is arbitrary.
+  template <class Part>
+  HWY_INLINE F32Vec Get(std::int64_t column, Part part) const {
+    const F32Vec v = BeforeNorm(column, part);
+    if (prologue->norm == NormKind::none) return v;
+    const F32Tag d;
+    const F32Vec normal = hn::Mul(hn::Mul(hn::Sub(v, hn::Set(d, mean)), hn::Set(d, scale)),
+                                  LoadOperand(prologue->norm_weight, column, part));
+    if (!prologue->norm_bias.present()) return normal;
+    return hn::Add(normal, LoadOperand(prologue->norm_bias, column, part));
+  }
+
+  template <class Part>
+  HWY_INLINE F32Vec BeforeNorm(std::int64_t column, Part part) const {
+    const F32Vec v = LoadOperand(*x, offset + column, part);
+    return prologue->activation == Activation::none ? v : Activated(prologue->activation, v);
+  }
+};
+
+HWY_INLINE InputRow RowOf(const TensorView& x, const Prologue& prologue, std::int64_t row) {
+  InputRow r{&x, &prologue, row * x.stride(0)};
+  if (prologue.norm == NormKind::none) return r;
+  const F32Tag d;
+  const std::int64_t n = x.dim(1);
+  const double count = static_cast<double>(n);
+  if (prologue.norm == NormKind::layer) {
+    const double sum = BlockedSum(n, [&](F32Vec acc, std::int64_t i, auto part) HWY_ATTR {
+      return hn::Add(acc, Within(d, r.BeforeNorm(i, part), part));
+    });
+    r.mean = static_cast<float>(sum / count);
+  }
+  const F32Vec mean = hn::Set(d, r.mean);
+  const double squares = BlockedSum(n, [&](F32Vec acc, std::int64_t i, auto part) HWY_ATTR {
+    const F32Vec v = Within(d, hn::Sub(r.BeforeNorm(i, part), mean), part);
+    return hn::MulAdd(v, v, acc);
+  });
+  r.scale = static_cast<float>(1.0 / std::sqrt(squares / count + prologue.eps));
+  return r;
+}
+
+// lines[r][k], kTileRows lines `stride` apart, to the panel's [k][r] for `depth` values of k, a multiple of 4.
+template <class T>
+HWY_INLINE void LinesToPanel(const T* lines, std::int64_t stride, std::int64_t depth, float* panel) {
+  constexpr auto kRows = static_cast<std::int64_t>(kTileRows);
+  for (std::int64_t k = 0; k < depth; k += 4, lines += 4, panel += 4 * kRows) {
+    std::int64_t r = 0;
+    for (; r + 4 <= kRows; r += 4) {
+      const T* const from = lines + r * stride;
+      Transpose4x4(from, from + stride, from + 2 * stride, from + 3 * stride, panel + r, kTileRows);
+    }
+    if constexpr (kRows % 4 == 2) {
+      const hn::CappedTag<float, 4> d;
+      const hn::Half<decltype(d)> half;
+      const auto a = LoadF32(d, lines + r * stride), b = LoadF32(d, lines + (r + 1) * stride);
+      const auto low = hn::InterleaveLower(d, a, b), high = hn::InterleaveUpper(d, a, b);
+      hn::StoreU(hn::LowerHalf(half, low), half, panel + r);
+      hn::StoreU(hn::UpperHalf(half, low), half, panel + kRows + r);
+      hn::StoreU(hn::LowerHalf(half, high), half, panel + 2 * kRows + r);
+      hn::StoreU(hn::UpperHalf(half, high), half, panel + 3 * kRows + r);
+    }
   }
 }
 
-HWY_INLINE F32Vec KeepPart(F32Vec v, All) { return v; }
-HWY_INLINE F32Vec KeepPart(F32Vec v, First first) {
-  return hn::IfThenElseZero(hn::FirstN(F32Tag(), first.count), v);
-}
-
-// Sum over the row of term(value).
-template <class Term>
-HWY_INLINE float SumRow(const PackedRows& packed, std::int64_t row, const Term& term) {
-  const F32Tag d;
-  auto sum = hn::Zero(d);
-  ForEachPackedVector(packed, row, [&](const float* at, std::int64_t, auto part) HWY_ATTR {
-    sum = hn::Add(sum, KeepPart(term(hn::LoadU(d, at)), part));
-  });
-  return ReduceSum(d, sum);
-}
-
-HWY_INLINE void NormalizeRow(const Prologue& prologue, const PackedRows& packed, std::int64_t row) {
-  const F32Tag d;
-  const float count = static_cast<float>(packed.blocks.in);
-  const bool layer = prologue.norm == NormKind::layer;
-  const float mean = layer ? SumRow(packed, row, [](auto v) HWY_ATTR { return v; }) / count : 0.0f;
-  const auto center = hn::Set(d, mean);
-  const float squares = SumRow(packed, row, [&](auto v) HWY_ATTR {
-    const auto c = hn::Sub(v, center);
-    return hn::Mul(c, c);
-  });
-  const auto scale = hn::Set(d, 1.0f / std::sqrt(squares / count + prologue.eps));
-  const TensorView &weight = prologue.norm_weight, &bias = prologue.norm_bias;
-  ForEachPackedVector(packed, row, [&](float* at, std::int64_t k, auto part) HWY_ATTR {
-    const auto v = hn::Mul(hn::Mul(hn::Sub(hn::LoadU(d, at), center), scale), LoadOperand(weight, k, part));
-    hn::StoreU(bias.present() ? hn::Add(v, LoadOperand(bias, k, part)) : v, d, at);
+// A whole panel of x as it is, in multiples of 4 columns.
+HWY_INLINE void PackPlainPanel(const TensorView& x, std::int64_t x_row, std::int64_t row,
+                               const PackedRows& packed) {
+  const Blocks& blocks = packed.blocks;
+  with_activation_type(x.dtype, [&]<class T>(std::type_identity<T>) HWY_ATTR {
+    const T* const from = x.as<const T>() + x_row * x.stride(0);
+    for (std::int64_t b = 0; b < blocks.count; ++b) {
+      const std::int64_t begin = b * blocks.depth;
+      LinesToPanel(from + begin, x.stride(0), std::min(blocks.in - begin, blocks.depth),
+                   packed.panel(b, row));
+    }
   });
 }
 
-template <class T>
-HWY_INLINE void PackRow(const TensorView& x, const Prologue& prologue, std::int64_t x_row,
-                        const PackedRows& packed, std::int64_t row) {
-  const F32Tag d;
-  const T* const from = x.as<const T>() + x_row * x.stride(0);
-  ForEachPackedVector(packed, row, [&](float* at, std::int64_t k, auto part) HWY_ATTR {
-    const auto v = LoadF32(d, from + k, part);
-    hn::StoreU(prologue.activation == Activation::none ? v : Activated(prologue.activation, v), d, at);
-  });
-  if (prologue.norm != NormKind::none) NormalizeRow(prologue, packed, row);
+// Rows [row, row + count) of the pass, at most a panel's, from row `x_row` of x on.
+HWY_INLINE void PackPanel(const TensorView& x, const Prologue& prologue, std::int64_t x_row, std::int64_t row,
+                          std::int64_t count, const PackedRows& packed) {
+  if (prologue.empty() && count == static_cast<std::int64_t>(kTileRows) && x.dim(1) % 4 == 0)
+    return PackPlainPanel(x, x_row, row, packed);
+  constexpr std::int64_t kColumns = 64;  // transposed at a time
+  HWY_ALIGN float lines[kTileRows * kColumns] = {};
+  InputRow rows[kTileRows];
+  for (std::int64_t r = 0; r < count; ++r) rows[r] = RowOf(x, prologue, x_row + r);
+  const Blocks& blocks = packed.blocks;
+  for (std::int64_t b = 0; b < blocks.count; ++b) {
+    const std::int64_t begin = b * blocks.depth, depth = std::min(blocks.in - begin, blocks.depth);
+    for (std::int64_t k = 0; k < depth; k += kColumns) {
+      const std::int64_t columns = std::min(depth - k, kColumns);
+      for (std::int64_t r = 0; r < count; ++r)
+        ForEachVector(columns, [&](std::int64_t i, auto part) HWY_ATTR {
+          hn::Store(rows[r].Get(begin + k + i, part), F32Tag(), lines + r * kColumns + i);
+        });
+      LinesToPanel(lines, kColumns, ceil_div(columns, 4) * 4,
+                   packed.panel(b, row) + k * static_cast<std::int64_t>(kTileRows));
+    }
+  }
 }
 
 }  // namespace kf::cpu::HWY_NAMESPACE

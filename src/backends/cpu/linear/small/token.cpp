@@ -1,7 +1,6 @@
 #include "backends/cpu/linear/small/token.h"
 
 #include <algorithm>
-#include <cmath>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backends/cpu/linear/small/token.cpp"
@@ -9,14 +8,10 @@
 #include "hwy/foreach_target.h"
 // Must come after foreach_target.h.
 #include "backends/cpu/linear/operand-inl.h"
-#include "backends/cpu/simd/activation-inl.h"
-#include "backends/cpu/simd/math-inl.h"
+#include "backends/cpu/linear/rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
-using kf::HWY_NAMESPACE::BlockedSum;
-using kf::HWY_NAMESPACE::Within;
-
 template <class Part>
 HWY_INLINE void StoreOperand(F32Vec v, const TensorView& t, std::int64_t offset, Part part) {
   const F32Tag d;
@@ -30,37 +25,13 @@ HWY_INLINE void StoreOperand(F32Vec v, const TensorView& t, std::int64_t offset,
   }
 }
 
-// The norm of a row in place.
-void NormalizeToken(const Prologue& prologue, float* row, std::int64_t n) {
-  const F32Tag d;
-  const double count = static_cast<double>(n);
-  const bool layer = prologue.norm == NormKind::layer;
-  const double sum = layer ? BlockedSum(n, [&](F32Vec acc, std::int64_t i, auto extent)
-                                               HWY_ATTR { return hn::Add(acc, LoadF32(d, row + i, extent)); })
-                           : 0.0;
-  const F32Vec mean = hn::Set(d, static_cast<float>(sum / count));
-  const double squares = BlockedSum(n, [&](F32Vec acc, std::int64_t i, auto extent) HWY_ATTR {
-    const F32Vec v = Within(d, hn::Sub(LoadF32(d, row + i, extent), mean), extent);
-    return hn::MulAdd(v, v, acc);
-  });
-  const F32Vec scale = hn::Set(d, static_cast<float>(1.0 / std::sqrt(squares / count + prologue.eps)));
-  ForEachVector(n, [&](std::int64_t i, auto extent) HWY_ATTR {
-    F32Vec v = hn::Mul(hn::Mul(hn::Sub(LoadF32(d, row + i, extent), mean), scale),
-                       LoadOperand(prologue.norm_weight, i, extent));
-    if (prologue.norm_bias.present()) v = hn::Add(v, LoadOperand(prologue.norm_bias, i, extent));
-    StoreF32(d, v, row + i, extent);
-  });
-}
-
 void LoadToken(const TensorView& x, const Prologue& prologue, const SmallInput& input, int t) {
   const F32Tag d;
-  float* row = input.token(t);
-  ForEachVector(input.in, [&](std::int64_t i, auto extent) HWY_ATTR {
-    const F32Vec v = LoadOperand(x, t * x.stride(0) + i, extent);
-    StoreF32(d, Activated(prologue.activation, v), row + i, extent);
-  });
-  if (prologue.norm != NormKind::none) NormalizeToken(prologue, row, input.in);
-  std::fill(row + input.in, row + input.value_stride, 0.0f);
+  float* const to = input.token(t);
+  const InputRow row = RowOf(x, prologue, t);
+  ForEachVector(input.in,
+                [&](std::int64_t i, auto part) HWY_ATTR { StoreF32(d, row.Get(i, part), to + i, part); });
+  std::fill(to + input.in, to + input.value_stride, 0.0f);
 }
 
 void StoreSums(const SmallEpilogue& e, const float* sums, std::size_t sums_stride, int num_tokens,
