@@ -20,6 +20,7 @@ namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using kf::HWY_NAMESPACE::Activate;
 using kf::HWY_NAMESPACE::All;
+using kf::HWY_NAMESPACE::F16ToF32;
 using kf::HWY_NAMESPACE::F32Tag;
 using kf::HWY_NAMESPACE::F32Vec;
 using kf::HWY_NAMESPACE::First;

@@ -50,77 +50,129 @@ HWY_INLINE void WidenStrip(DType dtype, const std::uint16_t* from, std::int64_t 
               d, to);
 }
 
-// GGUF blocks of 32 values of a row, one row a lane. Four bytes of every row make a vector of 32-bit words,
-// and shifting it gives a vector of strip after strip position: no shuffles, whatever the number of lanes.
+// GGUF's block formats: 32 values, their header (f16 scale, then perhaps f16 minimum) first.
 template <DType kType>
 struct BlockLayout;
 template <>
 struct BlockLayout<DType::q4_0> {
-  static constexpr std::size_t kBytes = 18, kValuesAt = 2, kWords = 4;
+  static constexpr std::size_t kBytes = 18, kValuesAt = 2;
 };
 template <>
 struct BlockLayout<DType::q4_1> {
-  static constexpr std::size_t kBytes = 20, kValuesAt = 4, kWords = 4;
+  static constexpr std::size_t kBytes = 20, kValuesAt = 4;
 };
 template <>
 struct BlockLayout<DType::q8_0> {
-  static constexpr std::size_t kBytes = 34, kValuesAt = 2, kWords = 8;
+  static constexpr std::size_t kBytes = 34, kValuesAt = 2;
 };
 
+using WordTag = hn::RebindToUnsigned<F32Tag>;
+using WordVec = hn::Vec<WordTag>;
+
+// Sixteen bytes at `at` of the rows first, first + 4, first + 8, ...: as many as fill a vector.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadRows(D d, const std::uint8_t* const* rows, std::size_t at) {
+  if constexpr (hn::MaxLanes(D()) == 4) {
+    return hn::LoadU(d, reinterpret_cast<const std::uint32_t*>(rows[0] + at));
+  } else {
+    const hn::Half<D> half;
+    return hn::Combine(d, LoadRows(half, rows + hn::MaxLanes(half), at), LoadRows(half, rows, at));
+  }
+}
+
+// Four words of every row, one row a lane.
+struct RowWords {
+  WordVec w[4];
+};
+HWY_INLINE RowWords LoadWords(const std::uint8_t* const* rows, std::size_t at) {
+  const WordTag d;
+  const hn::Repartition<std::uint64_t, WordTag> pairs;
+  const auto r0 = LoadRows(d, rows, at), r1 = LoadRows(d, rows + 1, at), r2 = LoadRows(d, rows + 2, at),
+             r3 = LoadRows(d, rows + 3, at);
+  const auto low01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1)),
+             low23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3)),
+             high01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1)),
+             high23 = hn::BitCast(pairs, hn::InterleaveUpper(d, r2, r3));
+  return {{hn::BitCast(d, hn::InterleaveLower(pairs, low01, low23)),
+           hn::BitCast(d, hn::InterleaveUpper(pairs, low01, low23)),
+           hn::BitCast(d, hn::InterleaveLower(pairs, high01, high23)),
+           hn::BitCast(d, hn::InterleaveUpper(pairs, high01, high23))}};
+}
+
+// The f16 in the lower half of every lane; the upper half is zero.
+HWY_INLINE F32Vec HalfToF32(WordVec bits) {
+  const hn::Rebind<std::uint16_t, F32Tag> d16;
+  return F16ToF32(F32Tag(), hn::DemoteTo(d16, hn::BitCast(hn::RebindToSigned<F32Tag>(), bits)));
+}
+
+// Values of a word that holds eight nibbles a lane: the low nibbles are elements of the first half of the block, the
+// high ones of the second. A nibble is not shifted down: masked in place it is q * 2^(4 n), and the scale comes
+// multiplied by 2^(-4 n). Products of 11 by 4 bits are exact, so that each value is rounded once.
+HWY_INLINE void StoreNibbles(WordVec word, const F32Vec (&scales)[4], F32Vec offset, float* HWY_RESTRICT to) {
+  const F32Tag d;
+  const WordTag du;
+  const hn::RebindToSigned<F32Tag> di;
+  const std::size_t lanes = hn::Lanes(d);
+  const auto upper = hn::ShiftRight<16>(word);
+#pragma GCC unroll 8
+  for (std::size_t n = 0; n < 8; ++n) {
+    const auto nibble = hn::And(n < 4 ? word : upper, hn::Set(du, 0xFu << (4 * (n % 4))));
+    const auto value = hn::MulAdd(hn::ConvertTo(d, hn::BitCast(di, nibble)), scales[n % 4], offset);
+    hn::Store(value, d, to + (n / 2 + n % 2 * 16) * lanes);
+  }
+}
+
+// Four bytes of every row are loaded as a vector of words, one row a lane, so that masks and shifts of it give vector
+// after vector of the strip.
 template <DType kType>
 HWY_INLINE void DecodeStrip(const TensorView& weight, std::int64_t strip, std::int64_t k_begin,
                             std::int64_t depth, float* HWY_RESTRICT to) {
   using Layout = BlockLayout<kType>;
   constexpr std::int64_t kElems = 32;
   const F32Tag d;
-  const hn::RebindToUnsigned<decltype(d)> du;
-  const hn::RebindToSigned<decltype(d)> di;
+  const WordTag du;
+  const hn::RebindToSigned<F32Tag> di;
   const std::size_t lanes = hn::Lanes(d);
-  const std::size_t rows =
+  const std::size_t count =
       std::min(lanes, static_cast<std::size_t>(weight.dim(0)) - static_cast<std::size_t>(strip) * lanes);
   const std::int64_t row_bytes = weight.stride(0) / kElems * static_cast<std::int64_t>(Layout::kBytes);
-  const auto* const first = weight.as<const std::uint8_t>() +
-                            strip * static_cast<std::int64_t>(lanes) * row_bytes +
-                            k_begin / kElems * static_cast<std::int64_t>(Layout::kBytes);
+  const std::uint8_t* rows[hn::MaxLanes(d)];
+  // A lane without a row reads the first one, whose header then counts as zero.
+  for (std::size_t lane = 0; lane < lanes; ++lane)
+    rows[lane] =
+        weight.as<const std::uint8_t>() +
+        (strip * static_cast<std::int64_t>(lanes) + static_cast<std::int64_t>(lane < count ? lane : 0)) *
+            row_bytes +
+        k_begin / kElems * static_cast<std::int64_t>(Layout::kBytes);
+  const auto present = hn::FirstN(du, count);
 
-  // Rows that are not there keep zero scales.
-  HWY_ALIGN F16 scales[hn::MaxLanes(d)] = {};
-  HWY_ALIGN F16 mins[hn::MaxLanes(d)] = {};
-  HWY_ALIGN std::uint32_t words[Layout::kWords][hn::MaxLanes(d)] = {};
-  for (std::int64_t block = 0; block < depth / kElems; ++block) {
-    const std::uint8_t* source = first + block * static_cast<std::int64_t>(Layout::kBytes);
-    for (std::size_t lane = 0; lane < rows; ++lane, source += row_bytes) {
-      std::memcpy(&scales[lane], source, 2);
-      if constexpr (kType == DType::q4_1) std::memcpy(&mins[lane], source + 2, 2);
-      for (std::size_t w = 0; w < Layout::kWords; ++w)
-        std::memcpy(&words[w][lane], source + Layout::kValuesAt + 4 * w, 4);
-    }
-    const auto scale = LoadF32(d, scales);
+  for (std::int64_t block = 0; block < depth / kElems; ++block, to += kElems * lanes) {
+    const auto at = static_cast<std::size_t>(block) * Layout::kBytes;
+    const auto header = hn::IfThenElseZero(present, LoadWords(rows, at).w[0]);
+    const auto scale = HalfToF32(hn::And(header, hn::Set(du, 0xFFFFu)));
     if constexpr (kType == DType::q8_0) {
-      for (std::size_t w = 0; w < Layout::kWords; ++w) {
-        auto bits = hn::Load(du, words[w]);
-        for (int byte = 0; byte < 4; ++byte, to += lanes) {
-          const auto q = hn::ShiftRight<24>(hn::BitCast(di, hn::ShiftLeft<24>(bits)));
-          hn::Store(hn::Mul(hn::ConvertTo(d, q), scale), d, to);
-          bits = hn::ShiftRight<8>(bits);
+      for (std::size_t half = 0; half < 2; ++half) {
+        const RowWords words = LoadWords(rows, at + Layout::kValuesAt + 16 * half);
+#pragma GCC unroll 4
+        for (std::size_t w = 0; w < 4; ++w) {
+          auto bits = words.w[w];
+          float* const out = to + (16 * half + 4 * w) * lanes;
+#pragma GCC unroll 4
+          for (std::size_t byte = 0; byte < 4; ++byte) {
+            const auto q = hn::ShiftRight<24>(hn::BitCast(di, hn::ShiftLeft<24>(bits)));
+            hn::Store(hn::Mul(hn::ConvertTo(d, q), scale), d, out + byte * lanes);
+            bits = hn::ShiftRight<8>(bits);
+          }
         }
       }
     } else {
-      // (q - 8) d = q d - 8 d, and q d + m: products of 11 by 4 bits are exact, so either form rounds once.
-      const auto offset = kType == DType::q4_0 ? hn::Mul(scale, hn::Set(d, -8.0f)) : LoadF32(d, mins);
-      const auto mask = hn::Set(du, 15u);
-      const auto value = [&](auto nibble) HWY_ATTR {
-        return hn::MulAdd(hn::ConvertTo(d, hn::BitCast(di, hn::And(nibble, mask))), scale, offset);
-      };
-      for (std::size_t w = 0; w < Layout::kWords; ++w) {
-        auto bits = hn::Load(du, words[w]);
-        for (int byte = 0; byte < 4; ++byte, to += lanes) {
-          hn::Store(value(bits), d, to);
-          hn::Store(value(hn::ShiftRight<4>(bits)), d, to + 16 * lanes);
-          bits = hn::ShiftRight<8>(bits);
-        }
-      }
-      to += 16 * lanes;  // the high nibbles' half
+      const F32Vec offset =
+          kType == DType::q4_0 ? hn::Mul(scale, hn::Set(d, -8.0f)) : HalfToF32(hn::ShiftRight<16>(header));
+      const F32Vec scales[4] = {scale, hn::Mul(scale, hn::Set(d, 0x1p-4f)),
+                                hn::Mul(scale, hn::Set(d, 0x1p-8f)), hn::Mul(scale, hn::Set(d, 0x1p-12f))};
+      const RowWords words = LoadWords(rows, at + Layout::kValuesAt);
+#pragma GCC unroll 4
+      for (std::size_t w = 0; w < 4; ++w) StoreNibbles(words.w[w], scales, offset, to + 4 * w * lanes);
     }
   }
 }
