@@ -46,7 +46,7 @@ struct ModelConfig {
 
   // The parts that the architecture settles (biases, norms); the sizes are left to fill in.
   static ModelConfig of(Architecture architecture);
-  // Throws invalid_argument unless the sizes are positive and fit together.
+  // Throws invalid_argument unless the sizes are positive, within what 32-bit ids can name, and fit together.
   void validate() const;
   // The longest sequence that attention without a window computes rightly.
   std::int64_t longest_sequence() const;
@@ -63,7 +63,8 @@ inline constexpr std::string_view kRopeFreqsName = "rope_freqs.weight";
 // The canonical name of a GGUF tensor ("blk.3.attn_q.weight"); nullopt: not a tensor of this family.
 std::optional<std::string> canonical_tensor_name(std::string_view gguf_name);
 
-// What a model of this configuration needs, in file order.
+// What a model of this configuration needs, in file order. Throws invalid_argument where its sizes do not
+// fit.
 struct WeightSpec {
   std::string name;
   std::vector<std::int64_t> shape;

@@ -1,4 +1,6 @@
 #include <array>
+#include <cmath>
+#include <limits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -12,8 +14,14 @@ namespace {
 
 constexpr std::array<const char*, 4> kArchitectureNames = {"llama", "mistral", "qwen2", "qwen3"};
 
-void require_positive(const char* name, std::int64_t value) {
-  if (value < 1) throw_invalid(fmt::format("model config: {} must be at least 1, got {}", name, value));
+// Token ids, positions and table entries are 32-bit, and no product of two such sizes overflows. Layers are
+// built one by one, so their number is bounded by far less.
+constexpr std::int64_t kMaxSize = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMaxLayers = 1 << 16;
+
+void require_size(const char* name, std::int64_t value, std::int64_t largest = kMaxSize) {
+  if (value < 1 || value > largest)
+    throw_invalid(fmt::format("model config: {} must be 1 to {}, got {}", name, largest, value));
 }
 
 }  // namespace
@@ -41,23 +49,24 @@ ModelConfig ModelConfig::of(Architecture architecture) {
 void ModelConfig::validate() const {
   for (const auto& [name, value] : {std::pair{"hidden_size", hidden_size},
                                     {"intermediate_size", intermediate_size},
-                                    {"num_layers", num_layers},
                                     {"num_heads", num_heads},
                                     {"num_kv_heads", num_kv_heads},
                                     {"head_dim", head_dim},
                                     {"vocab_size", vocab_size},
                                     {"max_positions", max_positions}}) {
-    require_positive(name, value);
+    require_size(name, value);
   }
+  require_size("num_layers", num_layers, kMaxLayers);
+  require_size("num_heads * head_dim", num_heads * head_dim);
   if (num_heads % num_kv_heads != 0) {
     throw_invalid(fmt::format("model config: num_heads must be a multiple of num_kv_heads, got {} and {}",
                               num_heads, num_kv_heads));
   }
   if (head_dim % 2 != 0) throw_invalid(fmt::format("model config: head_dim must be even, got {}", head_dim));
-  if (!(rms_norm_eps >= 0))
-    throw_invalid(fmt::format("model config: rms_norm_eps must be >= 0, got {}", rms_norm_eps));
-  if (!(rope_theta > 0))
-    throw_invalid(fmt::format("model config: rope_theta must be positive, got {}", rope_theta));
+  if (!(rms_norm_eps >= 0) || std::isinf(rms_norm_eps))
+    throw_invalid(fmt::format("model config: rms_norm_eps must be finite and >= 0, got {}", rms_norm_eps));
+  if (!(rope_theta > 0) || std::isinf(rope_theta))
+    throw_invalid(fmt::format("model config: rope_theta must be finite and positive, got {}", rope_theta));
   if (sliding_window < 0) {
     throw_invalid(
         fmt::format("model config: sliding_window must be 0 (none) or more, got {}", sliding_window));

@@ -20,11 +20,29 @@ void check_options(const KvCacheOptions& o) {
   if (!is_activation_dtype(o.dtype)) {
     throw_invalid(fmt::format("kv cache: dtype must be f32, f16 or bf16, got {}", dtype_name(o.dtype)));
   }
-  if (o.page_size < 1)
-    throw_invalid(fmt::format("kv cache: page_size must be at least 1, got {}", o.page_size));
-  // Page ids in block tables are 32-bit.
-  if (o.num_pages < 1 || o.num_pages > std::numeric_limits<std::int32_t>::max()) {
+  // Page ids in block tables are 32-bit, and so are positions.
+  constexpr std::int64_t kMax = std::numeric_limits<std::int32_t>::max();
+  if (o.page_size < 1 || o.page_size > kMax)
+    throw_invalid(fmt::format("kv cache: page_size must be 1 to 2^31 - 1, got {}", o.page_size));
+  if (o.num_pages < 1 || o.num_pages > kMax)
     throw_invalid(fmt::format("kv cache: num_pages must be 1 to 2^31 - 1, got {}", o.num_pages));
+}
+
+// Refused as a whole before a part of it is allocated.
+void check_size(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim,
+                const KvCacheOptions& o) {
+  if (num_layers < 1 || num_kv_heads < 1 || head_dim < 1) {
+    throw_invalid(
+        fmt::format("kv cache: num_layers, num_kv_heads and head_dim must be at least 1, got {}, {}, {}",
+                    num_layers, num_kv_heads, head_dim));
+  }
+  const double elements = 2.0 * static_cast<double>(num_layers) * static_cast<double>(num_kv_heads) *
+                          static_cast<double>(head_dim) * static_cast<double>(o.page_size) *
+                          static_cast<double>(o.num_pages);
+  if (elements > 0x1p48) {
+    throw Error(ErrorCode::resource_exhausted,
+                fmt::format("kv cache: {} layers of {} pages of {} tokens are more than memory can hold",
+                            num_layers, o.num_pages, o.page_size));
   }
 }
 
@@ -34,6 +52,7 @@ KvCache::KvCache(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_
                  const KvCacheOptions& options)
     : options_(options) {
   check_options(options_);
+  check_size(num_layers, num_kv_heads, head_dim, options_);
   for (std::int64_t layer = 0; layer < num_layers; ++layer) {
     k_.push_back(make_pool(num_kv_heads, head_dim, options_));
     v_.push_back(make_pool(num_kv_heads, head_dim, options_));

@@ -1,6 +1,7 @@
 // Weights by name: what GGUF calls them, what a configuration needs, and whether the given ones fit.
 #include <algorithm>
 #include <charconv>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -91,6 +92,7 @@ std::optional<std::string> canonical_tensor_name(std::string_view gguf_name) {
 }
 
 std::vector<WeightSpec> expected_weights(const ModelConfig& c) {
+  c.validate();
   const std::int64_t q_size = c.num_heads * c.head_dim;
   const std::int64_t kv_size = c.num_kv_heads * c.head_dim;
   std::vector<WeightSpec> specs = {{"model.embed_tokens.weight", {c.vocab_size, c.hidden_size}}};
@@ -123,10 +125,17 @@ std::vector<WeightSpec> expected_weights(const ModelConfig& c) {
 }
 
 void check_weights(const ModelConfig& config, const NamedTensors& weights) {
+  // A count from a damaged file may be anything: layers are not listed before there can be as many.
+  if (config.num_layers > static_cast<std::int64_t>(weights.size())) {
+    throw_invalid(fmt::format("model weights: num_layers is {}, but there are {} tensors in all",
+                              config.num_layers, weights.size()));
+  }
   std::vector<std::string> faults;
+  std::set<std::string_view> expected;
   std::size_t used = 0;
   const std::vector<WeightSpec> specs = expected_weights(config);
   for (const WeightSpec& spec : specs) {
+    expected.insert(spec.name);
     const auto it = weights.find(spec.name);
     if (it == weights.end()) {
       faults.push_back(fmt::format("{}: missing, expected {}", spec.name, dims_string(spec.shape)));
@@ -137,8 +146,7 @@ void check_weights(const ModelConfig& config, const NamedTensors& weights) {
   }
   if (used < weights.size()) {
     for (const auto& [name, tensor] : weights) {
-      const bool expected = std::ranges::any_of(specs, [&](const WeightSpec& s) { return s.name == name; });
-      if (!expected && !is_superfluous(config, name)) {
+      if (!expected.contains(name) && !is_superfluous(config, name)) {
         faults.push_back(fmt::format("{}: a {} model of this configuration has no use for it", name,
                                      architecture_name(config.architecture)));
       }
