@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <future>
+#include <limits>
 #include <stdexcept>
 
 #include "kf/error.h"
@@ -61,11 +63,45 @@ TEST_F(EngineTest, OptionsOutOfRangeAreRefused) {
   refused([](EngineOptions& o) { o.max_batch_size = 0; });
   refused([](EngineOptions& o) { o.max_step_tokens = 3; });
   refused([](EngineOptions& o) { o.max_executables = 0; });
-  refused([](EngineOptions& o) { o.cache.page_size = 0; });
+  refused([](EngineOptions& o) { o.max_batch_size = std::numeric_limits<std::int64_t>::max(); });
+  refused([](EngineOptions& o) { o.max_step_tokens = std::int64_t{1} << 31; });
+  refused([](EngineOptions& o) { o.num_threads = -1; });
+  refused([](EngineOptions& o) { o.num_threads = 100'000; });
+  refused([](EngineOptions& o) { o.cache.page_size = -1; });
+  refused([](EngineOptions& o) { o.cache.page_size = std::numeric_limits<std::int64_t>::max(); });
   // Beyond its window a model would need another attention.
   ModelConfig windowed = model.config;
   windowed.sliding_window = 32;
   EXPECT_THROW(Engine(windowed, model.weights, small_options()), Error);
+}
+
+TEST_F(EngineTest, TheBaselineTakesTheModelsLength) {
+  Engine unfused(model.config, model.weights, EngineOptions::unfused());
+  EXPECT_EQ(unfused.options().max_seq_len, 512);
+  EXPECT_EQ(unfused.options().cache.page_size, 512);
+  EXPECT_EQ(unfused.options().cache.num_pages, unfused.options().max_batch_size);
+}
+
+TEST_F(EngineTest, ShapesBeyondTheOptionsAreRefused) {
+  constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
+  const auto code = [&](std::int64_t tokens, std::int64_t batch, std::int64_t rows, std::int64_t context) {
+    return code_of([&] { engine.shape_of(StepOutput::ids, tokens, batch, rows, context); });
+  };
+  EXPECT_EQ(code(1, 1, 1, kHuge), ErrorCode::invalid_argument);
+  EXPECT_EQ(code(1, 1, 1, 65), ErrorCode::invalid_argument);
+  EXPECT_EQ(code(1, 1, 1, 0), ErrorCode::invalid_argument);
+  EXPECT_EQ(code(17, 1, 1, 17), ErrorCode::invalid_argument);
+  EXPECT_EQ(code(0, 1, 0, 1), ErrorCode::invalid_argument);
+  EXPECT_EQ(code(8, 5, 5, 8), ErrorCode::invalid_argument);
+  EXPECT_EQ(code(2, 3, 2, 8), ErrorCode::invalid_argument);
+  EXPECT_EQ(code(2, 1, 3, 8), ErrorCode::invalid_argument);
+  // Another engine's shape, of a longer step than this one's tables hold.
+  EngineOptions o = small_options();
+  o.max_step_tokens = 32;
+  Engine larger(model.config, model.weights, o);
+  const StepShape shape = larger.shape_of(StepOutput::ids, 32, 1, 1, 32);
+  EXPECT_EQ(code_of([&] { engine.prepare(shape); }), ErrorCode::invalid_argument);
+  EXPECT_NO_THROW(larger.prepare(shape));
 }
 
 TEST_F(EngineTest, RefusedStepsChangeNothing) {
@@ -258,6 +294,73 @@ TEST_F(EngineTest, AnExceptionFromTheCallbackFreesTheCache) {
                         [](std::size_t, std::int32_t) -> bool { throw std::runtime_error("closed"); }),
                std::runtime_error);
   EXPECT_EQ(engine.cache().num_free_pages(), 24);
+}
+
+// The first sequence that a generation takes, if it is the next thing to happen to the cache.
+SequenceId next_sequence(Engine& e) {
+  const SequenceId s = e.cache().create();
+  e.cache().release(s);
+  return s + 1;
+}
+
+TEST_F(EngineTest, ACallbackThatReleasesTheSequenceEndsInAnError) {
+  const SequenceId first = next_sequence(engine);
+  const GenerateRequest request{tokens(9), 10};
+  const auto release = [&](std::size_t, std::int32_t) {
+    if (engine.cache().contains(first)) engine.cache().release(first);
+    return true;
+  };
+  EXPECT_EQ(code_of([&] { generate(engine, {&request, 1}, release); }), ErrorCode::invalid_argument);
+  EXPECT_EQ(engine.cache().num_free_pages(), 24);
+  // The request's own end may be that moment.
+  const GenerateRequest single{tokens(9), 1};
+  const SequenceId last = next_sequence(engine);
+  generate(engine, {&single, 1}, [&](std::size_t, std::int32_t) {
+    engine.cache().release(last);
+    return true;
+  });
+  EXPECT_EQ(engine.cache().num_free_pages(), 24);
+}
+
+TEST_F(EngineTest, CallsFromACallbackAreRefusedAndDisturbNothing) {
+  const std::vector<GenerateRequest> requests = {{tokens(5, "a"), 6}, {tokens(7, "b"), 6}};
+  const std::vector<GenerateResult> expected = generate(engine, requests);
+  const StepShape shape = engine.shape_of(StepOutput::ids, 3, 1, 1, 3);
+  const std::vector<std::int32_t> ids = tokens(2);
+  int refused = 0;
+  const auto results = generate(engine, requests, [&](std::size_t, std::int32_t) {
+    const SequenceId other = engine.cache().create();
+    const StepInput in{other, ids};
+    refused += code_of([&] { engine.step({&in, 1}); }) == ErrorCode::invalid_argument;
+    refused += code_of([&] { engine.prepare(shape); }) == ErrorCode::invalid_argument;
+    refused += code_of([&] { generate(engine, requests); }) == ErrorCode::invalid_argument;
+    EXPECT_EQ(engine.cache().length(other), 0);
+    engine.cache().release(other);
+    return true;
+  });
+  EXPECT_EQ(refused, 3 * 12);
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(results[i].tokens, expected[i].tokens);
+  feed(engine, engine.cache().create(), ids);  // free again
+}
+
+TEST_F(EngineTest, AnotherThreadIsRefusedMeanwhile) {
+  const SequenceId a = engine.cache().create();
+  const std::vector<std::int32_t> ids = tokens(2);
+  const StepInput in{a, ids};
+  const auto from_another_thread = [&](auto call) {
+    return std::async(std::launch::async, [&] { return code_of(call); }).get();
+  };
+  {
+    const EngineUse use(engine);
+    EXPECT_EQ(from_another_thread([&] { engine.step({&in, 1}); }), ErrorCode::invalid_argument);
+    EXPECT_EQ(from_another_thread([&] { EngineUse(engine, EngineUse::Kind::inner); }),
+              ErrorCode::invalid_argument);
+    const EngineUse inner(engine, EngineUse::Kind::inner);
+    EXPECT_EQ(code_of([&] { engine.step({&in, 1}); }), ErrorCode::invalid_argument);
+  }
+  EXPECT_EQ(engine.cache().length(a), 0);
+  std::async(std::launch::async, [&] { engine.step({&in, 1}); }).get();
+  EXPECT_EQ(engine.cache().length(a), 2);
 }
 
 }  // namespace

@@ -5,11 +5,13 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <compare>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kf/dispatch.h"
@@ -26,7 +28,8 @@ struct EngineOptions {
   std::int64_t max_seq_len = 0;        // of one sequence; 0: as many as the model takes, at most 4096
   std::int64_t max_batch_size = 4;     // sequences a step
   std::int64_t max_step_tokens = 512;  // tokens a step; longer prompts are fed in chunks
-  KvCacheOptions cache;                // num_pages 0: enough for max_batch_size sequences of max_seq_len
+  // num_pages 0: enough for max_batch_size sequences of max_seq_len; page_size 0: one page a sequence
+  KvCacheOptions cache;
   DType activation_dtype = DType::f32;
   int num_threads = 0;               // 0: the backend's default
   std::size_t max_executables = 32;  // planned step shapes kept; the least recently used goes first
@@ -37,7 +40,7 @@ struct EngineOptions {
 
   // The baseline: the same graph, no rule applied, kernels as an eager framework has them, a contiguous
   // cache.
-  static EngineOptions unfused(std::int64_t max_seq_len);
+  static EngineOptions unfused(std::int64_t max_seq_len = 0);
 };
 
 // Which of a sequence's new tokens give a row of output.
@@ -75,7 +78,9 @@ struct FusedGraph {
   std::vector<Applied> applied;
 };
 
-// Not safe for concurrent use. The memory of the weights must outlive it.
+// For one caller at a time: while a step, a plan or generate() is under way, another call (from another
+// thread, or from generate()'s callback) is refused with invalid_argument and changes nothing. The cache is
+// not guarded: see EngineUse. The memory of the weights must outlive the engine.
 class Engine {
  public:
   Engine(const ModelConfig& config, const NamedTensors& weights, const EngineOptions& options = {});
@@ -86,8 +91,9 @@ class Engine {
   // [num_rows]. The view lasts until the next step. On error no sequence has changed.
   TensorView step(std::span<const StepInput> batch, StepOutput output = StepOutput::logits);
   // Does the work ahead of the first step of this shape: fusing, measuring, packing, planning.
-  void prepare(const StepShape& shape) { planned(shape); }
+  void prepare(const StepShape& shape);
   // The shape of a step with these sizes, the longest of its sequences then having `context_len` tokens.
+  // Throws invalid_argument where the options do not allow such a step.
   StepShape shape_of(StepOutput output, std::int64_t num_tokens, std::int64_t batch_size,
                      std::int64_t num_rows, std::int64_t context_len) const;
 
@@ -103,10 +109,11 @@ class Engine {
 
   // A step before fusion, after it, and as the kernels that run; references last until the next step or call.
   const Graph& graph(StepOutput output);
-  const FusedGraph& fused_graph(const StepShape& shape) { return planned(shape).fused; }
-  std::string explain(const StepShape& shape) { return planned(shape).executable->to_text(); }
+  const FusedGraph& fused_graph(const StepShape& shape);
+  std::string explain(const StepShape& shape);
 
  private:
+  friend class EngineUse;
   // What a step reads, in memory that lives as long as the engine: executables are bound to it once.
   struct StepTables {
     StepTables(const EngineOptions& options, std::int64_t max_pages);
@@ -119,7 +126,10 @@ class Engine {
     std::uint64_t last_used = 0;
   };
 
+  TensorView run_step(std::span<const StepInput> batch, StepOutput output);
+  const Graph& graph_of(StepOutput output);
   void check(std::span<const StepInput> batch) const;
+  void check(const StepShape& shape) const;
   StepShape fill_tables(std::span<const StepInput> batch, StepOutput output);
   Planned& planned(const StepShape& shape);
   void bind(Executable& executable, const StepShape& shape) const;
@@ -141,6 +151,32 @@ class Engine {
   double plan_seconds_ = 0;               // of the last plan looked up
   StepMetrics last_step_;
   std::size_t peak_activation_bytes_ = 0;
+  std::atomic<std::thread::id> user_{};  // the thread that has an EngineUse; none: free
+};
+
+// Holds an engine for a caller. Throws invalid_argument where another has it.
+class EngineUse {
+ public:
+  // `inner`: what a callback may do within its own thread's use (look at the cache, make and release
+  // sequences).
+  enum class Kind : std::uint8_t { exclusive, inner };
+  explicit EngineUse(Engine& engine, Kind kind = Kind::exclusive);
+  ~EngineUse();
+  EngineUse(const EngineUse&) = delete;
+  EngineUse& operator=(const EngineUse&) = delete;
+
+  // What the engine does, without claiming it for itself.
+  TensorView step(std::span<const StepInput> batch, StepOutput output = StepOutput::logits) {
+    return engine_.run_step(batch, output);
+  }
+  void prepare(const StepShape& shape) { engine_.planned(shape); }
+  const Graph& graph(StepOutput output) { return engine_.graph_of(output); }
+  const FusedGraph& fused_graph(const StepShape& shape) { return engine_.planned(shape).fused; }
+  std::string explain(const StepShape& shape) { return engine_.planned(shape).executable->to_text(); }
+
+ private:
+  Engine& engine_;
+  bool holds_ = false;  // not: the use around this one does
 };
 
 }  // namespace kf

@@ -36,7 +36,9 @@ struct GenerateResult {
   double seconds = 0;  // to the last token
 };
 
-// Told of every token as soon as it is known; false ends that request.
+// Told of every token as soon as it is known; false ends that request. It may make and release sequences of
+// the engine's cache, but neither step nor generate; to release a sequence that is being generated is an
+// error.
 using TokenCallback = std::function<bool(std::size_t request, std::int32_t token)>;
 
 // Results in the order of the requests. A request's tokens depend on itself alone, not on what runs beside it

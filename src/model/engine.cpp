@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <limits>
 
 #include <fmt/format.h>
 
@@ -15,12 +16,19 @@ namespace {
 // every one.
 constexpr std::int64_t kSeqlenBucket = 64;
 constexpr std::int64_t kDefaultMaxSeqLen = 4096;
+constexpr std::int64_t kMaxSize = std::numeric_limits<std::int32_t>::max();  // tables are 32-bit
+constexpr int kMaxThreads = 256;  // what a smaller machine may be asked for; a larger one: its cores
 
 std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 std::int64_t next_power_of_two(std::int64_t n) {
   return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(n, 1))));
+}
+
+void require(const char* name, std::int64_t value, std::int64_t least, std::int64_t most) {
+  if (value < least || value > most)
+    throw_invalid(fmt::format("engine: {} must be {} to {}, got {}", name, least, most, value));
 }
 
 EngineOptions with_defaults(EngineOptions o, const ModelConfig& config) {
@@ -32,15 +40,13 @@ EngineOptions with_defaults(EngineOptions o, const ModelConfig& config) {
                               longest < config.max_positions ? " (the model's sliding window)" : "",
                               o.max_seq_len));
   }
-  if (o.max_batch_size < 1)
-    throw_invalid(fmt::format("engine: max_batch_size must be at least 1, got {}", o.max_batch_size));
-  if (o.max_step_tokens < o.max_batch_size) {
-    throw_invalid(fmt::format("engine: max_step_tokens must be at least max_batch_size ({}), got {}",
-                              o.max_batch_size, o.max_step_tokens));
-  }
+  require("max_batch_size", o.max_batch_size, 1, kMaxSize);
+  require("max_step_tokens", o.max_step_tokens, o.max_batch_size, kMaxSize);
+  const int threads = std::max(kMaxThreads, backend_by_name("cpu").capabilities(0).num_threads);
+  require("num_threads", o.num_threads, 0, threads);
   if (o.max_executables < 1) throw_invalid("engine: max_executables must be at least 1, got 0");
-  if (o.cache.page_size < 1)
-    throw_invalid(fmt::format("engine: page_size must be at least 1, got {}", o.cache.page_size));
+  require("page_size", o.cache.page_size, 0, kMaxSize);
+  if (o.cache.page_size == 0) o.cache.page_size = round_up(o.max_seq_len, kSeqlenBucket);
   if (o.cache.num_pages == 0) {
     o.cache.num_pages = o.max_batch_size * (round_up(o.max_seq_len, o.cache.page_size) / o.cache.page_size);
   }
@@ -63,7 +69,7 @@ EngineOptions EngineOptions::unfused(std::int64_t max_seq_len) {
   o.fusion.mode = FusionPolicy::Mode::none;
   o.selection.families = kVanilla;
   o.max_seq_len = max_seq_len;
-  o.cache.page_size = round_up(max_seq_len, kSeqlenBucket);
+  o.cache.page_size = 0;
   return o;
 }
 
@@ -100,7 +106,24 @@ Engine::Engine(const ModelConfig& config, const NamedTensors& weights, const Eng
   growths_.reserve(options_.max_batch_size);
 }
 
-const Graph& Engine::graph(StepOutput output) {
+EngineUse::EngineUse(Engine& engine, Kind kind) : engine_(engine) {
+  std::thread::id user;
+  holds_ = engine.user_.compare_exchange_strong(user, std::this_thread::get_id());
+  if (holds_ || (kind == Kind::inner && user == std::this_thread::get_id())) return;
+  throw_invalid(fmt::format("engine: in use: a call is under way {}",
+                            user == std::this_thread::get_id() ? "around this one" : "in another thread"));
+}
+
+EngineUse::~EngineUse() {
+  if (holds_) engine_.user_.store({});
+}
+
+void Engine::prepare(const StepShape& shape) { EngineUse(*this).prepare(shape); }
+const Graph& Engine::graph(StepOutput output) { return EngineUse(*this).graph(output); }
+const FusedGraph& Engine::fused_graph(const StepShape& shape) { return EngineUse(*this).fused_graph(shape); }
+std::string Engine::explain(const StepShape& shape) { return EngineUse(*this).explain(shape); }
+
+const Graph& Engine::graph_of(StepOutput output) {
   std::unique_ptr<const Graph>& graph = graphs_[static_cast<std::size_t>(output)];
   if (!graph) {
     graph = std::make_unique<const Graph>(
@@ -112,6 +135,8 @@ const Graph& Engine::graph(StepOutput output) {
 StepShape Engine::shape_of(StepOutput output, std::int64_t num_tokens, std::int64_t batch_size,
                            std::int64_t num_rows, std::int64_t context_len) const {
   StepShape shape{.output = output, .num_tokens = num_tokens, .batch_size = batch_size, .num_rows = num_rows};
+  require("context_len of a step", context_len, 1, options_.max_seq_len);
+  check(shape);
   shape.max_pages = std::min(next_power_of_two(cache_.pages_for(context_len)), max_pages());
   // Fused attention has no scores. A paged cache's width follows its table, so that it adds no shapes of its
   // own.
@@ -121,7 +146,16 @@ StepShape Engine::shape_of(StepOutput output, std::int64_t num_tokens, std::int6
   return shape;
 }
 
+// A shape may come from another engine.
+void Engine::check(const StepShape& s) const {
+  require("num_tokens of a step", s.num_tokens, 1, options_.max_step_tokens);
+  require("batch_size of a step", s.batch_size, 1, std::min(options_.max_batch_size, s.num_tokens));
+  require("num_rows of a step", s.num_rows, 0, s.num_tokens);
+  require("max_pages of a step", s.max_pages, 1, max_pages());
+}
+
 Engine::Planned& Engine::planned(const StepShape& shape) {
+  check(shape);
   const auto found = std::ranges::find(planned_, shape, &Planned::shape);
   if (found != planned_.end()) {
     found->last_used = ++clock_;
@@ -133,11 +167,11 @@ Engine::Planned& Engine::planned(const StepShape& shape) {
   p.shape = shape;
   p.last_used = ++clock_;
   const SymbolValues symbols = shape.symbols();
-  p.fused.graph = fuse(graph(shape.output), symbols, options_.fusion, *dispatcher_,
+  p.fused.graph = fuse(graph_of(shape.output), symbols, options_.fusion, *dispatcher_,
                        options_.verdicts != nullptr ? options_.verdicts : &own_verdicts_, &p.fused.applied);
-  p.executable =
-      std::make_unique<Executable>(p.fused.graph, symbols, *dispatcher_,
-                                   Executable::Options{.selection = options_.selection, .packs = packs_.get()});
+  p.executable = std::make_unique<Executable>(
+      p.fused.graph, symbols, *dispatcher_,
+      Executable::Options{.selection = options_.selection, .packs = packs_.get()});
   bind(*p.executable, shape);
   if (planned_.size() == options_.max_executables) {
     planned_.erase(std::ranges::min_element(planned_, {}, &Planned::last_used));
@@ -230,6 +264,10 @@ StepShape Engine::fill_tables(std::span<const StepInput> batch, StepOutput outpu
 }
 
 TensorView Engine::step(std::span<const StepInput> batch, StepOutput output) {
+  return EngineUse(*this).step(batch, output);
+}
+
+TensorView Engine::run_step(std::span<const StepInput> batch, StepOutput output) {
   check(batch);
   if (batch.empty()) {
     return output == StepOutput::ids

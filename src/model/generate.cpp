@@ -57,16 +57,29 @@ class Sampler {
   std::shared_ptr<void> workspace_;
 };
 
-// A request that holds a sequence of the cache.
+// A sequence of the cache until the end of a request, however that comes; a callback may have released it.
+class HeldSequence {
+ public:
+  explicit HeldSequence(KvCache& cache) : cache_(cache), id_(cache.create()) {}
+  ~HeldSequence() {
+    if (cache_.contains(id_)) cache_.release(id_);
+  }
+  HeldSequence(const HeldSequence&) = delete;
+  HeldSequence& operator=(const HeldSequence&) = delete;
+  operator SequenceId() const { return id_; }
+
+ private:
+  KvCache& cache_;
+  const SequenceId id_;
+};
+
+// A request under way.
 class Running {
  public:
   Running(Engine& engine, std::size_t index, const GenerateRequest& request)
-      : index(index), request(request), cache_(engine.cache()), sequence_(cache_.create()) {
+      : index(index), request(request), cache_(engine.cache()), sequence_(cache_) {
     if (!is_greedy(request)) sampler = std::make_unique<Sampler>(engine, request.sampling);
   }
-  ~Running() { cache_.release(sequence_); }
-  Running(const Running&) = delete;
-  Running& operator=(const Running&) = delete;
 
   std::int64_t pages_to_come() const {
     return cache_.pages_for(final_length(request)) -
@@ -89,13 +102,13 @@ class Running {
 
  private:
   KvCache& cache_;
-  const SequenceId sequence_;
+  const HeldSequence sequence_;
 };
 
 class Scheduler {
  public:
   Scheduler(Engine& engine, std::span<const GenerateRequest> requests, const TokenCallback& on_token)
-      : engine_(engine), requests_(requests), on_token_(on_token), results_(requests.size()) {}
+      : engine_(engine), use_(engine), requests_(requests), on_token_(on_token), results_(requests.size()) {}
 
   std::vector<GenerateResult> run() && {
     for (std::size_t i = 0; i < requests_.size(); ++i) check(requests_[i], i);
@@ -172,7 +185,7 @@ class Scheduler {
       budget -= batch_.back().tokens.size();
       all_greedy &= batch_.back().rows == Rows::none || is_greedy(r->request);
     }
-    const TensorView out = engine_.step(batch_, all_greedy ? StepOutput::ids : StepOutput::logits);
+    const TensorView out = use_.step(batch_, all_greedy ? StepOutput::ids : StepOutput::logits);
 
     std::int64_t row = 0;
     for (std::size_t i = 0; i < batch_.size(); ++i) {
@@ -212,6 +225,7 @@ class Scheduler {
   }
 
   Engine& engine_;
+  EngineUse use_;  // to the end: a callback's step would overwrite the rows that are being read
   const std::span<const GenerateRequest> requests_;
   const TokenCallback& on_token_;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
