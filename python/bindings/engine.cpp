@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 
 #include "bindings.h"
+#include "fields.h"
 #include "kf/engine.h"
 #include "kf/error.h"
 #include "kf/generate.h"
@@ -14,49 +15,8 @@
 namespace kf::python {
 namespace {
 
-// Reads the fields of a struct from a dictionary; every key must name one.
-class Fields {
- public:
-  Fields(const char* what, const nb::dict& values) : what_(what), values_(values) {}
-
-  template <class T>
-  Fields& read(const char* name, T& field) {
-    if (PyObject* value = PyDict_GetItemString(values_.ptr(), name)) {
-      ++used_;
-      if (!nb::try_cast(nb::handle(value), field, true))
-        throw_invalid(
-            fmt::format("{}: {}: cannot be {}", what_, name, nb::cast<std::string>(nb::repr(value))));
-    }
-    known_ += fmt::format("{}{}", known_.empty() ? "" : ", ", name);
-    return *this;
-  }
-  template <class E>
-  Fields& choose(const char* name, E& field, std::initializer_list<const char*> names) {
-    std::string text = *(names.begin() + static_cast<int>(field));
-    read(name, text);
-    int i = 0;
-    for (const char* n : names) {
-      if (text == n) {
-        field = static_cast<E>(i);
-        return *this;
-      }
-      ++i;
-    }
-    throw_invalid(
-        fmt::format("{}: {}: expected one of {}, got {}", what_, name, fmt::join(names, ", "), text));
-  }
-  void finish() const {
-    if (used_ != values_.size())
-      throw_invalid(fmt::format("{}: expected fields among {}, got {}", what_, known_,
-                                nb::cast<std::string>(nb::str(values_.keys()))));
-  }
-
- private:
-  const char* what_;
-  const nb::dict& values_;
-  std::size_t used_ = 0;
-  std::string known_;
-};
+constexpr const char* kModeNames[] = {"none", "all", "measured"};
+constexpr const char* kLayoutNames[] = {"HND", "NHD"};
 
 ModelConfig config_from(const nb::dict& values) {
   std::string architecture = "llama";
@@ -93,7 +53,7 @@ ModelConfig config_from(const nb::dict& values) {
 FusionPolicy policy_from(const nb::dict& values) {
   FusionPolicy p;
   Fields("fusion", values)
-      .choose("mode", p.mode, {"none", "all", "measured"})
+      .choose("mode", p.mode, kModeNames)
       .read("only", p.only)
       .read("except", p.except)
       .finish();
@@ -128,7 +88,7 @@ EngineOptions options_from(const nb::dict& values) {
       .read("dtype", cache_dtype)
       .read("page_size", o.cache.page_size)
       .read("num_pages", o.cache.num_pages)
-      .choose("layout", o.cache.layout, {"HND", "NHD"})
+      .choose("layout", o.cache.layout, kLayoutNames)
       .finish();
   o.cache.dtype = parse_dtype(cache_dtype);
   return o;
@@ -149,16 +109,36 @@ Rows rows_from(const std::string& name) {
 
 using TokenArray = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// A NumPy array with a copy of what `t` shows until the engine's next step.
+// Token ids as they are: other element types would be converted, which wraps and cuts.
+TokenArray tokens_from(nb::handle object) {
+  TokenArray tokens;
+  if (!nb::try_cast(object, tokens, false))
+    throw_invalid(fmt::format("step: tokens: expected a contiguous int32 array [n], got {}",
+                              nb::cast<std::string>(nb::repr(object))));
+  return tokens;
+}
+
+// A copy of what `t` shows until the engine's next step; logits as f32, whatever the activations are.
+Tensor copy_of(const TensorView& t) {
+  const DType dtype = dtype_info(t.dtype).is_float ? DType::f32 : t.dtype;
+  Tensor copy(dtype, std::span(t.shape.data(), static_cast<std::size_t>(t.rank)));
+  if (t.numel() == 0) return copy;
+  if (dtype == t.dtype)
+    std::memcpy(copy.view().data, t.data, t.nbytes());
+  else
+    dequantize({.x = t, .out = copy});
+  return copy;
+}
+
 template <class T>
-nb::object copy_to_numpy(const TensorView& t) {
-  auto copy = std::make_unique<Tensor>(t.dtype, std::span(t.shape.data(), static_cast<std::size_t>(t.rank)));
-  if (t.nbytes() > 0) std::memcpy(copy->view().data, t.data, t.nbytes());
+nb::object to_numpy(Tensor tensor) {
+  auto owned = std::make_unique<Tensor>(std::move(tensor));
+  const TensorView t = owned->view();
   std::array<std::size_t, kMaxRank> shape{};
   for (int i = 0; i < t.rank; ++i) shape[i] = static_cast<std::size_t>(t.shape[i]);
-  T* data = copy->template as<T>();
-  nb::capsule owner(copy.release(), [](void* p) noexcept { delete static_cast<Tensor*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(data, static_cast<std::size_t>(t.rank), shape.data(), owner));
+  nb::capsule owner(owned.release(), [](void* p) noexcept { delete static_cast<Tensor*>(p); });
+  return nb::cast(
+      nb::ndarray<nb::numpy, T>(t.as<T>(), static_cast<std::size_t>(t.rank), shape.data(), owner));
 }
 
 // An engine with the arrays that its weights lie in, the verdicts that it consults, and counters where asked
@@ -183,18 +163,23 @@ class PyEngine {
     engine_.emplace(c, tensors, o);
   }
 
-  nb::object step(const std::vector<std::tuple<SequenceId, TokenArray, std::string>>& batch,
+  nb::object step(const std::vector<std::tuple<SequenceId, nb::object, std::string>>& batch,
                   const std::string& output) {
+    std::vector<TokenArray> tokens;
     std::vector<StepInput> inputs;
-    for (const auto& [sequence, tokens, rows] : batch)
-      inputs.push_back({sequence, std::span(tokens.data(), tokens.size()), rows_from(rows)});
+    for (const auto& [sequence, ids, rows] : batch) {
+      tokens.push_back(tokens_from(ids));
+      inputs.push_back({sequence, std::span(tokens.back().data(), tokens.back().size()), rows_from(rows)});
+    }
     const StepOutput kind = output_from(output);
-    TensorView result;
+    Tensor result;
     {
       nb::gil_scoped_release release;
-      result = engine_->step(inputs, kind);
+      EngineUse use(*engine_);  // until the result is copied out
+      result = copy_of(use.step(inputs, kind));
     }
-    return kind == StepOutput::logits ? copy_to_numpy<float>(result) : copy_to_numpy<std::int32_t>(result);
+    return kind == StepOutput::logits ? to_numpy<float>(std::move(result))
+                                      : to_numpy<std::int32_t>(std::move(result));
   }
 
   nb::list generate(const nb::list& requests, const nb::object& on_token) {
@@ -248,7 +233,31 @@ class PyEngine {
     engine_->prepare(shape);
   }
 
-  nb::dict last_step() const {
+  // A step's graph before fusion beside the one that runs.
+  std::string before_after_svg(const StepShape& shape) {
+    EngineUse use(*engine_);
+    return kf::before_after_svg(use.graph(shape.output), use.fused_graph(shape).graph);
+  }
+
+  SequenceId create_sequence() {
+    const EngineUse use = inner();
+    return engine_->cache().create();
+  }
+  void release_sequence(SequenceId sequence) {
+    const EngineUse use = inner();
+    engine_->cache().release(sequence);
+  }
+  void truncate(SequenceId sequence, std::int64_t length) {
+    const EngineUse use = inner();
+    engine_->cache().truncate(sequence, length);
+  }
+  std::int64_t length(SequenceId sequence) {
+    const EngineUse use = inner();
+    return engine_->cache().length(sequence);
+  }
+
+  nb::dict last_step() {
+    const EngineUse use = inner();
     const StepMetrics& m = engine_->last_step();
     nb::dict d;
     d["num_tokens"] = m.num_tokens;
@@ -261,7 +270,8 @@ class PyEngine {
 
   nb::list applied(const StepShape& shape) {
     nb::list all;
-    for (const Applied& a : engine_->fused_graph(shape).applied) {
+    EngineUse use(*engine_);
+    for (const Applied& a : use.fused_graph(shape).applied) {
       nb::dict d;
       d["rule"] = a.rule;
       d["label"] = a.label;
@@ -293,6 +303,9 @@ class PyEngine {
   Counters& counters() { return counters_; }
 
  private:
+  // For what a callback of generate() may do too, and no other thread meanwhile.
+  EngineUse inner() { return EngineUse(*engine_, EngineUse::Kind::inner); }
+
   std::vector<Array> arrays_;
   nb::object verdicts_;
   Counters counters_;
@@ -329,23 +342,19 @@ void bind_engine(nb::module_& m) {
                         "Packed weights that engines over the same arrays share. Keep the arrays alive.")
       .def(nb::init<>())
       .def_prop_ro("bytes", &PackCache::bytes);
-  nb::class_<PyEngine>(m, "Engine",
-                       "Runs a model of the Llama family over a paged cache. Not for concurrent use.")
+  nb::class_<PyEngine>(
+      m, "Engine",
+      "Runs a model of the Llama family over a paged cache, for one caller at a time: others\n"
+      "meanwhile, and steps from within generate()'s callback, are refused.")
       .def(nb::init<const nb::dict&, const nb::dict&, const nb::dict&, nb::object, bool,
                     std::shared_ptr<PackCache>>(),
-           nb::arg("config"),
-           nb::arg("weights"), nb::arg("options") = nb::dict(), nb::arg("verdicts").none() = nb::none(),
-           nb::arg("count_calls") = false, nb::arg("packs").none() = nb::none())
-      .def("create_sequence", [](PyEngine& e) { return e.engine().cache().create(); })
-      .def(
-          "release_sequence", [](PyEngine& e, SequenceId s) { e.engine().cache().release(s); },
-          nb::arg("sequence"))
-      .def(
-          "truncate", [](PyEngine& e, SequenceId s, std::int64_t n) { e.engine().cache().truncate(s, n); },
-          nb::arg("sequence"), nb::arg("length"))
-      .def(
-          "length", [](PyEngine& e, SequenceId s) { return e.engine().cache().length(s); },
-          nb::arg("sequence"))
+           nb::arg("config"), nb::arg("weights"), nb::arg("options") = nb::dict(),
+           nb::arg("verdicts").none() = nb::none(), nb::arg("count_calls") = false,
+           nb::arg("packs").none() = nb::none())
+      .def("create_sequence", &PyEngine::create_sequence)
+      .def("release_sequence", &PyEngine::release_sequence, nb::arg("sequence"))
+      .def("truncate", &PyEngine::truncate, nb::arg("sequence"), nb::arg("length"))
+      .def("length", &PyEngine::length, nb::arg("sequence"))
       .def("step", &PyEngine::step, nb::arg("batch"), nb::arg("output") = "logits",
            "Feeds [(sequence, int32 tokens, rows: none | last | all)]; returns logits [num_rows, vocab] or "
            "ids.")
@@ -356,15 +365,19 @@ void bind_engine(nb::module_& m) {
       .def(
           "graph",
           [](PyEngine& e, const std::string& output, const std::string& format) {
-            return graph_text(e.engine().graph(output_from(output)), format);
+            EngineUse use(e.engine());
+            return graph_text(use.graph(output_from(output)), format);
           },
           nb::arg("output") = "logits", nb::arg("format") = "text", "The graph before fusion.")
       .def(
           "fused_graph",
           [](PyEngine& e, const StepShape& shape, const std::string& format) {
-            return graph_text(e.engine().fused_graph(shape).graph, format);
+            EngineUse use(e.engine());
+            return graph_text(use.fused_graph(shape).graph, format);
           },
           nb::arg("shape"), nb::arg("format") = "text", "The graph as it runs.")
+      .def("before_after_svg", &PyEngine::before_after_svg, nb::arg("shape"),
+           "One drawing of the graph before fusion and as it runs, side by side.")
       .def("applied", &PyEngine::applied, nb::arg("shape"), "What became of each rule at each place.")
       .def(
           "explain", [](PyEngine& e, const StepShape& shape) { return e.engine().explain(shape); },

@@ -1,7 +1,54 @@
-// Fusion rules and the verdicts about them.
+// Fusion rules, what a configuration makes of them, and the verdicts about them.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include "bindings.h"
+#include "fields.h"
 
 namespace kf::python {
+namespace {
+
+// The fields that say what is fused; the others concern single calls.
+KernelFusionConfig config_from(const nb::dict& values) {
+  KernelFusionConfig c;
+  Fields("KernelFusionConfig", values)
+      .choose("attention_backend", c.attention_backend, kAttentionBackendNames)
+      .read("fuse_ffn", c.fuse_ffn)
+      .read("fuse_gelu_linear", c.fuse_gelu_linear)
+      .read("fuse_silu_linear", c.fuse_silu_linear)
+      .read("fuse_ln", c.fuse_ln)
+      .read("fuse_ln_linear", c.fuse_ln_linear)
+      .read("fuse_rmsnorm", c.fuse_rmsnorm)
+      .read("fuse_softmax", c.fuse_softmax)
+      .read("use_online_softmax", c.use_online_softmax)
+      .read("fuse_rope", c.fuse_rope)
+      .read("fuse_qkv", c.fuse_qkv)
+      .read("fuse_residual", c.fuse_residual)
+      .read("fuse_lm_head", c.fuse_lm_head)
+      .finish();
+  return c;
+}
+
+// Any known fields of a verdict; the rest keep their defaults.
+Verdict verdict_from(const nb::dict& values) {
+  Verdict v;
+  Fields("verdict", values)
+      .read("rule", v.rule)
+      .read("signature", v.signature)
+      .read("device", v.device)
+      .read("version", v.version)
+      .read("keep", v.keep)
+      .read("unfused_ms", v.unfused_ms)
+      .read("fused_ms", v.fused_ms)
+      .read("unfused_bytes", v.unfused_bytes)
+      .read("fused_bytes", v.fused_bytes)
+      .read("max_error", v.max_error)
+      .read("reason", v.reason)
+      .finish();
+  return v;
+}
+
+}  // namespace
 
 void bind_fusion(nb::module_& m) {
   m.def(
@@ -22,6 +69,11 @@ void bind_fusion(nb::module_& m) {
         return all;
       },
       "Every fusion rule in the order of application.");
+
+  m.def(
+      "rules_off",
+      [](const nb::dict& config) { return KernelFusionManager(config_from(config)).fusion_policy().except; },
+      nb::arg("config"), "The rules that a configuration's switches turn off.");
 
   nb::class_<VerdictStore>(m, "VerdictStore", "Measured fusions on disk. Without a path: in memory only.")
       .def(nb::init<std::string>(), nb::arg("path") = "")
@@ -46,6 +98,9 @@ void bind_fusion(nb::module_& m) {
              }
              return all;
            })
+      .def(
+          "put", [](VerdictStore& store, const nb::dict& verdict) { store.put(verdict_from(verdict)); },
+          nb::arg("verdict"), "Overrules the verdict of the same rule, signature, device and version.")
       .def("clear", &VerdictStore::clear)
       .def("save", &VerdictStore::save);
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 FusionTarget = Literal["attention", "ffn", "layernorm", "softmax", "activation", "ln_linear", "gelu_linear"]
 AttentionBackend = Literal["flash2", "flash3", "paged", "xformers", "vanilla", "triton"]
 FusionBackend = Literal["cuda", "triton", "rocm", "tensorrt"]
+FusionChoice = str | Sequence[str]  # "measured", "all", "none", or names of rules
 
 
 @dataclass
@@ -64,6 +65,8 @@ class KernelFusionConfig:
     fuse_rope: bool = True  # rotation, QK-norm and the cache's append in one call
     fuse_lm_head: bool = True  # the last layer and the greedy choice as one
     allow_fallback: bool = False  # False: what the configured kernels cannot serve is an error
-    fusion: Literal["measured", "all", "none"] = "measured"  # how graph rules are applied
+    # How graph rules are applied: "measured" keeps what is faster here, "all", "none", or just the rules of these
+    # names ("rule,rule" or a list)
+    fusion: FusionChoice = "measured"
     only_rules: list[str] = field(default_factory=list)  # non-empty: just these graph rules
     except_rules: list[str] = field(default_factory=list)  # never these

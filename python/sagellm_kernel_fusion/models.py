@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +14,14 @@ import numpy as np
 
 from . import _kf
 from .arrays import to_numpy
-from .config import KernelFusionConfig
+from .config import FusionChoice, KernelFusionConfig
 from .errors import NotServedError, refusing
 from .tokens import TextStream, TokenizerOf, load_tokenizer
 from .weights import ModelFile, open_model
 
 Weights = Literal["file", "f32"]
-Fusion = Literal["measured", "all", "none"]
+WEIGHTS: tuple[Weights, ...] = ("f32", "file")
+FUSION_MODES = ("measured", "all", "none")
 
 
 @dataclass
@@ -33,7 +36,8 @@ class Generated:
 
 
 class Model:
-    """A model ready to run. `load_model` makes one. Not for concurrent use.
+    """A model ready to run. `load_model` makes one. For one caller at a time: others meanwhile, and calls from within
+    generate's on_text, are refused.
 
     `engine` is the C++ engine: its steps, cache, graphs and counters.
     """
@@ -44,6 +48,17 @@ class Model:
         self._file = file
         self.engine = _kf.Engine(file.config, weights, engine_options, verdicts, count_calls)
         self._sequence: int | None = None
+        self._busy = threading.Lock()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # The engine refuses a second caller of a step; prefill and decode are several that belong together.
+        if not self._busy.acquire(blocking=False):
+            raise refusing("model: in use: another call is under way, in another thread or around this one")
+        try:
+            yield
+        finally:
+            self._busy.release()
 
     @cached_property
     def tokenizer(self) -> TokenizerOf:
@@ -51,8 +66,7 @@ class Model:
 
     def prefill(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Forgets what went before, reads tokens [n], returns float32 logits [vocab_size] after the last one."""
-        self.reset()
-        return self._feed(tokens, "last")[0]
+        return self._feed(tokens, "last", afresh=True)[0]
 
     def decode(self, token: int) -> np.ndarray:
         """Reads one more token, returns float32 logits [vocab_size] after it."""
@@ -60,25 +74,31 @@ class Model:
 
     def logits(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Forgets what went before, reads tokens [n], returns float32 logits [n, vocab_size] after each."""
-        self.reset()
-        return self._feed(tokens, "all")
+        return self._feed(tokens, "all", afresh=True)
 
     def reset(self) -> None:
         """Forgets the sequence that prefill and decode work on."""
+        with self._alone():
+            self._forget()
+
+    def _forget(self) -> None:
         if self._sequence is not None:
             self.engine.truncate(self._sequence, 0)
 
-    def _feed(self, tokens, rows: str) -> np.ndarray:
-        ids = np.ascontiguousarray(tokens, dtype=np.int32)
-        if ids.ndim != 1 or ids.size == 0:
-            raise refusing(f"tokens: expected at least one id in a list, got shape {list(ids.shape)}")
-        if self._sequence is None:
-            self._sequence = self.engine.create_sequence()
-        size = self.engine.max_step_tokens
-        chunks = [ids[i : i + size] for i in range(0, len(ids), size)]
-        before = "all" if rows == "all" else "none"
-        outputs = [self._step(chunk, before) for chunk in chunks[:-1]]
-        outputs.append(self._step(chunks[-1], rows))
+    def _feed(self, tokens, rows: str, afresh: bool = False) -> np.ndarray:
+        ids = token_ids(tokens, self.config["vocab_size"])
+        if ids.size == 0:
+            raise refusing("tokens: expected at least one id, got none")
+        with self._alone():
+            if afresh:
+                self._forget()
+            if self._sequence is None:
+                self._sequence = self.engine.create_sequence()
+            size = self.engine.max_step_tokens
+            chunks = [ids[i : i + size] for i in range(0, len(ids), size)]
+            before = "all" if rows == "all" else "none"
+            outputs = [self._step(chunk, before) for chunk in chunks[:-1]]
+            outputs.append(self._step(chunks[-1], rows))
         return np.concatenate(outputs) if rows == "all" else outputs[-1]
 
     def _step(self, ids: np.ndarray, rows: str) -> np.ndarray:
@@ -105,9 +125,10 @@ class Model:
         """
         single = isinstance(prompts, str)
         texts = [prompts] if single else list(prompts)
+        vocab_size = self.config["vocab_size"]
         requests = [
             {
-                "prompt": self.tokenizer.encode(p) if isinstance(p, str) else [int(t) for t in p],
+                "prompt": self.tokenizer.encode(p) if isinstance(p, str) else token_ids(p, vocab_size).tolist(),
                 "max_new_tokens": max_new_tokens,
                 "stop_ids": self.tokenizer.stop_ids if stop else [],
                 "temperature": temperature,
@@ -124,13 +145,45 @@ class Model:
             piece = streams[request].push(token)
             return on_text is None or not piece or on_text(request, piece) is not False
 
+        with self._alone():
+            made = self.engine.generate(requests, on_token)
         results = [
             Generated(
                 self.tokenizer.decode(r["tokens"]), r["tokens"], r["reason"], r["seconds_to_first_token"], r["seconds"]
             )
-            for r in self.engine.generate(requests, on_token)
+            for r in made
         ]
         return results[0] if single else results
+
+
+def token_ids(tokens, vocab_size: int) -> np.ndarray:
+    """`tokens` as int32 [n], none of them changed on the way."""
+    try:
+        ids = np.asarray(tokens)
+    except (ValueError, OverflowError) as error:
+        raise refusing(f"tokens: expected ids in a list: {error}") from error
+    if ids.ndim != 1:
+        raise refusing(f"tokens: expected at least one id in a list, got shape {list(ids.shape)}")
+    if ids.size == 0:
+        return np.empty(0, np.int32)
+    if ids.dtype.kind not in "iu":
+        raise refusing(f"tokens: expected integers of at most 64 bits, got {ids.dtype}")
+    for extreme in (int(ids.min()), int(ids.max())):
+        if not 0 <= extreme < vocab_size:
+            raise refusing(f"tokens: token id {extreme} is not in the vocabulary of {vocab_size}")
+    return np.ascontiguousarray(ids, np.int32)
+
+
+def fusion_mode(fusion: FusionChoice) -> tuple[str, list[str]]:
+    """The engine's mode and the rules that it is restricted to: names of rules apply all of these and no others."""
+    if fusion in FUSION_MODES:
+        return fusion, []
+    known = [r["name"] for r in _kf.rules()]
+    names = [name.strip() for name in (fusion.split(",") if isinstance(fusion, str) else fusion)]
+    if not names or not set(names) <= set(known):
+        got = ",".join(names) or "nothing"
+        raise refusing(f"fusion: expected {', '.join(FUSION_MODES)}, or rules among {', '.join(known)}; got {got}")
+    return "all", names
 
 
 def load_model(
@@ -139,7 +192,7 @@ def load_model(
     fuse_kernels: bool = True,
     fusion_config: KernelFusionConfig | None = None,
     weights: Weights = "file",
-    fusion: Fusion | None = None,
+    fusion: FusionChoice | None = None,
     only_rules: Sequence[str] = (),
     except_rules: Sequence[str] = (),
     threads: int = 0,
@@ -154,8 +207,8 @@ def load_model(
     """Loads a GGUF file or a safetensors folder.
 
     fuse_kernels=False (or fusion="none") is the baseline: the same model in primitive ops, as an eager framework runs
-    it. fusion: "measured" keeps each fusion that is faster here, "all" takes every one; `only_rules` and `except_rules`
-    restrict them by name (`sagellm_kernel_fusion.rules()`). weights: "file" computes with them as they are stored,
+    it. fusion: "measured" keeps each fusion that is faster here, "all" takes every one, names of rules ("rule,rule" or
+    a list; `sagellm_kernel_fusion.rules()`) take all of these; `only_rules` and `except_rules` restrict them. weights: "file" computes with them as they are stored,
     "f32" dequantizes them first. context: the longest sequence (0: the model's, at most 4096). max_step_tokens: longer
     prompts are fed in chunks of as many. threads 0: all. families: the kernels that may be used, as in `Selection`
     (none: the fused ones, or for the baseline the vanilla ones). verdicts: where measured fusions are kept (None: on
@@ -163,11 +216,9 @@ def load_model(
     """
     file = path if isinstance(path, ModelFile) else open_model(path)
     config = fusion_config or KernelFusionConfig()
-    mode = fusion or (config.fusion if fuse_kernels else "none")
-    if mode not in ("measured", "all", "none"):
-        raise refusing(f"fusion: expected measured, all or none, got {mode!r}")
-    if weights not in ("file", "f32"):
-        raise refusing(f"weights: expected file or f32, got {weights!r}")
+    mode, named = fusion_mode((config.fusion if fuse_kernels else "none") if fusion is None else fusion)
+    if weights not in WEIGHTS:
+        raise refusing(f"weights: expected {' or '.join(WEIGHTS)}, got {weights!r}")
     if verdicts is None and mode == "measured":
         verdicts = _kf.VerdictStore(_kf.VerdictStore.default_path())
     options = {
@@ -180,17 +231,26 @@ def load_model(
         "cache": {"dtype": cache_dtype},
         "fusion": {
             "mode": mode,
-            "only": [*config.only_rules, *only_rules],
+            "only": _restricted(named, [*config.only_rules, *only_rules]),
             "except": [*config.except_rules, *except_rules, *_rules_off(config)],
         },
     }
     return Model(file, model_weights(file, weights), options, verdicts, count_calls)
 
 
+def _restricted(named: list[str], only: list[str]) -> list[str]:
+    """Rules that both ask for; an empty list restricts nothing."""
+    if not named or not only:
+        return named or only
+    if both := [name for name in named if name in only]:
+        return both
+    raise refusing(f"fusion: {', '.join(named)} and only_rules {', '.join(only)} have no rule in common")
+
+
 def _rules_off(config: KernelFusionConfig) -> list[str]:
-    """The rules whose switch in the configuration is off; attention "vanilla" is unfused."""
-    off = {flag for flag in {r["flag"] for r in _kf.rules()} if getattr(config, flag) in (False, "vanilla")}
-    return [r["name"] for r in _kf.rules() if r["flag"] in off]
+    """The rules that the configuration's switches turn off."""
+    switches = {"use_online_softmax", *(r["flag"] for r in _kf.rules())}
+    return _kf.rules_off({name: getattr(config, name) for name in switches})
 
 
 def model_weights(file: ModelFile, weights: Weights) -> dict:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import jinja2
 import jinja2.sandbox
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from .errors import NotServedError, refusing
-from .weights import ModelFile
+from .errors import KernelFusionError, NotServedError, refusing
+from .weights import Metadata, ModelFile
 
 # How GGUF files name the splitting of text before byte-pair encoding (llama.cpp, llama_vocab_pre_type), with the
 # patterns of the models' own tokenizer.json.
@@ -26,6 +27,18 @@ _SINGLE_DIGITS = ("smollm", "refact", "starcoder", "command-r")
 _PATTERNS = {"default": _GPT2, "gpt-2": _GPT2, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "qwen2": _QWEN2}
 
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """What a tokenizer or template from a file brings about is that file's fault. The tokenizers library raises bare
+    Exceptions, and panics that are none; a template may fail in any way that Python code may."""
+    try:
+        yield
+    except (KernelFusionError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise refusing(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
@@ -44,36 +57,36 @@ def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _gguf_tokenizer(metadata: Mapping, path: Path) -> Tokenizer:
-    kind = metadata.get("tokenizer.ggml.model")
+def _gguf_tokenizer(meta: Metadata) -> Tokenizer:
+    kind = meta.text("tokenizer.ggml.model", default="none")
     if kind != "gpt2":
-        raise NotServedError(f"{path}: tokenizer.ggml.model {kind} is not served; served is gpt2 (byte-level BPE)")
-    tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
-    if not isinstance(tokens, list) or not isinstance(merges, list):
-        raise refusing(f"{path}: expected lists tokenizer.ggml.tokens and tokenizer.ggml.merges", file=path)
+        raise NotServedError(f"{meta.path}: tokenizer.ggml.model {kind} is not served; served is gpt2 (byte-level BPE)")
+    tokens, merges = meta.texts("tokenizer.ggml.tokens"), meta.texts("tokenizer.ggml.merges")
+    kinds = meta.values.get("tokenizer.ggml.token_type")
+    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != len(tokens)):
+        raise meta.fail("tokenizer.ggml.token_type", f"a list of {len(tokens)} numbers, one a token")
+    if any(" " not in merge for merge in merges):
+        raise meta.fail("tokenizer.ggml.merges", "pairs of tokens with a space between them")
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    try:
+    pre_tokenizer = _pre_tokenizer(meta.text("tokenizer.ggml.pre", default="default"))
+    with _refusing(f"{meta.path}: tokenizer vocabulary and merges do not fit together"):
         tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs, ignore_merges=False))
-    except Exception as error:  # the library raises bare Exceptions
-        raise refusing(f"{path}: tokenizer vocabulary and merges do not fit together: {error}", file=path) from error
-    tokenizer.pre_tokenizer = _pre_tokenizer(metadata.get("tokenizer.ggml.pre", "default"))
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds = metadata.get("tokenizer.ggml.token_type") or []
-    typed = list(zip(tokens, kinds, strict=False))
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token, kind in typed if kind == _CONTROL])
-    tokenizer.add_tokens([AddedToken(token) for token, kind in typed if kind == _USER_DEFINED])
+        tokenizer.pre_tokenizer = pre_tokenizer
+        tokenizer.decoder = decoders.ByteLevel()
+        typed = list(zip(tokens, kinds or [], strict=False))
+        tokenizer.add_special_tokens([AddedToken(token, special=True) for token, kind in typed if kind == _CONTROL])
+        tokenizer.add_tokens([AddedToken(token) for token, kind in typed if kind == _USER_DEFINED])
     return tokenizer
 
 
-def _as_ids(value) -> list[int]:
-    return [] if value is None else [int(v) for v in (value if isinstance(value, list) else [value])]
-
-
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> Metadata:
     try:
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
+        values = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
         raise refusing(f"{path}: cannot be read: {error}", file=path) from error
+    if not isinstance(values, dict):
+        raise refusing(f"{path}: expected a JSON object, got {type(values).__name__}", file=path)
+    return Metadata(values, path)
 
 
 class TokenizerOf:
@@ -100,11 +113,13 @@ class TokenizerOf:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _refusing("tokenizer: the text cannot be encoded"):
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [self._bos_id, *ids] if self._add_bos and ids[:1] != [self._bos_id] else ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        with _refusing("tokenizer: the ids cannot be decoded"):
+            return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
 
     def chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """The text that the model's chat template makes of [{"role": "user", "content": "..."}]."""
@@ -118,12 +133,10 @@ class TokenizerOf:
         environment.globals["raise_exception"] = fail
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
-        try:
+        with _refusing("chat template"):
             return environment.from_string(self.chat_template).render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, **self._special
             )
-        except jinja2.TemplateError as error:
-            raise refusing(f"chat template: {error}") from error
 
 
 class TextStream:
@@ -151,20 +164,19 @@ def load_tokenizer(file: ModelFile) -> TokenizerOf:
 
 
 def _from_gguf(file: ModelFile) -> TokenizerOf:
-    meta = file.metadata
-    tokens = meta.get("tokenizer.ggml.tokens")
-    tokenizer = _gguf_tokenizer(meta, file.path)
-    bos, eos = meta.get("tokenizer.ggml.bos_token_id"), meta.get("tokenizer.ggml.eos_token_id")
-    stops = [*_as_ids(eos), *_as_ids(meta.get("tokenizer.ggml.eot_token_id"))]
+    meta = Metadata(file.metadata, file.path)
+    tokenizer = _gguf_tokenizer(meta)
+    tokens = meta.texts("tokenizer.ggml.tokens")
+    bos, eos = meta.ids("tokenizer.ggml.bos_token_id"), meta.ids("tokenizer.ggml.eos_token_id")
     special = {
-        name: tokens[i] for name, i in (("bos_token", bos), ("eos_token", eos)) if i is not None and i < len(tokens)
+        name: tokens[ids[0]] for name, ids in (("bos_token", bos), ("eos_token", eos)) if ids and ids[0] < len(tokens)
     }
     return TokenizerOf(
         tokenizer,
-        bos_id=bos,
-        add_bos=bool(meta.get("tokenizer.ggml.add_bos_token", False)),
-        stop_ids=stops,
-        chat_template=meta.get("tokenizer.chat_template"),
+        bos_id=bos[0] if bos else None,
+        add_bos=meta.flag("tokenizer.ggml.add_bos_token", default=False),
+        stop_ids=[*eos, *meta.ids("tokenizer.ggml.eot_token_id")],
+        chat_template=meta.text("tokenizer.chat_template", default=""),
         special=special,
     )
 
@@ -173,29 +185,39 @@ def _from_folder(folder: Path) -> TokenizerOf:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise refusing(f"{folder}: expected tokenizer.json, found none", file=path)
-    try:
+    with _refusing(f"{path}: not a tokenizer"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exceptions
-        raise refusing(f"{path}: not a tokenizer: {error}", file=path) from error
     options, generation = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "generation_config.json")
     model = _read_json(folder / "config.json")
 
-    def content(name: str) -> str | None:
-        value = options.get(name)
-        return value.get("content") if isinstance(value, dict) else value
+    def content(name: str) -> str:
+        value = options.values.get(name)
+        return Metadata(value, options.path).text("content") if isinstance(value, dict) else options.text(name, "")
 
     special = {name: text for name in ("bos_token", "eos_token", "unk_token", "pad_token") if (text := content(name))}
-    template = options.get("chat_template")
-    if template is None and (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text("utf-8")
-    stops = _as_ids(generation.get("eos_token_id", model.get("eos_token_id")))
-    if eos := special.get("eos_token"):
-        stops += _as_ids(tokenizer.token_to_id(eos))
+    stops = generation.ids("eos_token_id") or model.ids("eos_token_id")
+    if "eos_token" in special and (eos := tokenizer.token_to_id(special["eos_token"])) is not None:
+        stops.append(eos)
     return TokenizerOf(
         tokenizer,
         bos_id=tokenizer.token_to_id(special["bos_token"]) if "bos_token" in special else None,
-        add_bos=bool(options.get("add_bos_token", False)),
+        add_bos=options.flag("add_bos_token", default=False),
         stop_ids=stops,
-        chat_template=template,
+        chat_template=_template(folder, options),
         special=special,
     )
+
+
+def _template(folder: Path, options: Metadata) -> str:
+    """The chat template: a text, the one named default of several, or a file of its own."""
+    value = options.values.get("chat_template")
+    if isinstance(value, list):
+        named = [Metadata(t, options.path) for t in value if isinstance(t, dict)]
+        return next((t.text("template") for t in named if t.values.get("name") == "default"), "")
+    if value is not None:
+        return options.text("chat_template")
+    path = folder / "chat_template.jinja"
+    try:
+        return path.read_text("utf-8") if path.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise refusing(f"{path}: cannot be read: {error}", file=path) from error

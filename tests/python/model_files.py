@@ -107,7 +107,9 @@ def write_gguf(path: Path, shape: Shape, kind: str = "q4_1", architecture: str =
     writer.add_token_merges(["t h"])
     writer.add_eos_token_id(257)
     for key, value in overrides.items():
-        writer.add_key_value(key.replace("__", "."), *value)
+        name = key.replace("__", ".")
+        writer.kv_data[0].pop(name, None)
+        writer.add_key_value(name, *value)
     for name, weight in tiny_weights(shape).items():
         if weight.ndim == 1:
             writer.add_tensor(gguf_name(name), weight)

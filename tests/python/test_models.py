@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
+import ml_dtypes
 import numpy as np
 import pytest
 
 import sagellm_kernel_fusion as kf
-from model_files import TINY, write_gguf
+from model_files import BF16, TINY, write_gguf, write_safetensors
+from sagellm_kernel_fusion.weights import open_model
 
 
 def relative_error(got, expected):
@@ -129,6 +133,35 @@ def test_a_switch_of_the_configuration_turns_its_rules_off(tiny_gguf):
         assert not ran & {r["name"] for r in kf.rules() if r["flag"] == flag}, flag
 
 
+def test_the_configurations_switches_mean_what_they_mean_in_cpp():
+    """Every switch that C++ knows; attention is unfused by two of them."""
+    names = [r["name"] for r in kf.rules()]
+    of_flag = {flag: [r["name"] for r in kf.rules() if r["flag"] == flag] for flag in {r["flag"] for r in kf.rules()}}
+    attention = of_flag["attention_backend"]
+    assert kf._kf.rules_off({}) == []
+    assert kf._kf.rules_off({"use_online_softmax": False}) == kf._kf.rules_off({"attention_backend": "vanilla"})
+    assert kf._kf.rules_off({"attention_backend": "vanilla"}) == attention
+    everything = dict.fromkeys((f for f in of_flag if f != "attention_backend"), False)
+    assert kf._kf.rules_off(everything | {"attention_backend": "vanilla"}) == names
+    with pytest.raises(kf.InvalidArgumentError, match="attention_backend: expected one of flash2"):
+        kf._kf.rules_off({"attention_backend": "flash9"})
+
+
+def test_attention_without_online_softmax_is_unfused(tiny_gguf):
+    config = kf.KernelFusionConfig(fusion="all", use_online_softmax=False)
+    engine = kf.load_model(tiny_gguf, fusion_config=config).engine
+    ran = {a["rule"] for a in engine.applied(engine.shape_of("ids", 4, 1, 1, 4)) if a["kept"]}
+    assert ran and not any(rule.startswith("attention") for rule in ran)
+
+
+@pytest.mark.parametrize("fusion", ["qkv_merge,attention_causal", ["qkv_merge", "attention_causal"]])
+def test_named_rules_and_no_others(tiny_gguf, fusion):
+    for options in (dict(fusion=fusion), dict(fusion_config=kf.KernelFusionConfig(fusion=fusion))):
+        engine = kf.load_model(tiny_gguf, **options).engine
+        ran = {a["rule"] for a in engine.applied(engine.shape_of("ids", 4, 1, 1, 4)) if a["kept"]}
+        assert ran == {"qkv_merge", "attention_causal"}
+
+
 def test_measured_fusions_are_remembered_and_can_be_cleared(tiny_gguf, tmp_path):
     path = str(tmp_path / "verdicts.json")
     kf.load_model(tiny_gguf, fusion="measured", verdicts=kf.VerdictStore(path)).prefill([1, 2, 3])
@@ -177,10 +210,162 @@ def test_an_error_in_the_callback_comes_through(tiny_gguf):
     assert model.generate([[1, 2]], 4, stop=False)[0].tokens
 
 
+# One caller at a time
+
+
+def test_calls_from_a_callback_are_refused_and_disturb_nothing(tiny_gguf):
+    model = kf.load_model(tiny_gguf, fusion="all")
+    requests = [{"prompt": p, "max_new_tokens": 5} for p in ([1, 2, 3], [4, 5])]
+    expected = [r["tokens"] for r in model.engine.generate(requests)]
+    refused = []
+
+    def on_token(request, token):
+        for call in (
+            lambda: model.engine.step([(sequence, np.array([1], np.int32), "last")]),
+            lambda: model.engine.generate(requests),
+            lambda: model.engine.prepare(shape),
+            lambda: model.engine.explain(shape),
+        ):
+            with pytest.raises(kf.InvalidArgumentError, match="in use: a call is under way around this one"):
+                call()
+            refused.append(token)
+        # What does not touch the step is allowed.
+        other = model.engine.create_sequence()
+        assert model.engine.length(other) == 0 and model.engine.last_step["num_tokens"] > 0
+        model.engine.release_sequence(other)
+        return True
+
+    sequence, shape = model.engine.create_sequence(), model.engine.shape_of("ids", 1, 1, 1, 9)
+    assert [r["tokens"] for r in model.engine.generate(requests, on_token)] == expected
+    assert len(refused) == 4 * sum(map(len, expected)) and model.engine.length(sequence) == 0
+
+    def on_text(*_):
+        with pytest.raises(kf.InvalidArgumentError, match="model: in use"):
+            model.prefill([1, 2])
+        return True
+
+    model.generate([[70, 71]], 4, stop=False, temperature=1.0, on_text=on_text)
+    assert np.isfinite(model.prefill([1, 2])).all()
+
+
+def test_a_callback_that_releases_the_running_sequence(tiny_gguf):
+    model = kf.load_model(tiny_gguf, fusion="all")
+    first = model.engine.create_sequence() + 1  # ids count up
+    request = {"prompt": [1, 2, 3], "max_new_tokens": 5}
+
+    def on_token(*_):
+        model.engine.release_sequence(first)
+        return True
+
+    with pytest.raises(kf.InvalidArgumentError, match=f"no sequence {first}"):
+        model.engine.generate([request], on_token)
+    assert len(model.engine.generate([request])[0]["tokens"]) == 5
+
+
+def test_threads_on_one_engine_are_refused_or_right(tiny_gguf):
+    model = kf.load_model(tiny_gguf, fusion="all", max_batch_size=1)
+    tokens = np.arange(3, 40)
+    expected = model.prefill(tokens)
+    refused, wrong = [], []
+
+    def work():
+        for _ in range(60):
+            try:
+                if not np.array_equal(model.prefill(tokens), expected):
+                    wrong.append("logits")
+            except kf.InvalidArgumentError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and all("in use" in text for text in refused)
+    np.testing.assert_array_equal(model.prefill(tokens), expected)
+
+
+def test_threads_on_the_bare_engine_are_refused_or_right(tiny_gguf):
+    engine = kf.load_model(tiny_gguf, fusion="all").engine
+    tokens = np.arange(3, 40, dtype=np.int32)
+    sequences = [engine.create_sequence() for _ in range(3)]
+    expected = engine.step([(sequences[0], tokens, "last")])
+    engine.truncate(sequences[0], 0)
+    refused, wrong = [], []
+
+    def again(call):
+        while True:
+            try:
+                return call()
+            except kf.InvalidArgumentError as error:
+                refused.append(str(error))
+
+    def work(sequence):
+        for _ in range(40):
+            if not np.array_equal(again(lambda: engine.step([(sequence, tokens, "last")])), expected):
+                wrong.append(sequence)
+            again(lambda: engine.truncate(sequence, 0))
+            again(lambda: engine.release_sequence(again(engine.create_sequence)))
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in sequences]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and all("in another thread" in text for text in refused)
+
+
+# Element types of activations
+
+
+@pytest.mark.parametrize("dtype", [np.float16, BF16])
+def test_logits_are_float32_whatever_the_activations_are(tmp_path, dtype):
+    file = open_model(write_safetensors(tmp_path / "model", TINY, dtype))
+    name = {np.float16: "f16", BF16: "bf16"}[dtype]
+    tokens = np.arange(20, dtype=np.int32)
+    got = {}
+    for activations in ("f32", name):
+        engine = kf._kf.Engine(file.config, file.tensors, {"activation_dtype": activations, "max_seq_len": 64})
+        got[activations] = engine.step([(engine.create_sequence(), tokens, "all")])
+        assert got[activations].dtype == np.float32 and got[activations].shape == (20, TINY.vocab)
+        assert engine.step([(engine.create_sequence(), tokens, "none")]).shape == (0, TINY.vocab)
+    # Every one of a layer's 16 results and some at both ends is rounded.
+    roundoff = float(ml_dtypes.finfo(dtype).eps) / 2
+    assert relative_error(got[name], got["f32"]) <= (16 * TINY.layers + 4) * roundoff
+    model = kf._kf.Engine(file.config, file.tensors, {"activation_dtype": name, "max_seq_len": 64})
+    request = {"prompt": tokens.tolist(), "max_new_tokens": 4, "temperature": 1.0}
+    assert len(model.generate([request])[0]["tokens"]) == 4
+
+
+def test_the_baseline_needs_no_length(tiny_gguf):
+    file = open_model(tiny_gguf)
+    engine = kf._kf.Engine(file.config, file.tensors, {"baseline": True})
+    assert engine.max_seq_len == 256
+    assert np.isfinite(engine.step([(engine.create_sequence(), np.array([1, 2], np.int32), "last")])).all()
+
+
 @pytest.mark.parametrize(
     ("use", "words"),
     [
         (lambda m: m.prefill([]), "at least one id"),
+        (lambda m: m.prefill([2**32 + 1]), "token id 4294967297 .* vocabulary of 272"),
+        (lambda m: m.prefill([2**64 + 1]), "tokens: expected integers"),
+        (lambda m: m.prefill(np.array([1, 2**32 + 1])), "token id 4294967297"),
+        (lambda m: m.prefill([1.5]), "tokens: expected integers .* got float64"),
+        (lambda m: m.prefill([True]), "tokens: expected integers .* got bool"),
+        (lambda m: m.prefill([[1], [2, 3]]), "tokens: expected"),
+        (lambda m: m.decode(1.0), "tokens: expected integers"),
+        (lambda m: m.decode("1"), "tokens: expected integers"),
+        (lambda m: m.logits([None]), "tokens: expected integers"),
+        (lambda m: m.generate([[1.9]], 4), "tokens: expected integers"),
+        (lambda m: m.generate([[2**32 + 1]], 4), "token id 4294967297"),
+        (lambda m: m.generate([1, 2], 4), "tokens: expected at least one id in a list"),
+        (lambda m: m.generate([[1]], 2.5), "max_new_tokens: cannot be 2.5"),
+        (lambda m: m.generate([[1]], np.float64(2.5)), "max_new_tokens: cannot be"),
+        (lambda m: m.engine.step([(0, np.array([1.0]), "last")]), "tokens: expected a contiguous int32 array"),
+        (lambda m: m.engine.step([(0, np.array([2**32]), "last")]), "tokens: expected a contiguous int32 array"),
+        (lambda m: m.engine.shape_of("ids", 1, 1, 1, 2**63 - 1), "context_len of a step must be 1 to 256"),
+        (lambda m: m.engine.shape_of("ids", 513, 1, 1, 513), "must be 1 to"),
         (lambda m: m.prefill([[1]]), "at least one id"),
         (lambda m: m.prefill([272]), "token id 272 .* vocabulary of 272"),
         (lambda m: m.prefill([-1]), "token id -1"),
@@ -209,8 +394,13 @@ def test_more_tokens_than_there_is_room_for(tiny_gguf):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (dict(fusion="some"), "fusion: expected measured, all or none"),
-        (dict(weights="int8"), "weights: expected file or f32"),
+        (dict(fusion="some"), "fusion: expected measured, all, none, or rules among .*; got some"),
+        (dict(fusion="qkv_merge,some"), "got qkv_merge,some"),
+        (dict(fusion=""), "fusion: expected"),
+        (dict(fusion="qkv_merge", only_rules=["residual_rms_norm"]), "no rule in common"),
+        (dict(threads=100_000), "num_threads must be 0 to .*, got 100000"),
+        (dict(threads=-1), "num_threads must be 0 to"),
+        (dict(weights="int8"), "weights: expected f32 or file"),
         (dict(context=512), "max_seq_len must be 1 to 256"),
         (dict(cache_dtype="int3"), "dtype: expected one of"),
         (dict(fusion="all", only_rules=["no_such_rule"]), "no_such_rule"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from gguf import GGUFValueType
+from tokenizers import Tokenizer, models
 
 import sagellm_kernel_fusion as kf
+from model_files import TINY, write_gguf, write_safetensors
 from sagellm_kernel_fusion.tokens import TextStream, load_tokenizer
 from sagellm_kernel_fusion.weights import open_model
 
@@ -40,11 +45,119 @@ def test_chat_template(tokenizer):
     assert tokenizer.stop_ids == [2]
 
 
-def test_a_template_cannot_reach_out(tiny_gguf):
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ 1/0 }}",
+        "{{ messages[9].content + 1 }}",
+        "{{ 'a' + 1 }}",
+        "{{ [1]|tojson(indent=[]) }}",
+        "{{ strftime_now(5) }}",
+        "{{ raise_exception('no') }}",
+        "{{ 'a' * 10**15 }}",
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% include 'x' %}",
+        "{{",
+    ],
+)
+def test_templates_that_fail_or_reach_out(tiny_gguf, template):
     tokenizer = load_tokenizer(open_model(tiny_gguf))
-    tokenizer.chat_template = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
+    tokenizer.chat_template = template
     with pytest.raises(kf.InvalidArgumentError, match="chat template"):
         tokenizer.chat([{"role": "user", "content": "Hi"}])
+
+
+def refused(path, words):
+    with pytest.raises(kf.KernelFusionError, match=words):
+        load_tokenizer(open_model(path)).encode("ab")
+
+
+_ID, _TEXT, _TEXTS = GGUFValueType.UINT32, GGUFValueType.STRING, GGUFValueType.ARRAY
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("model", (7, _ID), "model: expected a text, got 7"),
+        ("model", ("unigram", _TEXT), "unigram is not served"),
+        ("tokens", (7, _ID), "tokens: expected a list of texts, got 7"),
+        ("tokens", ([1, 2], _TEXTS), "tokens: expected a list of texts"),
+        ("tokens", (["a"], _TEXTS), "token_type: expected a list of 1 numbers"),
+        ("merges", ("t h", _TEXT), "merges: expected a list of texts"),
+        ("merges", ([3], _TEXTS), "merges: expected a list of texts"),
+        ("merges", (["th"], _TEXTS), "merges: expected pairs"),
+        ("merges", (["t zz"], _TEXTS), "do not fit together"),
+        ("token_type", (3, _ID), "token_type: expected a list of 272"),
+        ("token_type", ([3], _TEXTS), "token_type: expected a list of 272"),
+        ("pre", (7, _ID), "pre: expected a text"),
+        ("pre", ("other", _TEXT), "pre other is not served"),
+        ("pre", (["a"], _TEXTS), "pre: expected a text"),
+        ("bos_token_id", ("a", _TEXT), "bos_token_id: expected a token id"),
+        ("bos_token_id", (-1, GGUFValueType.INT32), "bos_token_id: expected a token id"),
+        ("eos_token_id", (1.5, GGUFValueType.FLOAT32), "eos_token_id: expected a token id"),
+        ("eos_token_id", (2**40, GGUFValueType.UINT64), "eos_token_id: expected a token id"),
+        ("eos_token_id", (["a"], _TEXTS), "eos_token_id: expected a token id"),
+        ("add_bos_token", ("yes", _TEXT), "add_bos_token: expected true or false"),
+    ],
+)
+def test_hostile_tokenizers_of_gguf(tmp_path, key, value, words):
+    refused(write_gguf(tmp_path / "x.gguf", TINY, **{f"tokenizer__ggml__{key}": value}), words)
+
+
+def test_a_chat_template_that_is_no_text(tmp_path):
+    refused(write_gguf(tmp_path / "x.gguf", TINY, tokenizer__chat_template=(7, _ID)), "chat_template: expected a text")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A safetensors folder with a tokenizer of one word."""
+    folder = write_safetensors(tmp_path / "model", TINY)
+    Tokenizer(models.BPE({"a": 0, "b": 1}, [])).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_folders_tokenizer(folder):
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "b"}, "chat_template": [{"name": "default", "template": "a"}]})
+    )
+    tokenizer = load_tokenizer(open_model(folder))
+    assert tokenizer.encode("ab") == [0, 1] and tokenizer.stop_ids == [1] and tokenizer.chat([]) == "a"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("tokenizer.json", "{}", "not a tokenizer"),
+        ("tokenizer.json", "[" * 100_000, "not a tokenizer"),
+        ("tokenizer.json", '{"version":"1.0","model":{"type":"BPE","vocab":{"a":-1},"merges":[]}}', "not a tokenizer"),
+        (
+            "tokenizer.json",
+            '{"version":"1.0","model":{"type":"WordLevel","vocab":{"z":0},"unk_token":"x"}}',
+            "cannot be encoded",
+        ),
+        ("tokenizer_config.json", "[1]", "expected a JSON object"),
+        ("tokenizer_config.json", "[" * 100_000, "cannot be read"),
+        ("tokenizer_config.json", '{"bos_token": 5}', "bos_token: expected a text"),
+        ("tokenizer_config.json", '{"eos_token": {"content": 5}}', "content: expected a text"),
+        ("tokenizer_config.json", '{"add_bos_token": "yes"}', "add_bos_token: expected true or false"),
+        ("tokenizer_config.json", '{"chat_template": 5}', "chat_template: expected a text"),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "default", "template": 5}]}', "template: expected"),
+        ("generation_config.json", '{"eos_token_id": "a"}', "eos_token_id: expected a token id"),
+        ("generation_config.json", '{"eos_token_id": [1.5]}', "eos_token_id: expected a token id"),
+        ("generation_config.json", "7", "expected a JSON object"),
+        ("chat_template.jinja", b"\xff", "cannot be read"),
+    ],
+)
+def test_hostile_tokenizers_of_folders(folder, file, content, words):
+    (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(folder, words)
+
+
+def test_text_that_is_no_unicode(tiny_gguf):
+    with pytest.raises(kf.InvalidArgumentError, match="cannot be encoded"):
+        load_tokenizer(open_model(tiny_gguf)).encode("\ud800")
 
 
 def test_without_a_template(tiny_gguf):

@@ -10,7 +10,7 @@ import struct
 import ml_dtypes
 import numpy as np
 import pytest
-from gguf import GGUFValueType
+from gguf import GGUFReader, GGUFValueType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -113,6 +113,62 @@ def test_damaged_gguf_is_read_or_refused_but_never_worse(tiny_gguf, tmp_path, pl
         kf.load_model(path)
 
 
+@pytest.fixture(scope="module")
+def tensor_infos(tiny_gguf):
+    """Where the descriptions of tensors lie in the file."""
+    data = tiny_gguf.read_bytes()
+    return data.index(b"token_embd.weight") - 8, data.index(b"output.weight") + 80
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1), value=st.binary(min_size=1, max_size=8))
+def test_damaged_tensor_descriptions_are_read_or_refused_but_never_worse(
+    tiny_gguf, tensor_infos, tmp_path, share, value
+):
+    begin, end = tensor_infos
+    data = bytearray(tiny_gguf.read_bytes())
+    place = begin + int(share * (end - begin))
+    data[place : place + len(value)] = value
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(data)
+    with contextlib.suppress(kf.KernelFusionError):
+        kf.load_model(path).prefill([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("block_count", 2**31 - 1, "num_layers must be 1 to 65536, got 2147483647"),
+        ("block_count", 60_000, "num_layers is 60000, but there are 21 tensors"),
+        ("block_count", 2**32 - 1, "block_count: expected an integer"),
+        ("attention.head_count", 2**31 - 1, "num_heads must be a multiple|must be 1 to"),
+        ("embedding_length", 2**31 - 1, "expected shape"),
+        ("attention.key_length", 2**31 - 2, "expected keys and values of one head_dim"),
+        ("feed_forward_length", 2**31 - 1, "expected shape"),
+        ("context_length", 0, "context_length: expected an integer of at least 1"),
+    ],
+)
+def test_sizes_that_no_model_has(tmp_path, key, value, words):
+    path = write_gguf(tmp_path / "x.gguf", TINY, **{f"llama.{key}": (value, GGUFValueType.UINT32)})
+    with pytest.raises(kf.InvalidArgumentError, match=words):
+        kf.load_model(path)
+
+
+def test_expected_weights_of_sizes_that_no_model_has(tiny_gguf):
+    config = open_model(tiny_gguf).config
+    assert len(kf._kf.expected_weights(config)) == 21
+    for change in ({"num_layers": 2**31 - 1}, {"num_heads": 2**40, "head_dim": 2**40}, {"hidden_size": 2**62}):
+        with pytest.raises(kf.InvalidArgumentError, match="model config: .* must be 1 to"):
+            kf._kf.expected_weights(config | change)
+
+
+def test_a_context_beyond_memory_is_refused_as_such(tmp_path):
+    path = write_gguf(tmp_path / "x.gguf", TINY, **{"llama.context_length": (2**31 - 1, GGUFValueType.UINT32)})
+    assert np.isfinite(kf.load_model(path).prefill([1, 2])).all()
+    with pytest.raises(kf.KernelFusionError, match="num_pages must be 1 to|more than memory can hold|cannot allocate"):
+        kf.load_model(path, context=2**31 - 1, max_batch_size=64)
+
+
 def test_gguf_with_an_array_longer_than_the_file(tmp_path):
     key = b"general.architecture"
     for item_type in (GGUFValueType.UINT8, GGUFValueType.STRING, GGUFValueType.ARRAY):
@@ -203,6 +259,124 @@ def test_damaged_safetensors(tiny_folder, tmp_path):
     (copy / "config.json").write_text("{")
     with pytest.raises(kf.InvalidArgumentError, match="not JSON"):
         open_model(copy)
+
+
+def raw_safetensors(path, tensors, pad=True):
+    """A file with these (name, dtype name, array) end to end, as the format allows and its library does not write."""
+    header, data = {}, b""
+    for name, kind, array in tensors:
+        stored = array.tobytes()
+        entry = {"dtype": kind, "shape": list(array.shape), "data_offsets": [len(data), len(data) + len(stored)]}
+        header[name], data = entry, data + stored
+    text = json.dumps(header).encode()
+    if pad:
+        text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def rewritten(folder, tmp_path, before, dtypes=None, pad=True):
+    """The model's tensors behind others, in a file of our own."""
+    copy = edit_config(folder, tmp_path)
+    kinds = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.float64): "F64"}
+    weights = {n: w.astype((dtypes or {}).get(n, w.dtype)) for n, w in tiny_weights(TINY).items()}
+    tensors = [*before, *((n, kinds[w.dtype], w) for n, w in weights.items())]
+    raw_safetensors(copy / "model.safetensors", tensors, pad)
+    return copy
+
+
+def test_unaligned_tensors_are_copied_and_no_others(tiny_folder, tmp_path):
+    # Frequencies that older files carry and the model ignores, an odd number of halves.
+    odd = ("model.layers.0.self_attn.rotary_emb.inv_freq", "F16", np.ones(3, np.float16))
+    folder = rewritten(tiny_folder, tmp_path, [odd])
+    file = open_model(folder)
+    for name, weight in tiny_weights(TINY).items():
+        got = file.tensors[name]
+        np.testing.assert_array_equal(got, weight)
+        assert got.ctypes.data % 4 == 0 and got.flags.aligned and got.flags.owndata
+    assert not file.tensors[odd[0]].flags.owndata  # before the odd one all is in place
+    expected = kf.load_model(tiny_folder, fusion="all").prefill([1, 2, 3])
+    np.testing.assert_array_equal(kf.load_model(folder, fusion="all").prefill([1, 2, 3]), expected)
+    # A header that is not padded moves everything.
+    shutil.rmtree(folder)
+    bare = rewritten(tiny_folder, tmp_path, [], pad=False)
+    np.testing.assert_array_equal(kf.load_model(bare, fusion="all").prefill([1, 2, 3]), expected)
+
+
+def test_unaligned_tensors_of_gguf_are_copied(tiny_gguf, tmp_path):
+    # An alignment of 1 puts the tensors wherever the description of them ends.
+    key = b"general.alignment"
+    setting = struct.pack("<Q", len(key)) + key + struct.pack("<II", GGUFValueType.UINT32, 1)
+    data = tiny_gguf.read_bytes()
+    reader = GGUFReader(tiny_gguf)
+    end = max(int(t.field.offset) + sum(int(p.nbytes) for p in t.field.parts) for t in reader.tensors)
+    start, count = int(reader.data_offset), struct.unpack_from("<Q", data, 16)[0]
+    rest = data[24:end]
+    for filler in range(1, 5):  # of any length
+        flag = struct.pack("<Q", filler) + b"x" * filler + struct.pack("<IB", GGUFValueType.BOOL, 1)
+        path = tmp_path / f"{filler}.gguf"
+        path.write_bytes(data[:16] + struct.pack("<Q", count + 2) + setting + flag + rest + data[start:])
+        for tensor in open_model(path).tensors.values():
+            array = tensor.data if isinstance(tensor, kf.GgufTensor) else tensor
+            assert array.ctypes.data % 4 == 0
+        got = kf.load_model(path, fusion="all").prefill([1, 2, 3])
+        np.testing.assert_array_equal(got, kf.load_model(tiny_gguf, fusion="all").prefill([1, 2, 3]))
+
+
+def test_doubles_can_be_dequantized_and_integers_not(tiny_folder, tmp_path):
+    folder = rewritten(tiny_folder, tmp_path, [], dtypes={"model.norm.weight": np.float64})
+    with pytest.raises(kf.NotServedError, match=r'model.norm.weight is stored as f64.*weights="f32"'):
+        kf.load_model(folder)
+    expected = kf.load_model(tiny_folder, fusion="none").prefill([1, 2])
+    np.testing.assert_array_equal(kf.load_model(folder, weights="f32", fusion="none").prefill([1, 2]), expected)
+    raw_safetensors(folder / "model.safetensors", [("x", "I64", np.ones(2, np.int64))])
+    with pytest.raises(kf.NotServedError, match="x is stored as i64, which is not dequantized"):
+        kf.load_model(folder, weights="f32")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 0.999))
+def test_truncated_safetensors(tiny_folder, tmp_path, share):
+    data = (tiny_folder / "model.safetensors").read_bytes()
+    folder = tmp_path / "cut"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(tiny_folder / "config.json", folder)
+    (folder / "model.safetensors").write_bytes(data[: int(share * len(data))])
+    refused(folder, "not a whole safetensors file")
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 2600), value=st.binary(min_size=1, max_size=8))
+def test_damaged_headers_are_read_or_refused_but_never_worse(tiny_folder, tmp_path, place, value):
+    data = bytearray((tiny_folder / "model.safetensors").read_bytes())
+    data[place : place + len(value)] = value
+    folder = tmp_path / "damaged"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(tiny_folder / "config.json", folder)
+    (folder / "model.safetensors").write_bytes(data)
+    with contextlib.suppress(kf.KernelFusionError):
+        kf.load_model(folder).prefill([1, 2])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 9]}},
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [4, 0]}},
+        {"x": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}},
+        {"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 8]}},
+        {"x": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}},
+        {"x": {"dtype": "F32", "shape": [1], "data_offsets": [2**64 - 4, 2**64]}},
+        {"x": 5},
+        {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "y": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+        [],
+        "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_hostile_safetensors_headers(tiny_folder, tmp_path, header):
+    copy = edit_config(tiny_folder, tmp_path)
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    refused(copy, "not a whole safetensors file")
 
 
 def test_shards_that_are_missing_or_lie_elsewhere(tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import refusing
-from .common import ModelFile
+from .common import Metadata, ModelFile
 from .gguf_file import read_gguf
 from .safetensors_folder import read_safetensors
 
-__all__ = ["ModelFile", "open_model", "read_gguf", "read_safetensors"]
+__all__ = ["Metadata", "ModelFile", "open_model", "read_gguf", "read_safetensors"]
 
 
 def open_model(path: str | Path) -> ModelFile:

@@ -31,6 +31,11 @@ class ModelFile:
     unserved: dict[str, str] = field(default_factory=dict)  # tensors not in `tensors`: name -> element type
 
 
+def aligned(array: np.ndarray, alignment: int | None = None) -> np.ndarray:
+    """The array, or where it lies across its elements' boundaries a copy that does not: kernels read whole elements."""
+    return array if array.ctypes.data % (alignment or array.itemsize) == 0 else array.copy()
+
+
 class Metadata:
     """Typed look-ups in a mapping that came from a file."""
 
@@ -72,3 +77,17 @@ class Metadata:
         if not isinstance(value, str):
             raise self.fail(key, "a text")
         return value
+
+    def texts(self, key: str) -> list[str]:
+        value = self.values.get(key)
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise self.fail(key, "a list of texts")
+        return value
+
+    def ids(self, key: str) -> list[int]:
+        """Token ids: one, a list of them, or none."""
+        value = self.values.get(key)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in ids):
+            raise self.fail(key, "a token id or several")
+        return list(ids)

@@ -11,9 +11,12 @@ from gguf.quants import dequantize
 
 from .. import _kf
 from ..arrays import GgufTensor
-from ..errors import refusing
-from .common import Metadata, ModelFile
+from ..errors import NotServedError, refusing
+from .common import Metadata, ModelFile, aligned
 
+# The library's errors for damaged files are of many kinds; all mean that the file is not what it should be.
+_DAMAGED = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
+_BLOCK_ALIGNMENT = 4  # a block begins with one or two 16-bit scales
 _BLOCK_FORMATS = {
     GGMLQuantizationType.Q4_0: "q4_0",
     GGMLQuantizationType.Q4_1: "q4_1",
@@ -58,10 +61,9 @@ class _CheckedReader(GGUFReader):
 
 
 def _open(path: Path) -> GGUFReader:
-    # The library's errors for damaged files are of many kinds; all mean that the file is not what it should be.
     try:
         return _CheckedReader(path)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+    except _DAMAGED as error:
         raise refusing(f"{path}: not a whole GGUF file: {error}", file=path) from error
     except OSError as error:
         raise refusing(f"{path}: cannot be read: {error.strerror or error}", file=path) from error
@@ -72,11 +74,11 @@ def _array(tensor: ReaderTensor) -> np.ndarray | GgufTensor | None:
     shape = tuple(int(n) for n in reversed(tensor.shape))
     data = np.asarray(tensor.data)
     if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-        return data
+        return aligned(data)
     if tensor.tensor_type == GGMLQuantizationType.BF16:
-        return data.view(ml_dtypes.bfloat16)
+        return aligned(data.view(ml_dtypes.bfloat16))
     if name := _BLOCK_FORMATS.get(tensor.tensor_type):
-        return GgufTensor(data, name, shape)
+        return GgufTensor(aligned(data, _BLOCK_ALIGNMENT), name, shape)
     return None
 
 
@@ -114,16 +116,20 @@ def read_gguf(path: Path) -> ModelFile:
     reader = _open(path)
     try:
         values = {name: value.contents() for name, value in reader.fields.items()}
-    except (ValueError, IndexError) as error:
+    except _DAMAGED as error:
         raise refusing(f"{path}: metadata that cannot be read: {error}", file=path) from error
     by_name = {tensor.name: tensor for tensor in reader.tensors}
     if "token_embd.weight" not in by_name:
         raise refusing(f"{path}: expected a tensor token_embd.weight, found {len(by_name)} others", file=path)
+    if len(by_name["token_embd.weight"].shape) != 2:
+        raise refusing(f"{path}: token_embd.weight: expected a matrix, got another shape", file=path)
     vocab_size = int(by_name["token_embd.weight"].shape[-1])
 
     tensors, unserved, sources = {}, {}, {}
     for tensor in reader.tensors:
         name = _kf.canonical_tensor_name(tensor.name) or tensor.name
+        if name in sources:
+            raise refusing(f"{path}: {tensor.name} is there twice", file=path)
         sources[name] = tensor
         if (array := _array(tensor)) is None:
             unserved[name] = tensor.tensor_type.name.lower()
@@ -133,7 +139,11 @@ def read_gguf(path: Path) -> ModelFile:
     def values_of(name: str) -> np.ndarray:
         tensor = sources[name]
         shape = tuple(int(n) for n in reversed(tensor.shape))
-        return np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(shape)
+        try:
+            values = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise NotServedError(f"{path}: {name} is stored as {unserved[name]}, which is not dequantized") from error
+        return np.ascontiguousarray(values, np.float32).reshape(shape)
 
     config = _config(Metadata(values, path), set(by_name), vocab_size)
     return ModelFile(path, "gguf", config, tensors, values, values_of, unserved)

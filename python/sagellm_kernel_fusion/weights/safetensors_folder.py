@@ -10,13 +10,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import NotServedError, refusing
-from .common import Metadata, ModelFile
+from .common import Metadata, ModelFile, aligned
 
 _DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_DEQUANTIZED = {"F64": np.dtype(np.float64)}  # what no kernel takes and float32 can stand for
 _INDEX = "model.safetensors.index.json"
 
 
@@ -51,29 +52,32 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays over the file's memory, and the element types of tensors that kernels do not take.
+def _tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, np.ndarray]]]:
+    """Arrays over the file's memory, and of tensors that kernels do not take the element type and the values (or bytes).
 
     The library checks the header (sizes, offsets, overlaps); it copies tensors out, so they are mapped here, at the
-    offsets that it found good.
+    offsets that it found good. The format packs tensors end to end: one behind an odd number of bytes is copied.
     """
     try:
         with safe_open(path, framework="np"):
             pass
-    except (SafetensorError, OSError) as error:
+        data = np.memmap(path, np.uint8, "r")
+        start = 8 + int(data[:8].view("<u8")[0])
+        header = json.loads(bytes(data[8:start]))
+        arrays, unserved = {}, {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            stored, kind = np.asarray(data[start + begin : start + end]), entry["dtype"]
+            if dtype := _DTYPES.get(kind) or _DEQUANTIZED.get(kind):
+                stored = stored.view(dtype).reshape(entry["shape"])
+            if kind in _DTYPES:
+                arrays[name] = aligned(stored)
+            else:
+                unserved[name] = kind, stored
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise refusing(f"{path}: not a whole safetensors file: {error}", file=path) from error
-    data = np.memmap(path, np.uint8, "r")
-    start = 8 + int(data[:8].view("<u8")[0])
-    header = json.loads(bytes(data[8:start]))
-    arrays, unserved = {}, {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if (dtype := _DTYPES.get(entry["dtype"])) is None:
-            unserved[name] = entry["dtype"].lower()
-            continue
-        begin, end = entry["data_offsets"]
-        arrays[name] = np.asarray(data[start + begin : start + end]).view(dtype).reshape(entry["shape"])
     return arrays, unserved
 
 
@@ -139,12 +143,22 @@ def read_safetensors(folder: Path) -> ModelFile:
     """config.json and the tensors of a folder, memory-mapped."""
     values = _json(folder / "config.json")
     tensors: dict[str, np.ndarray] = {}
-    unserved: dict[str, str] = {}
+    unserved: dict[str, tuple[str, np.ndarray]] = {}
     for path in _files(folder):
         arrays, others = _tensors(path)
-        if twice := tensors.keys() & arrays.keys():
+        if twice := {*tensors, *unserved} & {*arrays, *others}:
             raise refusing(f"{path}: {min(twice)} is in another shard too", file=path)
         tensors |= arrays
         unserved |= others
     config = _config(Metadata(values, folder / "config.json"))
-    return ModelFile(folder, "safetensors", config, tensors, values, lambda n: tensors[n].astype(np.float32), unserved)
+
+    def values_of(name: str) -> np.ndarray:
+        if name in tensors:
+            return tensors[name].astype(np.float32)
+        kind, stored = unserved[name]
+        if kind not in _DEQUANTIZED:
+            raise NotServedError(f"{folder}: {name} is stored as {kind.lower()}, which is not dequantized")
+        return stored.astype(np.float32)
+
+    kinds = {name: kind.lower() for name, (kind, _) in unserved.items()}
+    return ModelFile(folder, "safetensors", config, tensors, values, values_of, kinds)
