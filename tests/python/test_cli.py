@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -56,7 +59,7 @@ def test_explain_op():
 def test_explain_model_draws_both_graphs(tiny_gguf, tmp_path):
     output = run("explain", "model", tiny_gguf, "--tokens", 4, "--context", 8, "--svg", tmp_path / "g.svg").stdout
     assert "Before fusion" in output and "As it runs" in output
-    for name in ("g.svg", "g-fused.svg"):
+    for name in ("g.svg", "g-fused.svg", "g-both.svg"):
         assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
     values = json.loads(run("explain", "model", tiny_gguf, "--tokens", 1, "--json").stdout)
     assert {"before", "after", "applied", "steps"} <= set(values)
@@ -73,6 +76,8 @@ def test_generate(tiny_gguf):
     failing("--system: only with --chat", "generate", tiny_gguf, "ab", "--system", "x")
     failing("found nothing there", "generate", "none.gguf", "ab")
     failing("fusion: expected", "generate", tiny_gguf, "ab", "--fusion", "some")
+    failing("num_threads must be 0 to", "generate", tiny_gguf, "ab", "--threads", 100_000)
+    run("generate", tiny_gguf, "ab", "-n", 2, "--fusion", "qkv_merge,attention_causal")
 
 
 def test_bench_op(tmp_path):
@@ -101,7 +106,27 @@ def test_bench_model(tiny_gguf, tmp_path):
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("<svg") >= 6 and "http" not in page.replace("http://www.w3.org/", "")
     assert "| weights |" in (tmp_path / "out/report.md").read_text()
-    failing("--prompts: expected lengths", "bench", "model", tiny_gguf, "--prompts", "0,a")
+
+
+def test_bench_model_of_named_rules(tiny_gguf):
+    args = ["--quick", "--prompts", "4", "--weights", "file", "--no-rules", "--fusion", "qkv_merge,attention_causal"]
+    values = json.loads(run("bench", "model", tiny_gguf, *args, "--json").stdout)
+    assert values["fusion"] == "qkv_merge,attention_causal" and values["precisions"] == ["q4_1"]
+    unfused, fused = (r["kernel_calls_token"] for r in values["rows"])
+    assert unfused - fused == 2 * (2 + 3)  # a layer: three linear layers to one, and four kernels of attention
+
+
+def test_bench_model_refuses_before_it_measures(tiny_gguf, monkeypatch):
+    monkeypatch.setattr("sagellm_kernel_fusion.bench.model_bench.measure_precision", lambda *_: pytest.fail("measured"))
+    bench = ("bench", "model", tiny_gguf)
+    failing("--prompts: expected lengths", *bench, "--prompts", "0,a")
+    failing("prompts: 250 tokens and those generated after them are 298; the model takes 256", *bench, "--prompts", 250)
+    failing("weights: expected f32 or file, got 'int8'", *bench, "--weights", "int8")
+    failing("weights: expected each form once", *bench, "--weights", "f32", "--weights", "f32")
+    failing("fusion: expected measured", *bench, "--fusion", "some")
+    failing("fusion: expected measured, all or rules", *bench, "--fusion", "none")
+    result = run(*bench, "--prompts", "4", "--out", tiny_gguf / "folder", code=1)
+    assert "the report cannot be written" in result.stderr
 
 
 def test_a_report_that_cannot_be_written(tiny_gguf, tmp_path):
@@ -109,6 +134,76 @@ def test_a_report_that_cannot_be_written(tiny_gguf, tmp_path):
     args = ["bench", "op", next(c["name"] for c in _kf.cases() if c["bench"]), "--seconds", 0.01]
     result = run(*args, "--out", tmp_path / "file", code=1)
     assert "the report cannot be written" in result.stderr
+
+
+# Stands for a disk without room: files may not grow beyond this many bytes.
+_FULL_DISK = """
+import json, resource, signal, sys
+from pathlib import Path
+from sagellm_kernel_fusion.errors import ResourceExhaustedError
+from sagellm_kernel_fusion.reports import Document, Section, write_report
+
+folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+document = Document("new", ["x" * 9000], [], [], [Section("s")])
+try:
+    write_report(document, {"new": "x" * 100_000}, folder)
+except ResourceExhaustedError as error:
+    sys.exit(f"{error.code}: {error.message}")
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 60_000])  # not even the first; all but the last
+def test_a_full_disk_leaves_the_older_report_whole(tmp_path, limit):
+    names = ("report.html", "report.md", "report.json")
+    for name in names:
+        (tmp_path / name).write_text("old")
+    command = [sys.executable, "-B", "-c", _FULL_DISK, str(tmp_path), str(limit)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.startswith("resource_exhausted: "), result.stderr
+    assert "the report cannot be written: File too large" in result.stderr
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(names, "old")
+
+
+def test_a_folder_in_a_reports_place_leaves_the_older_report_whole(tmp_path):
+    (tmp_path / "report.html").write_text("old")
+    (tmp_path / "report.json").mkdir()
+    args = ["bench", "op", next(c["name"] for c in _kf.cases() if c["bench"]), "--seconds", 0.01]
+    assert "a folder is where the file should be" in run(*args, "--out", tmp_path, code=1).stderr
+    assert (tmp_path / "report.html").read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_overruling_measured_fusions(tiny_gguf):
+    failing("no measured fusion is remembered", "fusion", "drop", "qkv_merge")
+    failing("rule: expected one of", "fusion", "drop", "some")
+    run("generate", tiny_gguf, "ab", "-n", 2)
+    before = json.loads(run("fusion", "list", "--json").stdout)
+    rule = next(v["rule"] for v in before if v["keep"])
+    places = [v["signature"] for v in before if v["rule"] == rule]
+    failing(f"{rule}: no measured fusion at shapes with f32[999", "fusion", "keep", rule, "f32[999")
+    assert f"{rule}: dropped in {len(places)} places" in run("fusion", "drop", rule).stdout
+    after = json.loads(run("fusion", "list", "--json").stdout)
+    assert [v for v in after if v["rule"] != rule] == [v for v in before if v["rule"] != rule]
+    dropped = [v for v in after if v["rule"] == rule]
+    assert [v["signature"] for v in dropped] == places
+    assert all(not v["keep"] and v["reason"] == "dropped by hand" and v["unfused_ms"] > 0 for v in dropped)
+    # What is remembered is what runs.
+    run("generate", tiny_gguf, "ab", "-n", 2)
+    assert json.loads(run("fusion", "list", "--json").stdout) == after
+    args = ["explain", "model", tiny_gguf, "--tokens", 1, "--fusion", "measured", "--json"]
+    applied = json.loads(run(*args).stdout)["applied"]
+    assert not any(a["kept"] for a in applied if a["reason"] == "dropped by hand")
+    assert "kept in 1 places" in run("fusion", "keep", rule, places[0]).stdout
+
+
+def test_a_fusion_with_wrong_results_cannot_be_kept():
+    store = _kf.VerdictStore(_kf.VerdictStore.default_path())
+    store.put({"rule": "qkv_merge", "signature": "x", "device": "d", "max_error": 0.5, "reason": "results differ"})
+    store.save()
+    failing("qkv_merge: the fused results were wrong at x", "fusion", "keep", "qkv_merge")
+    with pytest.raises(ValueError, match="verdict: expected fields among rule, signature"):
+        store.put({"rule": "qkv_merge", "kept": True})
 
 
 def test_remembered_fusions(tiny_gguf):
@@ -124,7 +219,75 @@ def test_help_and_version():
     assert run("--version").stdout.startswith("kf ")
 
 
+def program(*args: object) -> list[str]:
+    return [sys.executable, "-c", "from sagellm_kernel_fusion.cli import main; main()", *map(str, args)]
+
+
 def test_as_a_program():
-    command = [sys.executable, "-c", "from sagellm_kernel_fusion.cli import main; main()", "explain", "conv"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(program("explain", "conv"), capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith("kf: op: expected one of")
+
+
+# Progress
+
+
+def on_a_terminal(*command: str, columns: int = 100) -> tuple[str, str]:
+    """A program's standard output, and what a terminal on its standard error shows."""
+    terminal, end = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "24"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, env=environment)
+    os.close(end)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other side has closed
+            piece = b""
+        if not piece:
+            break
+        shown += piece
+    output, _ = process.communicate()
+    os.close(terminal)
+    assert process.returncode == 0, shown.decode()
+    return output.decode(), shown.decode()
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tiny_gguf):
+    command = program("bench", "model", tiny_gguf, "--quick", "--prompts", "4,9", "--no-rules", "--json")
+    output, shown = on_a_terminal(*command)
+    assert json.loads(output)["kind"] == "e2e"
+    assert "\x1b[" in shown and "━" in shown and re.search(r"\d:\d\d:\d\d", shown)  # colour, a bar, the time
+    assert all(what in shown for what in ("f32 weights: loading", "file weights: prompt of 9, then 17 tokens"))
+    assert "\x1b[2K" in shown  # drawn over itself, and gone at the end
+    plain = subprocess.run(command, capture_output=True, text=True)
+    assert json.loads(plain.stdout)["kind"] == "e2e" and "\x1b" not in plain.stderr + plain.stdout
+    steps = ("loading", "comparing logits", "prompt of 4, then 17 tokens", "prompt of 9, then 17 tokens")
+    assert plain.stderr.splitlines() == [f"{kind} weights: {what}" for kind in ("f32", "file") for what in steps]
+
+
+def test_progress_of_cases_counts_them():
+    name = next(c["name"] for c in _kf.cases() if c["bench"])
+    command = program("bench", "op", name, "--seconds", 0.01)
+    count = sum(c["bench"] and c["name"].startswith(name) for c in _kf.cases())
+    _, shown = on_a_terminal(*command)
+    assert f"{count}/{count}" in shown
+    plain = subprocess.run(command, capture_output=True, text=True)
+    assert len(plain.stderr.splitlines()) == count and "\x1b" not in plain.stderr
+
+
+@pytest.mark.xfail(reason="until the library logs to standard error", strict=False)
+def test_json_stands_alone_on_standard_output(tiny_gguf, tmp_path):
+    """Whatever is logged meanwhile: here, that remembered fusions cannot be read."""
+    commands = (
+        ["fusion", "list", "--json"],
+        ["bench", "model", tiny_gguf, "--quick", "--prompts", "4", "--no-rules", "--json"],
+        ["explain", "model", tiny_gguf, "--fusion", "measured", "--tokens", 1, "--json"],
+    )
+    for i, arguments in enumerate(commands):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        (folder / "fusion_verdicts.json").write_text("{")
+        environment = os.environ | {"KF_CACHE_DIR": str(folder)}
+        result = subprocess.run(program(*arguments), capture_output=True, text=True, env=environment)
+        assert result.returncode == 0 and "set aside" in result.stderr, result.stderr
+        json.loads(result.stdout)

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .. import _kf
-from ..models import model_weights
+from ..config import FusionChoice
+from ..errors import refusing
+from ..models import WEIGHTS, fusion_mode, model_weights
 from ..weights import ModelFile
 
 # Largest relative error (2-norm, over the logits of a prompt) at which two forms count as the same. f32: rounding in
@@ -243,14 +245,15 @@ def _label(file: ModelFile, kind: str) -> str:
 
 
 def measure_precision(
-    file: ModelFile, kind: str, effort: Effort, threads: int, fusion: str, say: Callable[[str], None]
+    file: ModelFile, kind: str, effort: Effort, threads: int, fusion: FusionChoice, say: Callable[[str], None]
 ) -> PrecisionResult:
     say("loading")
+    mode, only = fusion_mode(fusion)
     weights = model_weights(file, kind)
     verdicts = _kf.VerdictStore(_kf.VerdictStore.default_path())
     runners = {
         "unfused": _Runner(file, weights, _options(effort, threads, baseline=True)),
-        "fused": _Runner(file, weights, _options(effort, threads, fusion={"mode": fusion}), verdicts),
+        "fused": _Runner(file, weights, _options(effort, threads, fusion={"mode": mode, "only": only}), verdicts),
     }
     vocab_size = file.config["vocab_size"]
     say("comparing logits")
@@ -276,17 +279,36 @@ def measure_precision(
     )
 
 
+def check_options(file: ModelFile, effort: Effort, precisions: Sequence[str], fusion: FusionChoice) -> None:
+    """Refuses what would fail, or say nothing, after minutes of measuring."""
+    for kind in precisions:
+        if kind not in WEIGHTS:
+            raise refusing(f"weights: expected {' or '.join(WEIGHTS)}, got {kind!r}")
+    if len(set(precisions)) < len(precisions) or not precisions:
+        raise refusing(f"weights: expected each form once, got {', '.join(precisions) or 'none'}")
+    if fusion_mode(fusion)[0] == "none":
+        raise refusing("fusion: expected measured, all or rules, which are measured against none; got none")
+    longest, needed = file.config["max_positions"], _options(effort, 0)["max_seq_len"]
+    if window := file.config["sliding_window"]:
+        longest = min(longest, window)
+    if needed > longest:
+        raise refusing(
+            f"prompts: {max(effort.prompts)} tokens and those generated after them are {needed}; the model takes {longest}"
+        )
+
+
 def measure_model(
     file: ModelFile,
     *,
     effort: Effort | None = None,
     precisions: Sequence[str] = ("f32", "file"),
     threads: int = 0,
-    fusion: str = "measured",
+    fusion: FusionChoice = "measured",
     say: Callable[[str], None] = lambda text: None,
 ) -> list[PrecisionResult]:
     """All of the above for each form of the weights. `say` is told what comes next."""
     effort = (effort or Effort()).within_prompts()
+    check_options(file, effort, precisions, fusion)
     return [
         measure_precision(file, kind, effort, threads, fusion, lambda text, kind=kind: say(f"{kind} weights: {text}"))
         for kind in precisions

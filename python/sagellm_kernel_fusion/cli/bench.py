@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .console import Steps, finish
+from .console import Steps, finish, make_folder
 
 app = typer.Typer(
     help="Measure fused against unfused, with the results compared in the same run.", no_args_is_help=True
@@ -40,6 +40,7 @@ def bench_op(
         for case in cases:
             print(case["name"])
         return
+    make_folder(out)
     with Steps(len(cases)) as steps:
         results = run_cases(cases, seconds, lambda r: steps.next(r.case))
     here = environment()
@@ -56,7 +57,9 @@ def bench_model(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: a couple of minutes.")] = False,
     prompts: Annotated[str | None, typer.Option(help="Prompt lengths, as in 128,512,2048.")] = None,
     weights: Annotated[list[str] | None, typer.Option(help="f32 or file (as stored); both without.")] = None,
-    fusion: Annotated[str, typer.Option(help="The fused form: measured (what wins here) or all.")] = "measured",
+    fusion: Annotated[
+        str, typer.Option(help="The fused form: measured (what wins here), all, or RULE,RULE.")
+    ] = "measured",
     rules: Annotated[bool, typer.Option("--rules/--no-rules", help="Measure each fusion rule by itself too.")] = True,
     threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
     as_json: _Json = False,
@@ -71,18 +74,19 @@ def bench_model(
     effort = replace(QUICK if quick else Effort(), measure_rules=rules)
     if prompts is not None:
         effort = replace(effort, prompts=_lengths(prompts))
+    make_folder(out)
     with Steps(None) as steps:
         results = measure_model(
             open_model(path),
             effort=effort,
-            precisions=weights or ("f32", "file"),
+            precisions=tuple(weights or ("f32", "file")),
             threads=threads,
             fusion=fusion,
             say=steps.next,
         )
     here = environment() | ({"threads": threads} if threads else {})
     name = path.resolve().stem if path.is_file() else path.resolve().name
-    finish(model_document(name, results, here), model_json(name, results, here), as_json, out)
+    finish(model_document(name, results, here, fusion), model_json(name, results, here, fusion), as_json, out)
     if not all(r.ok and all(g.ok for g in r.rules) for r in results):
         raise typer.Exit(1)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..reports import Document, Table, write_report
+from ..reports.write import cannot_write
 
 PLAIN_WIDTH = 200  # where the output is no terminal, whose width would wrap it
 
@@ -43,6 +44,15 @@ def print_document(document: Document) -> None:
         console.print(rich.text.Text(section.title, style="bold"))
         for table in section.tables:
             print_table(table)
+
+
+def make_folder(folder: Path | None) -> None:
+    """The folder for a report, before the time is spent on what goes into it."""
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
 
 
 def finish(document: Document, values: dict, as_json: bool, folder: Path | None) -> None:
@@ -80,7 +90,6 @@ class Steps:
     def next(self, what: str) -> None:
         if self._bar is None:
             print(what, file=sys.stderr, flush=True)
-        elif self._total is None:
-            self._bar.update(self._task, description=what)
         else:
-            self._bar.update(self._task, description=what, advance=1)
+            # Shown at once: what comes next may keep the interpreter, and with it the drawing thread, from running.
+            self._bar.update(self._task, description=what, advance=0 if self._total is None else 1, refresh=True)

@@ -39,9 +39,12 @@ def explain(
     context: Annotated[
         int, typer.Option(min=0, help="model: tokens of the sequence after the step (0: the new ones).")
     ] = 0,
-    fusion: Annotated[str, typer.Option(help="model: all, measured or none.")] = "all",
+    fusion: Annotated[str, typer.Option(help="model: all, measured, none, or RULE,RULE.")] = "all",
     svg: Annotated[
-        Path | None, typer.Option("--svg", help="model: write the graphs to FILE and FILE-fused, as SVG.")
+        Path | None,
+        typer.Option(
+            "--svg", help="model: draw the graphs, as SVG: FILE before fusion, FILE-fused, FILE-both side by side."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -128,6 +131,7 @@ def _explain_model(path: Path, tokens: int, context: int, fusion: str, svg: Path
     if svg is not None:
         _write_svg(svg, engine.graph("ids", "svg"))
         _write_svg(svg.with_stem(f"{svg.stem}-fused"), engine.fused_graph(shape, "svg"))
+        _write_svg(svg.with_stem(f"{svg.stem}-both"), engine.before_after_svg(shape))
     if as_json:
         print(
             json.dumps({"before": before, "after": after, "applied": applied, "steps": engine.explain(shape)}, indent=1)

@@ -25,7 +25,7 @@ def generate(
     min_p: Annotated[float, typer.Option(help="Draw among those with this share of the largest probability.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same tokens.")] = 0,
     weights: Annotated[str, typer.Option(help="file: as stored; f32: dequantized first.")] = "file",
-    fusion: Annotated[str, typer.Option(help="measured, all, or none (the unfused baseline).")] = "measured",
+    fusion: Annotated[str, typer.Option(help="measured, all, none (the unfused baseline), or RULE,RULE.")] = "measured",
     threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
     stats: Annotated[bool, typer.Option("--stats/--no-stats", help="Times on standard error at the end.")] = True,
 ) -> None:

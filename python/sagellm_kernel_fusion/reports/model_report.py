@@ -122,7 +122,12 @@ def _precision_section(r: PrecisionResult) -> Section:
     return Section(f"{r.label} weights", text, tables, _figures(r))
 
 
-def model_document(name: str, results: Sequence[PrecisionResult], environment: dict) -> Document:
+_FUSED = {"measured": "the rules that were measured to win here", "all": "every rule"}
+
+
+def model_document(
+    name: str, results: Sequence[PrecisionResult], environment: dict, fusion: str = "measured"
+) -> Document:
     highlights = []
     for r in results:
         if not r.ok:
@@ -137,7 +142,7 @@ def model_document(name: str, results: Sequence[PrecisionResult], environment: d
     overview = Section(
         "Unfused against fused",
         "Unfused: the same model in primitive ops over the best library kernels, every intermediate written, as an "
-        "eager framework runs it. Fused: the graph after the rules that were measured to win here.",
+        f"eager framework runs it. Fused: the graph after {_FUSED.get(fusion, f'the rules {fusion}')}.",
         tables=[comparison_table(results), check_table(results)],
     )
     summary = [f"{name}, unfused against fused on one machine, in one run, results compared in that run."]
@@ -210,7 +215,9 @@ def _rule(r: PrecisionResult, g: RuleGain) -> dict:
     return known | ({"ttft_ms": list(g.ttft_ms), "tbt_ms": list(g.tpot_ms)} if g.ok else {})
 
 
-def model_json(name: str, results: Sequence[PrecisionResult], environment: dict) -> dict:
+def model_json(
+    name: str, results: Sequence[PrecisionResult], environment: dict, fusion: str = "measured"
+) -> dict:
     """The sibling benchmark suite's end-to-end format; keys of ours besides."""
     rows = [_row(name, r, mode, s) for r in results for mode in _MODES for s in r.scenarios[mode]]
     mean = lambda key: statistics.fmean(row[key] for row in rows)  # noqa: E731
@@ -230,5 +237,6 @@ def model_json(name: str, results: Sequence[PrecisionResult], environment: dict)
         "comparisons": [_comparison(r) for r in results],
         "rules": [_rule(r, g) for r in results for g in r.rules],
         "tbt_after": DECODE_AFTER,
+        "fusion": fusion,
         "environment": environment,
     }

@@ -1,7 +1,8 @@
-"""A report's three files: report.html, report.md, report.json."""
+"""A report's three files: report.html, report.md, report.json; all of one run, or all of the one before."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -21,33 +22,48 @@ def to_html(document: Document) -> str:
     return environment.from_string(template).render(document=document)
 
 
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: an older report stays where the new one cannot be written."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _write_beside(path: Path, text: str, partial: list[str]) -> None:
+    """A file of that text beside `path`, its name added to `partial` as soon as it is there."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial.append(name)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(name, 0o644)
+
+
+def _write_all(texts: dict[Path, str]) -> None:
+    """Every file is written out before the first takes its place: a full disk leaves the older report whole."""
+    partial: list[str] = []
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+        for path, text in texts.items():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder is where the file should be", str(path))
+            _write_beside(path, text, partial)
+        for path in texts:
+            os.replace(partial[0], path)
+            del partial[0]
+    finally:
+        for name in partial:
+            os.unlink(name)
+
+
+def cannot_write(folder: Path, error: OSError) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        f"{folder}: the report cannot be written: {error.strerror or error}; give another folder with --out",
+        {"folder": str(folder)},
+    )
 
 
 def write_report(document: Document, values: dict, folder: Path) -> list[Path]:
     """Writes the three files and returns their paths, HTML first."""
     texts = {
-        "report.html": to_html(document),
-        "report.md": to_markdown(document),
-        "report.json": json.dumps(values, indent=1, allow_nan=False) + "\n",
+        folder / "report.html": to_html(document),
+        folder / "report.md": to_markdown(document),
+        folder / "report.json": json.dumps(values, indent=1, allow_nan=False) + "\n",
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            _write(folder / name, text)
+        _write_all(texts)
     except OSError as error:
-        raise ResourceExhaustedError(
-            f"{folder}: the report cannot be written: {error.strerror or error}; give another folder with --out",
-            {"folder": str(folder)},
-        ) from error
-    return [folder / name for name in texts]
+        raise cannot_write(folder, error) from error
+    return list(texts)
