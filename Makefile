@@ -38,7 +38,7 @@ test-cpp: build
 test-python: build $(MODEL)
 	@scripts/setup.sh requirements/test.txt
 	@echo "== Python tests"
-	@$(PYTHON) -m pytest -q tests/python
+	@KF_REQUIRE_ALL=1 $(PYTHON) -m pytest -q tests/python
 
 ## make test-sanitize   the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 test-sanitize: setup

@@ -1,9 +1,9 @@
 """Golden answers of SmolLM2-135M-Instruct, from transformers in float32 on the GGUF file's own weights.
 
-For a fixed 256-token English text: the logits of every position (a .npz outside git) and the top tokens
-(a small JSON in git); for a fixed prompt: 64 greedy tokens. The margins say how far the second-best token
-is behind; a second run with float64 weights (norms, softmax and rotary stay float32 in transformers) says
-how far float32 itself is off. A test may demand no more than these allow.
+For a fixed 256-token English text: the logits of every position (a .npz outside git), and in a JSON in git the top
+tokens and the logits' projections onto 16 fixed directions; for a fixed prompt: 64 greedy tokens. The margins say how
+far the second-best token is behind. The same projections of a forward pass in float64 (llama_float64.py) say what the
+file's weights give exactly, and so how far float32 itself is off. A test may demand no more than these allow.
 
     python bench/peers/smollm2_golden.py [--model FILE] [--logits FILE] [--json FILE]
 """
@@ -13,14 +13,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import report
 import torch
 from gguf_llama import load_model, load_tokenizer
+from llama_float64 import Llama
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests/python"))
+from projections import errors, project  # noqa: E402
+
 NUM_TOKENS, NUM_GREEDY = 256, 64
 
 # Lewis Carroll, Alice's Adventures in Wonderland (1865), in the public domain.
@@ -61,6 +66,11 @@ def greedy(model, tokens: list[int]) -> tuple[list[int], list[float]]:
     return chosen, gaps
 
 
+def rounded(projections: np.ndarray) -> list[list[float]]:
+    """To eight digits, which is more than any check asks."""
+    return [[float(f"{x:.8g}") for x in row] for row in projections]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -76,11 +86,11 @@ def main() -> None:
     with torch.inference_mode():
         logits = model(torch.tensor([tokens])).logits[0]
         continuation, gaps = greedy(model, prompt)
-        exact = model.double()(torch.tensor([tokens])).logits[0]
-        exact_continuation, _ = greedy(model, prompt)
-    error = ((logits - exact).norm(dim=-1) / exact.norm(dim=-1)).max()
+        exact_continuation, _ = greedy(model.double(), prompt)
+    exact = Llama(args.model).logits(tokens)
+    error = errors(logits.numpy(), exact).max()
     top = logits.argmax(-1)
-    if not torch.equal(top, exact.argmax(-1)) or continuation != exact_continuation:
+    if not np.array_equal(top, exact.argmax(-1)) or continuation != exact_continuation:
         raise RuntimeError("float32 and float64 disagree on a top token: choose another text")
 
     args.logits.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +106,8 @@ def main() -> None:
         "top_logits": [round(x, 5) for x in logits.max(-1).values.tolist()],
         "min_margin": round(float(margins(logits).min()), 5),
         "relative_error_to_float64": float(f"{error:.2e}"),
+        "projections": rounded(project(logits.numpy())),
+        "float64_projections": rounded(project(exact)),
         "prompt": PROMPT,
         "prompt_tokens": prompt,
         "greedy_tokens": continuation,

@@ -208,11 +208,11 @@ def load_model(
 
     fuse_kernels=False (or fusion="none") is the baseline: the same model in primitive ops, as an eager framework runs
     it. fusion: "measured" keeps each fusion that is faster here, "all" takes every one, names of rules ("rule,rule" or
-    a list; `sagellm_kernel_fusion.rules()`) take all of these; `only_rules` and `except_rules` restrict them. weights: "file" computes with them as they are stored,
-    "f32" dequantizes them first. context: the longest sequence (0: the model's, at most 4096). max_step_tokens: longer
-    prompts are fed in chunks of as many. threads 0: all. families: the kernels that may be used, as in `Selection`
-    (none: the fused ones, or for the baseline the vanilla ones). verdicts: where measured fusions are kept (None: on
-    disk, in the user's cache).
+    a list; `sagellm_kernel_fusion.rules()`) take all of these; `only_rules` and `except_rules` restrict them. weights:
+    "file" computes with them as they are stored, "f32" dequantizes them first. context: the longest sequence (0: the
+    model's, at most 4096). max_step_tokens: longer prompts are fed in chunks of as many. threads 0: all. families: the
+    kernels that may be used, as in `Selection` (none: the fused ones, or for the baseline the vanilla ones). verdicts:
+    where measured fusions are kept (None: on disk, in the user's cache).
     """
     file = path if isinstance(path, ModelFile) else open_model(path)
     config = fusion_config or KernelFusionConfig()
@@ -228,7 +228,9 @@ def load_model(
         "max_batch_size": max_batch_size,
         "max_step_tokens": max_step_tokens,
         "num_threads": threads,
-        "cache": {"dtype": cache_dtype},
+        "allow_fallback": config.allow_fallback,
+        # The baseline's cache is contiguous: it has no use for pages.
+        "cache": {"dtype": cache_dtype, "page_size": config.page_size if mode != "none" else 0},
         "fusion": {
             "mode": mode,
             "only": _restricted(named, [*config.only_rules, *only_rules]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import threading
 
 import ml_dtypes
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 
 import sagellm_kernel_fusion as kf
+from conftest import ROOT
 from model_files import BF16, TINY, write_gguf, write_safetensors
+from projections import errors, project, projected_errors
 from sagellm_kernel_fusion.weights import open_model
 
 
@@ -17,31 +21,130 @@ def relative_error(got, expected):
     return np.linalg.norm(got.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64))
 
 
-# The real model
+# The real model: against transformers in float32 and against float64, kept in tests/data and computed here
+
+TRANSFORMERS_TOLERANCE = 1e-4  # of the logits at every position, in the 2-norm
+
+
+@pytest.fixture(scope="session")
+def smollm2_logits(smollm2, golden):
+    """Our logits [256, vocab] of the golden text, by form of the weights and fusion; computed once."""
+
+    @functools.cache
+    def logits(weights: str, fusion: str) -> np.ndarray:
+        model = kf.load_model(smollm2, weights=weights, fusion=fusion, max_batch_size=1)
+        return model.logits(golden["tokens"])
+
+    return logits
+
+
+@pytest.fixture(scope="session")
+def peers():
+    """What bench/peers computes with, as a module path."""
+    sys.path.append(str(ROOT / "bench/peers"))
+    yield
+    sys.path.remove(str(ROOT / "bench/peers"))
+
+
+@pytest.fixture(scope="session")
+def transformers_model(smollm2, peers):
+    for module in ("torch", "transformers", "accelerate"):
+        pytest.importorskip(module)
+    import gguf_llama
+
+    return gguf_llama.load_model(smollm2)
+
+
+@pytest.fixture(scope="session")
+def transformers_logits(transformers_model, golden):
+    import torch
+
+    with torch.inference_mode():
+        return transformers_model(torch.tensor([golden["tokens"]])).logits[0].numpy()
 
 
 @pytest.mark.parametrize("fusion", ["none", "all"])
-def test_smollm2_has_the_logits_of_transformers(smollm2, golden, fusion):
-    logits = kf.load_model(smollm2, weights="f32", fusion=fusion, max_batch_size=1).logits(golden["tokens"])
+def test_smollm2_has_the_logits_of_transformers(smollm2_logits, golden, fusion):
+    logits = smollm2_logits("f32", fusion)
     np.testing.assert_array_equal(logits.argmax(-1), golden["top_tokens"])
-    assert relative_error(logits.max(-1), np.array(golden["top_logits"])) <= 1e-4
+    assert projected_errors(logits, golden["projections"]).max() <= TRANSFORMERS_TOLERANCE
+
+
+@pytest.mark.parametrize("fusion", ["none", "all"])
+def test_smollm2_has_the_logits_of_transformers_run_here(smollm2_logits, transformers_logits, fusion):
+    logits = smollm2_logits("f32", fusion)
+    np.testing.assert_array_equal(logits.argmax(-1), transformers_logits.argmax(-1))
+    assert errors(logits, transformers_logits).max() <= TRANSFORMERS_TOLERANCE
+
+
+def test_the_golden_answers_are_those_of_transformers_run_here(transformers_logits, golden):
+    np.testing.assert_array_equal(transformers_logits.argmax(-1), golden["top_tokens"])
+    assert projected_errors(transformers_logits, golden["projections"]).max() <= TRANSFORMERS_TOLERANCE
 
 
 @pytest.mark.parametrize("weights", ["f32", "file"])
-def test_smollm2_writes_what_transformers_writes(smollm2, golden, weights):
-    model = kf.load_model(smollm2, weights=weights, fusion="all", max_batch_size=1)
+@pytest.mark.parametrize("fusion", ["none", "all"])
+def test_smollm2_writes_what_transformers_writes(smollm2, golden, weights, fusion):
+    model = kf.load_model(smollm2, weights=weights, fusion=fusion, max_batch_size=1)
     count = len(golden["greedy_tokens"])
+    assert count == 64
     result = model.generate([golden["prompt_tokens"]], count, stop=False)[0]
     assert result.tokens == golden["greedy_tokens"]
     assert result.text == golden["greedy_text"] and result.reason == "length"
 
 
-def test_smollm2_in_four_bits_is_the_model_of_its_dequantized_weights(smollm2, golden):
-    exact = kf.load_model(smollm2, weights="f32", fusion="none", max_batch_size=1).logits(golden["tokens"])
-    for fusion in ("none", "all"):
-        got = kf.load_model(smollm2, fusion=fusion, max_batch_size=1).logits(golden["tokens"])
-        assert relative_error(got, exact) <= 1e-3
-        assert (got.argmax(-1) == exact.argmax(-1)).mean() >= 0.99
+def test_transformers_run_here_writes_the_golden_tokens(transformers_model, golden):
+    import torch
+
+    prompt = torch.tensor([golden["prompt_tokens"]])
+    options = dict(do_sample=False, min_new_tokens=64, max_new_tokens=64, pad_token_id=0)
+    with torch.inference_mode():
+        tokens = transformers_model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    assert tokens[0, prompt.shape[1] :].tolist() == golden["greedy_tokens"]
+
+
+def float32_tolerance(config: dict, num_tokens: int) -> float:
+    """How far float32 logits may be from exact ones, relatively.
+
+    On the longest path from a token to its logits every term of every sum is rounded once, by at most the unit roundoff
+    u: in a layer two norms and the projections after them, scores, values, the output projection, gate and down
+    projections, two residuals. Norms keep the scale of what passes from layer to layer. The roundings are of either
+    sign and do not know of each other, so n of them come to u sqrt(n); twice that, for the worst of all positions.
+    """
+    c = config
+    attention = 2 * c["hidden_size"] + c["head_dim"] + num_tokens + c["num_heads"] * c["head_dim"]
+    ffn = 2 * c["hidden_size"] + c["intermediate_size"]
+    roundings = c["num_layers"] * (attention + ffn + 2) + 2 * c["hidden_size"]
+    return 2 * 2.0**-24 * roundings**0.5
+
+
+@pytest.mark.parametrize("weights", ["file", "f32"])
+@pytest.mark.parametrize("fusion", ["none", "all"])
+def test_smollm2_is_what_float64_makes_of_its_weights(smollm2, smollm2_logits, golden, weights, fusion):
+    """Weights "file" are the four bits: nothing beyond float32's own rounding is lost to them."""
+    logits = smollm2_logits(weights, fusion)
+    tolerance = float32_tolerance(open_model(smollm2).config, len(logits))
+    assert tolerance < 5e-5  # well below what 16-bit or 8-bit activations would cost
+    assert projected_errors(logits, golden["float64_projections"]).max() <= tolerance
+    np.testing.assert_array_equal(logits.argmax(-1), golden["top_tokens"])
+
+
+def test_the_golden_float64_answers_are_those_of_this_file(smollm2, smollm2_logits, golden, peers):
+    import llama_float64
+
+    count = 12
+    exact = llama_float64.Llama(smollm2).logits(golden["tokens"][:count])
+    assert projected_errors(exact, golden["float64_projections"][:count]).max() <= 1e-7  # kept to eight digits
+    tolerance = float32_tolerance(open_model(smollm2).config, count)
+    for weights in ("file", "f32"):
+        assert errors(smollm2_logits(weights, "all")[:count], exact).max() <= tolerance
+
+
+def test_projections_show_what_an_error_is(rng):
+    logits = rng.standard_normal((200, 5000))
+    wrong = logits + 1e-3 * rng.standard_normal(logits.shape)
+    ratio = projected_errors(wrong, project(logits)) / errors(wrong, logits)
+    assert np.mean((ratio > 0.5) & (ratio < 2)) >= 0.99 and 0.95 < np.sqrt(np.mean(ratio**2)) < 1.05
 
 
 # Made ones, against transformers
@@ -145,6 +248,16 @@ def test_the_configurations_switches_mean_what_they_mean_in_cpp():
     assert kf._kf.rules_off(everything | {"attention_backend": "vanilla"}) == names
     with pytest.raises(kf.InvalidArgumentError, match="attention_backend: expected one of flash2"):
         kf._kf.rules_off({"attention_backend": "flash9"})
+
+
+def test_the_configuration_sets_the_pages(tiny_gguf):
+    pages = []
+    for options in (dict(fusion_config=kf.KernelFusionConfig(page_size=64)), dict(), dict(fuse_kernels=False)):
+        engine = kf.load_model(tiny_gguf, **options).engine
+        pages.append(engine.shape_of("ids", 64, 1, 1, 64).max_pages)
+    assert pages == [1, 4, 1]
+    with pytest.raises(kf.InvalidArgumentError, match="page_size must be 0 to"):
+        kf.load_model(tiny_gguf, fusion_config=kf.KernelFusionConfig(page_size=-1))
 
 
 def test_attention_without_online_softmax_is_unfused(tiny_gguf):

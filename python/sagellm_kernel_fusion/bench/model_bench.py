@@ -292,8 +292,9 @@ def check_options(file: ModelFile, effort: Effort, precisions: Sequence[str], fu
     if window := file.config["sliding_window"]:
         longest = min(longest, window)
     if needed > longest:
+        prompt = max(effort.prompts)
         raise refusing(
-            f"prompts: {max(effort.prompts)} tokens and those generated after them are {needed}; the model takes {longest}"
+            f"prompts: {prompt} tokens and those generated after them are {needed}; the model takes {longest}"
         )
 
 

@@ -62,7 +62,9 @@ def _overrule(rule: str, shapes: str, keep: bool) -> None:
     ]
     if not chosen:
         where = f" at shapes with {shapes}" if shapes else ""
-        raise refusing(f"{rule}: no measured fusion{where} is remembered ({path}): run the model first, or kf fusion list")
+        raise refusing(
+            f"{rule}: no measured fusion{where} is remembered ({path}): run the model first, or kf fusion list"
+        )
     if keep and any(wrong := [v["signature"] for v in chosen if v["fused_ms"] == 0]):
         # Forms whose results differed were not timed.
         raise refusing(f"{rule}: the fused results were wrong at {wrong[0]}: that cannot be kept")

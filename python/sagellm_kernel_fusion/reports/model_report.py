@@ -215,9 +215,7 @@ def _rule(r: PrecisionResult, g: RuleGain) -> dict:
     return known | ({"ttft_ms": list(g.ttft_ms), "tbt_ms": list(g.tpot_ms)} if g.ok else {})
 
 
-def model_json(
-    name: str, results: Sequence[PrecisionResult], environment: dict, fusion: str = "measured"
-) -> dict:
+def model_json(name: str, results: Sequence[PrecisionResult], environment: dict, fusion: str = "measured") -> dict:
     """The sibling benchmark suite's end-to-end format; keys of ours besides."""
     rows = [_row(name, r, mode, s) for r in results for mode in _MODES for s in r.scenarios[mode]]
     mean = lambda key: statistics.fmean(row[key] for row in rows)  # noqa: E731

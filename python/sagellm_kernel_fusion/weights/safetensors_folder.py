@@ -53,7 +53,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, np.ndarray]]]:
-    """Arrays over the file's memory, and of tensors that kernels do not take the element type and the values (or bytes).
+    """Arrays over the file's memory; of tensors that kernels do not take, the element type and the values (or bytes).
 
     The library checks the header (sizes, offsets, overlaps); it copies tensors out, so they are mapped here, at the
     offsets that it found good. The format packs tensors end to end: one behind an odd number of bytes is copied.
