@@ -1,0 +1,92 @@
+"""The programs of the README and of examples/, compiled and run as a reader would."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+BUILD = Path(os.environ.get("KF_BUILD_DIR", ROOT / "build"))
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run(*command: object, cwd: Path) -> str:
+    result = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, f"{' '.join(map(str, command))}\n{result.stdout}{result.stderr}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory) -> Path:
+    """Every C++ program, built against the installed library with the README's own CMake lines."""
+    if not (BUILD / "libkf.a").is_file() and not (BUILD / "libkf.so").is_file():
+        pytest.skip(f"{BUILD}: kf has not been built there")
+    folder = tmp_path_factory.mktemp("programs")
+    [linking] = blocks("cmake")
+    sources = {f"readme{i}": text for i, text in enumerate(blocks("cpp"))}
+    sources |= {path.stem: path.read_text() for path in ROOT.glob("examples/*.cpp")}
+    lines = ["cmake_minimum_required(VERSION 3.25)", "project(programs LANGUAGES CXX)"]
+    for name, text in sources.items():
+        (folder / f"{name}.cpp").write_text(text)
+        lines += [f"add_executable({name} {name}.cpp)", linking.replace("(program ", f"({name} ")]
+    (folder / "CMakeLists.txt").write_text("\n".join(lines))
+    run("cmake", "--install", BUILD, "--prefix", folder / "prefix", cwd=folder)
+    run("cmake", "-S", ".", "-B", "out", f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}", cwd=folder)
+    run("cmake", "--build", "out", cwd=folder)
+    return folder / "out"
+
+
+def test_the_readme_has_programs():
+    assert len(blocks("cpp")) == len(blocks("cmake")) == len(blocks("python")) == 1
+    assert "find_package(kf REQUIRED)" in blocks("cmake")[0] and "(program " in blocks("cmake")[0]
+
+
+def test_the_readmes_cpp_program(programs):
+    run(programs / "readme0", cwd=programs)
+
+
+def test_the_readmes_python_program(smollm2, tmp_path):
+    (tmp_path / smollm2.name).symlink_to(smollm2)
+    [program] = blocks("python")
+    check = "assert out.shape == x.shape and type(out) is np.ndarray and model.generate('Once', 2).text"
+    run(sys.executable, "-c", f"{program}\n{check}", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("examples/*.cpp")))
+def test_cpp_examples(programs, name):
+    output = run(programs / name, cwd=programs)
+    assert re.fullmatch(r"out\[99, 7, 63\] = 1\n(.*\n)+", output) and output.count("->") == 1
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("examples/*.py")))
+def test_python_examples(tmp_path, name):
+    assert run(sys.executable, ROOT / f"examples/{name}.py", cwd=tmp_path) == "ndarray (2, 128, 8, 64) float32\n"
+
+
+def test_the_readmes_commands_exist():
+    """Every `kf ...` of its table, and every target of make that it names."""
+    text = (ROOT / "README.md").read_text()
+    commands = {
+        tuple(c.split()[: 2 if c.startswith(("bench", "fusion")) else 1]) for c in re.findall(r"`kf ([^`]+)`", text)
+    }
+    assert len(commands) >= 6
+    main = "from sagellm_kernel_fusion.cli import main; main()"
+    for command in sorted(commands):
+        assert "Usage: kf" in run(sys.executable, "-c", main, *command, "--help", cwd=ROOT)
+    for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_the_readmes_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    missing = [t for t in targets if "://" not in t and not (ROOT / t).exists()]
+    assert len(targets) >= 8 and not missing
