@@ -8,6 +8,22 @@
 namespace kf::python {
 namespace {
 
+nb::dict verdict_dict(const Verdict& v) {
+  nb::dict d;
+  d["rule"] = v.rule;
+  d["signature"] = v.signature;
+  d["device"] = v.device;
+  d["version"] = v.version;
+  d["keep"] = v.keep;
+  d["unfused_ms"] = v.unfused_ms;
+  d["fused_ms"] = v.fused_ms;
+  d["unfused_bytes"] = v.unfused_bytes;
+  d["fused_bytes"] = v.fused_bytes;
+  d["max_error"] = v.max_error;
+  d["reason"] = v.reason;
+  return d;
+}
+
 // The fields that say what is fused; the others concern single calls.
 KernelFusionConfig config_from(const nb::dict& values) {
   KernelFusionConfig c;
@@ -81,23 +97,18 @@ void bind_fusion(nb::module_& m) {
       .def("list",
            [](const VerdictStore& store) {
              nb::list all;
-             for (const Verdict& v : store.list()) {
-               nb::dict d;
-               d["rule"] = v.rule;
-               d["signature"] = v.signature;
-               d["device"] = v.device;
-               d["version"] = v.version;
-               d["keep"] = v.keep;
-               d["unfused_ms"] = v.unfused_ms;
-               d["fused_ms"] = v.fused_ms;
-               d["unfused_bytes"] = v.unfused_bytes;
-               d["fused_bytes"] = v.fused_bytes;
-               d["max_error"] = v.max_error;
-               d["reason"] = v.reason;
-               all.append(d);
-             }
+             for (const Verdict& v : store.list()) all.append(verdict_dict(v));
              return all;
            })
+      .def(
+          "find",
+          [](const VerdictStore& store, const std::string& rule, const std::string& signature,
+             const std::string& device) -> std::optional<nb::dict> {
+            const std::optional<Verdict> v = store.find(rule, signature, device);
+            return v ? std::optional(verdict_dict(*v)) : std::nullopt;
+          },
+          nb::arg("rule"), nb::arg("signature"), nb::arg("device"),
+          "The verdict that counts in this build; None: it would be measured.")
       .def(
           "put", [](VerdictStore& store, const nb::dict& verdict) { store.put(verdict_from(verdict)); },
           nb::arg("verdict"), "Overrules the verdict of the same rule, signature, device and version.")

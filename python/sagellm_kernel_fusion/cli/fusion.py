@@ -56,9 +56,11 @@ def _overrule(rule: str, shapes: str, keep: bool) -> None:
         raise refusing(f"rule: expected one of {', '.join(known)}, got {rule}")
     path = _kf.VerdictStore.default_path()
     store = _kf.VerdictStore(path)
-    # Another version's verdicts do not count, and are not asked for their opinion.
+    # Another build's verdicts do not count, and need no overruling.
     chosen = [
-        v for v in store.list() if v["rule"] == rule and shapes in v["signature"] and v["version"] == _kf.__version__
+        v
+        for v in store.list()
+        if v["rule"] == rule and shapes in v["signature"] and store.find(rule, v["signature"], v["device"]) == v
     ]
     if not chosen:
         where = f" at shapes with {shapes}" if shapes else ""
