@@ -16,7 +16,7 @@ from .common import Metadata, ModelFile, aligned
 
 # The library's errors for damaged files are of many kinds; all mean that the file is not what it should be.
 _DAMAGED = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
-_BLOCK_ALIGNMENT = 4  # a block begins with one or two 16-bit scales
+_BLOCK_ALIGNMENT = 2  # blocks hold 16-bit scales and bytes
 _BLOCK_FORMATS = {
     GGMLQuantizationType.Q4_0: "q4_0",
     GGMLQuantizationType.Q4_1: "q4_1",
