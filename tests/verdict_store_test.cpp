@@ -9,6 +9,9 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "kf/error.h"
 #include "kf/graph.h"
@@ -136,6 +139,76 @@ TEST_F(VerdictStoreTest, AFolderThatCannotBeMadeIsAnError) {
   VerdictStore store((folder / "file" / "verdicts.json").string());
   store.put(verdict("a"));
   EXPECT_THROW(store.save(), Error);
+}
+
+TEST_F(VerdictStoreTest, PathsThatCannotBeLookedAtDoNotThrow) {
+  const std::string long_name = (folder / std::string(300, 'x')).string();
+  VerdictStore store(long_name);
+  EXPECT_TRUE(store.list().empty());
+  store.put(verdict("a"));
+  EXPECT_THROW(store.save(), Error);
+}
+
+// Root may read anything, so this says something for other users alone.
+TEST_F(VerdictStoreTest, WhatMayNotBeReadIsLeftAlone) {
+  if (::geteuid() == 0) GTEST_SKIP() << "root reads every file";
+  VerdictStore writer(path);
+  writer.put(verdict("a"));
+  writer.save();
+  fs::permissions(path, fs::perms::none);
+  VerdictStore store(path);
+  EXPECT_TRUE(store.list().empty());
+  EXPECT_TRUE(fs::exists(path));
+  EXPECT_FALSE(fs::exists(path + ".corrupt"));
+  store.put(verdict("b"));
+  EXPECT_THROW(store.save(), Error);
+  fs::permissions(path, fs::perms::owner_all);
+  EXPECT_EQ(VerdictStore(path).list().size(), 1u);
+}
+
+TEST_F(VerdictStoreTest, WritersKeepEachOthersVerdicts) {
+  VerdictStore first(path), second(path);
+  first.put(verdict("a"));
+  second.put(verdict("b"));
+  first.save();
+  second.save();
+  EXPECT_EQ(VerdictStore(path).list().size(), 2u);
+  EXPECT_EQ(second.list().size(), 2u);
+  // The later word on a question counts, whoever had loaded the earlier one.
+  second.put(verdict("a", false));
+  second.save();
+  first.put(verdict("c"));
+  first.save();
+  EXPECT_FALSE(VerdictStore(path).find("a", "x=f32[1, 8]", "device")->keep);
+}
+
+TEST_F(VerdictStoreTest, ManyThreadsSaveAtOnce) {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      VerdictStore store(path);
+      for (int i = 0; i < 5; ++i) {
+        store.put(verdict("rule" + std::to_string(t) + "." + std::to_string(i)));
+        store.save();
+      }
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(VerdictStore(path).list().size(), 40u);
+  for (const auto& entry : fs::directory_iterator(fs::path(path).parent_path()))
+    EXPECT_EQ(entry.path(), path);
+}
+
+TEST_F(VerdictStoreTest, OtherBuildsAreMeasuredAnew) {
+  VerdictStore store;
+  store.put(verdict("a"));
+  const std::string version = store.list().front().version;
+  EXPECT_NE(version.find('+'), std::string::npos) << version;
+  Verdict other = verdict("b");
+  other.version = version.substr(0, version.find('+'));
+  store.put(other);
+  EXPECT_TRUE(store.find("a", other.signature, other.device).has_value());
+  EXPECT_FALSE(store.find("b", other.signature, other.device).has_value());
 }
 
 TEST_F(VerdictStoreTest, PathFollowsTheEnvironment) {

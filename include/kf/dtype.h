@@ -2,6 +2,7 @@
 // bytes; a plain type is a block of one. int4 is two values a byte, low nibble first.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string_view>
@@ -37,6 +38,11 @@ struct DTypeInfo {
 };
 
 const DTypeInfo& dtype_info(DType dtype);
+// What the address of an element (in a block format, of a block) is a multiple of.
+inline std::size_t dtype_alignment(DType dtype) {
+  const DTypeInfo& info = dtype_info(dtype);
+  return info.is_block ? 2 : static_cast<std::size_t>(info.block_bytes);  // blocks hold f16 scales and bytes
+}
 inline const char* dtype_name(DType dtype) { return dtype_info(dtype).name; }
 std::optional<DType> dtype_from_name(std::string_view name);
 

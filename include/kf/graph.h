@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -171,7 +172,8 @@ struct FusionPolicy {
 
 // A fusion that was tried: both forms timed, their results compared.
 struct Verdict {
-  std::string rule, signature, device, version;  // the key
+  std::string rule, signature, device;  // the key, together with
+  std::string version;                  // the library's and of its sources: other kernels are measured anew
   bool keep = false;
   double unfused_ms = 0, fused_ms = 0;
   double unfused_bytes = 0, fused_bytes = 0;  // peak memory of intermediates
@@ -179,7 +181,8 @@ struct Verdict {
   std::string reason;
 };
 
-// Verdicts on disk (JSON, replaced atomically; a corrupt file is set aside and said so).
+// Verdicts on disk (JSON, replaced atomically; a corrupt file is set aside and said so; one that may not be read is
+// left alone and said so). Several processes may share the file.
 class VerdictStore {
  public:
   explicit VerdictStore(std::string path = {});  // empty: memory only
@@ -189,12 +192,16 @@ class VerdictStore {
   void put(const Verdict& verdict);  // overrules an older one of the same key
   std::vector<Verdict> list() const;
   void clear();
-  void save() const;  // throws resource_exhausted when it cannot be written; the old file stays
+  // Adds what was put since the last save to what the file has by then, from whichever process. Throws
+  // resource_exhausted when it cannot be read or written; the old file stays.
+  void save();
 
  private:
   std::string path_;
   mutable std::mutex mutex_;
   std::map<std::string, Verdict> verdicts_;
+  std::set<std::string> unsaved_;  // keys that were put
+  bool cleared_ = false;           // since the last save: what the file has goes
 };
 
 struct Applied {  // what rewriting did, for explain

@@ -10,8 +10,15 @@
 namespace kf {
 namespace {
 
+// Values without a place on the scale take the nearest end of it; NaN becomes 0.
 std::uint8_t to_nibble(float scaled) {
-  return static_cast<std::uint8_t>(std::clamp(static_cast<int>(scaled), 0, 15));
+  if (!(scaled > 0.0f)) return 0;
+  return scaled < 15.0f ? static_cast<std::uint8_t>(scaled) : std::uint8_t{15};
+}
+
+std::int8_t to_byte(float scaled) {
+  if (std::isnan(scaled)) return 0;
+  return static_cast<std::int8_t>(std::clamp(std::round(scaled), -127.0f, 127.0f));
 }
 
 float inverse(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }
@@ -31,8 +38,12 @@ void encode(const float* x, BlockQ4_0& block) {
 }
 
 void encode(const float* x, BlockQ4_1& block) {
-  const auto [lo_it, hi_it] = std::minmax_element(x, x + kBlockElems);
-  const float m = *lo_it, d = (*hi_it - m) / 15, inv = inverse(d);
+  float m = x[0], hi = x[0];
+  for (int i = 1; i < kBlockElems; ++i) {
+    m = std::fmin(m, x[i]);
+    hi = std::fmax(hi, x[i]);
+  }
+  const float d = (hi - m) / 15, inv = inverse(d);
   block.d = f32_to_f16(d);
   block.m = f32_to_f16(m);
   for (int i = 0; i < 16; ++i) {
@@ -46,7 +57,7 @@ void encode(const float* x, BlockQ8_0& block) {
   for (int i = 0; i < kBlockElems; ++i) largest = std::max(largest, std::fabs(x[i]));
   const float d = largest / 127, inv = inverse(d);
   block.d = f32_to_f16(d);
-  for (int i = 0; i < kBlockElems; ++i) block.q[i] = static_cast<std::int8_t>(std::round(x[i] * inv));
+  for (int i = 0; i < kBlockElems; ++i) block.q[i] = to_byte(x[i] * inv);
 }
 
 void decode(const BlockQ4_0& block, float* x) {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "core/operands.h"
 #include "graph/memory_plan.h"
 #include "graph/reflect.h"
 #include "kf/error.h"
@@ -14,8 +15,6 @@ struct Location {
   int root;
   std::int64_t bytes;
 };
-
-bool is_weight_slot(std::string_view name) { return name.ends_with("weight") || name == "table"; }
 
 class Compiler {
  public:
@@ -97,8 +96,11 @@ class Compiler {
       t.data = address(v);
       const Location l = locations_[v.index];
       const std::int32_t base = base_of_root_[l.root];
-      if (base == kConstant) return;
-      if (is_weight_slot(slots[slot].name) && t.data == nullptr) weights_constant = false;
+      if (base == kConstant) return check_memory(op_name(n.op()), slots[slot].name.data(), t);
+      // What an input lies in now may be replaced by binding another; the operands of a call that is being planned
+      // are those that it runs with.
+      const bool is_final = place_ == OutputPlace::caller && t.data != nullptr;
+      if (is_weight_slot(slots[slot].name) && !is_final) weights_constant = false;
       step.operands.push_back({slots[slot].field, base, l.bytes});
       touch(l.root, index);
     };

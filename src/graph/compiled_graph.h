@@ -58,9 +58,9 @@ struct CompiledGraph {
 };
 
 enum class OutputPlace : std::uint8_t {
-  arena,
-  caller
-};  // `arena`: room is kept, so that binding is optional
+  arena,  // room is kept, so that binding is optional
+  caller  // the graph is a call being planned: operands are the caller's, and weights that it has now are those it runs with
+};
 
 CompiledGraph compile(const Graph& graph, Dispatcher& dispatcher, const Selection& selection,
                       PackCache* packs, OutputPlace output_place);

@@ -5,8 +5,8 @@
 #include <unordered_map>
 
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 
+#include "core/log.h"
 #include "graph/match.h"
 #include "graph/measure.h"
 #include "kf/error.h"
@@ -115,7 +115,7 @@ class Judge {
       const Value& value = graph.graph().value(v);
       if (value.kind == ValueKind::constant)
         slots[slot].in(params.data()).data = value.tensor.data;
-      else if (slots[slot].name.ends_with("weight"))
+      else if (is_weight_slot(slots[slot].name))
         weights_constant = false;
     }
     const PlanContext ctx{dispatcher_.caps(), dispatcher_, dispatcher_.num_threads(),
@@ -167,7 +167,7 @@ Graph fuse(const Graph& graph, const SymbolValues& symbols, const FusionPolicy& 
     try {
       verdicts.save();
     } catch (const Error& e) {
-      spdlog::warn("{}; the next run measures again", e.what());
+      log_warning(fmt::format("{}; the next run measures again", e.what()));
     }
   }
   return rewriter.take();

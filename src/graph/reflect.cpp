@@ -23,7 +23,9 @@ class AttrReader final : public FieldVisitor {
   void attr(const char* name, std::int64_t& value) override { attrs.push_back({name, value}); }
   void attr(const char* name, float& value) override { attrs.push_back({name, value}); }
   void attr(const char* name, int& value, std::span<const char* const> names) override {
-    attrs.push_back({name, std::string_view(names[static_cast<std::size_t>(value)])});
+    const bool known = value >= 0 && static_cast<std::size_t>(value) < names.size();
+    attrs.push_back(
+        {name, known ? std::string_view(names[static_cast<std::size_t>(value)]) : std::string_view()});
   }
 };
 
@@ -132,6 +134,8 @@ void set_attr_text(AnyParams& params, std::string_view name, std::string_view te
   }
   throw_invalid(fmt::format("{}: no attribute {} that takes '{}'", op_name(params.op()), name, text));
 }
+
+bool is_weight_slot(std::string_view name) { return name.ends_with("weight") || name == "table"; }
 
 bool is_dim_attr(std::string_view name) { return name == "seqlen_k_max" || name == "seqlen_k"; }
 

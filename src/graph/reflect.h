@@ -50,6 +50,9 @@ void set_attr(AnyParams& params, std::string_view name, const AttrValue& value);
 // `text` as a rule writes it ("mul", "true", "0.5").
 void set_attr_text(AnyParams& params, std::string_view name, std::string_view text);
 
+// Operands that kernels may pack where they are constant.
+bool is_weight_slot(std::string_view name);
+
 // Attributes that stand for a dimension, and so may be symbolic.
 bool is_dim_attr(std::string_view name);
 

@@ -1,15 +1,20 @@
 // Verdicts of measured fusion on disk.
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
 #include <fmt/format.h>
-#include <spdlog/spdlog.h>
 #include <nlohmann/json.hpp>
 
+#include "core/build_id.h"
+#include "core/log.h"
 #include "kf/error.h"
 #include "kf/graph.h"
 
@@ -20,10 +25,20 @@ namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 constexpr int kFormat = 1;
+// Beyond these, verdicts of other builds are dropped.
+constexpr std::size_t kMaxVerdicts = 4096;
 
 std::string key_of(const std::string& rule, const std::string& signature, const std::string& device,
                    const std::string& version) {
   return fmt::format("{}\n{}\n{}\n{}", rule, signature, device, version);
+}
+
+std::string key_of(const Verdict& v) { return key_of(v.rule, v.signature, v.device, v.version); }
+
+// The version alone would keep verdicts on kernels that have changed since.
+const std::string& this_build() {
+  static const std::string version = fmt::format("{}+{}", KF_VERSION, build_id());
+  return version;
 }
 
 Json to_json(const Verdict& v) {
@@ -56,12 +71,15 @@ Verdict from_json(const Json& j) {
   return v;
 }
 
-std::vector<Verdict> read_file(std::istream& in) {
+std::map<std::string, Verdict> parse(std::istream& in) {
   const Json j = Json::parse(in);
   if (j.at("format").get<int>() != kFormat)
     throw std::runtime_error(fmt::format("format: expected {}, got {}", kFormat, j.at("format").dump()));
-  std::vector<Verdict> verdicts;
-  for (const Json& entry : j.at("verdicts")) verdicts.push_back(from_json(entry));
+  std::map<std::string, Verdict> verdicts;
+  for (const Json& entry : j.at("verdicts")) {
+    Verdict v = from_json(entry);
+    verdicts.insert_or_assign(key_of(v), std::move(v));
+  }
   return verdicts;
 }
 
@@ -69,8 +87,28 @@ void set_aside(const std::string& path, const char* why) {
   const std::string aside = path + ".corrupt";
   std::error_code error;
   fs::rename(path, aside, error);
-  spdlog::warn("fusion verdicts: {} cannot be read ({}); {}; measuring anew", path, why,
-               error ? "it could not be set aside" : "set aside as " + aside);
+  log_warning(fmt::format("fusion verdicts: {} cannot be read ({}); {}; measuring anew", path, why,
+                          error ? "it could not be set aside" : "set aside as " + aside));
+}
+
+// What the file has; nothing where there is none, and where it is corrupt, which is set aside. Throws
+// std::system_error where it may not be looked at.
+std::map<std::string, Verdict> read_file(const std::string& path) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (status.type() == fs::file_type::not_found) return {};
+  if (error) throw std::system_error(error);
+  if (status.type() != fs::file_type::regular) return {};  // saving says what is in the way
+  errno = 0;
+  std::ifstream in(path);
+  if (!in) throw std::system_error(errno ? errno : EIO, std::generic_category());
+  try {
+    return parse(in);
+  } catch (const std::exception& e) {
+    in.close();
+    set_aside(path, e.what());
+    return {};
+  }
 }
 
 [[noreturn]] void fail_save(const std::string& path, const std::string& why) {
@@ -78,17 +116,63 @@ void set_aside(const std::string& path, const char* why) {
               {{"path", path}});
 }
 
+// While it lives, no other writer is between reading the file and replacing it. The lock is on the folder: the file
+// itself is replaced, and a file beside it would stay behind. Where locks are not to be had, writers may still lose
+// each other's verdicts, which are then measured again.
+class FolderLock {
+ public:
+  explicit FolderLock(const fs::path& folder)
+      : fd_(::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    while (fd_ >= 0 && ::flock(fd_, LOCK_EX) != 0 && errno == EINTR) {
+    }
+  }
+  ~FolderLock() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int fd_;
+};
+
+// Writes a file of a new name beside `path`; returns the name.
+std::string write_beside(const std::string& path, const std::string& text) {
+  std::string name;
+  int fd = -1;
+  // Not mkstemp, whose files only their owner may read.
+  for (int i = 0; fd < 0 && i < 1000; ++i) {
+    name = fmt::format("{}.{}.{}.tmp", path, ::getpid(), i);
+    fd = ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd < 0 && errno != EEXIST) break;
+  }
+  if (fd < 0) fail_save(path, std::strerror(errno));
+  std::size_t written = 0;
+  int error = 0;
+  while (error == 0 && written < text.size()) {
+    const ssize_t n = ::write(fd, text.data() + written, text.size() - written);
+    if (n >= 0)
+      written += static_cast<std::size_t>(n);
+    else if (errno != EINTR)
+      error = errno;
+  }
+  if (::close(fd) != 0 && error == 0) error = errno;
+  if (error != 0) {
+    ::unlink(name.c_str());
+    fail_save(path, std::strerror(error));
+  }
+  return name;
+}
+
 }  // namespace
 
 VerdictStore::VerdictStore(std::string path) : path_(std::move(path)) {
-  if (path_.empty() || !fs::is_regular_file(path_)) return;  // nothing stored yet
-  std::ifstream in(path_);
+  if (path_.empty()) return;
   try {
-    for (const Verdict& v : read_file(in)) put(v);
-  } catch (const std::exception& e) {
-    in.close();
-    verdicts_.clear();
-    set_aside(path_, e.what());
+    verdicts_ = read_file(path_);
+  } catch (const std::system_error& e) {
+    log_warning(
+        fmt::format("fusion verdicts: {} cannot be read ({}); measuring anew", path_, e.code().message()));
   }
 }
 
@@ -106,15 +190,16 @@ std::string VerdictStore::default_path() {
 std::optional<Verdict> VerdictStore::find(const std::string& rule, const std::string& signature,
                                           const std::string& device) const {
   std::lock_guard lock(mutex_);
-  const auto it = verdicts_.find(key_of(rule, signature, device, KF_VERSION));
+  const auto it = verdicts_.find(key_of(rule, signature, device, this_build()));
   return it == verdicts_.end() ? std::nullopt : std::optional(it->second);
 }
 
 void VerdictStore::put(const Verdict& verdict) {
   Verdict v = verdict;
-  if (v.version.empty()) v.version = KF_VERSION;
-  std::string key = key_of(v.rule, v.signature, v.device, v.version);
+  if (v.version.empty()) v.version = this_build();
+  std::string key = key_of(v);
   std::lock_guard lock(mutex_);
+  unsaved_.insert(key);
   verdicts_.insert_or_assign(std::move(key), std::move(v));
 }
 
@@ -128,34 +213,43 @@ std::vector<Verdict> VerdictStore::list() const {
 void VerdictStore::clear() {
   std::lock_guard lock(mutex_);
   verdicts_.clear();
+  unsaved_.clear();
+  cleared_ = true;
 }
 
-void VerdictStore::save() const {
+void VerdictStore::save() {
   if (path_.empty()) return;
-  Json j = {{"format", kFormat}, {"verdicts", Json::array()}};
-  for (const Verdict& v : list()) j["verdicts"].push_back(to_json(v));
-
-  // Written beside and renamed over: whoever reads sees the old file or the new one, never a part.
+  std::lock_guard lock(mutex_);
   std::error_code error;
-  if (const fs::path folder = fs::path(path_).parent_path(); !folder.empty())
-    fs::create_directories(folder, error);
+  const fs::path folder = fs::path(path_).parent_path();
+  if (!folder.empty()) fs::create_directories(folder, error);
   if (error) fail_save(path_, error.message());
-  const std::string beside = fmt::format("{}.{}.tmp", path_, ::getpid());
-  {
-    std::ofstream out(beside, std::ios::trunc);
-    out << j.dump(1, ' ', false, Json::error_handler_t::replace) << '\n';
-    out.close();
-    if (!out) {
-      fs::remove(beside, error);
-      fail_save(path_, "the file cannot be created or the disk is full");
-    }
+
+  const FolderLock folder_lock(folder);
+  std::map<std::string, Verdict> merged;
+  try {
+    if (!cleared_) merged = read_file(path_);
+  } catch (const std::system_error& e) {
+    fail_save(path_, e.code().message());  // what cannot be read is not to be replaced
   }
+  for (const std::string& key : unsaved_) merged.insert_or_assign(key, verdicts_.at(key));
+  if (merged.size() > kMaxVerdicts)
+    std::erase_if(merged, [](const auto& entry) { return entry.second.version != this_build(); });
+
+  Json j = {{"format", kFormat}, {"verdicts", Json::array()}};
+  for (const auto& [key, v] : merged) j["verdicts"].push_back(to_json(v));
+  // Written beside and renamed over: whoever reads sees the old file or the new one, never a part.
+  const std::string beside =
+      write_beside(path_, j.dump(1, ' ', false, Json::error_handler_t::replace) + '\n');
   fs::rename(beside, path_, error);
   if (error) {
     const std::string why = error.message();
-    fs::remove(beside, error);
+    ::unlink(beside.c_str());
     fail_save(path_, why);
   }
+  verdicts_ = std::move(merged);
+  unsaved_.clear();
+  cleared_ = false;
 }
 
 }  // namespace kf
