@@ -2,10 +2,21 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "core/block_formats.h"
+#include "core/log.h"
 #include "kf/kf.h"
 
 namespace kf {
 namespace {
+
+// Objects of a program may use ops while they are initialised.
+const std::string kEarly = op_name(Op::sample);
+
+TEST(Op, TableIsThereBeforeMain) { EXPECT_EQ(kEarly, "sample"); }
 
 TEST(DType, NamesAreUniqueAndFoundAgain) {
   for (int i = 0; i < kNumDTypes; ++i) {
@@ -40,6 +51,24 @@ TEST(Tensor, SliceAndTransposeShareMemory) {
   EXPECT_THROW(t.view().slice(1, 3, 6), Error);
   EXPECT_THROW(u.reshape({20}), Error);
   EXPECT_EQ(t.view().reshape({20}).rank, 1);
+}
+
+TEST(Tensor, BlocksAreNotCut) {
+  const TensorView t = Tensor(DType::q8_0, {4, 96});
+  EXPECT_EQ(static_cast<char*>(t.slice(1, 32, 64).data) - t.as<char>(), 34);
+  EXPECT_NO_THROW(t.slice(0, 1, 3));
+  EXPECT_THROW(t.slice(1, 16, 96), Error);
+  EXPECT_THROW(t.slice(1, 0, 48), Error);
+  EXPECT_THROW(t.transpose(0, 2), Error);
+}
+
+TEST(Tensor, CountsThatOverflowDoNotWrap) {
+  TensorView t = TensorView::contiguous(nullptr, DType::f32, {1, 1});
+  t.shape[0] = t.shape[1] = std::int64_t{1} << 40;
+  t.strides[0] = t.strides[1] = 0;
+  EXPECT_EQ(t.numel(), std::numeric_limits<std::int64_t>::max());
+  EXPECT_EQ(t.nbytes(), std::numeric_limits<std::size_t>::max());
+  EXPECT_THROW(TensorView::contiguous(nullptr, DType::f32, {1 << 20, std::int64_t{1} << 43}), Error);
 }
 
 TEST(Tensor, SizesThatOverflowAreRefused) {
@@ -90,6 +119,43 @@ TEST(Op, PlanKeysDifferByLayoutAndAttributeNotByAddress) {
   EXPECT_NE(key({.x = a, .weight = w}), key({.x = a, .weight = w, .eps = 1e-3f}));
   EXPECT_NE(key({.x = a, .weight = w}), key({.x = a, .weight = w, .residual = b}));
   EXPECT_NE(key({.x = a, .weight = w}), key({.x = a.view().slice(1, 0, 4), .weight = w}));
+}
+
+TEST(Op, WhatChangesFromRunToRunIsNoPartOfThePlan) {
+  const Tensor logits(DType::f32, {2, 8}), ids(DType::i32, {2});
+  SampleParams a{.logits = logits, .ids = ids, .seed = 1, .step = 2}, b = a;
+  b.seed = 3;
+  b.step = 4;
+  std::string key_a, key_b;
+  append_plan_key(Op::sample, &a, key_a);
+  append_plan_key(Op::sample, &b, key_b);
+  EXPECT_EQ(key_a, key_b);
+  EXPECT_EQ(describe(Op::sample, &a), describe(Op::sample, &b));
+}
+
+// ggml's rounding where values have a place on the scale; the nearest end, or 0, where they have none.
+TEST(BlockFormats, NanAndInfinityAreDefined) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  for (const DType format : {DType::q4_0, DType::q4_1, DType::q8_0}) {
+    for (const float hostile : {kNan, INFINITY, -INFINITY, 1e-44f, -1e-44f}) {
+      std::vector<float> values(32, 0.5f), back(32);
+      values[3] = hostile;
+      values[20] = -hostile;
+      const Tensor blocks(format, {1, 32});
+      quantize_blocks(format, values.data(), blocks.view().data, 32);
+      dequantize_blocks(format, blocks.view().data, back.data(), 32);
+      if (std::isfinite(hostile) || (std::isnan(hostile) && format != DType::q4_1))
+        EXPECT_NEAR(back[0], 0.5f, 0.04f) << dtype_name(format) << " " << hostile;
+    }
+  }
+}
+
+TEST(Log, WarningsGoToStandardError) {
+  testing::internal::CaptureStdout();
+  testing::internal::CaptureStderr();
+  log_warning("something to know");
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "");
+  EXPECT_NE(testing::internal::GetCapturedStderr().find("something to know"), std::string::npos);
 }
 
 TEST(Op, AnyParamsIsAValue) {

@@ -32,6 +32,18 @@ TEST(DlPack, StridesAndOffsetsAreHonoured) {
   EXPECT_EQ(v.stride(1), 4);
 }
 
+TEST(DlPack, ShapesThatCannotBeAreRefused) {
+  const auto import = [](std::int64_t a, std::int64_t b, std::int64_t stride) {
+    std::int64_t shape[] = {a, b}, strides[] = {stride, 1};
+    return from_dlpack({nullptr, {kDLCPU, 0}, 2, {kDLFloat, 32, 1}, shape, stride ? strides : nullptr, 0});
+  };
+  EXPECT_THROW(import(-1, 2, 0), Error);
+  EXPECT_THROW(import(std::int64_t{1} << 40, std::int64_t{1} << 40, 0), Error);
+  EXPECT_THROW(import(4, 1, std::int64_t{1} << 62), Error);  // spans more than can be counted
+  EXPECT_THROW(from_dlpack({nullptr, {kDLCPU, 0}, 1, {kDLFloat, 32, 1}, nullptr, nullptr, 0}), Error);
+  EXPECT_EQ(import(4, 2, 16).stride(0), 16);
+}
+
 TEST(DlPack, WhatTheLibraryDoesNotHaveIsRefused) {
   std::int64_t shape[] = {2};
   EXPECT_THROW(from_dlpack({nullptr, {kDLCPU, 0}, 1, {kDLFloat, 64, 1}, shape, nullptr, 0}), Error);

@@ -51,6 +51,8 @@ class FieldVisitor {
   virtual void attr(const char* name, bool& value) = 0;
   virtual void attr(const char* name, std::int64_t& value) = 0;
   virtual void attr(const char* name, float& value) = 0;
+  // A value that no choice of a kernel depends on (the position in a random stream): not part of the plan.
+  virtual void run_attr(const char* name, std::int64_t& value) { attr(name, value); }
   // An enumeration: `value` indexes `names`.
   virtual void attr(const char* name, int& value, std::span<const char* const> names) = 0;
 
@@ -79,12 +81,14 @@ struct OpInfo {
   const char* summary;  // the formula in a line
   std::shared_ptr<void> (*clone)(const void* params);  // nullptr: default-constructed
   void (*visit)(void* params, FieldVisitor& v);
-  // Fills dtype, shape and contiguous strides of absent outputs (optional ones too) from the inputs.
-  // Dimensions may be symbolic (negative); they may only be copied and compared.
+  // Fills dtype, shape and contiguous strides of absent outputs (optional ones too) from the inputs; leaves them
+  // absent where an input has not the rank that they are read from. Dimensions may be symbolic (negative); they
+  // may only be copied and compared.
   void (*infer)(void* params);
   // Throws invalid_argument unless ranks, dtypes, shapes, strides and attributes fit together.
   void (*validate)(const void* params);
-  // Throws invalid_argument unless the values in host tables and ids are in range. Reads the memory.
+  // Throws invalid_argument unless operands that may not share memory are apart, and the values in host tables
+  // and ids are in range. Reads the memory, so it is asked at every call, not once a layout.
   void (*validate_data)(const void* params);
   Cost (*cost)(const void* params);
   // sizeof the Params struct, which is trivially copyable and at most kMaxParamsBytes: run() may copy it to its stack.
@@ -135,9 +139,10 @@ struct Slot {
   bool optional;
 };
 std::vector<Slot> slots_of(Op op, void* params);
-// "x=f32[512, 576] weight=q4_1[576, 576] activation=silu": what telemetry and explain print.
+// "x=f32[512, 576] weight=q4_1[576, 576] activation=silu": what telemetry and explain print. Of the call's layout, so
+// without what changes from run to run.
 std::string describe(Op op, const void* params);
-// Everything a plan depends on (layouts, attributes, presence), as bytes; not the addresses.
+// Everything a plan depends on (layouts, attributes, presence), as bytes; not the addresses, nor run_attr()s.
 void append_plan_key(Op op, const void* params, std::string& key);
 
 }  // namespace kf

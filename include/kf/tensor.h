@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -41,10 +42,15 @@ struct TensorView {
   bool present() const { return rank >= 0; }
   std::int64_t dim(int i) const { return shape[i < 0 ? i + rank : i]; }
   std::int64_t stride(int i) const { return strides[i < 0 ? i + rank : i]; }
+  // At most 2^63 - 1: a view of more elements is refused before anything counts on them.
   std::int64_t numel() const {
     std::int64_t n = 1;
-    for (int i = 0; i < rank; ++i) n *= shape[i];
-    return n;
+    bool overflow = false;
+    for (int i = 0; i < rank; ++i) {
+      if (shape[i] == 0) return 0;
+      overflow |= __builtin_mul_overflow(n, shape[i], &n);
+    }
+    return overflow ? std::numeric_limits<std::int64_t>::max() : n;
   }
   // Bytes that the elements take (not the span of a strided view).
   std::size_t nbytes() const;
@@ -60,7 +66,7 @@ struct TensorView {
   // Address of the element at flat element offset `offset` (in whole blocks).
   void* at(std::int64_t offset) const;
 
-  // A contiguous (row-major) view.
+  // A contiguous (row-major) view. Throws invalid_argument where its bytes are more than 2^63.
   static TensorView contiguous(void* data, DType dtype, std::span<const std::int64_t> shape, Device device = {});
   static TensorView contiguous(void* data, DType dtype, std::initializer_list<std::int64_t> shape,
                                Device device = {}) {
@@ -68,7 +74,7 @@ struct TensorView {
   }
   // The same memory with another shape; needs a contiguous tensor with as many elements.
   TensorView reshape(std::initializer_list<std::int64_t> shape) const;
-  // Elements [begin, end) along `axis`.
+  // Elements [begin, end) along `axis`; of a block format, whole blocks.
   TensorView slice(int axis, std::int64_t begin, std::int64_t end) const;
   TensorView transpose(int a, int b) const;
 };

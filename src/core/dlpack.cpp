@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "core/operands.h"
 #include "kf/error.h"
 
 namespace kf {
@@ -58,6 +59,12 @@ TensorView from_dlpack(const DLTensor& d) {
                               static_cast<int>(d.device.device_type)));
   if (d.ndim < 0 || d.ndim > kMaxRank)
     throw_invalid(fmt::format("from_dlpack: expected at most {} dimensions, got {}", kMaxRank, d.ndim));
+  if (d.ndim > 0 && d.shape == nullptr)
+    throw_invalid(fmt::format("from_dlpack: expected a shape of {} dimensions, got a null pointer", d.ndim));
+  for (int i = 0; i < d.ndim; ++i)
+    if (d.shape[i] < 0)
+      throw_invalid(fmt::format("from_dlpack: expected dimensions of 0 or more, got {} in dimension {}",
+                                d.shape[i], i));
   const TensorView packed =
       TensorView::contiguous(nullptr, t.dtype, std::span(d.shape, static_cast<std::size_t>(d.ndim)), t.device);
   t.rank = d.ndim;
@@ -65,7 +72,9 @@ TensorView from_dlpack(const DLTensor& d) {
   t.strides = packed.strides;
   if (d.strides != nullptr)
     for (int i = 0; i < d.ndim; ++i) t.strides[i] = d.strides[i];
-  t.data = static_cast<char*>(d.data) + d.byte_offset;
+  if (const std::string problem = layout_problem(t); !problem.empty())
+    throw_invalid(fmt::format("from_dlpack: expected {}, got {}", problem, to_string(t)));
+  t.data = d.data ? static_cast<char*>(d.data) + d.byte_offset : nullptr;
   return t;
 }
 

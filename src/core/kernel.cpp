@@ -23,6 +23,8 @@ std::shared_ptr<void> PackCache::get_erased(const TensorView& weight, const std:
   auto put = [&key](const auto& value) { key.append(reinterpret_cast<const char*>(&value), sizeof value); };
   put(weight.data);
   put(weight.dtype);
+  put(weight.device.type);
+  put(weight.device.index);
   for (int i = 0; i < weight.rank; ++i) {
     put(weight.shape[i]);
     put(weight.strides[i]);

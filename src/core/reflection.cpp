@@ -1,5 +1,6 @@
 // What is derived from a Params struct's own description: slots, printed form, plan key.
 
+#include <algorithm>
 #include <iterator>
 
 #include <fmt/format.h>
@@ -29,9 +30,11 @@ class Describer final : public FieldVisitor {
   }
   void attr(const char* name, bool& value) override { add(name, value ? "true" : "false"); }
   void attr(const char* name, std::int64_t& value) override { add(name, std::to_string(value)); }
+  void run_attr(const char*, std::int64_t&) override {}
   void attr(const char* name, float& value) override { add(name, fmt::format("{:g}", value)); }
   void attr(const char* name, int& value, std::span<const char* const> names) override {
-    add(name, names[static_cast<std::size_t>(value)]);
+    const bool known = value >= 0 && static_cast<std::size_t>(value) < names.size();
+    add(name, known ? names[static_cast<std::size_t>(value)] : std::to_string(value));
   }
 
  private:
@@ -49,13 +52,14 @@ class KeyBuilder final : public FieldVisitor {
     put(t.dtype);
     put(t.device.type);
     put(t.device.index);
-    for (int i = 0; i < t.rank; ++i) {
+    for (int i = 0; i < std::min(t.rank, kMaxRank); ++i) {  // a greater rank is refused when planned
       put(t.shape[i]);
       put(t.strides[i]);
     }
   }
   void attr(const char*, bool& value) override { put(value); }
   void attr(const char*, std::int64_t& value) override { put(value); }
+  void run_attr(const char*, std::int64_t&) override {}
   void attr(const char*, float& value) override { put(value); }
   void attr(const char*, int& value, std::span<const char* const>) override { put(value); }
 

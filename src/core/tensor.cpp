@@ -1,7 +1,9 @@
 #include "kf/tensor.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -12,21 +14,6 @@ namespace kf {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
-
-// The product of sizes, refusing what does not fit a signed 64-bit count of bytes.
-std::int64_t checked_numel(std::span<const std::int64_t> shape, DType dtype) {
-  const DTypeInfo& info = dtype_info(dtype);
-  std::int64_t n = 1;
-  for (std::int64_t d : shape) {
-    if (d < 0) throw_invalid(fmt::format("tensor: expected dimensions >= 0, got [{}]", fmt::join(shape, ", ")));
-    if (__builtin_mul_overflow(n, d, &n))
-      throw_invalid(fmt::format("tensor: [{}] has more elements than 2^63", fmt::join(shape, ", ")));
-  }
-  std::int64_t bytes;
-  if (__builtin_mul_overflow(n, static_cast<std::int64_t>(info.block_bytes), &bytes))
-    throw_invalid(fmt::format("tensor: {}[{}] has more bytes than 2^63", info.name, fmt::join(shape, ", ")));
-  return n;
-}
 
 }  // namespace
 
@@ -46,7 +33,11 @@ std::string to_string(Device device) { return fmt::format("{}:{}", device_type_n
 
 std::size_t TensorView::nbytes() const {
   const DTypeInfo& info = dtype_info(dtype);
-  return static_cast<std::size_t>((numel() + info.block_elems - 1) / info.block_elems * info.block_bytes);
+  const auto n = static_cast<std::size_t>(numel()), elems = static_cast<std::size_t>(info.block_elems);
+  std::size_t bytes = 0;
+  const bool overflow =
+      __builtin_mul_overflow((n + elems - 1) / elems, static_cast<std::size_t>(info.block_bytes), &bytes);
+  return overflow ? std::numeric_limits<std::size_t>::max() : bytes;
 }
 
 bool TensorView::is_contiguous() const {
@@ -86,12 +77,18 @@ TensorView TensorView::contiguous(void* data, DType dtype, std::span<const std::
   t.dtype = dtype;
   t.device = device;
   t.rank = static_cast<int>(shape.size());
-  std::int64_t stride = 1;
+  std::int64_t stride = 1, bytes = 0;
+  bool overflow = false;
   for (int i = t.rank - 1; i >= 0; --i) {
     t.shape[i] = shape[static_cast<std::size_t>(i)];
     t.strides[i] = stride;
-    stride *= t.shape[i];
+    // Symbolic (negative) dimensions have no strides yet.
+    overflow |= __builtin_mul_overflow(stride, std::max<std::int64_t>(t.shape[i], 1), &stride);
   }
+  overflow |= __builtin_mul_overflow(stride, std::int64_t{dtype_info(dtype).block_bytes}, &bytes);
+  if (overflow)
+    throw_invalid(fmt::format("tensor: expected less than 2^63 bytes, got {}[{}]", dtype_name(dtype),
+                              fmt::join(shape, ", ")));
   return t;
 }
 
@@ -106,6 +103,11 @@ TensorView TensorView::slice(int axis, std::int64_t begin, std::int64_t end) con
   if (axis < 0) axis += rank;
   if (axis < 0 || axis >= rank || begin < 0 || end < begin || end > shape[axis])
     throw_invalid(fmt::format("slice: [{}, {}) of dimension {} of {}", begin, end, axis, to_string(*this)));
+  // Of a block format, along the dimension whose elements lie in one block.
+  const std::int64_t block = dtype_info(dtype).block_elems;
+  if (strides[axis] % block != 0 && (begin * strides[axis] % block != 0 || end * strides[axis] % block != 0))
+    throw_invalid(fmt::format("slice: expected whole blocks of {}, got [{}, {}) of dimension {} of {}", block,
+                              begin, end, axis, to_string(*this)));
   TensorView t = *this;
   t.shape[axis] = end - begin;
   t.data = at(begin * strides[axis]);
@@ -116,6 +118,8 @@ TensorView TensorView::transpose(int a, int b) const {
   TensorView t = *this;
   if (a < 0) a += rank;
   if (b < 0) b += rank;
+  if (a < 0 || a >= rank || b < 0 || b >= rank)
+    throw_invalid(fmt::format("transpose: expected dimensions of {}", to_string(*this)));
   std::swap(t.shape[a], t.shape[b]);
   std::swap(t.strides[a], t.strides[b]);
   return t;
@@ -145,7 +149,9 @@ std::shared_ptr<void> allocate_host(std::size_t bytes) {
 }
 
 Tensor::Tensor(DType dtype, std::span<const std::int64_t> shape) {
-  checked_numel(shape, dtype);
+  for (std::int64_t d : shape)
+    if (d < 0)
+      throw_invalid(fmt::format("tensor: expected dimensions >= 0, got [{}]", fmt::join(shape, ", ")));
   view_ = TensorView::contiguous(nullptr, dtype, shape);
   storage_ = allocate_host(view_.nbytes());
   view_.data = storage_.get();

@@ -21,11 +21,9 @@ bool has_symbols(const TensorView& t) {
 void set_contiguous(TensorView& t) {
   t.strides = {};
   if (has_symbols(t)) return;
-  std::int64_t stride = 1;
-  for (int i = t.rank - 1; i >= 0; --i) {
-    t.strides[i] = stride;
-    stride *= std::max<std::int64_t>(t.shape[i], 1);
-  }
+  t.strides =
+      TensorView::contiguous(nullptr, t.dtype, std::span(t.shape.data(), static_cast<std::size_t>(t.rank)))
+          .strides;
 }
 
 bool strides_unknown(const TensorView& t) {
@@ -185,6 +183,11 @@ CallResult Graph::call(AnyParams params, const Bindings& inputs, std::vector<std
       fail_slot(op, w, "expected the name of an output");
 
   op_info(op).infer(node.params.data());
+  for (const SlotInfo& s : slots) {
+    if (s.role != Role::out || s.optional || s.in(node.params.data()).present()) continue;
+    op_info(op).validate(node.params.data());  // says which operand is not as it should be
+    fail_slot(op, s.name, "expected operands that it follows from");
+  }
 
   CallResult result;
   const std::string& stem = node.label.empty() ? op_name(op) : node.label;

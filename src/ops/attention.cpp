@@ -90,6 +90,15 @@ void validate_scale(const char* op, float scale) {
   if (!std::isfinite(scale)) fail_attr(op, "softmax_scale", "a finite number", fmt::format("{}", scale));
 }
 
+// Of q and what is laid out like it: [batch, seqlen_q, num_heads, head_dim] or [total_q, num_heads, head_dim]; of
+// scores likewise.
+bool has_token_rank(const TensorView& t, const SequenceTables& tables) {
+  return t.rank == (is_dense(tables) ? 4 : 3);
+}
+bool has_key_rank(const TensorView& t, const SequenceTables& tables) {
+  return t.rank == (tables.paged() || is_dense(tables) ? 4 : 3);
+}
+
 // [batch, num_heads, seqlen_q] or [num_heads, total_q].
 TensorView head_major(const TensorView& q, const SequenceTables& t) {
   if (is_dense(t))
@@ -99,6 +108,13 @@ TensorView head_major(const TensorView& q, const SequenceTables& t) {
 
 // ---- Values of the tables
 // ----------------------------------------------------------------------------------------
+
+// Tables on a device are checked there, by the kernels that read them.
+bool tables_on_host(const SequenceTables& t) {
+  for (const TensorView* table : {&t.cu_seqlens_q, &t.cu_seqlens_k, &t.block_tables, &t.context_lens})
+    if (table->present() && !on_host(*table)) return false;
+  return true;
+}
 
 void validate_cu_seqlens(const char* op, const char* name, const TensorView& cu, std::int64_t total) {
   const auto* v = cu.as<std::int32_t>();
@@ -134,16 +150,20 @@ void validate_pages(const char* op, const SequenceTables& t, std::int64_t num_pa
 }
 
 void validate_query_tokens(const char* op, const SequenceTables& t, std::int64_t total_q) {
-  if (t.cu_seqlens_q.present()) validate_cu_seqlens(op, "cu_seqlens_q", t.cu_seqlens_q, total_q);
+  if (t.cu_seqlens_q.present() && tables_on_host(t))
+    validate_cu_seqlens(op, "cu_seqlens_q", t.cu_seqlens_q, total_q);
 }
 
 void validate_key_tokens(const char* op, const SequenceTables& t, const TensorView& kv) {
+  if (!tables_on_host(t)) return;
   if (t.cu_seqlens_k.present()) validate_cu_seqlens(op, "cu_seqlens_k", t.cu_seqlens_k, kv.dim(0));
   if (t.paged()) validate_pages(op, t, kv.dim(0), kv.dim(page_rows_axis(t)));
 }
 
 // No sequence has more keys than the score matrix has columns.
-void validate_width(const char* op, const Sequences& sequences, std::int64_t columns) {
+void validate_width(const char* op, const SequenceTables& t, const Sequences& sequences,
+                    std::int64_t columns) {
+  if (!tables_on_host(t)) return;
   for (std::int64_t b = 0; b < sequences.size(); ++b)
     if (sequences[b].kv_len > columns)
       fail_attr(op, "seqlen_k_max",
@@ -185,6 +205,7 @@ double key_bytes(const Extent& e, const TensorView& kv, const SequenceTables& t)
 // ---------------------------------------------------------------------------------------------------
 
 void infer(AttentionParams& p) {
+  if (!has_token_rank(p.q, p.tables)) return;
   if (!p.out.present()) p.out = contiguous_like(p.q, p.q.dtype);
   if (!p.lse.present()) p.lse = head_major(p.q, p.tables);
 }
@@ -223,7 +244,8 @@ Cost cost(const AttentionParams& p) {
 // --------------------------------------------------------------------------------------------
 
 void infer(AttentionScoresParams& p) {
-  if (p.scores.present()) return;
+  if (p.scores.present() || !has_token_rank(p.q, p.tables) || !has_key_rank(p.k, p.tables)) return;
+  if (p.tables.paged() && p.tables.block_tables.rank != 2) return;
   const std::int64_t columns = p.seqlen_k_max ? p.seqlen_k_max : max_kv_len(p.tables, p.k);
   const TensorView& q = p.q;
   p.scores =
@@ -250,7 +272,7 @@ void validate(const AttentionScoresParams& p) {
 void validate_data(const AttentionScoresParams& p) {
   validate_query_tokens("attention_scores", p.tables, p.q.dim(0));
   validate_key_tokens("attention_scores", p.tables, p.k);
-  validate_width("attention_scores", Sequences(p), p.scores.dim(-1));
+  validate_width("attention_scores", p.tables, Sequences(p), p.scores.dim(-1));
 }
 
 Cost cost(const AttentionScoresParams& p) {
@@ -264,7 +286,7 @@ Cost cost(const AttentionScoresParams& p) {
 // ----------------------------------------------------------------------------------------------
 
 void infer(AttentionMaskParams& p) {
-  if (!p.out.present()) p.out = contiguous_like(p.scores, DType::f32);
+  if (p.scores.present() && !p.out.present()) p.out = contiguous_like(p.scores, DType::f32);
 }
 
 void validate(const AttentionMaskParams& p) {
@@ -282,7 +304,7 @@ void validate(const AttentionMaskParams& p) {
 
 void validate_data(const AttentionMaskParams& p) {
   const SequenceTables& t = p.tables;
-  if (is_dense(t)) return;
+  if (is_dense(t) || !tables_on_host(t)) return;
   validate_query_tokens("attention_mask", t, p.scores.dim(1));
   if (t.cu_seqlens_k.present())
     validate_cu_seqlens("attention_mask", "cu_seqlens_k", t.cu_seqlens_k,
@@ -291,7 +313,7 @@ void validate_data(const AttentionMaskParams& p) {
     if (const std::int32_t len = t.context_lens.as<std::int32_t>()[b]; len < 0)
       check("attention_mask", "context_lens", t.context_lens)
           .fail("lengths of 0 or more", std::to_string(len));
-  validate_width("attention_mask", Sequences(p), p.scores.dim(-1));
+  validate_width("attention_mask", t, Sequences(p), p.scores.dim(-1));
 }
 
 Cost cost(const AttentionMaskParams& p) { return {0, double(p.scores.nbytes() + p.out.nbytes())}; }
@@ -300,7 +322,8 @@ Cost cost(const AttentionMaskParams& p) { return {0, double(p.scores.nbytes() + 
 // --------------------------------------------------------------------------------------------
 
 void infer(AttentionValuesParams& p) {
-  if (p.out.present()) return;
+  if (p.out.present() || !has_token_rank(p.probs, p.tables) || p.v.rank < 1) return;
+  if (p.out_dtype < 0 || p.out_dtype >= kNumDTypes) return;
   const TensorView& s = p.probs;
   const DType dtype = static_cast<DType>(p.out_dtype);
   p.out = is_dense(p.tables)
@@ -313,8 +336,15 @@ void validate(const AttentionValuesParams& p) {
   validate_tables(kOp, p.tables);
   validate_scores(kOp, "probs", p.probs, p.tables);
   const auto [batch, num_heads, head_dim] = validate_queries(kOp, "out", p.out, p.tables);
+  const Check out = check(kOp, "out", p.out);
+  if (is_dense(p.tables)) {
+    out.dim(0, p.probs.dim(0), "batch")
+        .dim(1, p.probs.dim(2), "seqlen_q")
+        .dim(2, p.probs.dim(1), "num_heads");
+  } else {
+    out.dim(0, p.probs.dim(1), "total_q").dim(1, p.probs.dim(0), "num_heads");
+  }
   validate_keys(kOp, "v", p.v, p.tables, batch, num_heads, head_dim);
-  validate_score_rows(kOp, "probs", p.probs, p.out, p.tables);
   check(kOp, "out", p.out).no_overlap_in_itself();
   if (is_dense(p.tables) && p.probs.dim(-1) < p.v.dim(1))
     check(kOp, "probs", p.probs)
@@ -324,7 +354,7 @@ void validate(const AttentionValuesParams& p) {
 void validate_data(const AttentionValuesParams& p) {
   validate_query_tokens("attention_values", p.tables, p.out.dim(0));
   validate_key_tokens("attention_values", p.tables, p.v);
-  validate_width("attention_values", Sequences(p), p.probs.dim(-1));
+  validate_width("attention_values", p.tables, Sequences(p), p.probs.dim(-1));
 }
 
 Cost cost(const AttentionValuesParams& p) {

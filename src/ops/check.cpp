@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "core/operands.h"
+
 namespace kf::ops {
 
 void Check::fail(const std::string& expected, const std::string& got) const {
@@ -68,7 +70,10 @@ const Check& Check::weight_dtype() const {
   const DTypeInfo& info = dtype_info(t_.dtype);
   if (!is_activation_dtype(t_.dtype) && !info.is_block)
     fail("f32, f16, bf16, q4_0, q4_1 or q8_0", dtype_name(t_.dtype));
-  if (info.is_block && (t_.dim(-1) % info.block_elems != 0 || t_.stride(-1) != 1))
+  bool whole_blocks = t_.rank > 0 && t_.dim(-1) % info.block_elems == 0 && t_.stride(-1) == 1;
+  for (int i = 0; i < t_.rank - 1; ++i)
+    whole_blocks = whole_blocks && (t_.shape[i] <= 1 || t_.strides[i] % info.block_elems == 0);
+  if (info.is_block && !whole_blocks)
     fail(fmt::format("contiguous rows of whole blocks of {} for {}", info.block_elems, info.name), to_string(t_));
   return *this;
 }
@@ -99,6 +104,11 @@ const Check& Check::no_overlap_in_itself() const {
   return *this;
 }
 
+const Check& Check::apart_from(const TensorView& o, const char* other_name) const {
+  if (share_memory(t_, o)) fail("memory of its own", fmt::format("memory shared with {}", other_name));
+  return *this;
+}
+
 namespace {
 
 // Index of the first value outside [lo, hi), or the length of the table.
@@ -115,7 +125,7 @@ std::int64_t first_outside(const TensorView& table, std::int64_t lo, std::int64_
 
 void check_values(const char* op, const char* name, const TensorView& table, std::int64_t lo, std::int64_t hi,
                   const char* what) {
-  if (table.device.type != DeviceType::cpu) return;
+  if (!on_host(table)) return;
   const bool wide = table.dtype == DType::i64;
   const std::int64_t i = wide ? first_outside<std::int64_t>(table, lo, hi) : first_outside<std::int32_t>(table, lo, hi);
   if (i == table.dim(0)) return;

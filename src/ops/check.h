@@ -26,6 +26,8 @@ class Check {
   const Check& last_dim_contiguous() const;        // stride 1 (or a dimension of at most 1)
   const Check& contiguous() const;
   const Check& no_overlap_in_itself() const;       // strides of an output do not fold elements together
+  const Check& apart_from(const TensorView& o,
+                          const char* other_name) const;  // no element in common; validate_data only
   [[noreturn]] void fail(const std::string& expected, const std::string& got) const;
 
  private:
@@ -37,6 +39,9 @@ inline Check check(const char* op, const char* name, const TensorView& t) { retu
 
 // An attribute out of its range.
 [[noreturn]] void fail_attr(const char* op, const char* name, const std::string& expected, const std::string& got);
+
+// Whether the values of a table may be read here; a device's are checked by its kernels.
+inline bool on_host(const TensorView& table) { return table.device.type == DeviceType::cpu; }
 
 // Every value of an i32 or i64 table of rank 1 lies in [lo, hi), which is `what`. Tables on another device are checked
 // there, by the kernels.

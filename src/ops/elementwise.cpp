@@ -89,7 +89,7 @@ Cost cost(const GatedActivationParams& p) {
 
 void infer(SoftmaxParams& p) {
   infer_like(p.out, p.x);
-  if (p.x.present() && !p.lse.present())
+  if (p.x.rank > 0 && !p.lse.present())
     p.lse = TensorView::contiguous(
         nullptr, DType::f32, std::span(p.x.shape.data(), static_cast<std::size_t>(p.x.rank - 1)), p.x.device);
 }
@@ -122,10 +122,10 @@ void validate(const DequantizeParams& p) {
       .activation_dtype()
       .last_dim_contiguous()
       .no_overlap_in_itself();
-  if (p.out.data && p.out.data == p.x.data && p.out.dtype != p.x.dtype && p.x.numel() > 0)
-    check("dequantize", "out", p.out).fail("memory of its own", "the memory of x");
 }
-void validate_data(const DequantizeParams&) {}
+void validate_data(const DequantizeParams& p) {
+  if (p.out.dtype != p.x.dtype) check("dequantize", "out", p.out).apart_from(p.x, "x");
+}
 Cost cost(const DequantizeParams& p) {
   return {static_cast<double>(p.x.numel()) * (dtype_info(p.x.dtype).is_block ? 2 : 0),
           bytes_of({&p.x, &p.out})};

@@ -1,4 +1,5 @@
 // The linear family: what fits together, what comes out, what it costs.
+#include <cmath>
 #include <limits>
 #include <string>
 
@@ -65,6 +66,8 @@ void validate_prologue(const char* op, const Prologue& pro, const TensorView& x)
   if (pro.norm != NormKind::none && pro.activation != Activation::none)
     fail_attr(op, "pre_activation", "none, since a norm stands before the layer",
               kActivationNames[static_cast<int>(pro.activation)]);
+  if (!(pro.eps >= 0.0f) || std::isinf(pro.eps))
+    fail_attr(op, "eps", "a number >= 0", fmt::format("{}", pro.eps));
   const Check weight = check(op, "norm_weight", pro.norm_weight);
   if (pro.norm == NormKind::none) {
     if (pro.norm_weight.present()) weight.fail("none, since norm is none", shape_string(pro.norm_weight));

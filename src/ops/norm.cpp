@@ -32,12 +32,13 @@ void validate_norm(const char* op, const P& p) {
   };
   if (p.residual.present()) like_x("residual", p.residual);
   like_x("out", p.out).no_overlap_in_itself();
-  if (p.residual_out.present()) {
-    const Check c = like_x("residual_out", p.residual_out).no_overlap_in_itself();
-    if (p.residual_out.data && p.residual_out.data == p.out.data && p.x.numel() > 0)
-      c.fail("memory of its own", "the memory of out");
-  }
+  if (p.residual_out.present()) like_x("residual_out", p.residual_out).no_overlap_in_itself();
   if (!(p.eps >= 0.0f) || std::isinf(p.eps)) fail_attr(op, "eps", "a number >= 0", fmt::format("{}", p.eps));
+}
+
+template <class P>
+void validate_memory(const char* op, const P& p) {
+  if (p.residual_out.present()) check(op, "residual_out", p.residual_out).apart_from(p.out, "out");
 }
 
 template <class P>
@@ -53,7 +54,7 @@ Cost cost_norm(const P& p, double flops_per_element) {
 
 void infer(RmsNormParams& p) { infer_norm(p); }
 void validate(const RmsNormParams& p) { validate_norm("rms_norm", p); }
-void validate_data(const RmsNormParams&) {}
+void validate_data(const RmsNormParams& p) { validate_memory("rms_norm", p); }
 Cost cost(const RmsNormParams& p) { return cost_norm(p, p.residual.present() ? 5 : 4); }
 
 void infer(LayerNormParams& p) { infer_norm(p); }
@@ -66,7 +67,7 @@ void validate(const LayerNormParams& p) {
         .activation_dtype()
         .last_dim_contiguous();
 }
-void validate_data(const LayerNormParams&) {}
+void validate_data(const LayerNormParams& p) { validate_memory("layer_norm", p); }
 Cost cost(const LayerNormParams& p) {
   Cost c = cost_norm(p, p.residual.present() ? 8 : 7);
   if (p.bias.present()) c.bytes += static_cast<double>(p.bias.nbytes());

@@ -1,8 +1,10 @@
 #include "kf/ops/rope.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -56,11 +58,42 @@ void validate_append(const char* op, const P& p) {
   check(op, "v_cache", p.v_cache).shape_like(p.k_cache, "k_cache").dtype_like(p.k_cache, "k_cache");
 }
 
+// Two tokens of one slot would be written in any order, by several threads.
+template <class T>
+void validate_distinct(const char* op, const TensorView& slots) {
+  const auto slot = [&](std::int64_t i) { return slots.as<T>()[i * slots.stride(0)]; };
+  const std::int64_t n = slots.dim(0);
+  // The tokens of one sequence mostly ascend, and then nothing need be sorted.
+  std::int64_t i = 1;
+  while (i < n && slot(i - 1) < slot(i)) ++i;
+  if (i >= n) return;
+  thread_local std::vector<T> sorted;
+  sorted.clear();
+  for (i = 0; i < n; ++i)
+    if (slot(i) >= 0) sorted.push_back(slot(i));
+  std::sort(sorted.begin(), sorted.end());
+  if (const auto twice = std::adjacent_find(sorted.begin(), sorted.end()); twice != sorted.end())
+    check(op, "slot_mapping", slots)
+        .fail("a slot of its own for every token", fmt::format("slot {} twice", *twice));
+}
+
 template <class P>
 void validate_slots(const char* op, const P& p) {
   const std::int64_t page_size = p.k_cache.dim(p.kv_layout == KvLayout::hnd ? 2 : 1);
   check_values(op, "slot_mapping", p.slot_mapping, std::numeric_limits<std::int64_t>::min(),
                p.k_cache.dim(0) * page_size, "num_pages * page_size; negative slots are skipped");
+  if (!on_host(p.slot_mapping)) return;
+  if (p.slot_mapping.dtype == DType::i64)
+    validate_distinct<std::int64_t>(op, p.slot_mapping);
+  else
+    validate_distinct<std::int32_t>(op, p.slot_mapping);
+}
+
+// What an append writes: no slot twice, and the caches apart.
+template <class P>
+void validate_append_data(const char* op, const P& p) {
+  check(op, "v_cache", p.v_cache).apart_from(p.k_cache, "k_cache");
+  validate_slots(op, p);
 }
 
 void validate_positions(const char* op, const TensorView& positions, const TensorView& cos) {
@@ -107,7 +140,7 @@ Cost cost(const RopeParams& p) {
 
 void infer(AppendKvParams&) {}
 void validate(const AppendKvParams& p) { validate_append("append_kv", p); }
-void validate_data(const AppendKvParams& p) { validate_slots("append_kv", p); }
+void validate_data(const AppendKvParams& p) { validate_append_data("append_kv", p); }
 Cost cost(const AppendKvParams& p) {
   return {0, static_cast<double>(p.k.nbytes() + p.v.nbytes() + p.slot_mapping.nbytes()) + cache_bytes(p)};
 }
@@ -134,7 +167,7 @@ void validate(const RopeAppendParams& p) {
 }
 void validate_data(const RopeAppendParams& p) {
   validate_positions("rope_append", p.positions, p.cos);
-  validate_slots("rope_append", p);
+  validate_append_data("rope_append", p);
 }
 Cost cost(const RopeAppendParams& p) {
   const std::size_t operands =

@@ -31,7 +31,7 @@ void validate_row_vector(const char* op, const char* name, const TensorView& t, 
 }  // namespace
 
 void infer(EmbeddingParams& p) {
-  if (!p.ids.present() || !p.table.present() || p.out.present()) return;
+  if (p.ids.rank != 1 || p.table.rank != 2 || p.out.present()) return;
   const DType dtype = dtype_info(p.table.dtype).is_block ? DType::f32 : p.table.dtype;
   p.out = TensorView::contiguous(nullptr, dtype, {p.ids.dim(0), p.table.dim(1)}, p.table.device);
 }
@@ -56,7 +56,7 @@ Cost cost(const EmbeddingParams& p) {
 }
 
 void infer(ArgmaxParams& p) {
-  if (!p.logits.present()) return;
+  if (p.logits.rank != 2) return;
   if (!p.ids.present()) p.ids = vector_of_rows(p.logits, DType::i32);
   if (!p.max.present()) p.max = vector_of_rows(p.logits, DType::f32);
 }
@@ -73,7 +73,7 @@ Cost cost(const ArgmaxParams& p) {
 }
 
 void infer(SampleParams& p) {
-  if (p.logits.present() && !p.ids.present()) p.ids = vector_of_rows(p.logits, DType::i32);
+  if (p.logits.rank == 2 && !p.ids.present()) p.ids = vector_of_rows(p.logits, DType::i32);
 }
 void validate(const SampleParams& p) {
   validate_logits("sample", p.logits);

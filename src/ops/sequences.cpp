@@ -1,5 +1,7 @@
 #include "ops/sequences.h"
 
+#include <limits>
+
 namespace kf::ops {
 namespace {
 
@@ -79,7 +81,12 @@ int kv_heads_axis(const SequenceTables& tables) {
 int page_rows_axis(const SequenceTables& tables) { return tables.kv_layout == KvLayout::hnd ? 2 : 1; }
 
 std::int64_t max_kv_len(const SequenceTables& tables, const TensorView& kv) {
-  if (tables.paged()) return tables.block_tables.dim(1) * kv.dim(page_rows_axis(tables));
+  if (tables.paged()) {
+    std::int64_t keys = 0;
+    const bool overflow =
+        __builtin_mul_overflow(tables.block_tables.dim(1), kv.dim(page_rows_axis(tables)), &keys);
+    return overflow ? std::numeric_limits<std::int64_t>::max() : keys;
+  }
   return kv.dim(is_dense(tables) ? 1 : 0);
 }
 

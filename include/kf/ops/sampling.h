@@ -56,8 +56,8 @@ struct SampleParams {
     v.attr("top_k", top_k);
     v.attr("top_p", top_p);
     v.attr("min_p", min_p);
-    v.attr("seed", seed);
-    v.attr("step", step);
+    v.run_attr("seed", seed);
+    v.run_attr("step", step);
   }
 };
 

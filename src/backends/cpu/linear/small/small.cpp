@@ -320,34 +320,34 @@ void run_argmax(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   }
 }
 
-const std::string kCondition = fmt::format("at most {} tokens, contiguous weight rows", kMaxTokens);
+std::string condition() { return fmt::format("at most {} tokens, contiguous weight rows", kMaxTokens); }
 
 }  // namespace
 
 Kernel linear_small() {
-  return make_kernel<LinearParams>("cpu::linear_small", kFused, kCondition, supports_linear, run_linear,
+  return make_kernel<LinearParams>("cpu::linear_small", kFused, condition(), supports_linear, run_linear,
                                    input_bytes<LinearParams>);
 }
 
 Kernel linear_small_unfused() {
   return make_kernel<LinearParams>(
       "cpu::linear_small_unfused", kVanilla,
-      kCondition + ", 16-bit or block-format weight; no prologue, activation or residual",
+      condition() + ", 16-bit or block-format weight; no prologue, activation or residual",
       supports_plain_linear, run_linear, input_bytes<LinearParams>);
 }
 
 Kernel qkv_linear_small() {
-  return make_kernel<QkvLinearParams>("cpu::qkv_linear_small", kFused, kCondition, supports_qkv, run_qkv,
+  return make_kernel<QkvLinearParams>("cpu::qkv_linear_small", kFused, condition(), supports_qkv, run_qkv,
                                       input_bytes<QkvLinearParams>);
 }
 
 Kernel gated_ffn_small() {
-  return make_kernel<GatedFfnParams>("cpu::gated_ffn_small", kFused, kCondition, supports_ffn, run_ffn,
+  return make_kernel<GatedFfnParams>("cpu::gated_ffn_small", kFused, condition(), supports_ffn, run_ffn,
                                      ffn_bytes);
 }
 
 Kernel lm_head_argmax_small() {
-  return make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_small", kFused, kCondition, supports_argmax,
+  return make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_small", kFused, condition(), supports_argmax,
                                          run_argmax, argmax_bytes);
 }
 
