@@ -16,16 +16,19 @@ namespace {
 constexpr std::size_t kGuardBytes = 256;
 constexpr unsigned char kGuard = 0xA5;
 
-// Outputs that a kernel writes, each between guard bands, and a copy of every operand as it was.
+// A call's operands where a dispatcher runs it: outputs each between guard bands, inputs as they are or copied to the
+// device. What is compared is on the host.
 struct Operands {
   AnyParams params;
-  std::vector<Slot> slots;
+  std::vector<Slot> slots;  // of params
   std::vector<Tensor> storage;
+  std::vector<std::shared_ptr<void>> device_storage;
   struct Output {
     std::string name;
-    TensorView view;
-    unsigned char* begin;  // of the guarded memory
+    TensorView view;       // on the host
+    unsigned char* begin;  // of the guarded memory on the host
     std::size_t payload;
+    void* device_begin = nullptr;  // of its copy on the device
   };
   std::vector<Output> outputs;
 };
@@ -40,23 +43,49 @@ std::size_t span_bytes(const TensorView& t) {
   return static_cast<std::size_t>((last + info.block_elems) / info.block_elems * info.block_bytes);
 }
 
-// Copies what an output or inout slot addresses into guarded memory, so that every kernel starts from the same.
-Operands copy_of(const Instance& instance) {
+void* copy_to_device(Operands& o, const Dispatcher& d, const void* from, std::size_t bytes) {
+  o.device_storage.push_back(d.allocate(bytes));
+  void* memory = o.device_storage.back().get();
+  d.copy(memory, from, bytes, CopyDirection::to_device);
+  return memory;
+}
+
+// Outputs get guarded memory, inout slots with what they had, so that every kernel starts from the same.
+Operands operands_for(const Dispatcher& d, const Instance& instance) {
   Operands o;
   o.params = instance.params;
   o.slots = slots_of(o.params.op(), o.params.data());
   for (Slot& s : o.slots) {
-    if (!s.tensor->present() || s.role == Role::in) continue;
+    if (!s.tensor->present()) continue;
     const std::size_t payload = span_bytes(*s.tensor);
-    o.storage.emplace_back(DType::u8,
-                           std::initializer_list<std::int64_t>{static_cast<std::int64_t>(payload + 2 * kGuardBytes)});
-    unsigned char* begin = o.storage.back().as<unsigned char>();
-    std::memset(begin, kGuard, payload + 2 * kGuardBytes);
-    if (s.role == Role::inout && payload) std::memcpy(begin + kGuardBytes, s.tensor->data, payload);
-    s.tensor->data = begin + kGuardBytes;
-    o.outputs.push_back({s.name, *s.tensor, begin, payload});
+    if (s.role == Role::in) {
+      if (!d.on_host()) s.tensor->data = copy_to_device(o, d, s.tensor->data, payload);
+    } else {
+      const std::size_t bytes = payload + 2 * kGuardBytes;
+      o.storage.emplace_back(DType::u8,
+                             std::initializer_list<std::int64_t>{static_cast<std::int64_t>(bytes)});
+      unsigned char* begin = o.storage.back().as<unsigned char>();
+      std::memset(begin, kGuard, bytes);
+      if (s.role == Role::inout && payload) std::memcpy(begin + kGuardBytes, s.tensor->data, payload);
+      s.tensor->data = begin + kGuardBytes;
+      o.outputs.push_back({s.name, *s.tensor, begin, payload});
+      if (!d.on_host()) {
+        o.outputs.back().device_begin = copy_to_device(o, d, begin, bytes);
+        s.tensor->data = static_cast<unsigned char*>(o.outputs.back().device_begin) + kGuardBytes;
+      }
+    }
+    s.tensor->device = d.caps().device;
   }
+  d.synchronize();
   return o;
+}
+
+// What the device wrote, guards included.
+void bring_back(const Dispatcher& d, const Operands& o) {
+  if (d.on_host()) return;
+  for (const auto& out : o.outputs)
+    d.copy(out.begin, out.device_begin, out.payload + 2 * kGuardBytes, CopyDirection::to_host);
+  d.synchronize();
 }
 
 std::string broken_guard(const Operands& o) {
@@ -103,12 +132,11 @@ Comparison compare(const Case& c, const Operands& got, const Operands& ref) {
   return r;
 }
 
-std::shared_ptr<void> workspace_for(const Plan& plan) { return allocate_host(plan.workspace_bytes()); }
-
-double run_once_ms(Dispatcher& d, const Plan& plan, const void* params, void* workspace) {
+double run_once_ms(const Dispatcher& d, const Plan& plan, const void* params, void* workspace) {
   const RunContext ctx{workspace, d.num_threads(), nullptr};
   const auto start = std::chrono::steady_clock::now();
   plan.run(params, ctx);
+  d.synchronize();
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -118,12 +146,20 @@ double median(std::vector<double> v) {
 }
 
 // Checksum of what the input slots address: a kernel must leave it alone.
-std::uint64_t inputs_hash(const Operands& o) {
+std::uint64_t inputs_hash(const Dispatcher& d, const Operands& o) {
   std::uint64_t h = 14695981039346656037ull;
+  std::vector<unsigned char> copy;
   for (const Slot& s : o.slots) {
     if (!s.tensor->present() || s.role != Role::in) continue;
+    const std::size_t n = span_bytes(*s.tensor);
     const auto* p = s.tensor->as<const unsigned char>();
-    for (std::size_t i = 0, n = span_bytes(*s.tensor); i < n; ++i) h = (h ^ p[i]) * 1099511628211ull;
+    if (!d.on_host()) {
+      copy.resize(n);
+      d.copy(copy.data(), s.tensor->data, n, CopyDirection::to_host);
+      d.synchronize();
+      p = copy.data();
+    }
+    for (std::size_t i = 0; i < n; ++i) h = (h ^ p[i]) * 1099511628211ull;
   }
   return h;
 }
@@ -152,34 +188,37 @@ Instance instantiate(const Case& c) {
   return instance;
 }
 
-std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher) {
+std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher, Dispatcher& reference) {
   const Instance instance = instantiate(c);
   const OpInfo& info = op_info(c.op);
   info.validate(instance.params.data());
   info.validate_data(instance.params.data());
 
-  Operands ref = copy_of(instance);
-  dispatcher.run(c.op, ref.params.data(), {.families = kReference, .allow_fallback = false, .kernel = {}});
+  const Operands ref = operands_for(reference, instance);
+  reference.run(c.op, ref.params.data(), {.families = kReference, .allow_fallback = false, .kernel = {}});
+  bring_back(reference, ref);
 
   std::vector<KernelCheck> checks;
   for (const Kernel* k : dispatcher.kernels(c.op)) {
-    if (k->families == kReference) continue;
+    if (k->families == kReference && &dispatcher.backend() == &reference.backend()) continue;
     // Once with weights as they come, once as constants that may be packed.
     for (const bool packed : {false, true}) {
       PackCache packs;
-      Operands got = copy_of(instance);
+      const Operands got = operands_for(dispatcher, instance);
       const PlanContext ctx{dispatcher.caps(), dispatcher, dispatcher.num_threads(), packed ? &packs : nullptr};
       KernelCheck check{k->name + (packed ? "+packed" : ""), family_names(k->families), false, {}, {}};
       const Support s = k->supports(got.params.data(), ctx);
       check.supported = static_cast<bool>(s);
       check.reason = s.reason();
       if (check.supported) {
-        const std::uint64_t before = inputs_hash(got);
+        const std::uint64_t before = inputs_hash(dispatcher, got);
         const auto plan = dispatcher.plan(
             c.op, got.params.data(), {.families = 0, .allow_fallback = false, .kernel = k->name}, packed ? &packs : nullptr);
-        dispatcher.execute(*plan, got.params.data(), workspace_for(*plan).get());
+        const auto workspace = dispatcher.allocate(plan->workspace_bytes());
+        dispatcher.execute(*plan, got.params.data(), workspace.get());
+        bring_back(dispatcher, got);
         check.result = compare(c, got, ref);
-        if (inputs_hash(got) != before) {
+        if (inputs_hash(dispatcher, got) != before) {
           check.result.ok = false;
           check.result.detail = "changed an input";
         }
@@ -193,11 +232,12 @@ std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher) {
 Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baseline, const Selection& optimized,
                  double seconds) {
   const Instance instance = instantiate(c);
-  Operands a = copy_of(instance), b = copy_of(instance);
+  const Operands a = operands_for(dispatcher, instance), b = operands_for(dispatcher, instance);
   PackCache packs;  // weights are constant in an engine: both sides may pack them
   const auto plan_a = dispatcher.plan(c.op, a.params.data(), baseline, &packs);
   const auto plan_b = dispatcher.plan(c.op, b.params.data(), optimized, &packs);
-  const auto space_a = workspace_for(*plan_a), space_b = workspace_for(*plan_b);
+  const auto space_a = dispatcher.allocate(plan_a->workspace_bytes());
+  const auto space_b = dispatcher.allocate(plan_b->workspace_bytes());
   std::vector<double> times_a, times_b;
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0;; ++i) {
@@ -209,6 +249,8 @@ Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baselin
     const double elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (elapsed > seconds && i >= 3) break;
   }
+  bring_back(dispatcher, a);
+  bring_back(dispatcher, b);
   Timing t;
   t.baseline = plan_a->kernel().name;
   t.optimized = plan_b->kernel().name;
@@ -225,15 +267,19 @@ Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baselin
 double copy_bandwidth(Dispatcher& dispatcher) {
   // Larger than the caches of most machines, and no larger: a virtual machine may report its host's whole cache.
   const std::size_t n = std::clamp<std::size_t>(4 * dispatcher.caps().l3_bytes, 128u << 20, 512u << 20) / sizeof(float);
-  const auto from = allocate_host(n * sizeof(float)), to = allocate_host(n * sizeof(float));
+  const auto from = dispatcher.allocate(n * sizeof(float)), to = dispatcher.allocate(n * sizeof(float));
   auto* src = static_cast<float*>(from.get());
   auto* dst = static_cast<float*>(to.get());
   const int threads = dispatcher.num_threads();
   std::vector<double> ms;
   for (int round = 0; round < 6; ++round) {
     const auto start = std::chrono::steady_clock::now();
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int t = 0; t < threads; ++t) {
+    if (!dispatcher.on_host()) {
+      dispatcher.copy(dst, src, n * sizeof(float), CopyDirection::on_device);
+      dispatcher.synchronize();
+    }
+#pragma omp parallel for num_threads(threads) schedule(static) if (dispatcher.on_host())
+    for (int t = 0; t < (dispatcher.on_host() ? threads : 0); ++t) {
       const std::size_t lo = n * static_cast<std::size_t>(t) / static_cast<std::size_t>(threads);
       const std::size_t hi = n * (static_cast<std::size_t>(t) + 1) / static_cast<std::size_t>(threads);
       if (round == 0) std::memset(src + lo, 1, (hi - lo) * sizeof(float));

@@ -1,5 +1,6 @@
 // Runs cases: every kernel that accepts a case is compared with the reference; two kernels are timed against each
 // other, interleaved, with the results checked in the same run. Tests, kf_bench and the command line all call this.
+// Operands are made on the host; a dispatcher over another device gets copies of them.
 #pragma once
 
 #include <map>
@@ -33,9 +34,10 @@ struct KernelCheck {
   Comparison result;   // worst output, where supported
 };
 
-// Each kernel of the case's op against its reference row. A kernel that writes outside its outputs is caught by guard
-// bands around every output; one that changes an input is, too.
-std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher);
+// Each kernel of the case's op against the reference row of `reference`, the CPU's. A kernel that writes outside its
+// outputs is caught by guard bands around every output; one that changes an input is, too.
+std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher,
+                                    Dispatcher& reference = default_dispatcher());
 
 struct Timing {
   std::string baseline, optimized;  // kernel names
@@ -50,7 +52,8 @@ struct Timing {
 Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baseline, const Selection& optimized,
                  double seconds);
 
-// Copy bandwidth of this many threads in GB/s (read + write), over buffers larger than the last-level cache.
+// Copy bandwidth in GB/s (read + write), over buffers larger than the last-level cache: of the dispatcher's threads, or
+// of its device.
 double copy_bandwidth(Dispatcher& dispatcher);
 
 }  // namespace kf::cases

@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <thread>
+#include <vector>
 
+#include "core/half.h"
 #include "kf/kf.h"
 
 namespace kf {
@@ -95,6 +98,134 @@ TEST(Dispatch, PlansAreCachedByLayout) {
   EXPECT_EQ(d.plan(a.params), d.plan(b.params));
   b.params.eps = 1e-3f;
   EXPECT_NE(d.plan(a.params), d.plan(b.params));
+}
+
+TEST(Dispatch, ThreadsAreCountedAndBounded) {
+  for (const int threads : {-1, kMaxThreads + 1, 1 << 30}) {
+    try {
+      Dispatcher d(backend_by_name("cpu"), {.num_threads = threads});
+      FAIL() << threads << " was accepted";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ErrorCode::invalid_argument);
+      EXPECT_NE(std::string(e.what()).find(std::to_string(threads)), std::string::npos) << e.what();
+    }
+  }
+  EXPECT_EQ(Dispatcher(backend_by_name("cpu"), {.num_threads = 3}).num_threads(), 3);
+}
+
+TEST(Dispatch, KernelsThatCannotBeCalledAreRefused) {
+  Dispatcher d(backend_by_name("cpu"));
+  const auto good = make_kernel<RmsNormParams>("custom::seven", kCustom, "always", always, write_seven);
+  for (int i = 0; i < 6; ++i) {
+    Kernel k = good;
+    if (i == 0) k.supports = nullptr;
+    if (i == 1) k.prepare = nullptr;
+    if (i == 2) k.run = nullptr;
+    if (i == 3) k.name = d.kernels().front()->name;
+    if (i == 4) k.families = 0;
+    if (i == 5) k.device_type = DeviceType::mlu;
+    try {
+      d.add_kernel(k);
+      FAIL() << "kernel " << i << " was accepted";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ErrorCode::invalid_argument);
+      EXPECT_NE(std::string(e.what()).find(k.name), std::string::npos) << e.what();
+    }
+  }
+  d.add_kernel(good);
+  EXPECT_THROW(d.add_kernel(good), Error);
+}
+
+TEST(Dispatch, PlansInUseOutliveThoseThatAreNot) {
+  Dispatcher d(backend_by_name("cpu"));
+  Call kept;
+  const auto plan = d.plan(kept.params);
+  for (int i = 0; i < 5000; ++i) {
+    Call other;
+    other.params.eps = 1.0f + static_cast<float>(i);
+    d.plan(other.params);
+    if (i % 1000 == 0) EXPECT_EQ(d.plan(kept.params), plan) << i;
+  }
+  EXPECT_EQ(d.plan(kept.params), plan);
+  Call first;
+  first.params.eps = 1.0f;
+  EXPECT_NO_THROW(d.plan(first.params));  // planned anew
+}
+
+TEST(Dispatch, StreamsReachTheKernel) {
+  static const void* seen = nullptr;
+  Dispatcher d(backend_by_name("cpu"));
+  d.add_kernel(make_kernel<RmsNormParams>(
+      "custom::stream", kCustom, "always", always,
+      +[](const RmsNormParams&, const RunContext& ctx) { seen = ctx.stream; }));
+  Call c;
+  int queue = 0;
+  d.run(c.params, {.stream = &queue});
+  EXPECT_EQ(seen, &queue);
+  d.run(c.params, {.families = kCustom}, {.stream = nullptr});
+  EXPECT_EQ(seen, nullptr);
+  d.execute(*d.plan(c.params), &c.params, nullptr, {.stream = &queue});
+  EXPECT_EQ(seen, &queue);
+}
+
+TEST(Dispatch, DevicesWithoutABackendAreNamed) {
+  Call c;
+  for (TensorView* t : {&c.params.x, &c.params.weight, &c.params.out}) t->device = {DeviceType::kunlun, 2};
+  for (const auto& run : std::vector<std::function<void()>>{
+           [&] { rms_norm(c.params); }, [&] { KernelFusionManager().rms_norm(c.params); }}) {
+    try {
+      run();
+      FAIL() << "served";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ErrorCode::unavailable);
+      EXPECT_NE(std::string(e.what()).find("kunlun:2"), std::string::npos) << e.what();
+      EXPECT_NE(std::string(e.what()).find("cpu"), std::string::npos) << e.what();
+    }
+  }
+}
+
+TEST(Dispatch, AnUnusableBackendSaysWhy) {
+  Backend absent = backend_by_name("cpu");
+  absent.name = "toy";
+  absent.device_type = DeviceType::mlu;
+  absent.available = [] { return Support::no("no driver in /dev"); };
+  const Backend* const all[] = {&backend_by_name("cpu"), &absent};
+  DispatcherSet set({}, all);
+  EXPECT_EQ(&set.on({}), &set.on({}));
+  for (int i = 0; i < 2; ++i) {  // and again, not only at first
+    try {
+      set.on({DeviceType::mlu, 0});
+      FAIL() << "available";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ErrorCode::unavailable);
+      EXPECT_NE(std::string(e.what()).find("no driver in /dev"), std::string::npos) << e.what();
+    }
+  }
+  EXPECT_EQ(set.made().size(), 1u);
+}
+
+// Threads that share a dispatcher share its plans and workspaces.
+TEST(Dispatch, OneDispatcherInTwoThreads) {
+  Dispatcher d(backend_by_name("cpu"), {.num_threads = 1});
+  const auto work = [&](std::int64_t columns, bool* right) {
+    const Tensor x(DType::f16, {3, columns}), out(DType::f16, {3, columns});
+    for (std::int64_t i = 0; i < 3 * columns; ++i) x.as<std::uint16_t>()[i] = 0x3c00;  // 1.0
+    for (int i = 0; i < 300; ++i) {
+      SoftmaxParams softmax{.x = x, .out = out};
+      d.run(softmax);
+      const float p = 1.0f / static_cast<float>(columns);  // a power of two: exact in f16
+      for (std::int64_t k = 0; k < 3 * columns; ++k)
+        *right = *right && f16_to_f32(out.as<std::uint16_t>()[k]) == p;
+      Call c;
+      c.params.eps = 1e-6f * static_cast<float>(i % 7 + 1);
+      d.run(c.params);
+    }
+  };
+  bool right[4] = {true, true, true, true};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) threads.emplace_back(work, std::int64_t{8} << t, &right[t]);
+  for (std::thread& t : threads) t.join();
+  for (bool r : right) EXPECT_TRUE(r);
 }
 
 TEST(Dispatch, TwoManagersInTwoThreads) {

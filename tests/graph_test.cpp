@@ -194,6 +194,41 @@ TEST(Executable, BindsInputsAndOutputs) {
   EXPECT_TRUE(has(e.to_text(), "relu"));
 }
 
+// Memory that an input has when the graph is made says nothing of what it will be bound to.
+TEST(Executable, InputsAreNotPacked) {
+  cases::Maker m("weights");
+  const TensorView x = m.normal(DType::f32, {3, 64});
+  const TensorView first = m.normal(DType::f32, {32, 64}), second = m.normal(DType::f32, {32, 64});
+  for (const unsigned families : {unsigned{kFused}, unsigned{kVanilla}, unsigned{kReference}}) {
+    Graph g;
+    const ValueId y = g.call(LinearParams{}, {{"x", g.input("x", x)}, {"weight", g.input("w", first)}}).out();
+    g.output("out", y);
+    PackCache packs;
+    Executable e(g, {}, default_dispatcher(),
+                 {.selection = {.families = families, .kernel = {}}, .packs = &packs});
+    EXPECT_EQ(packs.bytes(), 0u);
+    e.bind("x", x);
+    e.bind("w", second);
+    e.run();
+    const TensorView out = e.output("out");
+    for (std::int64_t i = 0; i < out.numel(); ++i) {
+      double sum = 0;
+      for (std::int64_t k = 0; k < 64; ++k)
+        sum += cases::element(x, i / 32 * 64 + k) * cases::element(second, i % 32 * 64 + k);
+      ASSERT_NEAR(cases::element(out, i), sum, 1e-4) << families;
+    }
+  }
+}
+
+TEST(Executable, BoundMemoryIsAligned) {
+  GraphBuilder b("aligned");
+  b.graph.output("out", b.activation(Activation::relu, b.floats("x", {2, 4})));
+  Executable e(b.graph, {}, default_dispatcher(), {.selection = kReferenceOnly});
+  TensorView odd = b.data["x"];
+  odd.data = odd.as<char>() + 1;
+  EXPECT_TRUE(has(error_of([&] { e.bind("x", odd); }), "multiple of 4"));
+}
+
 TEST(Executable, ValidatesTablesBeforeItWrites) {
   GraphBuilder b("tables");
   const ValueId ids = b.input("ids", b.make.integers(DType::i32, {1, 7}));

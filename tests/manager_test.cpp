@@ -85,6 +85,7 @@ TEST(KernelFusionConfig, FieldsOutOfRangeAreRefused) {
   EXPECT_THROW(KernelFusionManager({.quant_dtype = "int3"}), Error);
   EXPECT_THROW(KernelFusionManager({.sparse_pattern = "2:4"}), Error);
   EXPECT_THROW(KernelFusionManager({.num_threads = -1}), Error);
+  EXPECT_THROW(KernelFusionManager({.num_threads = kMaxThreads + 1}), Error);
   EXPECT_THROW(KernelFusionConfig{}.is_on("fuse_everything"), Error);
 }
 

@@ -1,6 +1,9 @@
-// Backends: where ops run. A backend is a device type, what the device offers, and an ordered table of kernels.
+// Backends: where ops run. A backend is a device type, what the device offers, how its memory is reached, and an
+// ordered table of kernels.
 #pragma once
 
+#include <cstddef>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -9,15 +12,36 @@
 
 namespace kf {
 
+enum class CopyDirection { to_device, to_host, on_device };
+
+// How the core reaches memory that the host cannot address. All functions are given, or none: none means host memory,
+// which the core allocates and copies itself. A stream is the backend's own handle; null is its default stream.
+struct DeviceMemory {
+  // At least `bytes`, 64-byte aligned, for use by what the stream is given after this call. Does not wait for the
+  // device, so that a call's workspace costs little. Throws resource_exhausted.
+  std::function<void*(int device_index, std::size_t bytes, void* stream)> allocate;
+  // Once all that the stream was given before is done. Does not throw.
+  std::function<void(int device_index, void* memory, void* stream)> free;
+  // In the order of the stream. The host's side must stay as it is until synchronize().
+  std::function<void(int device_index, void* to, const void* from, std::size_t bytes, CopyDirection direction,
+                     void* stream)>
+      copy;
+  // Waits for all that the stream was given. Throws what the device reports.
+  std::function<void(int device_index, void* stream)> synchronize;
+
+  bool is_host() const { return !allocate; }
+};
+
 struct Backend {
   std::string name;  // "cpu", "cuda", ...
   DeviceType device_type{};
   // Why the backend cannot be used on this machine; yes when it can.
-  Support (*available)();
-  // What device `index` offers.
-  DeviceCaps (*capabilities)(int index);
+  std::function<Support()> available;
+  // What device `index` offers. Throws unavailable where there is no such device.
+  std::function<DeviceCaps(int index)> capabilities;
   // Every kernel, best first, the reference last. Called once a dispatcher.
-  std::vector<Kernel> (*kernels)();
+  std::function<std::vector<Kernel>()> kernels;
+  DeviceMemory memory = {};
 };
 
 // All that is compiled in: src/backends/backends.cpp.

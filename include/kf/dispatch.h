@@ -1,8 +1,10 @@
 // The dispatcher: walks a backend's kernel table in order and makes a plan with the first kernel that accepts.
 #pragma once
 
+#include <list>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -21,6 +23,11 @@ struct Selection {
   bool operator==(const Selection&) const = default;
 };
 
+// Where a call runs, which is no part of its plan.
+struct Launch {
+  void* stream = nullptr;  // a queue of the device, as its backend knows it; null: the default one
+};
+
 // The choice of a kernel for params of one layout, with all that running it needs. Immutable, shared between threads.
 class Plan {
  public:
@@ -28,6 +35,8 @@ class Plan {
   std::size_t workspace_bytes() const { return prepared_.workspace_bytes; }
   int launches() const { return prepared_.launches; }
   bool is_fallback() const { return fallback_; }
+  // Whether run() may be recorded into a graph of launches.
+  bool graph_safe() const { return kernel_->graph_safe && prepared_.graph_safe; }
   Cost cost() const { return cost_; }
   const std::string& shapes() const { return shapes_; }
   // Runs on params of the planned layout; does not allocate, search, validate or record.
@@ -52,12 +61,16 @@ struct Explained {
   std::string reason;       // why not, where not supported or not allowed
 };
 
+inline constexpr int kMaxThreads = 4096;
+
 struct DispatcherOptions {
-  int num_threads = 0;   // 0: as the backend's capabilities say (KF_NUM_THREADS, else the cores)
+  int num_threads =
+      0;  // up to kMaxThreads; 0: as the backend's capabilities say (KF_NUM_THREADS, else the cores)
   Sink* sink = nullptr;  // not owned
   int device_index = 0;
 };
 
+// The kernels of one device. Safe for concurrent calls.
 class Dispatcher {
  public:
   explicit Dispatcher(const Backend& backend, DispatcherOptions options = {});
@@ -70,14 +83,20 @@ class Dispatcher {
   std::shared_ptr<const Plan> plan(const P& params, const Selection& selection = {}, PackCache* packs = nullptr) {
     return plan(P::kOp, &params, selection, packs);
   }
-  // One call: validates shapes and tables, plans, runs, records. On error nothing was written.
-  void run(Op op, const void* params, const Selection& selection = {});
+  // One call: validates shapes, memory and tables, plans, runs, records. On error nothing was written. On a device it
+  // returns once the work is enqueued.
+  void run(Op op, const void* params, const Selection& selection = {}, const Launch& launch = {});
+  void run(Op op, const void* params, const Launch& launch) { run(op, params, Selection{}, launch); }
   template <class P>
-  void run(const P& params, const Selection& selection = {}) {
-    run(P::kOp, &params, selection);
+  void run(const P& params, const Selection& selection = {}, const Launch& launch = {}) {
+    run(P::kOp, &params, selection, launch);
   }
-  // Runs a plan and tells the sink.
-  void execute(const Plan& plan, const void* params, void* workspace) const;
+  template <class P>
+  void run(const P& params, const Launch& launch) {
+    run(P::kOp, &params, Selection{}, launch);
+  }
+  // Runs a plan and tells the sink. The operands are taken as they are: validating them is the caller's.
+  void execute(const Plan& plan, const void* params, void* workspace, const Launch& launch = {}) const;
 
   std::vector<Explained> explain(Op op, const void* params, const Selection& selection = {});
   template <class P>
@@ -85,10 +104,19 @@ class Dispatcher {
     return explain(P::kOp, &params, selection);
   }
 
-  // Adds a user's kernel in front of the table.
+  // Adds a user's kernel in front of the table. Throws invalid_argument where a function is missing, another kernel
+  // has the name, or the kernel is for another device type.
   void add_kernel(Kernel kernel);
   std::vector<const Kernel*> kernels() const;
   std::vector<const Kernel*> kernels(Op op) const;
+
+  // Memory of the device, 64-byte aligned, freed in the order of the stream. Throws resource_exhausted.
+  std::shared_ptr<void> allocate(std::size_t bytes, const Launch& launch = {}) const;
+  // In the order of the stream; on the CPU at once.
+  void copy(void* to, const void* from, std::size_t bytes, CopyDirection direction,
+            const Launch& launch = {}) const;
+  void synchronize(const Launch& launch = {}) const;
+  bool on_host() const { return backend_.memory.is_host(); }
 
   const Backend& backend() const { return backend_; }
   const DeviceCaps& caps() const { return caps_; }
@@ -98,7 +126,10 @@ class Dispatcher {
 
  private:
   std::shared_ptr<const Plan> make_plan(Op op, const void* params, const Selection& selection, PackCache* packs);
-  void check_device(Op op, const void* params) const;
+  struct Cached {
+    std::shared_ptr<const Plan> plan;
+    std::list<const std::string*>::iterator age;
+  };
 
   const Backend& backend_;
   DeviceCaps caps_;
@@ -106,11 +137,36 @@ class Dispatcher {
   Sink* sink_;
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<Kernel>> kernels_;
-  std::unordered_map<std::string, std::shared_ptr<const Plan>> plans_;
-  std::vector<std::pair<std::shared_ptr<void>, std::size_t>> workspaces_;  // idle ones
+  std::unordered_map<std::string, Cached> plans_;
+  std::list<const std::string*> plan_ages_;  // keys of plans_, the latest used first
+  std::vector<std::pair<std::shared_ptr<void>, std::size_t>> workspaces_;  // of the host, idle
 };
 
-// The dispatcher that the free functions use: the CPU's, made on first use.
-Dispatcher& default_dispatcher();
+// Dispatchers by device, each made on first use. Safe for concurrent use.
+class DispatcherSet {
+ public:
+  // `options` are those of every dispatcher, but for the device's index.
+  explicit DispatcherSet(DispatcherOptions options = {},
+                         std::span<const Backend* const> backends = all_backends());
+  // Throws unavailable with the cause: no such backend is compiled in, or it cannot be used here.
+  Dispatcher& on(Device device);
+  // That of the device which the call's operands lie on.
+  Dispatcher& serving(Op op, const void* params);
+  // In front of the table of every device of the kernel's type, those made later too.
+  void add_kernel(Kernel kernel);
+  std::vector<const Dispatcher*> made() const;
+
+ private:
+  DispatcherOptions options_;
+  std::span<const Backend* const> backends_;
+  mutable std::mutex mutex_;
+  std::vector<std::unique_ptr<Dispatcher>> made_;
+  std::vector<Kernel> added_;
+};
+
+// The dispatchers that the free functions use, made on first use.
+Dispatcher& default_dispatcher(Device device = {});
+// The one of the device which the call's operands lie on.
+Dispatcher& default_dispatcher(Op op, const void* params);
 
 }  // namespace kf

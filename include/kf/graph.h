@@ -71,8 +71,7 @@ class Graph {
   const std::vector<std::string>& symbols() const { return symbols_; }
 
   ValueId input(const std::string& name, DType dtype, std::vector<Dim> shape, Device device = {});
-  // An input of exactly this layout, strides too. Its memory is bound at a run; what `layout` has now serves
-  // planning.
+  // An input of exactly this layout, strides too. Its memory is bound at a run.
   ValueId input(const std::string& name, const TensorView& layout);
   ValueId constant(const std::string& name, const TensorView& tensor);
   // Other elements of `base`: `offset` and `strides` in elements; strides may not be symbolic.
@@ -231,6 +230,7 @@ class Executable {
   struct Options {
     Selection selection;
     PackCache* packs = nullptr;  // non-null: constants are packed there; must outlive the executable
+    bool telemetry = true;       // off: the dispatcher's sink is not told of the steps
   };
   Executable(const Graph& graph, const SymbolValues& symbols, Dispatcher& dispatcher, const Options& options);
   ~Executable();
@@ -241,7 +241,8 @@ class Executable {
   void bind(std::string_view name, const TensorView& tensor);
   // Where an output lies (after run, until the next).
   TensorView output(std::string_view name) const;
-  void run();                                 // validates host tables once, then runs every step
+  // Validates host tables once, then runs every step; on a device it returns once they are enqueued.
+  void run(const Launch& launch = {});
   std::size_t peak_activation_bytes() const;  // the arena: intermediates and workspaces
   int launches() const;                       // kernels a run
   std::string to_text() const;                // each step: op, kernel, shapes

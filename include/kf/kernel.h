@@ -44,8 +44,8 @@ std::string family_names(unsigned families);  // "fused|vanilla"
 struct DeviceCaps {
   Device device;
   std::string name;       // "AMD EPYC 7763, 2 threads"
-  std::string isa;        // cpu: "sse2", "avx2", "avx512"; the best that may be used
-  int num_threads = 1;    // cpu: default team size
+  std::string isa;        // the best that may be used: "avx2", "avx512"; "sm_90a"; "910B"
+  int num_threads = 1;    // cpu: default team size; devices: host threads of one call
   std::size_t l1_bytes = 0, l2_bytes = 0, l3_bytes = 0;
   std::size_t memory_bytes = 0;
 };
@@ -81,16 +81,17 @@ struct PlanContext {
 
 // What run() works with.
 struct RunContext {
-  void* workspace = nullptr;  // 64-byte aligned, as many bytes as prepare() asked for
+  void* workspace = nullptr;  // on the device, 64-byte aligned, as many bytes as prepare() asked for
   int num_threads = 1;
-  void* stream = nullptr;  // the device's queue; unused on the CPU
+  void* stream = nullptr;  // the caller's queue of the device, as its backend knows it; unused on the CPU
 };
 
 // What prepare() hands over to run().
 struct Prepared {
   std::shared_ptr<void> state;       // the kernel's own; shared by concurrent runs, so run() must not change it
   std::size_t workspace_bytes = 0;
-  int launches = 1;  // kernels that one run launches
+  int launches = 1;        // kernels that one run launches
+  bool graph_safe = true;  // as Kernel::graph_safe, where it depends on the call
 };
 
 struct Kernel {
@@ -102,6 +103,11 @@ struct Kernel {
   std::function<Prepared(const void* params, const PlanContext&)> prepare;
   // No allocation, no search, no synchronisation with a device.
   std::function<void(const void* params, const void* state, const RunContext&)> run;
+  // Whether run() may be recorded into a graph of launches and replayed: it enqueues everything on the stream, and
+  // nothing that it decides on the host depends on the values in tensors.
+  bool graph_safe = true;
+  // Whose memory run() works on. A backend's table need not say it.
+  DeviceType device_type = DeviceType::cpu;
 };
 
 // A row whose run() needs only a workspace (or nothing).
@@ -109,10 +115,16 @@ template <class P>
 Kernel make_kernel(std::string name, unsigned families, std::string condition,
                    Support (*supports)(const P&, const PlanContext&), void (*run)(const P&, const RunContext&),
                    std::size_t (*workspace)(const P&, const PlanContext&) = nullptr) {
-  Kernel k{std::move(name), P::kOp, families, std::move(condition), {}, {}, {}};
+  Kernel k;
+  k.name = std::move(name);
+  k.op = P::kOp;
+  k.families = families;
+  k.condition = std::move(condition);
   k.supports = [supports](const void* p, const PlanContext& c) { return supports(*static_cast<const P*>(p), c); };
   k.prepare = [workspace](const void* p, const PlanContext& c) {
-    return Prepared{nullptr, workspace ? workspace(*static_cast<const P*>(p), c) : 0, 1};
+    Prepared r;
+    if (workspace) r.workspace_bytes = workspace(*static_cast<const P*>(p), c);
+    return r;
   };
   k.run = [run](const void* p, const void*, const RunContext& c) { run(*static_cast<const P*>(p), c); };
   return k;
@@ -124,7 +136,11 @@ Kernel make_kernel(std::string name, unsigned families, std::string condition,
                    Support (*supports)(const P&, const PlanContext&),
                    std::shared_ptr<State> (*prepare)(const P&, const PlanContext&, std::size_t* workspace_bytes),
                    void (*run)(const P&, const State&, const RunContext&)) {
-  Kernel k{std::move(name), P::kOp, families, std::move(condition), {}, {}, {}};
+  Kernel k;
+  k.name = std::move(name);
+  k.op = P::kOp;
+  k.families = families;
+  k.condition = std::move(condition);
   k.supports = [supports](const void* p, const PlanContext& c) { return supports(*static_cast<const P*>(p), c); };
   k.prepare = [prepare](const void* p, const PlanContext& c) {
     Prepared r;

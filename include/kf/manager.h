@@ -79,7 +79,7 @@ struct KernelFusionConfig {
   bool fuse_lm_head = true;   // the last layer and the greedy choice
   bool allow_fallback =
       false;            // a call that the configured family cannot serve goes to another, and is counted
-  int num_threads = 0;  // 0: the device's default
+  int num_threads = 0;  // up to kMaxThreads; 0: the device's default
   FusionPolicy::Mode fusion = FusionPolicy::Mode::measured;  // of graphs
 
   // Throws invalid_argument, naming the field.
@@ -93,28 +93,28 @@ class KernelFusionManager {
  public:
   explicit KernelFusionManager(KernelFusionConfig config = {});
 
-  void attention(const AttentionParams& p) { run(p); }
-  void linear(const LinearParams& p) { run(p); }
-  void qkv_linear(const QkvLinearParams& p) { run(p); }
-  void gated_ffn(const GatedFfnParams& p) { run(p); }
-  void lm_head_argmax(const LmHeadArgmaxParams& p) { run(p); }
-  void rms_norm(const RmsNormParams& p) { run(p); }
-  void layer_norm(const LayerNormParams& p) { run(p); }
-  void softmax(const SoftmaxParams& p) { run(p); }
-  void activation(const ActivationParams& p) { run(p); }
-  void gated_activation(const GatedActivationParams& p) { run(p); }
-  void rope(const RopeParams& p) { run(p); }
-  void append_kv(const AppendKvParams& p) { run(p); }
-  void rope_append(const RopeAppendParams& p) { run(p); }
-  void embedding(const EmbeddingParams& p) { run(p); }
-  void argmax(const ArgmaxParams& p) { run(p); }
-  void sample(const SampleParams& p) { run(p); }
+  void attention(const AttentionParams& p, const Launch& launch = {}) { run(p, launch); }
+  void linear(const LinearParams& p, const Launch& launch = {}) { run(p, launch); }
+  void qkv_linear(const QkvLinearParams& p, const Launch& launch = {}) { run(p, launch); }
+  void gated_ffn(const GatedFfnParams& p, const Launch& launch = {}) { run(p, launch); }
+  void lm_head_argmax(const LmHeadArgmaxParams& p, const Launch& launch = {}) { run(p, launch); }
+  void rms_norm(const RmsNormParams& p, const Launch& launch = {}) { run(p, launch); }
+  void layer_norm(const LayerNormParams& p, const Launch& launch = {}) { run(p, launch); }
+  void softmax(const SoftmaxParams& p, const Launch& launch = {}) { run(p, launch); }
+  void activation(const ActivationParams& p, const Launch& launch = {}) { run(p, launch); }
+  void gated_activation(const GatedActivationParams& p, const Launch& launch = {}) { run(p, launch); }
+  void rope(const RopeParams& p, const Launch& launch = {}) { run(p, launch); }
+  void append_kv(const AppendKvParams& p, const Launch& launch = {}) { run(p, launch); }
+  void rope_append(const RopeAppendParams& p, const Launch& launch = {}) { run(p, launch); }
+  void embedding(const EmbeddingParams& p, const Launch& launch = {}) { run(p, launch); }
+  void argmax(const ArgmaxParams& p, const Launch& launch = {}) { run(p, launch); }
+  void sample(const SampleParams& p, const Launch& launch = {}) { run(p, launch); }
 
   // Any op. Refuses what the configuration excludes, and what its kernel family does not serve.
-  void run(Op op, const void* params);
+  void run(Op op, const void* params, const Launch& launch = {});
   template <class P>
-  void run(const P& params) {
-    run(P::kOp, &params);
+  void run(const P& params, const Launch& launch = {}) {
+    run(P::kOp, &params, launch);
   }
   std::vector<Explained> explain(Op op, const void* params);
   template <class P>
@@ -127,9 +127,10 @@ class KernelFusionManager {
   // The rules that it lets a graph use.
   FusionPolicy fusion_policy() const;
 
-  // In front of the others; before the first call.
-  void register_custom_kernel(Kernel kernel) { dispatcher_.add_kernel(std::move(kernel)); }
-  std::vector<const Kernel*> kernels() const { return dispatcher_.kernels(); }
+  // In front of the others of its device type; before the first call.
+  void register_custom_kernel(Kernel kernel) { dispatchers_.add_kernel(std::move(kernel)); }
+  // Of the CPU, and of the devices that calls have come for.
+  std::vector<const Kernel*> kernels() const;
   // Calls so far by (op, kernel).
   std::map<std::pair<std::string, std::string>, Counters::Entry> stats() const {
     return counters_.snapshot();
@@ -137,14 +138,15 @@ class KernelFusionManager {
   void reset() { counters_.reset(); }
 
   const KernelFusionConfig& config() const { return config_; }
-  Dispatcher& dispatcher() { return dispatcher_; }
+  // The dispatcher of a device. Throws unavailable with the cause.
+  Dispatcher& dispatcher(Device device = {}) { return dispatchers_.on(device); }
 
  private:
   void check(Op op, const void* params) const;
 
   const KernelFusionConfig config_;
   Counters counters_;
-  Dispatcher dispatcher_;
+  DispatcherSet dispatchers_;
 };
 
 }  // namespace kf

@@ -1,43 +1,71 @@
 #include "kf/dispatch.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cstring>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include "core/operands.h"
 #include "graph/composition_row.h"
 #include "kf/error.h"
 
 namespace kf {
 
+namespace {
+
+// Throws invalid_argument for a row that could not be called.
+void check_row(const Kernel& k) {
+  const auto refuse = [&](const std::string& expected, const std::string& got) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("kernel '{}': expected {}, got {}", k.name, expected, got), {{"kernel", k.name}});
+  };
+  if (k.name.empty()) refuse("a name", "none");
+  if (static_cast<int>(k.op) >= kNumOps) refuse("an op", std::to_string(static_cast<int>(k.op)));
+  if (k.families == 0) refuse("at least one family", "none");
+  for (const auto& [name, given] :
+       {std::pair{"supports", static_cast<bool>(k.supports)},
+        std::pair{"prepare", static_cast<bool>(k.prepare)}, std::pair{"run", static_cast<bool>(k.run)}})
+    if (!given) refuse(fmt::format("a function {}", name), "none");
+}
+
+[[noreturn]] void fail_name(const Kernel& k) {
+  throw Error(ErrorCode::invalid_argument,
+              fmt::format("kernel '{}': expected a name of its own, got that of another kernel", k.name),
+              {{"kernel", k.name}});
+}
+
+}  // namespace
+
 Dispatcher::Dispatcher(const Backend& backend, DispatcherOptions options)
     : backend_(backend), sink_(options.sink) {
+  if (options.num_threads < 0 || options.num_threads > kMaxThreads)
+    throw_invalid(fmt::format("dispatcher: num_threads: expected 0 (the default) to {}, got {}", kMaxThreads,
+                              options.num_threads));
   if (Support s = backend.available(); !s)
-    throw Error(ErrorCode::unavailable, fmt::format("backend {}: {}", backend.name, s.reason()));
+    throw Error(ErrorCode::unavailable, fmt::format("backend {}: {}", backend.name, s.reason()),
+                {{"backend", backend.name}});
   caps_ = backend.capabilities(options.device_index);
   num_threads_ = options.num_threads > 0 ? options.num_threads : caps_.num_threads;
   std::vector<Kernel> own = backend.kernels();
   // The unfused composition of an op comes after its own kernels, before the reference.
   std::vector<Kernel> compositions = composition_kernels(backend.name);
   auto append = [this](std::vector<Kernel>& rows, bool references) {
-    for (Kernel& k : rows)
-      if ((k.families == kReference) == references) kernels_.push_back(std::make_unique<Kernel>(std::move(k)));
+    for (Kernel& k : rows) {
+      if ((k.families == kReference) != references) continue;
+      check_row(k);
+      k.device_type = backend_.device_type;
+      kernels_.push_back(std::make_unique<Kernel>(std::move(k)));
+    }
   };
   append(own, false);
   append(compositions, false);
   append(own, true);
 }
 
-void Dispatcher::check_device(Op op, const void* params) const {
-  for (const Slot& s : slots_of(op, const_cast<void*>(params)))
-    if (s.tensor->present() && s.tensor->device != caps_.device)
-      throw Error(ErrorCode::invalid_argument,
-                  fmt::format("{}: {}: expected a tensor on {}, got one on {}", op_name(op), s.name,
-                              to_string(caps_.device), to_string(s.tensor->device)),
-                  {{"op", op_name(op)}, {"operand", s.name}});
-}
-
 std::vector<Explained> Dispatcher::explain(Op op, const void* params, const Selection& selection) {
-  check_device(op, params);
+  check_layouts(op, params, caps_.device);
   op_info(op).validate(params);
   const PlanContext ctx{caps_, *this, num_threads_, nullptr};
   std::vector<Explained> rows;
@@ -113,7 +141,7 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
                                              PackCache* packs) {
   // Plans over constant weights hold their packs, so they are not shared by layout.
   if (packs != nullptr) {
-    check_device(op, params);
+    check_layouts(op, params, caps_.device);
     op_info(op).validate(params);
     return make_plan(op, params, selection, packs);
   }
@@ -125,26 +153,37 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
   key += selection.kernel;
   {
     std::lock_guard lock(mutex_);
-    if (auto it = plans_.find(key); it != plans_.end()) return it->second;
+    if (auto it = plans_.find(key); it != plans_.end()) {
+      plan_ages_.splice(plan_ages_.begin(), plan_ages_, it->second.age);
+      return it->second.plan;
+    }
   }
-  check_device(op, params);
+  check_layouts(op, params, caps_.device);
   op_info(op).validate(params);
   auto plan = make_plan(op, params, selection, nullptr);
   constexpr std::size_t kMaxPlans = 4096;  // a bound for callers whose shapes never repeat
   std::lock_guard lock(mutex_);
-  if (plans_.size() >= kMaxPlans) plans_.clear();
-  plans_.emplace(std::move(key), plan);
+  const auto [it, is_new] = plans_.try_emplace(std::move(key));
+  if (!is_new) return it->second.plan;  // another thread's, made meanwhile
+  plan_ages_.push_front(&it->first);
+  it->second = {plan, plan_ages_.begin()};
+  if (plans_.size() > kMaxPlans) {
+    plans_.erase(plans_.find(*plan_ages_.back()));
+    plan_ages_.pop_back();
+  }
   return plan;
 }
 
-void Dispatcher::execute(const Plan& plan, const void* params, void* workspace) const {
-  const RunContext ctx{workspace, num_threads_, nullptr};
+void Dispatcher::execute(const Plan& plan, const void* params, void* workspace, const Launch& launch) const {
+  const RunContext ctx{workspace, num_threads_, launch.stream};
   if (sink_ == nullptr) return plan.run(params, ctx);
   CallRecord record{plan.kernel().op, plan.kernel().name.c_str(), plan.shapes().c_str(), plan.cost(),
                     plan.launches(),  plan.is_fallback(),         -1.0};
   if (sink_->wants_time()) {
+    synchronize(launch);  // what was enqueued before is not this call's time
     const auto start = std::chrono::steady_clock::now();
     plan.run(params, ctx);
+    synchronize(launch);
     record.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   } else {
     plan.run(params, ctx);
@@ -152,10 +191,12 @@ void Dispatcher::execute(const Plan& plan, const void* params, void* workspace) 
   sink_->on_call(record);
 }
 
-void Dispatcher::run(Op op, const void* params, const Selection& selection) {
+void Dispatcher::run(Op op, const void* params, const Selection& selection, const Launch& launch) {
   const std::shared_ptr<const Plan> p = plan(op, params, selection);
+  check_memory(op, params);
   op_info(op).validate_data(params);
-  if (p->workspace_bytes() == 0) return execute(*p, params, nullptr);
+  if (p->workspace_bytes() == 0) return execute(*p, params, nullptr, launch);
+  if (!on_host()) return execute(*p, params, allocate(p->workspace_bytes(), launch).get(), launch);
   // Workspaces are handed out and taken back, so that concurrent calls have one each and repeated ones reuse it.
   std::pair<std::shared_ptr<void>, std::size_t> workspace;
   {
@@ -167,15 +208,46 @@ void Dispatcher::run(Op op, const void* params, const Selection& selection) {
   }
   if (workspace.second < p->workspace_bytes())
     workspace = {allocate_host(p->workspace_bytes()), p->workspace_bytes()};
-  execute(*p, params, workspace.first.get());
+  execute(*p, params, workspace.first.get(), launch);
   std::lock_guard lock(mutex_);
   workspaces_.push_back(std::move(workspace));
 }
 
+std::shared_ptr<void> Dispatcher::allocate(std::size_t bytes, const Launch& launch) const {
+  if (on_host()) return allocate_host(bytes);
+  void* memory = backend_.memory.allocate(caps_.device.index, std::max<std::size_t>(bytes, 1), launch.stream);
+  const auto free = [&backend = backend_, index = caps_.device.index, stream = launch.stream](void* p) {
+    backend.memory.free(index, p, stream);
+  };
+  return {memory, free};
+}
+
+void Dispatcher::copy(void* to, const void* from, std::size_t bytes, CopyDirection direction,
+                      const Launch& launch) const {
+  if (bytes == 0) return;
+  if (on_host())
+    std::memcpy(to, from, bytes);
+  else
+    backend_.memory.copy(caps_.device.index, to, from, bytes, direction, launch.stream);
+}
+
+void Dispatcher::synchronize(const Launch& launch) const {
+  if (!on_host()) backend_.memory.synchronize(caps_.device.index, launch.stream);
+}
+
 void Dispatcher::add_kernel(Kernel kernel) {
+  check_row(kernel);
+  if (kernel.device_type != backend_.device_type)
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("kernel '{}': expected one for {}, got one for {}", kernel.name,
+                            device_type_name(backend_.device_type), device_type_name(kernel.device_type)),
+                {{"kernel", kernel.name}});
   std::lock_guard lock(mutex_);
+  for (const auto& k : kernels_)
+    if (k->name == kernel.name) fail_name(kernel);
   kernels_.insert(kernels_.begin(), std::make_unique<Kernel>(std::move(kernel)));
   plans_.clear();
+  plan_ages_.clear();
 }
 
 std::vector<const Kernel*> Dispatcher::kernels() const {
@@ -193,9 +265,61 @@ std::vector<const Kernel*> Dispatcher::kernels(Op op) const {
   return out;
 }
 
-Dispatcher& default_dispatcher() {
-  static Dispatcher dispatcher(backend_by_name("cpu"));
-  return dispatcher;
+DispatcherSet::DispatcherSet(DispatcherOptions options, std::span<const Backend* const> backends)
+    : options_(options), backends_(backends) {}
+
+Dispatcher& DispatcherSet::on(Device device) {
+  std::lock_guard lock(mutex_);
+  for (const auto& d : made_)
+    if (d->caps().device == device) return *d;
+  std::vector<std::string> names;
+  for (const Backend* b : backends_) {
+    names.push_back(b->name);
+    if (b->device_type != device.type) continue;
+    DispatcherOptions options = options_;
+    options.device_index = device.index;
+    auto made = std::make_unique<Dispatcher>(*b, options);
+    for (const Kernel& k : added_)
+      if (k.device_type == device.type) made->add_kernel(k);
+    return *made_.emplace_back(std::move(made));
+  }
+  throw Error(ErrorCode::unavailable,
+              fmt::format("no backend for tensors on {} is compiled in; there are {}", to_string(device),
+                          fmt::join(names, ", ")),
+              {{"device", to_string(device)}});
+}
+
+Dispatcher& DispatcherSet::serving(Op op, const void* params) { return on(device_of(op, params)); }
+
+void DispatcherSet::add_kernel(Kernel kernel) {
+  check_row(kernel);
+  std::lock_guard lock(mutex_);
+  for (const Kernel& k : added_)
+    if (k.name == kernel.name) fail_name(kernel);
+  for (const auto& d : made_)
+    if (d->backend().device_type == kernel.device_type) d->add_kernel(kernel);
+  added_.push_back(std::move(kernel));
+}
+
+std::vector<const Dispatcher*> DispatcherSet::made() const {
+  std::lock_guard lock(mutex_);
+  std::vector<const Dispatcher*> all;
+  for (const auto& d : made_) all.push_back(d.get());
+  return all;
+}
+
+namespace {
+
+DispatcherSet& default_dispatchers() {
+  static DispatcherSet set;
+  return set;
+}
+
+}  // namespace
+
+Dispatcher& default_dispatcher(Device device) { return default_dispatchers().on(device); }
+Dispatcher& default_dispatcher(Op op, const void* params) {
+  return default_dispatchers().serving(op, params);
 }
 
 }  // namespace kf

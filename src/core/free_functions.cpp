@@ -1,4 +1,4 @@
-// One function an op, over the default dispatcher.
+// One function an op, over the default dispatcher of the device that the tensors lie on.
 
 #include "kf/dispatch.h"
 #include "kf/ops/attention.h"
@@ -9,27 +9,35 @@
 #include "kf/ops/sampling.h"
 
 namespace kf {
+namespace {
 
-void linear(const LinearParams& p) { default_dispatcher().run(p); }
-void qkv_linear(const QkvLinearParams& p) { default_dispatcher().run(p); }
-void gated_ffn(const GatedFfnParams& p) { default_dispatcher().run(p); }
-void lm_head_argmax(const LmHeadArgmaxParams& p) { default_dispatcher().run(p); }
-void rms_norm(const RmsNormParams& p) { default_dispatcher().run(p); }
-void layer_norm(const LayerNormParams& p) { default_dispatcher().run(p); }
-void binary(const BinaryParams& p) { default_dispatcher().run(p); }
-void activation(const ActivationParams& p) { default_dispatcher().run(p); }
-void gated_activation(const GatedActivationParams& p) { default_dispatcher().run(p); }
-void softmax(const SoftmaxParams& p) { default_dispatcher().run(p); }
-void dequantize(const DequantizeParams& p) { default_dispatcher().run(p); }
-void attention(const AttentionParams& p) { default_dispatcher().run(p); }
-void attention_scores(const AttentionScoresParams& p) { default_dispatcher().run(p); }
-void attention_mask(const AttentionMaskParams& p) { default_dispatcher().run(p); }
-void attention_values(const AttentionValuesParams& p) { default_dispatcher().run(p); }
-void rope(const RopeParams& p) { default_dispatcher().run(p); }
-void append_kv(const AppendKvParams& p) { default_dispatcher().run(p); }
-void rope_append(const RopeAppendParams& p) { default_dispatcher().run(p); }
-void embedding(const EmbeddingParams& p) { default_dispatcher().run(p); }
-void argmax(const ArgmaxParams& p) { default_dispatcher().run(p); }
-void sample(const SampleParams& p) { default_dispatcher().run(p); }
+template <class P>
+void run(const P& p) {
+  default_dispatcher(P::kOp, &p).run(p);
+}
+
+}  // namespace
+
+void linear(const LinearParams& p) { run(p); }
+void qkv_linear(const QkvLinearParams& p) { run(p); }
+void gated_ffn(const GatedFfnParams& p) { run(p); }
+void lm_head_argmax(const LmHeadArgmaxParams& p) { run(p); }
+void rms_norm(const RmsNormParams& p) { run(p); }
+void layer_norm(const LayerNormParams& p) { run(p); }
+void binary(const BinaryParams& p) { run(p); }
+void activation(const ActivationParams& p) { run(p); }
+void gated_activation(const GatedActivationParams& p) { run(p); }
+void softmax(const SoftmaxParams& p) { run(p); }
+void dequantize(const DequantizeParams& p) { run(p); }
+void attention(const AttentionParams& p) { run(p); }
+void attention_scores(const AttentionScoresParams& p) { run(p); }
+void attention_mask(const AttentionMaskParams& p) { run(p); }
+void attention_values(const AttentionValuesParams& p) { run(p); }
+void rope(const RopeParams& p) { run(p); }
+void append_kv(const AppendKvParams& p) { run(p); }
+void rope_append(const RopeAppendParams& p) { run(p); }
+void embedding(const EmbeddingParams& p) { run(p); }
+void argmax(const ArgmaxParams& p) { run(p); }
+void sample(const SampleParams& p) { run(p); }
 
 }  // namespace kf

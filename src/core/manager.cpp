@@ -160,9 +160,9 @@ void KernelFusionConfig::validate() const {
   if (num_kv_heads && *num_kv_heads < 1) {
     throw_invalid(fmt::format("KernelFusionConfig: num_kv_heads must be at least 1, got {}", *num_kv_heads));
   }
-  if (num_threads < 0) {
-    throw_invalid(
-        fmt::format("KernelFusionConfig: num_threads must be 0 (the default) or more, got {}", num_threads));
+  if (num_threads < 0 || num_threads > kMaxThreads) {
+    throw_invalid(fmt::format("KernelFusionConfig: num_threads must be 0 (the default) to {}, got {}",
+                              kMaxThreads, num_threads));
   }
   check_choice("quant_dtype", quant_dtype, {"int4", "int8", "fp8"});
   check_choice("sparse_pattern", sparse_pattern, {"n:m", "unstructured"});
@@ -180,8 +180,9 @@ bool KernelFusionConfig::is_on(std::string_view flag) const {
 KernelFusionManager::KernelFusionManager(KernelFusionConfig config)
     : config_((config.validate(), std::move(config))),
       counters_(config_.profile_kernels),
-      dispatcher_(backend_by_name("cpu"), {.num_threads = config_.num_threads,
-                                           .sink = config_.log_fusion_stats ? &counters_ : nullptr}) {
+      dispatchers_(
+          {.num_threads = config_.num_threads, .sink = config_.log_fusion_stats ? &counters_ : nullptr}) {
+  dispatchers_.on({});  // what the CPU's refuses (a bad environment) is said now
   // Each goes in front of the table: backwards, so that the first given is the first tried.
   std::for_each(config_.custom_kernels.rbegin(), config_.custom_kernels.rend(),
                 [&](const Kernel& kernel) { register_custom_kernel(kernel); });
@@ -227,10 +228,10 @@ void KernelFusionManager::check(Op op, const void* params) const {
   }
 }
 
-void KernelFusionManager::run(Op op, const void* params) {
+void KernelFusionManager::run(Op op, const void* params, const Launch& launch) {
   check(op, params);
   try {
-    dispatcher_.run(op, params, selection(op, params));
+    dispatchers_.serving(op, params).run(op, params, selection(op, params), launch);
   } catch (const Error& e) {
     if (op != Op::attention || e.code() != ErrorCode::not_implemented) throw;
     auto context = e.context();
@@ -242,7 +243,14 @@ void KernelFusionManager::run(Op op, const void* params) {
 
 std::vector<Explained> KernelFusionManager::explain(Op op, const void* params) {
   check(op, params);
-  return dispatcher_.explain(op, params, selection(op, params));
+  return dispatchers_.serving(op, params).explain(op, params, selection(op, params));
+}
+
+std::vector<const Kernel*> KernelFusionManager::kernels() const {
+  std::vector<const Kernel*> all;
+  for (const Dispatcher* d : dispatchers_.made())
+    for (const Kernel* k : d->kernels()) all.push_back(k);
+  return all;
 }
 
 }  // namespace kf

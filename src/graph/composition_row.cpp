@@ -69,7 +69,9 @@ Kernel composition_kernel(const std::string& backend_name, Op op) {
   };
   k.prepare = [op](const void* params, const PlanContext& ctx) {
     auto c = std::make_shared<Composition>(compose(*unfused_composition(copy_params(op, params)), op, ctx));
-    return Prepared{c, c->compiled.arena_bytes, c->compiled.launches};
+    Prepared r{c, c->compiled.arena_bytes, c->compiled.launches};
+    for (const CompiledStep& step : c->compiled.steps) r.graph_safe = r.graph_safe && step.plan->graph_safe();
+    return r;
   };
   k.run = [](const void* params, const void* state, const RunContext& ctx) {
     run(*static_cast<const Composition*>(state), params, ctx);

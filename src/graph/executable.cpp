@@ -1,9 +1,12 @@
 // A compiled graph with memory of its own.
 
+#include <optional>
 #include <set>
 
 #include <fmt/format.h>
 
+#include "core/log.h"
+#include "core/operands.h"
 #include "graph/compiled_graph.h"
 #include "graph/reflect.h"
 #include "kf/error.h"
@@ -54,10 +57,14 @@ struct Executable::Impl {
   std::vector<void*> bases;
   std::vector<std::vector<int>> steps_of_base;  // which steps have an operand there
   std::vector<int> validated_steps;
+  bool telemetry;
+  std::optional<Launch> last_launch;
 
   Impl(const Graph& graph, Dispatcher& d, const Options& options)
-      : dispatcher(d), compiled(compile(graph, d, options.selection, options.packs, OutputPlace::arena)) {
-    if (compiled.arena_bytes > 0) arena = allocate_host(compiled.arena_bytes);
+      : dispatcher(d),
+        compiled(compile(graph, d, options.selection, options.packs, OutputPlace::arena)),
+        telemetry(options.telemetry) {
+    if (compiled.arena_bytes > 0) arena = d.allocate(compiled.arena_bytes);
     steps_of_base.resize(compiled.base_offsets.size());
     for (std::size_t b = 0; b < compiled.base_offsets.size(); ++b)
       bases.push_back(in_arena(compiled.base_offsets[b]));
@@ -68,6 +75,15 @@ struct Executable::Impl {
       }
     for (CompiledStep& step : compiled.steps) step.set_addresses(step.params.data(), bases.data());
     validated_steps = steps_to_validate(compiled);
+  }
+
+  ~Impl() {
+    if (!last_launch || dispatcher.on_host()) return;
+    try {
+      dispatcher.synchronize(*last_launch);  // the arena goes, and must not be in use
+    } catch (const std::exception& e) {
+      log_warning(fmt::format("a graph's last run: {}", e.what()));
+    }
   }
 
   void* in_arena(std::int64_t offset) const {
@@ -112,8 +128,7 @@ void Executable::bind(std::string_view name, const TensorView& tensor) {
   if (!tensor.present() || !same_memory_order(e->layout, tensor))
     throw_invalid(fmt::format("bind: {}: expected {}, got {}", name, to_string(e->layout),
                               tensor.present() ? to_string(tensor) : "an absent tensor"));
-  if (tensor.data == nullptr && tensor.numel() > 0)
-    throw_invalid(fmt::format("bind: {}: expected memory, got a null pointer", name));
+  check_memory("bind", e->name.c_str(), tensor);
   impl_->rebase(e->base, tensor.data);
 }
 
@@ -126,7 +141,7 @@ TensorView Executable::output(std::string_view name) const {
   return t;
 }
 
-void Executable::run() {
+void Executable::run(const Launch& launch) {
   Impl& m = *impl_;
   for (const External& e : m.compiled.inputs)
     if (m.bases[e.base] == nullptr && e.layout.numel() > 0)
@@ -135,9 +150,15 @@ void Executable::run() {
     const CompiledStep& step = m.compiled.steps[i];
     op_info(step.params.op()).validate_data(step.params.data());
   }
+  m.last_launch = launch;
   auto* arena = static_cast<std::byte*>(m.arena.get());
-  for (const CompiledStep& step : m.compiled.steps)
-    m.dispatcher.execute(*step.plan, step.params.data(), arena + step.workspace);
+  for (const CompiledStep& step : m.compiled.steps) {
+    void* workspace = arena + step.workspace;
+    if (m.telemetry)
+      m.dispatcher.execute(*step.plan, step.params.data(), workspace, launch);
+    else
+      step.plan->run(step.params.data(), {workspace, m.dispatcher.num_threads(), launch.stream});
+  }
 }
 
 std::size_t Executable::peak_activation_bytes() const { return impl_->compiled.arena_bytes; }

@@ -101,28 +101,36 @@ class Form {
   Form(const Graph& g, Dispatcher& d, unsigned families, PackCache& packs,
        const std::map<std::string, SampleData>& data)
       : graph_(g),
-        executable_(g, {}, d, {.selection = {.families = families, .kernel = {}}, .packs = &packs}) {
+        dispatcher_(d),
+        executable_(
+            g, {}, d,
+            {.selection = {.families = families, .kernel = {}}, .packs = &packs, .telemetry = false}) {
     for (const auto& [name, v] : g.inputs()) {
       // Caches are written, so each form has its own copy.
-      storage_.push_back(clone(data.at(name)));
+      storage_.push_back(copy_to(d, data.at(name)));
       executable_.bind(name, storage_.back().view);
     }
+    d.synchronize();
   }
 
   double run_ms() {
     const auto start = std::chrono::steady_clock::now();
     executable_.run();
+    dispatcher_.synchronize();
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   }
   std::size_t peak_bytes() const { return executable_.peak_activation_bytes(); }
-  std::vector<TensorView> outputs() const {
-    std::vector<TensorView> all;
-    for (const auto& [name, v] : graph_.outputs()) all.push_back(executable_.output(name));
+  // On the host.
+  std::vector<SampleData> outputs() const {
+    std::vector<SampleData> all;
+    for (const auto& [name, v] : graph_.outputs())
+      all.push_back(copy_from(dispatcher_, executable_.output(name)));
     return all;
   }
 
  private:
   const Graph& graph_;
+  Dispatcher& dispatcher_;
   Executable executable_;
   std::vector<SampleData> storage_;
 };
@@ -140,10 +148,10 @@ double tolerance(const Graph& unfused) {
   return bound;
 }
 
-double largest_error(const std::vector<TensorView>& unfused, const std::vector<TensorView>& fused) {
+double largest_error(const std::vector<SampleData>& unfused, const std::vector<SampleData>& fused) {
   double worst = 0;
   for (std::size_t i = 0; i < unfused.size(); ++i)
-    worst = std::max(worst, relative_difference(unfused[i], fused[i]));
+    worst = std::max(worst, relative_difference(unfused[i].view, fused[i].view));
   return worst;
 }
 

@@ -145,6 +145,7 @@ std::map<std::string, SampleData> sample_inputs(const Graph& graph) {
     data.storage = allocate_host(bytes);
     if (bytes > 0) std::memset(data.storage.get(), 0, bytes);
     data.view.data = data.storage.get();
+    data.view.device = {};
     const std::string_view slot = first_slot(graph, v);
     const std::int64_t count = data.view.numel();
     const bool is_float = is_activation_dtype(data.view.dtype);
@@ -157,11 +158,22 @@ std::map<std::string, SampleData> sample_inputs(const Graph& graph) {
   return all;
 }
 
-SampleData clone(const SampleData& data) {
+SampleData copy_to(const Dispatcher& dispatcher, const SampleData& data) {
   const std::size_t bytes = span_bytes(data.view);
-  SampleData copy{allocate_host(bytes), data.view};
-  if (bytes > 0) std::memcpy(copy.storage.get(), data.storage.get(), bytes);
+  SampleData copy{dispatcher.allocate(bytes), data.view};
+  dispatcher.copy(copy.storage.get(), data.storage.get(), bytes, CopyDirection::to_device);
   copy.view.data = copy.storage.get();
+  copy.view.device = dispatcher.caps().device;
+  return copy;
+}
+
+SampleData copy_from(const Dispatcher& dispatcher, const TensorView& tensor) {
+  const std::size_t bytes = span_bytes(tensor);
+  SampleData copy{allocate_host(bytes), tensor};
+  dispatcher.copy(copy.storage.get(), tensor.data, bytes, CopyDirection::to_host);
+  dispatcher.synchronize();
+  copy.view.data = copy.storage.get();
+  copy.view.device = {};
   return copy;
 }
 

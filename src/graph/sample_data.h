@@ -15,9 +15,11 @@ struct SampleData {
   TensorView view;
 };
 
-// One for every input of a graph without symbolic dimensions.
+// One for every input of a graph without symbolic dimensions, on the host.
 std::map<std::string, SampleData> sample_inputs(const Graph& graph);
-SampleData clone(const SampleData& data);
+// A copy on the dispatcher's device, and one on the host of what lies on the device.
+SampleData copy_to(const Dispatcher& dispatcher, const SampleData& data);
+SampleData copy_from(const Dispatcher& dispatcher, const TensorView& tensor);
 
 // The largest |a - b| over the largest finite |a|, elements taken in row-major order; infinite where one is
 // NaN and the other is not. Integers: 0 where all are equal, else infinite.

@@ -1,0 +1,226 @@
+// A backend whose memory the host cannot address, made of the CPU's kernels: its addresses are shifted, so that whoever
+// follows one outside its kernels crashes. What the core, graphs and the cases need of a device goes through its hooks.
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <set>
+#include <string>
+
+#include "case.h"
+#include "kf/kf.h"
+#include "runner.h"
+
+namespace kf {
+namespace {
+
+constexpr Device kToy{DeviceType::mlu, 0};
+constexpr std::uintptr_t kShift = std::uintptr_t{1} << 62;  // no address of the host
+
+std::atomic<int> live_allocations{0}, synchronisations{0};
+std::atomic<void*> last_stream{nullptr};
+
+void* shifted(void* p) { return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(p) + kShift); }
+void* back(const void* p) { return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(p) - kShift); }
+
+// The CPU's kernel over shifted addresses.
+Kernel on_toy(const Kernel& k) {
+  Kernel toy = k;
+  toy.name = "toy" + k.name.substr(k.name.find("::"));
+  toy.run = [k](const void* params, const void* state, const RunContext& ctx) {
+    last_stream = ctx.stream;
+    alignas(std::max_align_t) std::byte copy[kMaxParamsBytes];
+    std::memcpy(copy, params, op_info(k.op).params_bytes);
+    for (const Slot& s : slots_of(k.op, copy))
+      if (s.tensor->present() && s.tensor->data) s.tensor->data = back(s.tensor->data);
+    RunContext host = ctx;
+    if (ctx.workspace) host.workspace = back(ctx.workspace);
+    k.run(copy, state, host);
+  };
+  // Weights would be packed from shifted addresses.
+  toy.prepare = [k](const void* params, const PlanContext& ctx) {
+    return k.prepare(params, {ctx.caps, ctx.dispatcher, ctx.num_threads, nullptr});
+  };
+  toy.supports = [k](const void* params, const PlanContext& ctx) {
+    return k.supports(params, {ctx.caps, ctx.dispatcher, ctx.num_threads, nullptr});
+  };
+  return toy;
+}
+
+const Backend& toy_backend() {
+  static const Backend toy = [] {
+    Backend b;
+    b.name = "toy";
+    b.device_type = kToy.type;
+    b.available = [] { return Support::yes(); };
+    b.capabilities = [](int index) {
+      if (index != 0)
+        throw Error(ErrorCode::unavailable, "toy: expected device 0, got " + std::to_string(index));
+      DeviceCaps caps = backend_by_name("cpu").capabilities(0);
+      caps.device = kToy;
+      caps.name = "toy";
+      return caps;
+    };
+    b.kernels = [] {
+      std::vector<Kernel> all;
+      for (const Kernel& k : backend_by_name("cpu").kernels())
+        // Fused, vanilla of one pass, and of these ops: enough for a graph and its unfused form.
+        if ((k.families & (kFused | kVanilla)) &&
+            (k.op == Op::rms_norm || k.op == Op::binary || k.op == Op::softmax || k.op == Op::append_kv ||
+             k.op == Op::embedding))
+          all.push_back(on_toy(k));
+      return all;
+    };
+    b.memory.allocate = [](int, std::size_t bytes, void*) {
+      ++live_allocations;
+      return shifted(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    };
+    b.memory.free = [](int, void* p, void*) {
+      --live_allocations;
+      std::free(back(p));
+    };
+    b.memory.copy = [](int, void* to, const void* from, std::size_t bytes, CopyDirection direction, void*) {
+      if (direction != CopyDirection::to_host) to = back(to);
+      if (direction != CopyDirection::to_device) from = back(from);
+      std::memcpy(to, from, bytes);
+    };
+    b.memory.synchronize = [](int, void*) { ++synchronisations; };
+    return b;
+  }();
+  return toy;
+}
+
+// A host tensor's copy on the toy.
+struct OnToy {
+  OnToy(Dispatcher& d, const TensorView& t) : storage(d.allocate(t.nbytes())), view(t) {
+    d.copy(storage.get(), t.data, t.nbytes(), CopyDirection::to_device);
+    view.data = storage.get();
+    view.device = kToy;
+  }
+  std::shared_ptr<void> storage;
+  TensorView view;
+};
+
+TEST(DeviceBackend, CasesRunAgainstTheCpusReference) {
+  {
+    Dispatcher d(toy_backend());
+    std::set<std::string> served;
+    for (const cases::Case& c : cases::all_cases()) {
+      if (c.bench || d.kernels(c.op).empty()) continue;
+      for (const cases::KernelCheck& k : cases::check_case(c, d)) {
+        if (!k.supported) continue;
+        served.insert(k.kernel);
+        EXPECT_TRUE(k.result.ok) << c.name << " on " << k.kernel << ": " << k.result.detail;
+      }
+    }
+    for (const char* name :
+         {"toy::rms_norm_plain", "toy::rms_norm_unfused", "toy::append_kv_plain", "toy::softmax_plain"})
+      EXPECT_TRUE(served.contains(name)) << name;
+    EXPECT_GT(synchronisations, 0);
+  }
+  EXPECT_EQ(live_allocations, 0);
+}
+
+TEST(DeviceBackend, AWrongKernelIsFound) {
+  Backend wrong = toy_backend();
+  wrong.kernels = [] {
+    std::vector<Kernel> all = toy_backend().kernels();
+    for (Kernel& k : all)
+      if (k.op == Op::binary) k.run = [](const void*, const void*, const RunContext&) {};
+    return all;
+  };
+  Dispatcher d(wrong);
+  for (const cases::Case& c : cases::all_cases()) {
+    if (c.bench || c.op != Op::binary || cases::instantiate(c).params.as<BinaryParams>().a.numel() == 0)
+      continue;
+    for (const cases::KernelCheck& k : cases::check_case(c, d)) EXPECT_FALSE(k.result.ok) << c.name;
+    return;
+  }
+}
+
+TEST(DeviceBackend, CallsAreTimedAndChecked) {
+  Dispatcher d(toy_backend());
+  for (const cases::Case& c : cases::all_cases()) {
+    if (c.bench || c.op != Op::softmax) continue;
+    const auto t = cases::time_case(c, d, {.families = kVanilla}, {.families = kFused}, 0.0);
+    EXPECT_TRUE(t.check.ok) << t.check.detail;
+    EXPECT_EQ(t.baseline, "toy::softmax_plain");
+    return;
+  }
+}
+
+TEST(DeviceBackend, DispatchersAreChosenByTheTensors) {
+  const Backend* const all[] = {&backend_by_name("cpu"), &toy_backend()};
+  Counters counters(/*timed=*/true);
+  DispatcherSet set({.sink = &counters}, all);
+  set.add_kernel([] {
+    Kernel k = make_kernel<ActivationParams>(
+        "custom::nothing", kCustom, "always",
+        +[](const ActivationParams&, const PlanContext&) { return Support::yes(); },
+        +[](const ActivationParams&, const RunContext&) {});
+    k.device_type = kToy.type;
+    return k;
+  }());
+  cases::Maker m("set");
+  RmsNormParams p{.x = m.normal(DType::f32, {2, 8}),
+                  .weight = m.filled(DType::f32, {8}, 1),
+                  .out = m.filled(DType::f32, {2, 8}, 9)};
+  set.serving(Op::rms_norm, &p).run(p);
+  const OnToy x(set.on(kToy), p.x), weight(set.on(kToy), p.weight), out(set.on(kToy), p.out);
+  const RmsNormParams q{.x = x.view, .weight = weight.view, .out = out.view};
+  int queue = 0;
+  EXPECT_EQ(&set.serving(Op::rms_norm, &q), &set.on(kToy));
+  set.serving(Op::rms_norm, &q).run(q, {.stream = &queue});
+  EXPECT_EQ(last_stream, &queue);
+  std::vector<float> result(16);
+  set.on(kToy).copy(result.data(), out.view.data, 64, CopyDirection::to_host);
+  EXPECT_EQ(std::memcmp(result.data(), p.out.data, 64), 0);
+  EXPECT_EQ(counters.snapshot().size(), 2u);  // cpu:: and toy::
+  EXPECT_TRUE(set.on({}).kernels(Op::activation).front()->name.starts_with("cpu::"));
+  EXPECT_EQ(set.on(kToy).kernels(Op::activation).front()->name, "custom::nothing");
+
+  RmsNormParams mixed = q;
+  mixed.weight = p.weight;
+  EXPECT_THROW(set.serving(Op::rms_norm, &mixed).run(mixed), Error);
+  EXPECT_THROW(set.on({kToy.type, 1}), Error);
+}
+
+TEST(DeviceBackend, GraphsAreMeasuredAndRunThere) {
+  Dispatcher d(toy_backend());
+  cases::Maker m("graph");
+  const TensorView x = m.normal(DType::f32, {4, 64}), r = m.normal(DType::f32, {4, 64});
+  const OnToy weight(d, m.filled(DType::f32, {64}, 1));
+  Graph g;
+  const ValueId a = g.input("x", DType::f32, {g.symbol("n"), 64}, kToy);
+  const ValueId b = g.input("residual", DType::f32, {g.symbol("n"), 64}, kToy);
+  const ValueId sum = g.call(BinaryParams{}, {{"a", a}, {"b", b}}).out();
+  g.output("y", g.call(RmsNormParams{}, {{"x", sum}, {"weight", g.constant("w", weight.view)}}).out());
+  g.output("sum", sum);
+
+  std::vector<Applied> applied;
+  Counters counters;
+  d.set_sink(&counters);
+  fuse(g, {{"n", 4}}, {.only = {"residual_rms_norm"}}, d, nullptr, &applied);
+  ASSERT_EQ(applied.size(), 1u);
+  EXPECT_NE(applied[0].reason.find("ms unfused"), std::string::npos) << applied[0].reason;
+  EXPECT_EQ(counters.launches(), 0) << "measuring is not the caller's calls";
+
+  const Graph fused = fuse(g, {{"n", 4}}, {.mode = FusionPolicy::Mode::all}, d);
+  EXPECT_EQ(fused.nodes().size(), 1u);
+  std::vector<std::vector<float>> results;
+  for (const Graph* form : std::initializer_list<const Graph*>{&g, &fused}) {
+    const OnToy dx(d, x), dr(d, r);
+    Executable e(*form, {{"n", 4}}, d, {.selection = {.families = kFused | kVanilla}});
+    e.bind("x", dx.view);
+    e.bind("residual", dr.view);
+    e.run();
+    results.emplace_back(4 * 64);
+    d.copy(results.back().data(), e.output("y").data, 4 * 64 * sizeof(float), CopyDirection::to_host);
+  }
+  EXPECT_GT(counters.launches(), 0);
+  for (std::size_t i = 0; i < results[0].size(); ++i) EXPECT_NEAR(results[0][i], results[1][i], 1e-5f);
+}
+
+}  // namespace
+}  // namespace kf
