@@ -1,6 +1,7 @@
 // The dispatcher: walks a backend's kernel table in order and makes a plan with the first kernel that accepts.
 #pragma once
 
+#include <cstdint>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -137,6 +138,7 @@ class Dispatcher {
   Sink* sink_;
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<Kernel>> kernels_;
+  std::uint64_t table_version_ = 0;  // counts additions to kernels_
   std::unordered_map<std::string, Cached> plans_;
   std::list<const std::string*> plan_ages_;  // keys of plans_, the latest used first
   std::vector<std::pair<std::shared_ptr<void>, std::size_t>> workspaces_;  // of the host, idle

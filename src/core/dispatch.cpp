@@ -151,8 +151,10 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
   key.append(reinterpret_cast<const char*>(&selection.families), sizeof selection.families);
   key.push_back(selection.allow_fallback ? 1 : 0);
   key += selection.kernel;
+  std::uint64_t table_version = 0;
   {
     std::lock_guard lock(mutex_);
+    table_version = table_version_;
     if (auto it = plans_.find(key); it != plans_.end()) {
       plan_ages_.splice(plan_ages_.begin(), plan_ages_, it->second.age);
       return it->second.plan;
@@ -163,6 +165,7 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
   auto plan = make_plan(op, params, selection, nullptr);
   constexpr std::size_t kMaxPlans = 4096;  // a bound for callers whose shapes never repeat
   std::lock_guard lock(mutex_);
+  if (table_version != table_version_) return plan;  // a kernel came meanwhile: the next call is to see it
   const auto [it, is_new] = plans_.try_emplace(std::move(key));
   if (!is_new) return it->second.plan;  // another thread's, made meanwhile
   plan_ages_.push_front(&it->first);
@@ -246,6 +249,7 @@ void Dispatcher::add_kernel(Kernel kernel) {
   for (const auto& k : kernels_)
     if (k->name == kernel.name) fail_name(kernel);
   kernels_.insert(kernels_.begin(), std::make_unique<Kernel>(std::move(kernel)));
+  ++table_version_;
   plans_.clear();
   plan_ages_.clear();
 }

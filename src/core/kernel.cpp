@@ -6,8 +6,11 @@ std::string family_names(unsigned families) {
   static constexpr std::pair<Family, const char*> kNames[] = {
       {kCustom, "custom"}, {kFused, "fused"}, {kLibrary, "library"}, {kVanilla, "vanilla"}, {kReference, "reference"}};
   std::string s;
-  for (auto [bit, name] : kNames)
-    if (families & bit) s += (s.empty() ? "" : "|") + std::string(name);
+  for (auto [bit, name] : kNames) {
+    if (!(families & bit)) continue;
+    if (!s.empty()) s += '|';
+    s += name;
+  }
   return s;
 }
 

@@ -133,7 +133,7 @@ std::string shape_string(const TensorView& t) {
 std::string to_string(const TensorView& t) {
   if (!t.present()) return "none";
   std::string s = fmt::format("{}{}", dtype_name(t.dtype), shape_string(t));
-  if (t.device.type != DeviceType::cpu) s += "@" + to_string(t.device);
+  if (t.device.type != DeviceType::cpu) s += fmt::format("@{}", to_string(t.device));
   if (!t.is_contiguous())
     s += fmt::format(" strides [{}]", fmt::join(t.strides.begin(), t.strides.begin() + t.rank, ", "));
   return s;
