@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "kf/error.h"
-#include "kf/graph.h"
+#include "kf/verdict_store.h"
 
 namespace kf {
 namespace {

@@ -15,9 +15,12 @@
 #include <vector>
 
 #include "kf/dispatch.h"
+#include "kf/executable.h"
 #include "kf/graph.h"
 #include "kf/kv_cache.h"
 #include "kf/model.h"
+#include "kf/rules.h"
+#include "kf/verdict_store.h"
 
 namespace kf {
 

@@ -10,13 +10,13 @@
 #include <vector>
 
 #include "kf/dispatch.h"
-#include "kf/graph.h"
 #include "kf/ops/attention.h"
 #include "kf/ops/elementwise.h"
 #include "kf/ops/linear.h"
 #include "kf/ops/norm.h"
 #include "kf/ops/rope.h"
 #include "kf/ops/sampling.h"
+#include "kf/rules.h"
 #include "kf/telemetry.h"
 
 namespace kf {

@@ -4,7 +4,7 @@
 
 #include "graph/pattern.h"
 #include "graph/reflect.h"
-#include "kf/graph.h"
+#include "kf/rules.h"
 
 namespace kf {
 namespace {

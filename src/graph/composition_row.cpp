@@ -8,6 +8,7 @@
 #include "graph/compiled_graph.h"
 #include "graph/reflect.h"
 #include "kf/error.h"
+#include "kf/rules.h"
 
 namespace kf {
 namespace {

@@ -10,6 +10,7 @@
 #include "graph/compiled_graph.h"
 #include "graph/reflect.h"
 #include "kf/error.h"
+#include "kf/executable.h"
 
 namespace kf {
 namespace {

@@ -10,6 +10,8 @@
 #include "graph/match.h"
 #include "graph/measure.h"
 #include "kf/error.h"
+#include "kf/rules.h"
+#include "kf/verdict_store.h"
 
 namespace kf {
 namespace {

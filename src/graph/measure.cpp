@@ -9,6 +9,7 @@
 
 #include "graph/sample_data.h"
 #include "kf/error.h"
+#include "kf/executable.h"
 
 namespace kf {
 namespace {

@@ -5,6 +5,8 @@
 #include <string>
 
 #include "graph/rewrite.h"
+#include "kf/dispatch.h"
+#include "kf/verdict_store.h"
 
 namespace kf {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "graph/reflect.h"
-#include "kf/graph.h"
+#include "kf/rules.h"
 
 namespace kf {
 

@@ -2,7 +2,7 @@
 // k and v; a residual joins the FFN that the norm has joined), and what reads more than one value comes
 // before what would take a part of it away.
 
-#include "kf/graph.h"
+#include "kf/rules.h"
 
 namespace kf {
 namespace {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "kf/dispatch.h"
 #include "kf/graph.h"
 
 namespace kf {

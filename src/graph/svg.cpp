@@ -10,7 +10,7 @@
 #include <fmt/format.h>
 
 #include "graph/reflect.h"
-#include "kf/graph.h"
+#include "kf/rules.h"
 
 namespace kf {
 namespace {

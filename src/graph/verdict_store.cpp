@@ -16,7 +16,7 @@
 #include "core/build_id.h"
 #include "core/log.h"
 #include "kf/error.h"
-#include "kf/graph.h"
+#include "kf/verdict_store.h"
 
 namespace kf {
 namespace {
