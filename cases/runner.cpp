@@ -1,6 +1,7 @@
 #include "runner.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -205,15 +206,17 @@ std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher, Dispa
     for (const bool packed : {false, true}) {
       PackCache packs;
       const Operands got = operands_for(dispatcher, instance);
-      const PlanContext ctx{dispatcher.caps(), dispatcher, dispatcher.num_threads(), packed ? &packs : nullptr};
+      const PlanContext ctx{dispatcher.caps(), dispatcher, dispatcher.num_threads(),
+                            packed ? &packs : nullptr};
       KernelCheck check{k->name + (packed ? "+packed" : ""), family_names(k->families), false, {}, {}};
       const Support s = k->supports(got.params.data(), ctx);
       check.supported = static_cast<bool>(s);
       check.reason = s.reason();
       if (check.supported) {
         const std::uint64_t before = inputs_hash(dispatcher, got);
-        const auto plan = dispatcher.plan(
-            c.op, got.params.data(), {.families = 0, .allow_fallback = false, .kernel = k->name}, packed ? &packs : nullptr);
+        const auto plan = dispatcher.plan(c.op, got.params.data(),
+                                          {.families = 0, .allow_fallback = false, .kernel = k->name},
+                                          packed ? &packs : nullptr);
         const auto workspace = dispatcher.allocate(plan->workspace_bytes());
         dispatcher.execute(*plan, got.params.data(), workspace.get());
         bring_back(dispatcher, got);
@@ -264,31 +267,74 @@ Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baselin
   return t;
 }
 
+// Floats of a buffer that is larger than the caches of most machines, and no larger: a virtual machine may report its
+// host's whole cache.
+static std::size_t large_buffer(const Dispatcher& dispatcher) {
+  return std::clamp<std::size_t>(4 * dispatcher.caps().l3_bytes, 128u << 20, 512u << 20) / sizeof(float);
+}
+
+// Median milliseconds of `round`, which first runs once unmeasured.
+template <class F>
+static double median_ms(const F& round) {
+  std::vector<double> ms;
+  for (int i = 0; i < 6; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    round();
+    if (i > 0)
+      ms.push_back(
+          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+  }
+  return median(ms);
+}
+
+// Calls body(begin, end) for each thread's part of [0, n).
+template <class F>
+static void for_each_part(std::size_t n, int threads, const F& body) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int t = 0; t < threads; ++t)
+    body(n * static_cast<std::size_t>(t) / static_cast<std::size_t>(threads),
+         n * (static_cast<std::size_t>(t) + 1) / static_cast<std::size_t>(threads));
+}
+
 double copy_bandwidth(Dispatcher& dispatcher) {
-  // Larger than the caches of most machines, and no larger: a virtual machine may report its host's whole cache.
-  const std::size_t n = std::clamp<std::size_t>(4 * dispatcher.caps().l3_bytes, 128u << 20, 512u << 20) / sizeof(float);
+  const std::size_t n = large_buffer(dispatcher);
   const auto from = dispatcher.allocate(n * sizeof(float)), to = dispatcher.allocate(n * sizeof(float));
   auto* src = static_cast<float*>(from.get());
   auto* dst = static_cast<float*>(to.get());
   const int threads = dispatcher.num_threads();
-  std::vector<double> ms;
-  for (int round = 0; round < 6; ++round) {
-    const auto start = std::chrono::steady_clock::now();
-    if (!dispatcher.on_host()) {
+  if (dispatcher.on_host())
+    for_each_part(n, threads, [&](std::size_t lo, std::size_t hi) {
+      std::memset(src + lo, 1, (hi - lo) * sizeof(float));
+    });
+  const double ms = median_ms([&] {
+    if (dispatcher.on_host()) {
+      for_each_part(n, threads, [&](std::size_t lo, std::size_t hi) {
+        std::memcpy(dst + lo, src + lo, (hi - lo) * sizeof(float));
+      });
+    } else {
       dispatcher.copy(dst, src, n * sizeof(float), CopyDirection::on_device);
       dispatcher.synchronize();
     }
-#pragma omp parallel for num_threads(threads) schedule(static) if (dispatcher.on_host())
-    for (int t = 0; t < (dispatcher.on_host() ? threads : 0); ++t) {
-      const std::size_t lo = n * static_cast<std::size_t>(t) / static_cast<std::size_t>(threads);
-      const std::size_t hi = n * (static_cast<std::size_t>(t) + 1) / static_cast<std::size_t>(threads);
-      if (round == 0) std::memset(src + lo, 1, (hi - lo) * sizeof(float));
-      std::memcpy(dst + lo, src + lo, (hi - lo) * sizeof(float));
-    }
-    if (round > 0)
-      ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
-  }
-  return 2.0 * static_cast<double>(n) * sizeof(float) / (median(ms) * 1e6);
+  });
+  return 2.0 * static_cast<double>(n) * sizeof(float) / (ms * 1e6);
+}
+
+double read_bandwidth(Dispatcher& dispatcher) {
+  if (!dispatcher.on_host())
+    throw Error(ErrorCode::not_implemented, "read bandwidth: measured on the CPU only");
+  const std::size_t n = large_buffer(dispatcher);
+  const Tensor buffer = Tensor::zeros(DType::f32, {static_cast<std::int64_t>(n)});
+  const float* const src = buffer.as<const float>();
+  std::atomic<int> nonzero = 0;
+  const double ms = median_ms([&] {
+    for_each_part(n, dispatcher.num_threads(), [&](std::size_t lo, std::size_t hi) {
+      float sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (std::size_t i = lo; i < hi; ++i) sum += src[i];
+      if (sum != 0) nonzero.fetch_add(1);  // so that the sums are needed
+    });
+  });
+  return static_cast<double>(n) * sizeof(float) / (ms * 1e6);
 }
 
 }  // namespace kf::cases

@@ -55,5 +55,7 @@ Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baselin
 // Copy bandwidth in GB/s (read + write), over buffers larger than the last-level cache: of the dispatcher's threads, or
 // of its device.
 double copy_bandwidth(Dispatcher& dispatcher);
+// The same, of reading alone: what bounds a kernel that streams weights.
+double read_bandwidth(Dispatcher& dispatcher);
 
 }  // namespace kf::cases

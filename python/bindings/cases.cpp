@@ -87,6 +87,13 @@ void bind_cases(nb::module_& m) {
         return cases::copy_bandwidth(default_dispatcher());
       },
       "GB/s (read and written) that copies of large buffers reach.");
+  m.def(
+      "read_bandwidth",
+      [] {
+        nb::gil_scoped_release release;
+        return cases::read_bandwidth(default_dispatcher());
+      },
+      "GB/s at which large buffers are read.");
 }
 
 }  // namespace kf::python

@@ -98,6 +98,7 @@ class PrecisionResult:
     label: str  # "f32" or "q4_1"
     weight_mb: float
     packed_mb: float
+    read_gb_s: float  # at which this machine reads large buffers, measured in the same run
     scenarios: dict[str, list[Scenario]]  # mode -> one a prompt length
     error: float
     same_top: float  # share of positions with the same top token
@@ -271,6 +272,7 @@ def measure_precision(
         _label(file, kind),
         sum(w.nbytes for w in weights.values()) / 1e6,
         packed,
+        _kf.read_bandwidth(),
         scenarios,
         error,
         same_top,
@@ -314,6 +316,11 @@ def measure_model(
         measure_precision(file, kind, effort, threads, fusion, lambda text, kind=kind: say(f"{kind} weights: {text}"))
         for kind in precisions
     ]
+
+
+def weights_gb_s(result: PrecisionResult, mode: str) -> float:
+    """GB/s of weights that a token reads: each weight once."""
+    return result.weight_mb / tpot_scenario(result, mode).tpot()
 
 
 def tpot_scenario(result: PrecisionResult, mode: str) -> Scenario:

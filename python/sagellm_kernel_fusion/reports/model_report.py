@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ..bench.model_bench import DECODE_AFTER, PrecisionResult, RuleGain, Scenario, tpot_scenario
+from ..bench.model_bench import DECODE_AFTER, PrecisionResult, RuleGain, Scenario, tpot_scenario, weights_gb_s
 from .document import Document, Section, Table, environment_facts, ms, percent_less, times
 from .plots import grouped_bars, signed_bars
 
@@ -47,10 +47,15 @@ def comparison_table(results: Sequence[PrecisionResult]) -> Table:
     return Table(["weights", "figure", "unfused", "fused", "change", "speed-up"], rows, text_columns=2)
 
 
+def _reading(r: PrecisionResult) -> str:
+    rate = weights_gb_s(r, "fused")
+    return f"at {rate:.1f} of {r.read_gb_s:.1f} GB/s ({rate / r.read_gb_s:.0%})"
+
+
 def check_table(results: Sequence[PrecisionResult]) -> Table:
     rows = [
         [r.label, f"{r.error:.1e}", f"{r.same_top:.1%}", "agree" if r.ok else "DIFFER", f"{r.weight_mb:.0f} MB",
-         f"{r.packed_mb:.0f} MB"]
+         f"{r.packed_mb:.0f} MB", _reading(r)]
         for r in results
     ]  # fmt: skip
     columns = [
@@ -60,6 +65,7 @@ def check_table(results: Sequence[PrecisionResult]) -> Table:
         "results",
         "weights in memory",
         "packed copies",
+        "weights read per token",
     ]
     return Table(columns, rows)
 
@@ -197,6 +203,8 @@ def _comparison(r: PrecisionResult) -> dict:
         "kernel_calls_reduction": 1 - b.calls_token / a.calls_token,
         "weights_mb": r.weight_mb,
         "packed_mb": r.packed_mb,
+        "read_gb_s": r.read_gb_s,
+        "weights_gb_s": {mode: weights_gb_s(r, mode) for mode in _MODES},
         **speedups,
     }
 
