@@ -1,5 +1,4 @@
-// Measured fusion: the matched nodes and their replacement, each compiled as a small graph, compared and
-// timed.
+// Measured fusion: the matched nodes and their replacement, each compiled as a small graph, compared and timed.
 #pragma once
 
 #include <string>

@@ -10,7 +10,6 @@ namespace kf::ops {
 namespace {
 
 // ---- Shapes
-// ------------------------------------------------------------------------------------------------------
 
 // Exactly one of the three forms; tables are contiguous i32 of matching lengths.
 void validate_tables(const char* op, const SequenceTables& t) {
@@ -107,7 +106,6 @@ TensorView head_major(const TensorView& q, const SequenceTables& t) {
 }
 
 // ---- Values of the tables
-// ----------------------------------------------------------------------------------------
 
 // Tables on a device are checked there, by the kernels that read them.
 bool tables_on_host(const SequenceTables& t) {
@@ -172,7 +170,6 @@ void validate_width(const char* op, const SequenceTables& t, const Sequences& se
 }
 
 // ---- Cost
-// --------------------------------------------------------------------------------------------------------
 
 // Query-key pairs of one sequence.
 double pairs(double seqlen_q, double seqlen_k, bool causal) {
@@ -202,7 +199,6 @@ double key_bytes(const Extent& e, const TensorView& kv, const SequenceTables& t)
 }  // namespace
 
 // ---- attention
-// ---------------------------------------------------------------------------------------------------
 
 void infer(AttentionParams& p) {
   if (!has_token_rank(p.q, p.tables)) return;
@@ -241,7 +237,6 @@ Cost cost(const AttentionParams& p) {
 }
 
 // ---- attention_scores
-// --------------------------------------------------------------------------------------------
 
 void infer(AttentionScoresParams& p) {
   if (p.scores.present() || !has_token_rank(p.q, p.tables) || !has_key_rank(p.k, p.tables)) return;
@@ -283,7 +278,6 @@ Cost cost(const AttentionScoresParams& p) {
 }
 
 // ---- attention_mask
-// ----------------------------------------------------------------------------------------------
 
 void infer(AttentionMaskParams& p) {
   if (p.scores.present() && !p.out.present()) p.out = contiguous_like(p.scores, DType::f32);
@@ -319,7 +313,6 @@ void validate_data(const AttentionMaskParams& p) {
 Cost cost(const AttentionMaskParams& p) { return {0, double(p.scores.nbytes() + p.out.nbytes())}; }
 
 // ---- attention_values
-// --------------------------------------------------------------------------------------------
 
 void infer(AttentionValuesParams& p) {
   if (p.out.present() || !has_token_rank(p.probs, p.tables) || p.v.rank < 1) return;

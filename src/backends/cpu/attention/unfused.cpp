@@ -140,7 +140,6 @@ Support any_call(const P&, const PlanContext&) {
 }
 
 // ---- scores
-// ------------------------------------------------------------------------------------------------------
 
 std::size_t scores_q_workspace(const AttentionScoresParams& p) {
   return aligned(HeadMatrices::workspace(p.q, all_queries(p.q), p.q.dim(-2), false));
@@ -194,7 +193,6 @@ void run_scores(const AttentionScoresParams& p, const RunContext& ctx) {
 }
 
 // ---- mask
-// --------------------------------------------------------------------------------------------------------
 
 void run_mask(const AttentionMaskParams& p, const RunContext& ctx) {
   const Sequences sequences(p);
@@ -217,7 +215,6 @@ void run_mask(const AttentionMaskParams& p, const RunContext& ctx) {
 }
 
 // ---- values
-// ------------------------------------------------------------------------------------------------------
 
 std::size_t values_out_workspace(const AttentionValuesParams& p) {
   return aligned(HeadMatrices::workspace(p.out, all_queries(p.out), p.out.dim(-2), false));

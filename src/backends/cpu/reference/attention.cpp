@@ -72,7 +72,6 @@ Support any_call(const P&, const PlanContext&) {
 }
 
 // ---- attention
-// ---------------------------------------------------------------------------------------------------
 
 // K and V of a head, a row of scores, and a row of q that becomes one of out.
 std::size_t attention_doubles(const AttentionParams& p) {
@@ -122,7 +121,6 @@ void run_attention(const AttentionParams& p, const RunContext& ctx) {
 }
 
 // ---- primitives
-// --------------------------------------------------------------------------------------------------
 
 std::size_t scores_doubles(const AttentionScoresParams& p) {
   return static_cast<std::size_t>(2 * p.q.dim(-1));

@@ -139,7 +139,6 @@ HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> Narrow(D d, hn::Vec<D> v, Bf16)
 }
 
 // --- loads
-// -----------------------------------------------------------------------------------------------------
 
 template <class D>
 HWY_INLINE hn::Vec<D> LoadF32(D d, const float* p, All = {}) {
@@ -164,7 +163,6 @@ HWY_INLINE hn::Vec<D> LoadF32(D d, const T* p, First first) {
 }
 
 // --- stores
-// ----------------------------------------------------------------------------------------------------
 
 template <class D>
 HWY_INLINE void StoreF32(D d, hn::Vec<D> v, float* p, All = {}) {
