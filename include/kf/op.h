@@ -55,9 +55,15 @@ class FieldVisitor {
   virtual void run_attr(const char* name, std::int64_t& value) { attr(name, value); }
   // An enumeration: `value` indexes `names`.
   virtual void attr(const char* name, int& value, std::span<const char* const> names) = 0;
+  // What else is known of operands that were visited. The output may lie where the input does, element on element.
+  virtual void may_alias([[maybe_unused]] const char* output, [[maybe_unused]] const char* input) {}
+  // The operand is i32 or i64.
+  virtual void integers([[maybe_unused]] const char* name) {}
 
   void in(const char* name, TensorView& t) { tensor(name, t, Role::in, false); }
   void opt_in(const char* name, TensorView& t) { tensor(name, t, Role::in, true); }
+  void table(const char* name, TensorView& t) { in(name, t), integers(name); }
+  void opt_table(const char* name, TensorView& t) { opt_in(name, t), integers(name); }
   void out(const char* name, TensorView& t) { tensor(name, t, Role::out, false); }
   void opt_out(const char* name, TensorView& t) { tensor(name, t, Role::out, true); }
   void inout(const char* name, TensorView& t) { tensor(name, t, Role::inout, false); }
@@ -139,6 +145,12 @@ struct Slot {
   bool optional;
 };
 std::vector<Slot> slots_of(Op op, void* params);
+// Pairs of an output and the input whose memory it may be, by name.
+struct Alias {
+  const char* output;
+  const char* input;
+};
+std::vector<Alias> aliases_of(Op op);
 // "x=f32[512, 576] weight=q4_1[576, 576] activation=silu": what telemetry and explain print. Of the call's layout, so
 // without what changes from run to run.
 std::string describe(Op op, const void* params);

@@ -22,6 +22,17 @@ class SlotCollector final : public FieldVisitor {
   void attr(const char*, int&, std::span<const char* const>) override {}
 };
 
+class AliasCollector final : public FieldVisitor {
+ public:
+  std::vector<Alias> aliases;
+  void tensor(const char*, TensorView&, Role, bool) override {}
+  void attr(const char*, bool&) override {}
+  void attr(const char*, std::int64_t&) override {}
+  void attr(const char*, float&) override {}
+  void attr(const char*, int&, std::span<const char* const>) override {}
+  void may_alias(const char* output, const char* input) override { aliases.push_back({output, input}); }
+};
+
 class Describer final : public FieldVisitor {
  public:
   std::string text;
@@ -80,6 +91,12 @@ std::vector<Slot> slots_of(Op op, void* params) {
   SlotCollector c;
   op_info(op).visit(params, c);
   return std::move(c.slots);
+}
+
+std::vector<Alias> aliases_of(Op op) {
+  AliasCollector c;
+  op_info(op).visit(op_info(op).clone(nullptr).get(), c);
+  return std::move(c.aliases);
 }
 
 std::string describe(Op op, const void* params) {

@@ -27,10 +27,10 @@ struct SequenceTables {
 
   bool paged() const { return block_tables.present(); }
   void visit(FieldVisitor& v) {
-    v.opt_in("cu_seqlens_q", cu_seqlens_q);
-    v.opt_in("cu_seqlens_k", cu_seqlens_k);
-    v.opt_in("block_tables", block_tables);
-    v.opt_in("context_lens", context_lens);
+    v.opt_table("cu_seqlens_q", cu_seqlens_q);
+    v.opt_table("cu_seqlens_k", cu_seqlens_k);
+    v.opt_table("block_tables", block_tables);
+    v.opt_table("context_lens", context_lens);
     v.choice("kv_layout", kv_layout, kKvLayoutNames);
   }
 };
@@ -92,6 +92,7 @@ struct AttentionMaskParams {
   void visit(FieldVisitor& v) {
     v.in("scores", scores);
     v.out("out", out);
+    v.may_alias("out", "scores");
     tables.visit(v);
     v.attr("seqlen_k", seqlen_k);
   }

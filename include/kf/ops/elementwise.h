@@ -19,6 +19,8 @@ struct BinaryParams {
     v.in("a", a);
     v.in("b", b);
     v.out("out", out);
+    v.may_alias("out", "a");
+    v.may_alias("out", "b");
     v.choice("kind", kind, kBinaryKindNames);
   }
 };
@@ -33,6 +35,7 @@ struct ActivationParams {
   void visit(FieldVisitor& v) {
     v.in("x", x);
     v.out("out", out);
+    v.may_alias("out", "x");
     v.choice("kind", kind, kActivationNames);
   }
 };
@@ -48,6 +51,8 @@ struct GatedActivationParams {
     v.in("gate", gate);
     v.in("up", up);
     v.out("out", out);
+    v.may_alias("out", "gate");
+    v.may_alias("out", "up");
     v.choice("kind", kind, kActivationNames);
   }
 };
@@ -65,6 +70,7 @@ struct SoftmaxParams {
     v.in("x", x);
     v.out("out", out);
     v.opt_out("lse", lse);
+    v.may_alias("out", "x");
     v.attr("scale", scale);
   }
 };

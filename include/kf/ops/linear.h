@@ -27,6 +27,7 @@ struct LinearParams {
     v.opt_in("bias", bias);
     v.opt_in("residual", residual);
     v.out("out", out);
+    v.may_alias("out", "residual");
     prologue.visit(v);
     v.choice("activation", activation, kActivationNames);
   }
@@ -77,6 +78,7 @@ struct GatedFfnParams {
     v.in("down_weight", down_weight);
     v.opt_in("residual", residual);
     v.out("out", out);
+    v.may_alias("out", "residual");
     prologue.visit(v);
     v.choice("activation", activation, kActivationNames);
   }

@@ -22,6 +22,9 @@ struct RmsNormParams {
     v.opt_in("residual", residual);
     v.out("out", out);
     v.opt_out("residual_out", residual_out);
+    v.may_alias("out", "x");
+    v.may_alias("residual_out", "x");
+    v.may_alias("residual_out", "residual");
     v.attr("eps", eps);
   }
 };
@@ -35,7 +38,7 @@ struct LayerNormParams {
   TensorView bias;          // [n], optional
   TensorView residual;      // like x, optional
   TensorView out;           // like x, may be x itself
-  TensorView residual_out;  // h, optional
+  TensorView residual_out;  // h, like x, optional; may be x or residual itself
   float eps = 1e-5f;
 
   void visit(FieldVisitor& v) {
@@ -45,6 +48,9 @@ struct LayerNormParams {
     v.opt_in("residual", residual);
     v.out("out", out);
     v.opt_out("residual_out", residual_out);
+    v.may_alias("out", "x");
+    v.may_alias("residual_out", "x");
+    v.may_alias("residual_out", "residual");
     v.attr("eps", eps);
   }
 };

@@ -22,11 +22,12 @@ struct RopeParams {
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
-    v.in("positions", positions);
+    v.table("positions", positions);
     v.in("cos", cos);
     v.in("sin", sin);
     v.opt_in("norm_weight", norm_weight);
     v.out("out", out);
+    v.may_alias("out", "x");
     v.attr("norm_eps", norm_eps);
     v.attr("interleaved", interleaved);
   }
@@ -44,7 +45,7 @@ struct AppendKvParams {
   void visit(FieldVisitor& vis) {
     vis.in("k", k);
     vis.in("v", v);
-    vis.in("slot_mapping", slot_mapping);
+    vis.table("slot_mapping", slot_mapping);
     vis.inout("k_cache", k_cache);
     vis.inout("v_cache", v_cache);
     vis.choice("kv_layout", kv_layout, kKvLayoutNames);
@@ -71,15 +72,16 @@ struct RopeAppendParams {
     vis.in("q", q);
     vis.in("k", k);
     vis.in("v", v);
-    vis.in("positions", positions);
+    vis.table("positions", positions);
     vis.in("cos", cos);
     vis.in("sin", sin);
     vis.opt_in("q_norm_weight", q_norm_weight);
     vis.opt_in("k_norm_weight", k_norm_weight);
-    vis.in("slot_mapping", slot_mapping);
+    vis.table("slot_mapping", slot_mapping);
     vis.inout("k_cache", k_cache);
     vis.inout("v_cache", v_cache);
     vis.out("q_out", q_out);
+    vis.may_alias("q_out", "q");
     vis.attr("norm_eps", norm_eps);
     vis.attr("interleaved", interleaved);
     vis.choice("kv_layout", kv_layout, kKvLayoutNames);

@@ -13,7 +13,7 @@ struct EmbeddingParams {
   TensorView out;    // [num_tokens, hidden]; inferred: dtype of the table, f32 for a block format
 
   void visit(FieldVisitor& v) {
-    v.in("ids", ids);
+    v.table("ids", ids);
     v.in("table", table);
     v.out("out", out);
   }
