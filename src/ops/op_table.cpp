@@ -10,7 +10,7 @@ namespace kf {
 namespace {
 
 template <class P>
-OpInfo make_op(const char* name, const char* summary) {
+constexpr OpInfo make_op(const char* name, const char* summary) {
   static_assert(std::is_trivially_copyable_v<P> && sizeof(P) <= kMaxParamsBytes);
   return {
       P::kOp,
@@ -28,46 +28,47 @@ OpInfo make_op(const char* name, const char* summary) {
   };
 }
 
-using OpTable = std::array<OpInfo, kNumOps>;
+constexpr std::array<OpInfo, kNumOps> kOps = {
+    make_op<LinearParams>("linear", "out = act(pro(x) @ weight^T + bias) + residual"),
+    make_op<BinaryParams>("binary", "out = a + b or a * b"),
+    make_op<ActivationParams>("activation", "out = act(x)"),
+    make_op<RmsNormParams>("rms_norm", "h = x + residual; out = h / sqrt(mean(h^2) + eps) * weight"),
+    make_op<LayerNormParams>("layer_norm",
+                           "h = x + residual; out = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias"),
+    make_op<SoftmaxParams>("softmax", "out = exp(scale x - lse), lse = log sum exp(scale x)"),
+    make_op<RopeParams>("rope", "pairs turned by the angle of the position"),
+    make_op<AppendKvParams>("append_kv", "k_cache[slot] = k, v_cache[slot] = v"),
+    make_op<AttentionScoresParams>("attention_scores", "scores = softmax_scale q k^T"),
+    make_op<AttentionMaskParams>("attention_mask", "-inf where the causal rule forbids"),
+    make_op<AttentionValuesParams>("attention_values", "out = probs v"),
+    make_op<EmbeddingParams>("embedding", "out[t] = table[ids[t]]"),
+    make_op<ArgmaxParams>("argmax", "ids[t] = argmax(logits[t])"),
+    make_op<SampleParams>("sample", "ids[b] drawn from softmax(logits[b] / temperature), truncated"),
+    make_op<DequantizeParams>("dequantize", "out = x as a plain float"),
+    make_op<GatedActivationParams>("gated_activation", "out = act(gate) * up"),
+    make_op<RopeAppendParams>("rope_append", "q_out = rope(q); caches[slot] = rope(k), v"),
+    make_op<AttentionParams>("attention", "out = softmax(softmax_scale q k^T) v"),
+    make_op<QkvLinearParams>("qkv_linear", "q, k, v = pro(x) @ {q,k,v}_weight^T + {q,k,v}_bias"),
+    make_op<GatedFfnParams>("gated_ffn",
+                          "out = (act(pro(x) @ gate^T) * (pro(x) @ up^T)) @ down^T + residual"),
+    make_op<LmHeadArgmaxParams>("lm_head_argmax", "ids[t] = argmax(pro(x[t]) @ weight^T)"),
+};
 
-// Made on first use, so that other objects of the program may use ops while they are initialised.
-const OpTable& op_table() {
-  static const OpTable kOps = {
-      make_op<LinearParams>("linear", "out = act(pro(x) @ weight^T + bias) + residual"),
-      make_op<BinaryParams>("binary", "out = a + b or a * b"),
-      make_op<ActivationParams>("activation", "out = act(x)"),
-      make_op<RmsNormParams>("rms_norm", "h = x + residual; out = h / sqrt(mean(h^2) + eps) * weight"),
-      make_op<LayerNormParams>("layer_norm",
-                               "h = x + residual; out = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias"),
-      make_op<SoftmaxParams>("softmax", "out = exp(scale x - lse), lse = log sum exp(scale x)"),
-      make_op<RopeParams>("rope", "pairs turned by the angle of the position"),
-      make_op<AppendKvParams>("append_kv", "k_cache[slot] = k, v_cache[slot] = v"),
-      make_op<AttentionScoresParams>("attention_scores", "scores = softmax_scale q k^T"),
-      make_op<AttentionMaskParams>("attention_mask", "-inf where the causal rule forbids"),
-      make_op<AttentionValuesParams>("attention_values", "out = probs v"),
-      make_op<EmbeddingParams>("embedding", "out[t] = table[ids[t]]"),
-      make_op<ArgmaxParams>("argmax", "ids[t] = argmax(logits[t])"),
-      make_op<SampleParams>("sample", "ids[b] drawn from softmax(logits[b] / temperature), truncated"),
-      make_op<DequantizeParams>("dequantize", "out = x as a plain float"),
-      make_op<GatedActivationParams>("gated_activation", "out = act(gate) * up"),
-      make_op<RopeAppendParams>("rope_append", "q_out = rope(q); caches[slot] = rope(k), v"),
-      make_op<AttentionParams>("attention", "out = softmax(softmax_scale q k^T) v"),
-      make_op<QkvLinearParams>("qkv_linear", "q, k, v = pro(x) @ {q,k,v}_weight^T + {q,k,v}_bias"),
-      make_op<GatedFfnParams>("gated_ffn",
-                              "out = (act(pro(x) @ gate^T) * (pro(x) @ up^T)) @ down^T + residual"),
-      make_op<LmHeadArgmaxParams>("lm_head_argmax", "ids[t] = argmax(pro(x[t]) @ weight^T)"),
-  };
-  return kOps;
+consteval bool one_row_an_op() {
+  for (std::size_t i = 0; i < kOps.size(); ++i)
+    if (kOps[i].name == nullptr || kOps[i].op != static_cast<Op>(i)) return false;
+  return true;
 }
+static_assert(one_row_an_op(), "a row an op, in the order of the Op enumeration");
 
 }  // namespace
 
-const OpInfo& op_info(Op op) { return op_table()[static_cast<std::size_t>(op)]; }
+const OpInfo& op_info(Op op) { return kOps[static_cast<std::size_t>(op)]; }
 
-std::span<const OpInfo> all_ops() { return op_table(); }
+std::span<const OpInfo> all_ops() { return kOps; }
 
 const OpInfo* find_op(std::string_view name) {
-  for (const OpInfo& info : op_table())
+  for (const OpInfo& info : kOps)
     if (name == info.name) return &info;
   return nullptr;
 }
