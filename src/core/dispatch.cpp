@@ -36,6 +36,36 @@ void check_row(const Kernel& k) {
               {{"kernel", k.name}});
 }
 
+bool allows(const Selection& selection, const Kernel& k) {
+  return selection.kernel.empty() ? (k.families & selection.families) != 0 : k.name == selection.kernel;
+}
+
+// With every row and its reason: kernels that would serve but are not allowed say so.
+[[noreturn]] void fail_unserved(Op op, const void* params, const Selection& selection,
+                                const std::vector<const Kernel*>& rows, const PlanContext& ctx) {
+  const std::string backend = ctx.dispatcher.backend().name;
+  if (rows.empty())
+    throw Error(ErrorCode::not_implemented, fmt::format("backend {} has no kernel for {}", backend, op_name(op)),
+                {{"op", op_name(op)}, {"backend", backend}});
+  std::string reasons;
+  bool other_serves = false;
+  for (const Kernel* k : rows) {
+    const Support s = k->supports(params, ctx);
+    reasons += fmt::format("\n  {}: ", k->name);
+    reasons += !s                         ? s.reason()
+               : selection.kernel.empty() ? fmt::format("would serve, but is of family {}", family_names(k->families))
+                                          : "would serve, but is not the kernel asked for";
+    other_serves |= static_cast<bool>(s);
+  }
+  throw Error(ErrorCode::not_implemented,
+              fmt::format("{}: no kernel of {} serves {}; each said:{}{}", op_name(op),
+                          selection.kernel.empty() ? "family " + family_names(selection.families)
+                                                   : "name " + selection.kernel,
+                          describe(op, params), reasons,
+                          other_serves ? "\nallow_fallback would take the first of those that would serve" : ""),
+              {{"op", op_name(op)}});
+}
+
 }  // namespace
 
 Dispatcher::Dispatcher(const Backend& backend, DispatcherOptions options)
@@ -77,7 +107,7 @@ std::vector<Explained> Dispatcher::explain(Op op, const void* params, const Sele
     const Support s = k->supports(params, ctx);
     e.supported = static_cast<bool>(s);
     e.reason = s.reason();
-    e.allowed = selection.kernel.empty() ? (k->families & selection.families) != 0 : k->name == selection.kernel;
+    e.allowed = allows(selection, *k);
     if (e.supported && !e.allowed)
       e.reason = selection.kernel.empty()
                      ? fmt::format("of family {}, configured is {}", e.families, family_names(selection.families))
@@ -97,37 +127,22 @@ std::vector<Explained> Dispatcher::explain(Op op, const void* params, const Sele
 std::shared_ptr<const Plan> Dispatcher::make_plan(Op op, const void* params, const Selection& selection,
                                                   PackCache* packs) {
   const PlanContext ctx{caps_, *this, num_threads_, packs};
+  const std::vector<const Kernel*> rows = kernels(op);
   const Kernel* chosen = nullptr;
   const Kernel* other = nullptr;  // first that would serve, outside the configured families
-  std::string reasons;
-  for (const Kernel* k : kernels(op)) {
-    const bool allowed =
-        selection.kernel.empty() ? (k->families & selection.families) != 0 : k->name == selection.kernel;
-    if (!allowed && (other != nullptr || !selection.allow_fallback)) {
-      reasons += fmt::format("\n  {}: of family {}", k->name, family_names(k->families));
-      continue;
-    }
-    const Support s = k->supports(params, ctx);
-    if (!s) {
-      reasons += fmt::format("\n  {}: {}", k->name, s.reason());
-    } else if (allowed) {
+  for (const Kernel* k : rows) {
+    const bool allowed = allows(selection, *k);
+    if (!allowed && (other != nullptr || !selection.allow_fallback)) continue;
+    if (!k->supports(params, ctx)) continue;
+    if (allowed) {
       chosen = k;
       break;
-    } else {
-      other = k;
     }
+    other = k;
   }
   const bool fallback = chosen == nullptr && other != nullptr;
   if (fallback) chosen = other;
-  if (chosen == nullptr)
-    throw Error(
-        ErrorCode::not_implemented,
-        fmt::format("{}: no kernel of {} serves {}; each said:{}{}", op_name(op),
-                    selection.kernel.empty() ? "family " + family_names(selection.families)
-                                             : "name " + selection.kernel,
-                    describe(op, params), reasons,
-                    selection.allow_fallback ? "" : "\nallow_fallback would take the first other kernel that serves"),
-        {{"op", op_name(op)}});
+  if (chosen == nullptr) fail_unserved(op, params, selection, rows, ctx);
   auto plan = std::make_shared<Plan>();
   plan->kernel_ = chosen;
   plan->prepared_ = chosen->prepare(params, ctx);
