@@ -11,16 +11,6 @@
 namespace kf::cases {
 namespace {
 
-// Element offset of a flat (row-major) index.
-std::int64_t offset_of(const TensorView& t, std::int64_t flat) {
-  std::int64_t offset = 0;
-  for (int i = t.rank - 1; i >= 0; --i) {
-    offset += flat % t.shape[i] * t.strides[i];
-    flat /= t.shape[i];
-  }
-  return offset;
-}
-
 std::uint64_t fnv1a(std::string_view s) {
   std::uint64_t h = 14695981039346656037ull;
   for (unsigned char c : s) h = (h ^ c) * 1099511628211ull;
@@ -28,6 +18,16 @@ std::uint64_t fnv1a(std::string_view s) {
 }
 
 }  // namespace
+
+std::int64_t element_offset(const TensorView& t, std::int64_t flat) {
+  if (t.is_contiguous()) return flat;
+  std::int64_t offset = 0;
+  for (int i = t.rank - 1; i >= 0; --i) {
+    offset += flat % t.shape[i] * t.strides[i];
+    flat /= t.shape[i];
+  }
+  return offset;
+}
 
 double unit_roundoff(DType dtype) {
   switch (dtype) {
@@ -38,7 +38,7 @@ double unit_roundoff(DType dtype) {
 }
 
 double element(const TensorView& t, std::int64_t flat) {
-  const std::int64_t o = offset_of(t, flat);
+  const std::int64_t o = element_offset(t, flat);
   switch (t.dtype) {
     case DType::f32: return t.as<float>()[o];
     case DType::f16: return f16_to_f32(t.as<std::uint16_t>()[o]);
@@ -58,7 +58,7 @@ double element(const TensorView& t, std::int64_t flat) {
 }
 
 void set_element(const TensorView& t, std::int64_t flat, double value) {
-  const std::int64_t o = offset_of(t, flat);
+  const std::int64_t o = element_offset(t, flat);
   switch (t.dtype) {
     case DType::f32: t.as<float>()[o] = static_cast<float>(value); return;
     case DType::f16: t.as<std::uint16_t>()[o] = f32_to_f16(static_cast<float>(value)); return;
@@ -119,21 +119,17 @@ TensorView Maker::filled(DType dtype, std::initializer_list<std::int64_t> shape,
 }
 
 TensorView Maker::strided(const TensorView& t, std::int64_t pad) {
-  const std::int64_t n = t.rank ? t.dim(-1) : 1, rows = n ? t.numel() / n : 0;
-  storage_.emplace_back(t.dtype, std::initializer_list<std::int64_t>{rows, n + pad});
-  const TensorView wide = storage_.back();
-  const double between = dtype_info(t.dtype).is_float ? std::numeric_limits<double>::quiet_NaN() : -1.0;
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t i = 0; i < n + pad; ++i)
-      set_element(wide, r * (n + pad) + i, i < n ? element(t, r * n + i) : between);
   TensorView out = t;
-  out.data = wide.data;
-  std::int64_t stride = n + pad;
-  for (int i = t.rank - 2; i >= 0; --i) {
+  std::int64_t stride = 1;
+  for (int i = t.rank - 1; i >= 0; --i) {
     out.strides[i] = stride;
-    stride *= t.shape[i];
+    stride *= t.shape[i] + (i == t.rank - 1 ? pad : i > 0 ? 1 : 0);
   }
-  if (t.rank) out.strides[t.rank - 1] = 1;
+  const double between = dtype_info(t.dtype).is_float ? std::numeric_limits<double>::quiet_NaN() : -1.0;
+  storage_.emplace_back(t.dtype, std::initializer_list<std::int64_t>{stride});
+  for (std::int64_t i = 0; i < stride; ++i) set_element(storage_.back(), i, between);
+  out.data = storage_.back().view().data;
+  for (std::int64_t i = 0, n = t.numel(); i < n; ++i) set_element(out, i, element(t, i));
   return out;
 }
 

@@ -23,8 +23,8 @@ class Maker {
   TensorView integers(DType dtype, const std::vector<std::int64_t>& values);  // i32 or i64, rank 1
   TensorView table(const std::vector<std::vector<std::int32_t>>& rows);       // i32, rank 2
   TensorView filled(DType dtype, std::initializer_list<std::int64_t> shape, float value);
-  // The same values in a tensor whose rows (all but the last dimension) are `pad` elements apart; what lies between is
-  // NaN (float) so that a read past a row shows.
+  // The same values in a tensor whose rows (all but the last dimension) are `pad` elements apart, and whose leading
+  // dimensions do not merge into one; what lies between is NaN (float) so that a read past a row shows.
   TensorView strided(const TensorView& t, std::int64_t pad);
   std::mt19937_64& rng() { return rng_; }
   std::vector<Tensor>& storage() { return storage_; }
@@ -66,6 +66,8 @@ void add_sampling_cases(CaseList& list);
 
 const CaseList& all_cases();
 
+// Where an element is, given its flat (row-major) index, as TensorView::at() takes it.
+std::int64_t element_offset(const TensorView& t, std::int64_t flat_index);
 // Reads any element of a float or integer tensor as double, honouring strides (block formats decoded).
 double element(const TensorView& t, std::int64_t flat_index);
 // Rounds and stores. Float and integer dtypes.

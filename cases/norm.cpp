@@ -18,7 +18,7 @@ namespace {
 struct Form {
   const char* name;
   bool residual = false;
-  bool strided = false;
+  bool strided = false;  // of rank 3
   bool bias = true;  // layer norm
   float mean = 0, stddev = 1;
   DType weight = DType::f32;
@@ -43,8 +43,8 @@ template <class P>
 P make_params(Maker& m, DType dtype, std::int64_t rows, std::int64_t n, const Form& f) {
   P p;
   const auto operand = [&] {
-    const TensorView t = m.normal(dtype, {rows, n}, f.stddev, f.mean);
-    return f.strided ? m.strided(t, 5) : t;
+    if (f.strided) return m.strided(m.normal(dtype, {2, rows, n}, f.stddev, f.mean), 5);
+    return m.normal(dtype, {rows, n}, f.stddev, f.mean);
   };
   p.x = operand();
   p.weight = m.normal(f.weight, {n}, 0.3f, 1.0f);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -17,6 +18,17 @@ namespace {
 constexpr std::size_t kGuardBytes = 256;
 constexpr unsigned char kGuard = 0xA5;
 
+// Where the outputs of a call lie.
+struct Form {
+  bool padded = false;  // their rows apart from one another; else as the case has them
+  Alias alias{};        // this output in the memory of this input
+
+  std::string prefix() const {
+    if (padded) return "padded outputs: ";
+    return alias.output ? fmt::format("{} in the memory of {}: ", alias.output, alias.input) : "";
+  }
+};
+
 // A call's operands where a dispatcher runs it: outputs each between guard bands, inputs as they are or copied to the
 // device. What is compared is on the host.
 struct Operands {
@@ -30,8 +42,10 @@ struct Operands {
     unsigned char* begin;  // of the guarded memory on the host
     std::size_t payload;
     void* device_begin = nullptr;  // of its copy on the device
+    std::vector<unsigned char> before = {};  // the payload, where elements leave bytes of it alone
   };
   std::vector<Output> outputs;
+  std::string overwritten = {};  // the input whose memory is an output's
 };
 
 std::size_t span_bytes(const TensorView& t) {
@@ -51,13 +65,60 @@ void* copy_to_device(Operands& o, const Dispatcher& d, const void* from, std::si
   return memory;
 }
 
+// Rows are a few elements apart, and the leading dimensions do not merge into one.
+TensorView padded(TensorView t) {
+  constexpr std::int64_t kPad = 3;
+  for (int i = t.rank - 2; i >= 0; --i)
+    t.strides[i] = i == t.rank - 2 ? t.shape[i + 1] + kPad : (t.shape[i + 1] + 1) * t.strides[i + 1];
+  if (t.rank >= 2) t.strides[t.rank - 1] = 1;
+  return t;
+}
+
+const Slot& slot_named(const std::vector<Slot>& slots, std::string_view name) {
+  return *std::find_if(slots.begin(), slots.end(), [&](const Slot& s) { return s.name == name; });
+}
+
+// The forms in which an op takes a call, the case's own first.
+std::vector<Form> forms_of(const Instance& instance) {
+  std::vector<Form> forms(1);
+  AnyParams params = instance.params;
+  const OpInfo& info = op_info(params.op());
+  const std::vector<Slot> slots = slots_of(params.op(), params.data());
+  bool has_rows = false;
+  for (const Slot& s : slots) {
+    if (s.role != Role::out || s.tensor->rank < 2 || s.tensor->numel() == 0) continue;
+    *s.tensor = padded(*s.tensor);
+    has_rows = true;
+  }
+  if (has_rows) try {
+      info.validate(params.data());
+      forms.push_back({.padded = true});
+    } catch (const Error&) {  // this op's outputs may not lie so
+    }
+  params = instance.params;
+  const std::vector<Slot> given = slots_of(params.op(), params.data());
+  for (const Alias& a : aliases_of(params.op())) {
+    const TensorView &out = *slot_named(given, a.output).tensor, &in = *slot_named(given, a.input).tensor;
+    if (!out.present() || !in.present() || out.dtype != in.dtype || !out.same_shape(in) || in.numel() == 0) continue;
+    bool folded = false;  // a broadcast input is no place for an output
+    for (int i = 0; i < in.rank; ++i) folded |= in.shape[i] > 1 && in.strides[i] == 0;
+    if (!folded) forms.push_back({.alias = a});
+  }
+  return forms;
+}
+
 // Outputs get guarded memory, inout slots with what they had, so that every kernel starts from the same.
-Operands operands_for(const Dispatcher& d, const Instance& instance) {
+Operands operands_for(const Dispatcher& d, const Instance& instance, const Form& form = {}) {
   Operands o;
   o.params = instance.params;
   o.slots = slots_of(o.params.op(), o.params.data());
+  AnyParams given = instance.params;
+  const std::vector<Slot> given_slots = slots_of(given.op(), given.data());
   for (Slot& s : o.slots) {
     if (!s.tensor->present()) continue;
+    if (s.role == Role::out && form.padded) *s.tensor = padded(*s.tensor);
+    const bool aliased = form.alias.output && s.name == std::string_view(form.alias.output);
+    if (aliased) *s.tensor = *slot_named(given_slots, form.alias.input).tensor;
     const std::size_t payload = span_bytes(*s.tensor);
     if (s.role == Role::in) {
       if (!d.on_host()) s.tensor->data = copy_to_device(o, d, s.tensor->data, payload);
@@ -67,15 +128,22 @@ Operands operands_for(const Dispatcher& d, const Instance& instance) {
                              std::initializer_list<std::int64_t>{static_cast<std::int64_t>(bytes)});
       unsigned char* begin = o.storage.back().as<unsigned char>();
       std::memset(begin, kGuard, bytes);
-      if (s.role == Role::inout && payload) std::memcpy(begin + kGuardBytes, s.tensor->data, payload);
+      if ((s.role == Role::inout || aliased) && payload)
+        std::memcpy(begin + kGuardBytes, s.tensor->data, payload);
       s.tensor->data = begin + kGuardBytes;
       o.outputs.push_back({s.name, *s.tensor, begin, payload});
+      if (s.tensor->nbytes() < payload)
+        o.outputs.back().before.assign(begin + kGuardBytes, begin + kGuardBytes + payload);
       if (!d.on_host()) {
         o.outputs.back().device_begin = copy_to_device(o, d, begin, bytes);
         s.tensor->data = static_cast<unsigned char*>(o.outputs.back().device_begin) + kGuardBytes;
       }
     }
     s.tensor->device = d.caps().device;
+  }
+  if (form.alias.output) {
+    slot_named(o.slots, form.alias.input).tensor->data = slot_named(o.slots, form.alias.output).tensor->data;
+    o.overwritten = form.alias.input;
   }
   d.synchronize();
   return o;
@@ -90,10 +158,21 @@ void bring_back(const Dispatcher& d, const Operands& o) {
 }
 
 std::string broken_guard(const Operands& o) {
-  for (const auto& out : o.outputs)
+  for (const auto& out : o.outputs) {
     for (std::size_t i = 0; i < kGuardBytes; ++i)
       if (out.begin[i] != kGuard || out.begin[kGuardBytes + out.payload + i] != kGuard)
         return fmt::format("{}: wrote outside its memory", out.name);
+    if (out.before.empty()) continue;
+    std::vector<bool> is_element(out.payload);
+    const std::size_t bytes = static_cast<std::size_t>(dtype_info(out.view.dtype).block_bytes);
+    for (std::int64_t i = 0, n = out.view.numel(); i < n; ++i) {
+      const auto* at = static_cast<const unsigned char*>(out.view.at(element_offset(out.view, i)));
+      std::fill_n(is_element.begin() + (at - out.begin - static_cast<std::ptrdiff_t>(kGuardBytes)), bytes, true);
+    }
+    for (std::size_t i = 0; i < out.payload; ++i)
+      if (!is_element[i] && out.begin[kGuardBytes + i] != out.before[i])
+        return fmt::format("{}: wrote between its rows", out.name);
+  }
   return {};
 }
 
@@ -146,12 +225,15 @@ double median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-// Checksum of what the input slots address: a kernel must leave it alone.
-std::uint64_t inputs_hash(const Dispatcher& d, const Operands& o) {
-  std::uint64_t h = 14695981039346656037ull;
+// Checksums of what the input slots address, in their order: a kernel must leave it alone. 0 where it is an output's.
+std::vector<std::uint64_t> input_hashes(const Dispatcher& d, const Operands& o) {
+  std::vector<std::uint64_t> hashes;
   std::vector<unsigned char> copy;
   for (const Slot& s : o.slots) {
     if (!s.tensor->present() || s.role != Role::in) continue;
+    std::uint64_t& h = hashes.emplace_back(0);
+    if (s.name == o.overwritten) continue;
+    h = 14695981039346656037ull;
     const std::size_t n = span_bytes(*s.tensor);
     const auto* p = s.tensor->as<const unsigned char>();
     if (!d.on_host()) {
@@ -160,9 +242,32 @@ std::uint64_t inputs_hash(const Dispatcher& d, const Operands& o) {
       d.synchronize();
       p = copy.data();
     }
-    for (std::size_t i = 0; i < n; ++i) h = (h ^ p[i]) * 1099511628211ull;
+    std::size_t i = 0;
+    for (std::uint64_t word; i + sizeof word <= n; i += sizeof word) {
+      std::memcpy(&word, p + i, sizeof word);
+      h = std::rotl((h ^ word) * 1099511628211ull, 29);
+    }
+    for (; i < n; ++i) h = (h ^ p[i]) * 1099511628211ull;
   }
-  return h;
+  return hashes;
+}
+
+// The kernel on operands of one form, against the reference.
+Comparison check_form(const Case& c, const Kernel& k, Dispatcher& dispatcher, PackCache* packs, const Operands& got,
+                      const Operands& ref, const std::vector<std::uint64_t>& inputs) {
+  const Selection only{.families = 0, .allow_fallback = false, .kernel = k.name};
+  const auto plan = dispatcher.plan(c.op, got.params.data(), only, packs);
+  const auto workspace = dispatcher.allocate(plan->workspace_bytes());
+  dispatcher.execute(*plan, got.params.data(), workspace.get());
+  bring_back(dispatcher, got);
+  Comparison result = compare(c, got, ref);
+  const std::vector<std::uint64_t> after = input_hashes(dispatcher, got);
+  for (std::size_t i = 0; i < after.size(); ++i) {
+    if (after[i] == 0 || after[i] == inputs[i]) continue;
+    result.ok = false;
+    result.detail = "changed an input";
+  }
+  return result;
 }
 
 }  // namespace
@@ -196,6 +301,8 @@ std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher, Dispa
   info.validate_data(instance.params.data());
 
   const Operands ref = operands_for(reference, instance);
+  const std::vector<std::uint64_t> inputs = input_hashes(reference, ref);
+  const std::vector<Form> forms = forms_of(instance);
   reference.run(c.op, ref.params.data(), {.families = kReference, .allow_fallback = false, .kernel = {}});
   bring_back(reference, ref);
 
@@ -205,26 +312,23 @@ std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher, Dispa
     // Once with weights as they come, once as constants that may be packed.
     for (const bool packed : {false, true}) {
       PackCache packs;
-      const Operands got = operands_for(dispatcher, instance);
-      const PlanContext ctx{dispatcher.caps(), dispatcher, dispatcher.num_threads(),
-                            packed ? &packs : nullptr};
+      const PlanContext ctx{dispatcher.caps(), dispatcher, dispatcher.num_threads(), packed ? &packs : nullptr};
       KernelCheck check{k->name + (packed ? "+packed" : ""), family_names(k->families), false, {}, {}};
-      const Support s = k->supports(got.params.data(), ctx);
-      check.supported = static_cast<bool>(s);
-      check.reason = s.reason();
-      if (check.supported) {
-        const std::uint64_t before = inputs_hash(dispatcher, got);
-        const auto plan = dispatcher.plan(c.op, got.params.data(),
-                                          {.families = 0, .allow_fallback = false, .kernel = k->name},
-                                          packed ? &packs : nullptr);
-        const auto workspace = dispatcher.allocate(plan->workspace_bytes());
-        dispatcher.execute(*plan, got.params.data(), workspace.get());
-        bring_back(dispatcher, got);
-        check.result = compare(c, got, ref);
-        if (inputs_hash(dispatcher, got) != before) {
-          check.result.ok = false;
-          check.result.detail = "changed an input";
+      for (const Form& form : forms) {
+        const Operands got = operands_for(dispatcher, instance, form);
+        const Support s = k->supports(got.params.data(), ctx);
+        if (&form == &forms.front()) {
+          check.supported = static_cast<bool>(s);
+          check.reason = s.reason();
+          if (!s) break;
+        } else if (!s) {
+          continue;
         }
+        const Comparison r = check_form(c, *k, dispatcher, packed ? &packs : nullptr, got, ref, inputs);
+        check.result.max_error = std::max(check.result.max_error, r.max_error);
+        check.result.relative_error = std::max(check.result.relative_error, r.relative_error);
+        if (check.result.ok && !r.ok) check.result.detail = form.prefix() + r.detail;
+        check.result.ok &= r.ok;
       }
       checks.push_back(std::move(check));
     }

@@ -34,8 +34,9 @@ struct KernelCheck {
   Comparison result;   // worst output, where supported
 };
 
-// Each kernel of the case's op against the reference row of `reference`, the CPU's. A kernel that writes outside its
-// outputs is caught by guard bands around every output; one that changes an input is, too.
+// Each kernel of the case's op against the reference row of `reference`, the CPU's: as the case has it, with the rows of
+// the outputs apart, and with each output in the memory of each input that it may alias. A kernel that writes outside its
+// outputs, or between their rows, is caught by guard bytes; one that changes another input is, too.
 std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher,
                                     Dispatcher& reference = default_dispatcher());
 

@@ -2,11 +2,17 @@
 
 #include <gtest/gtest.h>
 
+#include <ostream>
+
 #include "case.h"
 #include "kf/dispatch.h"
 #include "runner.h"
 
 namespace kf::cases {
+
+// A failure names the case; gtest would print its bytes.
+void PrintTo(const Case& c, std::ostream* to) { *to << c.name; }
+
 namespace {
 
 class CasesTest : public testing::TestWithParam<Case> {};
