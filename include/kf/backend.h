@@ -39,7 +39,7 @@ struct Backend {
   std::function<Support()> available;
   // What device `index` offers. Throws unavailable where there is no such device.
   std::function<DeviceCaps(int index)> capabilities;
-  // Every kernel, best first, the reference last. Called once a dispatcher.
+  // Every kernel, best first, the reference last. Called once a dispatcher, and for a list where there is no device.
   std::function<std::vector<Kernel>()> kernels;
   DeviceMemory memory = {};
 };

@@ -33,15 +33,24 @@ nb::list backends() {
   return all;
 }
 
+nb::dict row_dict(const Backend& backend, const Kernel& k) {
+  nb::dict d;
+  d["backend"] = backend.name;
+  d["name"] = k.name;
+  d["op"] = op_name(k.op);
+  d["families"] = family_names(k.families);
+  d["condition"] = k.condition;
+  return d;
+}
+
 nb::list kernels() {
   nb::list all;
-  for (const Kernel* k : default_dispatcher().kernels()) {
-    nb::dict d;
-    d["name"] = k->name;
-    d["op"] = op_name(k->op);
-    d["families"] = family_names(k->families);
-    d["condition"] = k->condition;
-    all.append(d);
+  for (const Backend* b : all_backends()) {
+    if (b->available()) {
+      for (const Kernel* k : default_dispatcher({b->device_type, 0}).kernels()) all.append(row_dict(*b, *k));
+    } else {
+      for (const Kernel& k : b->kernels()) all.append(row_dict(*b, k));
+    }
   }
   return all;
 }
@@ -50,7 +59,8 @@ nb::list kernels() {
 
 void bind_info(nb::module_& m) {
   m.def("backends", &backends, "Every backend compiled in: its devices, or why it cannot be used here.");
-  m.def("kernels", &kernels, "Every kernel of the CPU, in the dispatcher's order.");
+  m.def("kernels", &kernels, "Every kernel of every backend compiled in, in the dispatcher's order; of one that cannot be used here, its own "
+        "table without the unfused compositions.");
   m.def(
       "num_threads", [] { return default_dispatcher().num_threads(); }, "Threads that a call uses.");
 }

@@ -171,7 +171,9 @@ class FieldLister final : public FieldVisitor {
     nb::dict d = add(name, "tensor");
     d["role"] = role == Role::in ? "in" : role == Role::out ? "out" : "inout";
     d["optional"] = optional;
+    d["integers"] = false;
   }
+  void integers(const char*) override { nb::cast<nb::dict>(fields[nb::len(fields) - 1])["integers"] = true; }
   void attr(const char* name, bool& value) override { add(name, "bool")["default"] = value; }
   void attr(const char* name, std::int64_t& value) override { add(name, "int")["default"] = value; }
   void attr(const char* name, float& value) override { add(name, "float")["default"] = value; }

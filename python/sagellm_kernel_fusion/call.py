@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import Parameter, Signature
 
 from . import _kf
 from .arrays import allocate, as_kind_of
@@ -25,6 +26,7 @@ class Selection:
         return _kf.Selection(list(self.families), self.kernel, self.allow_fallback)
 
 
+FAMILIES = ("reference", "vanilla", "fused", "library", "custom")
 FUSED = Selection()
 VANILLA = Selection(families=("vanilla",))
 REFERENCE = Selection(families=("reference",))
@@ -44,6 +46,32 @@ def call(op: str, fields: dict):
     first = next((x for x in fields.values() if hasattr(x, "__dlpack__")), None)
     results = [as_kind_of(array, first) for _, array in _kf.call(op, fields, allocate, selection)]
     return results[0] if len(results) == 1 else tuple(results) or None
+
+
+def function_of(op: str):
+    """The function of an op, made of its reflection: operands that must be given first, attributes by keyword."""
+    description = _kf.ops()[op]
+    required, optional, attributes = [], [], []
+    for field in description["fields"]:
+        name = field["name"]
+        if field["kind"] != "tensor":
+            attributes.append(Parameter(name, Parameter.KEYWORD_ONLY, default=field["default"]))
+        elif field["role"] == "out" or field["optional"]:
+            optional.append(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None))
+        else:
+            required.append(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD))
+    selection = Parameter("selection", Parameter.KEYWORD_ONLY, default=None)
+    signature = Signature([*required, *optional, *attributes, selection])
+
+    def function(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return call(op, dict(bound.arguments))
+
+    function.__name__ = function.__qualname__ = op
+    function.__doc__ = description["summary"]
+    function.__signature__ = signature
+    return function
 
 
 def explain(op: str, selection: Selection | None = None, **fields) -> list[dict]:

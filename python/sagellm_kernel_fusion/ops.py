@@ -9,7 +9,17 @@ raise InvalidArgumentError before anything is written.
 
 from __future__ import annotations
 
-from .call import Selection, call
+from . import _kf
+from .call import Selection, call, function_of
+
+
+def __getattr__(name: str):
+    # An op that has no function of its own below gets the one that its reflection describes.
+    if name not in _kf.ops():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = function = function_of(name)
+    return function
+
 
 # Linear layers
 

@@ -38,6 +38,7 @@ def test_info_lists_every_kernel():
     assert all(r["name"] in output for r in _kf.rules())
     values = json.loads(run("info", "--json").stdout)
     assert len(values["kernels"]) == len(_kf.kernels()) and values["environment"]["threads"] >= 1
+    assert {k["backend"] for k in values["kernels"]} == {b["name"] for b in values["backends"]}
     assert "cpu::" not in run("info", "--brief").stdout
     failing("--op: expected one of linear", "info", "--op", "conv")
 
@@ -91,6 +92,19 @@ def test_bench_op(tmp_path):
         )
     assert json.loads((tmp_path / "report.json").read_text()) == values
     failing("no benchmark case is named conv", "bench", "op", "conv")
+
+
+def test_bench_op_against_another_baseline():
+    args = ["bench", "op", "rms_norm/f32/1x576", "--seconds", 0.01]
+    for baseline in ("reference", "cpu::rms_norm_reference"):
+        values = json.loads(run(*args, "--json", "--baseline", baseline).stdout)
+        assert {c["baseline_name"] for c in values["comparisons"]} == {"cpu::rms_norm_reference"}
+    failing("--baseline: expected one of reference, vanilla", *args, "--baseline", "eager")
+
+
+def test_the_package_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "sagellm_kernel_fusion", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("kf "), done.stderr
 
 
 def test_bench_model(tiny_gguf, tmp_path):

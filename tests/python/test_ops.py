@@ -59,6 +59,19 @@ def test_every_op_has_a_function_with_its_fields():
                 assert default == field["default"], (name, field["name"])
 
 
+def test_an_op_without_a_function_gets_the_one_of_its_reflection(rng, monkeypatch):
+    x, weight, written = normal(rng, (3, 40)), normal(rng, 40), ops.rms_norm
+    monkeypatch.delattr(ops, "rms_norm")
+    made = ops.rms_norm
+    assert made is not written and "sqrt" in made.__doc__
+    assert set(inspect.signature(made).parameters) == set(inspect.signature(written).parameters)
+    assert (made(x, weight, eps=1e-3) == written(x, weight, eps=1e-3)).all()
+    with pytest.raises(TypeError, match="weight"):
+        made(x)
+    with pytest.raises(AttributeError, match="conv"):
+        ops.conv  # noqa: B018
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 5, 64), (4, 576), (0, 8)], ids=str)
 def test_rms_norm(rng, shape, dtype):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .. import _kf
-from ..call import FUSED, VANILLA
+from ..call import FAMILIES, FUSED, VANILLA, Selection
 from ..errors import KernelFusionError, NotServedError, refusing
 
 
@@ -38,9 +38,18 @@ def select_cases(names: Sequence[str]) -> list[dict]:
     return chosen
 
 
-def run_case(case: dict, seconds: float) -> OpResult:
+def baseline_of(name: str) -> Selection:
+    """Of a kernel family, or of one kernel by its name."""
+    if name in FAMILIES:
+        return Selection(families=(name,))
+    if name not in {k["name"] for k in _kf.kernels()}:
+        raise refusing(f"--baseline: expected one of {', '.join(FAMILIES)}, or a kernel's name; got {name}")
+    return Selection(kernel=name)
+
+
+def run_case(case: dict, seconds: float, baseline: Selection = VANILLA) -> OpResult:
     try:
-        timing = _kf.time_case(case["name"], VANILLA.bound(), FUSED.bound(), seconds)
+        timing = _kf.time_case(case["name"], baseline.bound(), FUSED.bound(), seconds)
     except NotServedError as error:
         return OpResult(case["name"], case["op"], None, str(error).splitlines()[0])
     except KernelFusionError as error:
@@ -48,9 +57,11 @@ def run_case(case: dict, seconds: float) -> OpResult:
     return OpResult(case["name"], case["op"], timing, timing["detail"])
 
 
-def run_cases(cases: Sequence[dict], seconds: float, on_result: Callable[[OpResult], None]) -> list[OpResult]:
+def run_cases(
+    cases: Sequence[dict], seconds: float, on_result: Callable[[OpResult], None], baseline: Selection = VANILLA
+) -> list[OpResult]:
     results = []
     for case in cases:
-        results.append(run_case(case, seconds))
+        results.append(run_case(case, seconds, baseline))
         on_result(results[-1])
     return results

@@ -26,13 +26,16 @@ def bench_op(
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Ops, or beginnings of case names; all without.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each case.")] = 1.0,
+    baseline: Annotated[
+        str, typer.Option(metavar="FAMILY|KERNEL", help="What to compare with: a kernel family, or a kernel by name.")
+    ] = "vanilla",
     list_only: Annotated[bool, typer.Option("--list", help="List the cases and stop.")] = False,
     as_json: _Json = False,
     out: _Out = None,
 ) -> None:
-    """Operators: the kernel that the library chooses against the unfused one."""
+    """Operators: the kernel that the library chooses against the unfused one, or another."""
     from ..bench.environment import environment
-    from ..bench.op_bench import run_cases, select_cases
+    from ..bench.op_bench import baseline_of, run_cases, select_cases
     from ..reports import op_document, op_json
 
     cases = select_cases(names or [])
@@ -40,11 +43,12 @@ def bench_op(
         for case in cases:
             print(case["name"])
         return
+    compared_with = baseline_of(baseline)
     make_folder(out)
     with Steps(len(cases)) as steps:
-        results = run_cases(cases, seconds, lambda r: steps.next(r.case))
+        results = run_cases(cases, seconds, lambda r: steps.next(r.case), compared_with)
     here = environment()
-    finish(op_document(results, here), op_json(results, here, seconds), as_json, out)
+    finish(op_document(results, here, baseline), op_json(results, here, seconds), as_json, out)
     if any(r.timing and not r.timing["ok"] for r in results):
         raise typer.Exit(1)
 

@@ -30,7 +30,7 @@ def explain(
     attr: Annotated[
         list[str] | None, typer.Option("--attr", "-a", help="An attribute, NAME=VALUE, as in causal=false.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Element type of operands that name none.")] = "f32",
+    dtype: Annotated[str, typer.Option(help="Element type of operands that name none (tables: i32).")] = "f32",
     family: Annotated[
         list[str] | None,
         typer.Option(help="Allow only this kernel family: reference, vanilla, fused, library, custom."),
@@ -74,7 +74,7 @@ def _operands(op: str, shapes: list[str], attrs: list[str], dtype: str) -> dict:
     for text in shapes:
         if not (match := _SHAPE.match(text)):
             raise refusing(f"--shape: expected NAME=[DTYPE:]AxBxC, got {text}")
-        default = "i32" if fields.get(match["name"], {}).get("name") in _INTEGER_OPERANDS else dtype
+        default = "i32" if fields.get(match["name"], {}).get("integers") else dtype
         values[match["name"]] = layout(match["dtype"] or default, [int(n) for n in match["dims"].split("x")])
     for text in attrs:
         name, equals, value = text.partition("=")
@@ -82,12 +82,6 @@ def _operands(op: str, shapes: list[str], attrs: list[str], dtype: str) -> dict:
             raise refusing(f"--attr: expected NAME=VALUE, got {text}")
         values[name] = _parse(fields.get(name, {}).get("kind", ""), name, value)
     return values
-
-
-# Operands that are tables or ids, whatever --dtype says.
-_INTEGER_OPERANDS = {
-    "ids", "positions", "slot_mapping", "cu_seqlens_q", "cu_seqlens_k", "block_tables", "context_lens",
-}  # fmt: skip
 
 
 def _parse(kind: str, name: str, value: str):

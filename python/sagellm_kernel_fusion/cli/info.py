@@ -28,8 +28,10 @@ def info(
         return
     _print_devices()
     if brief:
-        ops = {k["op"] for k in kernels}
-        out().print(f"{len(kernels)} kernels for {len(ops)} ops, {len(_kf.rules())} fusion rules (kf info lists them)")
+        for backend in dict.fromkeys(k["backend"] for k in kernels):
+            own = [k for k in kernels if k["backend"] == backend]
+            out().print(f"{backend}: {len(own)} kernels for {len({k['op'] for k in own})} ops (kf info lists them)")
+        out().print(f"{len(_kf.rules())} fusion rules")
         return
     rows = [[k["op"], k["name"], k["families"].replace("|", ", "), k["condition"]] for k in kernels]
     print_table(Table(["op", "kernel", "family", "serves"], rows, "Kernels, in the order in which they are tried", 4))

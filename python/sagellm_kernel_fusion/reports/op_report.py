@@ -8,7 +8,7 @@ from ..bench.op_bench import OpResult
 from .document import Document, Section, Table, environment_facts, ms, times
 from .plots import signed_bars
 
-_COLUMNS = ["case", "unfused", "fused", "unfused ms", "fused ms", "speed-up", "GFLOP/s", "GB/s", "error"]
+_COLUMNS = ["case", "{}", "fused", "{} ms", "fused ms", "speed-up", "GFLOP/s", "GB/s", "error"]
 
 
 def op_row(r: OpResult) -> list[str]:
@@ -32,11 +32,16 @@ def op_row(r: OpResult) -> list[str]:
     ]
 
 
-def op_table(results: Sequence[OpResult]) -> Table:
-    return Table(_COLUMNS, [op_row(r) for r in results], text_columns=3)
+def _called(baseline: str) -> str:
+    return "unfused" if baseline == "vanilla" else baseline.removeprefix("cpu::")
 
 
-def op_document(results: Sequence[OpResult], environment: dict) -> Document:
+def op_table(results: Sequence[OpResult], baseline: str = "vanilla") -> Table:
+    return Table([c.format(_called(baseline)) for c in _COLUMNS], [op_row(r) for r in results], text_columns=3)
+
+
+def op_document(results: Sequence[OpResult], environment: dict, baseline: str = "vanilla") -> Document:
+    called = _called(baseline)
     sections = []
     for op in dict.fromkeys(r.op for r in results):
         own = [r for r in results if r.op == op]
@@ -44,17 +49,18 @@ def op_document(results: Sequence[OpResult], environment: dict) -> Document:
         figures = []
         if faster:
             saved = [100 * (1 - 1 / r.speedup) for r in faster]
-            plot = signed_bars([r.case for r in faster], saved, "% less time than unfused", name=f"op-{op}")
+            plot = signed_bars([r.case for r in faster], saved, f"% less time than {called}", name=f"op-{op}")
             figures.append(("Time saved by the fused kernel", plot))
-        sections.append(Section(op, tables=[op_table(own)], figures=figures))
+        sections.append(Section(op, tables=[op_table(own, baseline)], figures=figures))
     wrong = [r.case for r in results if r.timing and not r.timing["ok"]]
     summary = [
-        f"{len(results)} cases: the kernel that the library chooses against the unfused composition, run in turns on "
+        f"{len(results)} cases: the kernel that the library chooses against "
+        f"{'the unfused composition' if called == 'unfused' else called}, run in turns on "
         "the same operands; times are medians. GFLOP/s and GB/s are the fused kernel's, operands counted once."
     ]
     if wrong:
         summary.append(f"Results differ, so that nothing is said of their speed: {', '.join(wrong)}.")
-    return Document("Operators: fused against unfused", summary, [], environment_facts(environment), sections)
+    return Document(f"Operators: fused against {called}", summary, [], environment_facts(environment), sections)
 
 
 def op_json(results: Sequence[OpResult], environment: dict, seconds: float) -> dict:
