@@ -289,7 +289,6 @@ def test_progress_of_cases_counts_them():
     assert len(plain.stderr.splitlines()) == count and "\x1b" not in plain.stderr
 
 
-@pytest.mark.xfail(reason="until the library logs to standard error", strict=False)
 def test_json_stands_alone_on_standard_output(tiny_gguf, tmp_path):
     """Whatever is logged meanwhile: here, that remembered fusions cannot be read."""
     commands = (
