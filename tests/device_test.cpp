@@ -139,6 +139,18 @@ TEST(DeviceBackend, AWrongKernelIsFound) {
   }
 }
 
+TEST(DeviceBackend, AnOpWithoutAKernelIsRefused) {
+  Dispatcher d(toy_backend());
+  const TensorView x{.device = kToy, .rank = 1, .shape = {0}, .strides = {1}};
+  try {
+    d.plan(ActivationParams{.x = x, .out = x});
+    FAIL() << "expected a refusal";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ErrorCode::not_implemented);
+    EXPECT_EQ(std::string(e.what()), "backend toy has no kernel for activation");
+  }
+}
+
 TEST(DeviceBackend, CallsAreTimedAndChecked) {
   Dispatcher d(toy_backend());
   for (const cases::Case& c : cases::all_cases()) {

@@ -42,6 +42,26 @@ TEST(Dispatch, RefusalNamesEveryKernelAndItsReason) {
     const std::string what = e.what();
     EXPECT_NE(what.find("custom::never: eps 1e-06"), std::string::npos) << what;
     for (const Kernel* k : d.kernels(Op::rms_norm)) EXPECT_NE(what.find(k->name), std::string::npos) << what;
+    EXPECT_NE(what.find("cpu::rms_norm_plain: would serve, but is of family fused|vanilla"), std::string::npos) << what;
+    EXPECT_NE(what.find("allow_fallback"), std::string::npos) << what;
+  }
+}
+
+TEST(Dispatch, FallbackIsSuggestedOnlyWhereItWouldHelp) {
+  Backend choosy = backend_by_name("cpu");
+  choosy.kernels = [] {
+    return std::vector<Kernel>{make_kernel<RmsNormParams>(
+        "cpu::never", kVanilla, "never", +[](const RmsNormParams&, const PlanContext&) { return Support::no("never"); },
+        +[](const RmsNormParams&, const RunContext&) {})};
+  };
+  Dispatcher d(choosy);
+  Call c;
+  try {
+    d.plan(c.params);
+    FAIL() << "expected a refusal";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("cpu::never: never"), std::string::npos) << e.what();
+    EXPECT_EQ(std::string(e.what()).find("allow_fallback"), std::string::npos) << e.what();
   }
 }
 
