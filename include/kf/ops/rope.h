@@ -34,7 +34,8 @@ struct RopeParams {
 };
 
 // Writes the keys and values of new tokens: slot s is page s / page_size, row s % page_size; a negative slot is
-// skipped. A plain cache [batch, capacity, num_kv_heads, head_dim] is NHD with page_size = capacity.
+// skipped. A plain cache [batch, capacity, num_kv_heads, head_dim] is NHD with page_size = capacity. No two tokens have
+// one slot, and the caches share no element (they may be the halves of one pool).
 struct AppendKvParams {
   static constexpr Op kOp = Op::append_kv;
   TensorView k, v;              // [num_tokens, num_kv_heads, head_dim]: activation dtype
