@@ -102,7 +102,7 @@ DeviceCaps probe() {
 
 DeviceCaps capabilities(int index) {
   if (index != 0)
-    throw Error(ErrorCode::invalid_argument, fmt::format("cpu: expected device index 0, got {}", index));
+    throw Error(ErrorCode::unavailable, fmt::format("cpu: expected device index 0, got {}", index));
   static const DeviceCaps caps = probe();
   return caps;
 }
