@@ -10,6 +10,7 @@ help:
 	@sed -n 's/^## //p' Makefile
 
 ## make demo            build, generate text with SmolLM2-135M, and measure unfused against fused (report/)
+demo: TARGETS := --target _kf
 demo: build $(MODEL)
 	@echo "== the device and what it offers"
 	@.venv/bin/kf info --brief
@@ -24,11 +25,11 @@ test: test-cpp test-python test-install
 setup:
 	@scripts/setup.sh requirements/build.txt requirements/runtime.txt
 
-# One build tree serves the C++ library, the tests, the tools and the Python extension.
+# One build tree serves the C++ library, the tests, the tools and the Python extension. The demo needs the last alone.
 build: setup
 	@echo "== building"
 	@cmake --preset release -DKF_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(PYTHON) >build.log 2>&1 || { cat build.log; exit 1; }
-	@cmake --build build -j $(JOBS)
+	@cmake --build build -j $(JOBS) $(TARGETS)
 	@scripts/link_package.sh
 
 test-cpp: build
