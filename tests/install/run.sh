@@ -12,7 +12,8 @@ cmake --build "$scratch/consumer" >/dev/null
 "$scratch/consumer/consumer"
 
 "$root/.venv/bin/python" -m venv "$scratch/venv"
-"$scratch/venv/bin/pip" install --quiet --disable-pip-version-check --progress-bar off "$root"
+# The compiler by the name that the tree's own build calls it, so that ccache knows what it has compiled already.
+CC=cc CXX=c++ "$scratch/venv/bin/pip" install --quiet --disable-pip-version-check --progress-bar off "$root"
 cd "$scratch"
 "$scratch/venv/bin/python" "$root/tests/install/clean_venv.py"
 "$scratch/venv/bin/kf" --help >/dev/null
