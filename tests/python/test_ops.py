@@ -317,3 +317,17 @@ def test_special_values_pass_as_in_pytorch():
     torch.testing.assert_close(ops.activation(x, kind="relu"), torch.relu(x), equal_nan=True)
     torch.testing.assert_close(ops.softmax(x), torch.softmax(x, -1), equal_nan=True)
     torch.testing.assert_close(ops.binary(x, x), x + x, equal_nan=True)
+
+
+def test_scores_of_one_key_whatever_its_stride():
+    """The stride of a dimension of one says nothing: NumPy's broadcast views have 0 there."""
+    q = np.ones((1, 3, 1, 64), np.float32)
+    k = np.broadcast_to(np.ones(64, np.float32), (1, 1, 1, 64))
+    np.testing.assert_allclose(kf.ops.attention_scores(q, k), np.full((1, 1, 3, 1), 8.0), rtol=1e-6)
+
+
+def test_more_keys_than_a_task_counts_are_refused():
+    q = np.ones((1, 1, 1, 8), np.float32)
+    k = np.broadcast_to(np.ones((1, 1, 1, 8), np.float32), (1, 2**32, 1, 8))
+    with pytest.raises(NotImplementedError, match="4294967296 keys"):
+        kf.ops.attention(q, k, k)

@@ -2,6 +2,9 @@
 // values. Prefill, decode and chunked prefill are one kernel, so that a batch may mix them: each sequence is
 // cut into tasks (schedule.h), and a task takes the way that suits its number of query rows (attend.h).
 
+#include <algorithm>
+#include <limits>
+
 #include <fmt/format.h>
 #include <omp.h>
 
@@ -38,6 +41,12 @@ Support supports(const AttentionParams& p, const PlanContext&) {
   if (head_dim % 8 != 0 || head_dim > kMaxHeadDim)
     return Support::no(
         fmt::format("head_dim {}: this kernel takes multiples of 8 up to {}", head_dim, kMaxHeadDim));
+  // Tasks count keys and rows in 32 bits.
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() - kKeyBlock;
+  const std::int64_t tokens = ops::is_dense(p.tables) ? p.q.dim(1) : p.q.dim(0);
+  if (const std::int64_t keys = ops::max_kv_len(p.tables, p.k), rows = tokens * p.q.dim(-2);
+      std::max(keys, rows) > kMost)
+    return Support::no(fmt::format("{} keys, {} query rows: this kernel takes up to {}", keys, rows, kMost));
   return Support::yes();
 }
 

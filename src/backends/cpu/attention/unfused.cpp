@@ -47,7 +47,9 @@ class HeadMatrices {
 
   // Head `head` of a sequence with `count` rows, of which the sequences before it have `before`.
   Matrix matrix(const ops::KeyRows& rows, std::int64_t before, std::int64_t count, std::int64_t head) const {
-    if (in_place(rows, count)) return {x_.as<float>() + rows.offset(0, head), rows.token_stride};
+    // The stride of a lone row is free with us, but a GEMM wants one that rows would have.
+    if (in_place(rows, count))
+      return {x_.as<float>() + rows.offset(0, head), std::max(rows.token_stride, x_.dim(-1))};
     const std::int64_t head_dim = x_.dim(-1);
     return {workspace_ + (before * num_heads_ + head * count) * head_dim, head_dim};
   }
