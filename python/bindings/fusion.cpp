@@ -8,19 +8,25 @@
 namespace kf::python {
 namespace {
 
+// Calls f(name, field) for every field of a verdict.
+template <class V, class F>
+void each_field(V& v, const F& f) {
+  f("rule", v.rule);
+  f("signature", v.signature);
+  f("device", v.device);
+  f("version", v.version);
+  f("keep", v.keep);
+  f("unfused_ms", v.unfused_ms);
+  f("fused_ms", v.fused_ms);
+  f("unfused_bytes", v.unfused_bytes);
+  f("fused_bytes", v.fused_bytes);
+  f("max_error", v.max_error);
+  f("reason", v.reason);
+}
+
 nb::dict verdict_dict(const Verdict& v) {
   nb::dict d;
-  d["rule"] = v.rule;
-  d["signature"] = v.signature;
-  d["device"] = v.device;
-  d["version"] = v.version;
-  d["keep"] = v.keep;
-  d["unfused_ms"] = v.unfused_ms;
-  d["fused_ms"] = v.fused_ms;
-  d["unfused_bytes"] = v.unfused_bytes;
-  d["fused_bytes"] = v.fused_bytes;
-  d["max_error"] = v.max_error;
-  d["reason"] = v.reason;
+  each_field(v, [&](const char* name, const auto& value) { d[name] = value; });
   return d;
 }
 
@@ -48,19 +54,9 @@ KernelFusionConfig config_from(const nb::dict& values) {
 // Any known fields of a verdict; the rest keep their defaults.
 Verdict verdict_from(const nb::dict& values) {
   Verdict v;
-  Fields("verdict", values)
-      .read("rule", v.rule)
-      .read("signature", v.signature)
-      .read("device", v.device)
-      .read("version", v.version)
-      .read("keep", v.keep)
-      .read("unfused_ms", v.unfused_ms)
-      .read("fused_ms", v.fused_ms)
-      .read("unfused_bytes", v.unfused_bytes)
-      .read("fused_bytes", v.fused_bytes)
-      .read("max_error", v.max_error)
-      .read("reason", v.reason)
-      .finish();
+  Fields fields("verdict", values);
+  each_field(v, [&](const char* name, auto& value) { fields.read(name, value); });
+  fields.finish();
   return v;
 }
 
