@@ -229,6 +229,21 @@ TEST(Executable, BoundMemoryIsAligned) {
   EXPECT_TRUE(has(error_of([&] { e.bind("x", odd); }), "multiple of 4"));
 }
 
+TEST(Executable, OutputsAreBoundToMemoryOfTheirOwn) {
+  GraphBuilder b("outputs");
+  const ValueId x = b.floats("x", {2, 4});
+  b.graph.output("first", b.activation(Activation::relu, x));
+  b.graph.output("second", b.activation(Activation::silu, x));
+  Executable e(b.graph, {}, default_dispatcher(), {.selection = kReferenceOnly});
+  const Tensor out = Tensor::zeros(DType::f32, {2, 4});
+  e.bind("x", b.data["x"]);
+  e.bind("first", out);
+  EXPECT_TRUE(has(error_of([&] { e.bind("second", out); }), "first"));
+  EXPECT_TRUE(has(error_of([&] { e.bind("second", b.data["x"]); }), "shared with x"));
+  EXPECT_TRUE(has(error_of([&] { e.bind("x", out); }), "first"));
+  e.run();  // as it was bound before
+}
+
 TEST(Executable, ValidatesTablesBeforeItWrites) {
   GraphBuilder b("tables");
   const ValueId ids = b.input("ids", b.make.integers(DType::i32, {1, 7}));

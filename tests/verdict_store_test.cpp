@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
@@ -57,6 +58,18 @@ TEST_F(VerdictStoreTest, KeepsWhatItIsTold) {
   EXPECT_FALSE(again.find("b", "x=f32[1, 8]", "device")->keep);
   EXPECT_FALSE(again.find("a", "x=f32[2, 8]", "device").has_value());
   EXPECT_FALSE(again.find("a", "x=f32[1, 8]", "other device").has_value());
+}
+
+TEST_F(VerdictStoreTest, AnErrorThatIsNoNumberCanBeReadAgain) {
+  VerdictStore store(path);
+  for (const double error : {std::nan(""), HUGE_VAL}) {
+    Verdict v = verdict(error > 0 ? "infinite" : "nan", false);
+    v.max_error = error;
+    store.put(v);
+  }
+  store.save();
+  EXPECT_EQ(VerdictStore(path).list().size(), 2u);
+  EXPECT_FALSE(fs::exists(path + ".corrupt"));
 }
 
 TEST_F(VerdictStoreTest, AnotherVersionsVerdictsDoNotCount) {

@@ -141,7 +141,7 @@ nb::list call(const std::string& op, const nb::dict& fields, const nb::object& a
   }
   {
     nb::gil_scoped_release release;
-    default_dispatcher().run(info.op, bound.params.data(), selection);
+    default_dispatcher(info.op, bound.params.data()).run(info.op, bound.params.data(), selection);
   }
   return results;
 }
@@ -150,7 +150,8 @@ nb::list explain(const std::string& op, const nb::dict& fields, const Selection&
   const OpInfo& info = find(op);
   BoundCall bound(info, fields);
   nb::list rows;
-  for (const Explained& e : default_dispatcher().explain(info.op, bound.params.data(), selection)) {
+  for (const Explained& e :
+       default_dispatcher(info.op, bound.params.data()).explain(info.op, bound.params.data(), selection)) {
     nb::dict d;
     d["kernel"] = e.kernel;
     d["families"] = e.families;

@@ -66,7 +66,14 @@ class LayoutChecker final : public FieldVisitor {
 class MemoryChecker final : public FieldVisitor {
  public:
   explicit MemoryChecker(Op op) : op_(op_name(op)) {}
-  void tensor(const char* name, TensorView& t, Role, bool) override { check_memory(op_, name, t); }
+  void tensor(const char* name, TensorView& t, Role role, bool) override {
+    check_memory(op_, name, t);
+    if (role == Role::in || !t.present()) return;
+    for (std::size_t i = 0; i < num_written_; ++i)
+      if (share_memory(t, *written_[i].second))
+        fail(op_, name, "memory of its own", fmt::format("memory shared with {}", written_[i].first));
+    if (num_written_ < written_.size()) written_[num_written_++] = {name, &t};
+  }
   void attr(const char*, bool&) override {}
   void attr(const char*, std::int64_t&) override {}
   void attr(const char*, float&) override {}
@@ -74,6 +81,8 @@ class MemoryChecker final : public FieldVisitor {
 
  private:
   const char* op_;
+  std::array<std::pair<const char*, const TensorView*>, 8> written_;  // no op writes more
+  std::size_t num_written_ = 0;
 };
 
 // [first, last) byte addresses that a view spans.

@@ -106,6 +106,21 @@ struct Executable::Impl {
     return nullptr;
   }
 
+  // An output's memory must be its own: a step may write it while others still read theirs.
+  void check_apart(const External& e, const TensorView& tensor) const {
+    const bool is_output = find(compiled.outputs, e.name) == &e;
+    for (const auto* list : {&compiled.inputs, &compiled.outputs})
+      for (const External& other : *list) {
+        if (other.base == e.base || (!is_output && list == &compiled.inputs) || bases[other.base] == nullptr)
+          continue;
+        TensorView t = other.layout;
+        t.data = static_cast<std::byte*>(bases[other.base]) + other.bytes;
+        if (share_memory(tensor, t))
+          throw_invalid(fmt::format("bind: {}: expected memory of its own, got memory shared with {}", e.name,
+                                    other.name));
+      }
+  }
+
   std::string names() const {
     std::string text;
     for (const auto* list : {&compiled.inputs, &compiled.outputs})
@@ -130,6 +145,7 @@ void Executable::bind(std::string_view name, const TensorView& tensor) {
     throw_invalid(fmt::format("bind: {}: expected {}, got {}", name, to_string(e->layout),
                               tensor.present() ? to_string(tensor) : "an absent tensor"));
   check_memory("bind", e->name.c_str(), tensor);
+  impl_->check_apart(*e, tensor);
   impl_->rebase(e->base, tensor.data);
 }
 
@@ -149,6 +165,7 @@ void Executable::run(const Launch& launch) {
       throw_invalid(fmt::format("run: input {} is not bound: expected {}", e.name, to_string(e.layout)));
   for (int i : m.validated_steps) {
     const CompiledStep& step = m.compiled.steps[i];
+    check_memory(step.params.op(), step.params.data());  // caches are written, and bound one by one
     op_info(step.params.op()).validate_data(step.params.data());
   }
   m.last_launch = launch;

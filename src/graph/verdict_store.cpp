@@ -5,10 +5,12 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -19,6 +21,10 @@
 #include "kf/verdict_store.h"
 
 namespace kf {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Verdict, rule, signature, device, version, keep, unfused_ms, fused_ms,
+                                   unfused_bytes, fused_bytes, max_error, reason)
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -41,43 +47,13 @@ const std::string& this_build() {
   return version;
 }
 
-Json to_json(const Verdict& v) {
-  return {{"rule", v.rule},
-          {"signature", v.signature},
-          {"device", v.device},
-          {"version", v.version},
-          {"keep", v.keep},
-          {"unfused_ms", v.unfused_ms},
-          {"fused_ms", v.fused_ms},
-          {"unfused_bytes", v.unfused_bytes},
-          {"fused_bytes", v.fused_bytes},
-          {"max_error", v.max_error},
-          {"reason", v.reason}};
-}
-
-Verdict from_json(const Json& j) {
-  Verdict v;
-  v.rule = j.at("rule").get<std::string>();
-  v.signature = j.at("signature").get<std::string>();
-  v.device = j.at("device").get<std::string>();
-  v.version = j.at("version").get<std::string>();
-  v.keep = j.at("keep").get<bool>();
-  v.unfused_ms = j.at("unfused_ms").get<double>();
-  v.fused_ms = j.at("fused_ms").get<double>();
-  v.unfused_bytes = j.at("unfused_bytes").get<double>();
-  v.fused_bytes = j.at("fused_bytes").get<double>();
-  v.max_error = j.at("max_error").get<double>();
-  v.reason = j.at("reason").get<std::string>();
-  return v;
-}
-
 std::map<std::string, Verdict> parse(std::istream& in) {
   const Json j = Json::parse(in);
   if (j.at("format").get<int>() != kFormat)
     throw std::runtime_error(fmt::format("format: expected {}, got {}", kFormat, j.at("format").dump()));
   std::map<std::string, Verdict> verdicts;
   for (const Json& entry : j.at("verdicts")) {
-    Verdict v = from_json(entry);
+    auto v = entry.get<Verdict>();
     verdicts.insert_or_assign(key_of(v), std::move(v));
   }
   return verdicts;
@@ -197,6 +173,8 @@ std::optional<Verdict> VerdictStore::find(const std::string& rule, const std::st
 void VerdictStore::put(const Verdict& verdict) {
   Verdict v = verdict;
   if (v.version.empty()) v.version = this_build();
+  // JSON has no NaN and no infinity: what it wrote for one could not be read again.
+  if (!std::isfinite(v.max_error)) v.max_error = std::numeric_limits<double>::max();
   std::string key = key_of(v);
   std::lock_guard lock(mutex_);
   unsaved_.insert(key);
@@ -237,7 +215,7 @@ void VerdictStore::save() {
     std::erase_if(merged, [](const auto& entry) { return entry.second.version != this_build(); });
 
   Json j = {{"format", kFormat}, {"verdicts", Json::array()}};
-  for (const auto& [key, v] : merged) j["verdicts"].push_back(to_json(v));
+  for (const auto& [key, v] : merged) j["verdicts"].push_back(v);
   // Written beside and renamed over: whoever reads sees the old file or the new one, never a part.
   const std::string beside =
       write_beside(path_, j.dump(1, ' ', false, Json::error_handler_t::replace) + '\n');

@@ -89,13 +89,6 @@ void validate_slots(const char* op, const P& p) {
     validate_distinct<std::int32_t>(op, p.slot_mapping);
 }
 
-// What an append writes: no slot twice, and the caches apart.
-template <class P>
-void validate_append_data(const char* op, const P& p) {
-  check(op, "v_cache", p.v_cache).apart_from(p.k_cache, "k_cache");
-  validate_slots(op, p);
-}
-
 void validate_positions(const char* op, const TensorView& positions, const TensorView& cos) {
   check_values(op, "positions", positions, 0, cos.dim(0), "rows of the cos and sin tables");
 }
@@ -140,7 +133,7 @@ Cost cost(const RopeParams& p) {
 
 void infer(AppendKvParams&) {}
 void validate(const AppendKvParams& p) { validate_append("append_kv", p); }
-void validate_data(const AppendKvParams& p) { validate_append_data("append_kv", p); }
+void validate_data(const AppendKvParams& p) { validate_slots("append_kv", p); }
 Cost cost(const AppendKvParams& p) {
   return {0, static_cast<double>(p.k.nbytes() + p.v.nbytes() + p.slot_mapping.nbytes()) + cache_bytes(p)};
 }
@@ -167,7 +160,7 @@ void validate(const RopeAppendParams& p) {
 }
 void validate_data(const RopeAppendParams& p) {
   validate_positions("rope_append", p.positions, p.cos);
-  validate_append_data("rope_append", p);
+  validate_slots("rope_append", p);
 }
 Cost cost(const RopeAppendParams& p) {
   const std::size_t operands =

@@ -1,8 +1,12 @@
 // Every CPU kernel, one row each: op by op, best first, the reference last. A call takes the first row of its
 // op that accepts it and is of a configured family.
 
+#include <string>
 #include <vector>
 
+#include <fmt/format.h>
+
+#include "backends/cpu/attention/attend.h"
 #include "backends/cpu/attention/kernels.h"
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/elementwise/dequantize.h"
@@ -11,7 +15,9 @@
 #include "backends/cpu/linear/kernels.h"
 #include "backends/cpu/linear/small/kernels.h"
 #include "backends/cpu/norm/norm.h"
+#include "backends/cpu/reference/attention.h"
 #include "backends/cpu/reference/elementwise.h"
+#include "backends/cpu/reference/linear.h"
 #include "backends/cpu/reference/norm.h"
 #include "backends/cpu/reference/rope.h"
 #include "backends/cpu/reference/sampling.h"
@@ -40,32 +46,52 @@ Kernel plain(const char* name, void (*run)(const P&, const RunContext&),
 }
 
 template <class P>
-Kernel reference_row(const char* name, void (*run)(const P&, const RunContext&)) {
-  return make_kernel<P>(name, kReference, "any layout", always<P>, run);
+Kernel reference_row(const char* name, void (*run)(const P&, const RunContext&),
+                     std::size_t (*workspace)(const P&, const PlanContext&) = nullptr) {
+  return make_kernel<P>(name, kReference, "any layout", always<P>, run, workspace);
 }
 
 }  // namespace
 
 std::vector<Kernel> kernels() {
   return {
-      // --- linear, qkv_linear, gated_ffn, lm_head_argmax: few tokens ---
-      linear_small(),
-      linear_small_unfused(),
-      qkv_linear_small(),
-      gated_ffn_small(),
-      lm_head_argmax_small(),
+      // --- linear ---
+      make_kernel<LinearParams>("cpu::linear_small", kFused, small::condition(), small::supports, small::run,
+                                small::workspace),
+      make_kernel<LinearParams>(
+          "cpu::linear_small_unfused", kVanilla,
+          small::condition() + ", 16-bit or block-format weight; no prologue, activation or residual",
+          small::supports_primitive, small::run, small::workspace),
+      make_kernel<LinearParams, GemmState>("cpu::linear_fused", kFused, "any call", always<LinearParams>,
+                                           gemm::prepare, gemm::run),
+      make_kernel<LinearParams, MatmulState>(
+          "cpu::linear_onednn", kVanilla,
+          "f32 (bf16 where the processor has it); no prologue, activation or residual", onednn::supports,
+          onednn::prepare, onednn::run),
+      make_kernel<LinearParams, GemmState>(
+          "cpu::linear_lowbit_unfused", kVanilla,
+          "16-bit or block-format operands; no prologue, activation or residual", gemm::supports_primitive,
+          gemm::prepare, gemm::run),
+      reference_row<LinearParams>("cpu::linear_reference", reference::linear, reference::workspace),
 
-      // --- linear, qkv_linear, gated_ffn, lm_head_argmax: many tokens, unfused, reference ---
-      linear_fused(),
-      linear_onednn(),
-      linear_lowbit_unfused(),
-      linear_reference(),
-      qkv_linear_fused(),
-      qkv_linear_reference(),
-      gated_ffn_fused(),
-      gated_ffn_reference(),
-      lm_head_argmax_fused(),
-      lm_head_argmax_reference(),
+      // --- qkv_linear, gated_ffn, lm_head_argmax ---
+      make_kernel<QkvLinearParams>("cpu::qkv_linear_small", kFused, small::condition(), small::supports,
+                                   small::run, small::workspace),
+      make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_fused", kFused, "any call",
+                                              always<QkvLinearParams>, gemm::prepare, gemm::run),
+      reference_row<QkvLinearParams>("cpu::qkv_linear_reference", reference::qkv_linear,
+                                     reference::workspace),
+      make_kernel<GatedFfnParams>("cpu::gated_ffn_small", kFused, small::condition(), small::supports,
+                                  small::run, small::workspace),
+      make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_fused", kFused, "any call",
+                                             always<GatedFfnParams>, gemm::prepare, gemm::run),
+      reference_row<GatedFfnParams>("cpu::gated_ffn_reference", reference::gated_ffn, reference::workspace),
+      make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_small", kFused, small::condition(),
+                                      small::supports, small::run, small::workspace),
+      make_kernel<LmHeadArgmaxParams, GemmState>("cpu::lm_head_argmax_fused", kFused, "any call",
+                                                 always<LmHeadArgmaxParams>, gemm::prepare, gemm::run),
+      reference_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_reference", reference::lm_head_argmax,
+                                        reference::workspace),
 
       // --- rms_norm, layer_norm ---
       make_kernel("cpu::rms_norm_plain", kFused | kVanilla, "no residual", rms_norm_plain_supports,
@@ -105,14 +131,21 @@ std::vector<Kernel> kernels() {
       reference_row("cpu::rope_append_reference", reference::rope_append),
 
       // --- attention, attention_scores, attention_mask, attention_values ---
-      attention_flash(),
-      attention_reference(),
-      attention_scores_onednn(),
-      attention_scores_reference(),
-      attention_mask_pass(),
-      attention_mask_reference(),
-      attention_values_onednn(),
-      attention_values_reference(),
+      make_kernel("cpu::attention_flash", kFused,
+                  fmt::format("head_dim a multiple of 8 up to {}", kMaxHeadDim), flash::supports, flash::run,
+                  flash::workspace),
+      reference_row<AttentionParams>("cpu::attention_reference", reference::attention, reference::workspace),
+      make_kernel<AttentionScoresParams>("cpu::attention_scores_onednn", kFused | kVanilla, "any call",
+                                         always<AttentionScoresParams>, unfused::run, unfused::workspace),
+      reference_row<AttentionScoresParams>("cpu::attention_scores_reference", reference::attention_scores,
+                                           reference::workspace),
+      make_kernel<AttentionMaskParams>("cpu::attention_mask_pass", kFused | kVanilla, "any call",
+                                       always<AttentionMaskParams>, unfused::run),
+      reference_row("cpu::attention_mask_reference", reference::attention_mask),
+      make_kernel<AttentionValuesParams>("cpu::attention_values_onednn", kFused | kVanilla, "any call",
+                                         always<AttentionValuesParams>, unfused::run, unfused::workspace),
+      reference_row<AttentionValuesParams>("cpu::attention_values_reference", reference::attention_values,
+                                           reference::workspace),
 
       // --- embedding, argmax, sample ---
       plain("cpu::embedding_plain", embedding_run),

@@ -11,32 +11,34 @@
 #include "backends/cpu/attention/attend.h"
 #include "backends/cpu/attention/kernels.h"
 #include "backends/cpu/attention/schedule.h"
+#include "backends/cpu/workspace.h"
 
 namespace kf::cpu {
 namespace {
 
 // The workspace: schedule, partial results, scratch of every thread.
-struct Layout {
-  std::size_t tasks, merges, partial_out, partial_stats, scratch, total;
+struct FlashSpace {
+  AttentionTask* tasks;
+  AttentionMerge* merges;
+  AttentionPartials partials;
+  AttentionScratch* scratch;  // [num_threads]
+  std::size_t bytes;
+
+  FlashSpace(void* workspace, const AttentionParams& p, int num_threads) {
+    const ScheduleBounds bounds = schedule_bounds(p);
+    Workspace parts(workspace);
+    tasks = parts.take<AttentionTask>(bounds.tasks);
+    merges = parts.take<AttentionMerge>(bounds.merges);
+    partials.out = parts.take<float>(bounds.partial_rows * static_cast<std::size_t>(p.q.dim(-1)));
+    partials.stats = parts.take<float>(bounds.partial_rows * 2);
+    scratch = parts.take<AttentionScratch>(static_cast<std::size_t>(num_threads));
+    bytes = parts.bytes();
+  }
 };
 
-Layout layout(const AttentionParams& p, int num_threads) {
-  const ScheduleBounds bounds = schedule_bounds(p);
-  Layout l{};
-  const auto take = [&](std::size_t bytes) {
-    const std::size_t offset = l.total;
-    l.total += (bytes + 63) / 64 * 64;
-    return offset;
-  };
-  l.tasks = take(bounds.tasks * sizeof(AttentionTask));
-  l.merges = take(bounds.merges * sizeof(AttentionMerge));
-  l.partial_out = take(bounds.partial_rows * static_cast<std::size_t>(p.q.dim(-1)) * sizeof(float));
-  l.partial_stats = take(bounds.partial_rows * 2 * sizeof(float));
-  l.scratch = take(static_cast<std::size_t>(num_threads) * sizeof(AttentionScratch));
-  return l;
-}
+}  // namespace
 
-Support supports(const AttentionParams& p, const PlanContext&) {
+Support flash::supports(const AttentionParams& p, const PlanContext&) {
   const std::int64_t head_dim = p.q.dim(-1);
   if (head_dim % 8 != 0 || head_dim > kMaxHeadDim)
     return Support::no(
@@ -44,41 +46,31 @@ Support supports(const AttentionParams& p, const PlanContext&) {
   // Tasks count keys and rows in 32 bits.
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() - kKeyBlock;
   const std::int64_t tokens = ops::is_dense(p.tables) ? p.q.dim(1) : p.q.dim(0);
-  if (const std::int64_t keys = ops::max_kv_len(p.tables, p.k), rows = tokens * p.q.dim(-2);
+  const std::int64_t num_kv_heads = std::max<std::int64_t>(p.k.dim(ops::kv_heads_axis(p.tables)), 1);
+  if (const std::int64_t keys = ops::max_kv_len(p.tables, p.k),
+      rows = tokens * (p.q.dim(-2) / num_kv_heads);  // of one K/V head
       std::max(keys, rows) > kMost)
     return Support::no(fmt::format("{} keys, {} query rows: this kernel takes up to {}", keys, rows, kMost));
   return Support::yes();
 }
 
-std::size_t workspace(const AttentionParams& p, const PlanContext& ctx) {
-  return layout(p, ctx.num_threads).total;
+std::size_t flash::workspace(const AttentionParams& p, const PlanContext& ctx) {
+  return FlashSpace(nullptr, p, ctx.num_threads).bytes;
 }
 
-void run(const AttentionParams& p, const RunContext& ctx) {
-  const Layout l = layout(p, ctx.num_threads);
-  char* const base = static_cast<char*>(ctx.workspace);
-  const Schedule schedule = make_schedule(p, reinterpret_cast<AttentionTask*>(base + l.tasks),
-                                          reinterpret_cast<AttentionMerge*>(base + l.merges));
-  const AttentionPartials partials{reinterpret_cast<float*>(base + l.partial_out),
-                                   reinterpret_cast<float*>(base + l.partial_stats)};
-  AttentionScratch* const scratch = reinterpret_cast<AttentionScratch*>(base + l.scratch);
-
+void flash::run(const AttentionParams& p, const RunContext& ctx) {
+  const FlashSpace space(ctx.workspace, p, ctx.num_threads);
+  const Schedule schedule = make_schedule(p, space.tasks, space.merges);
 #pragma omp parallel num_threads(ctx.num_threads)
   {
-    AttentionScratch& mine = scratch[omp_get_thread_num()];
+    AttentionScratch& mine = space.scratch[omp_get_thread_num()];
 #pragma omp for schedule(dynamic, 1)
-    for (std::size_t i = 0; i < schedule.tasks.size(); ++i) attend(p, schedule.tasks[i], partials, mine);
+    for (std::size_t i = 0; i < schedule.tasks.size(); ++i)
+      attend(p, schedule.tasks[i], space.partials, mine);
 #pragma omp for schedule(static)
-    for (std::size_t i = 0; i < schedule.merges.size(); ++i) merge_partials(p, schedule.merges[i], partials);
+    for (std::size_t i = 0; i < schedule.merges.size(); ++i)
+      merge_partials(p, schedule.merges[i], space.partials);
   }
-}
-
-}  // namespace
-
-Kernel attention_flash() {
-  return make_kernel<AttentionParams>("cpu::attention_flash", kFused,
-                                      fmt::format("head_dim a multiple of 8 up to {}", kMaxHeadDim), supports,
-                                      run, workspace);
 }
 
 }  // namespace kf::cpu

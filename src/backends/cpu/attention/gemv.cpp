@@ -19,8 +19,8 @@ using kf::HWY_NAMESPACE::LoadF32;
 using kf::HWY_NAMESPACE::ReduceSum;
 using kf::HWY_NAMESPACE::StoreF32;
 
-void DotRows(const float* x, const float* rows, std::int64_t stride, std::int64_t count, std::int64_t dim,
-             float scale, float* out) {
+void VectorTimesRows(const float* x, const float* rows, std::int64_t stride, std::int64_t count,
+                     std::int64_t dim, float scale, float* out) {
   const hn::ScalableTag<float> d;
   // Four rows at a time: their sums are independent chains of multiply-adds.
   const auto dot = [&](const float* const(&row)[4], float(&result)[4]) {
@@ -48,8 +48,8 @@ void DotRows(const float* x, const float* rows, std::int64_t stride, std::int64_
   }
 }
 
-void SumRows(const float* weights, const float* rows, std::int64_t stride, std::int64_t count,
-             std::int64_t dim, float* out) {
+void WeightedSumOfRows(const float* weights, const float* rows, std::int64_t stride, std::int64_t count,
+                       std::int64_t dim, float* out) {
   const hn::ScalableTag<float> d;
   std::fill_n(out, dim, 0.0f);
   // Eight rows at a time between reading and writing the sums.
@@ -70,17 +70,17 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kf::cpu {
 
-HWY_EXPORT(DotRows);
-HWY_EXPORT(SumRows);
+HWY_EXPORT(VectorTimesRows);
+HWY_EXPORT(WeightedSumOfRows);
 
-void dot_rows(const float* x, const float* rows, std::int64_t stride, std::int64_t count, std::int64_t dim,
-              float scale, float* out) {
-  HWY_DYNAMIC_DISPATCH(DotRows)(x, rows, stride, count, dim, scale, out);
+void vector_times_rows(const float* x, const float* rows, std::int64_t stride, std::int64_t count,
+                       std::int64_t dim, float scale, float* out) {
+  HWY_DYNAMIC_DISPATCH(VectorTimesRows)(x, rows, stride, count, dim, scale, out);
 }
 
-void sum_rows(const float* weights, const float* rows, std::int64_t stride, std::int64_t count,
-              std::int64_t dim, float* out) {
-  HWY_DYNAMIC_DISPATCH(SumRows)(weights, rows, stride, count, dim, out);
+void weighted_sum_of_rows(const float* weights, const float* rows, std::int64_t stride, std::int64_t count,
+                          std::int64_t dim, float* out) {
+  HWY_DYNAMIC_DISPATCH(WeightedSumOfRows)(weights, rows, stride, count, dim, out);
 }
 
 }  // namespace kf::cpu

@@ -7,10 +7,10 @@
 namespace kf::cpu {
 
 // out[j] = scale * x . rows[j], of `dim` elements each, for j < count
-void dot_rows(const float* x, const float* rows, std::int64_t stride, std::int64_t count, std::int64_t dim,
-              float scale, float* out);
+void vector_times_rows(const float* x, const float* rows, std::int64_t stride, std::int64_t count,
+                       std::int64_t dim, float scale, float* out);
 // out = sum over j < count of weights[j] * rows[j]
-void sum_rows(const float* weights, const float* rows, std::int64_t stride, std::int64_t count,
-              std::int64_t dim, float* out);
+void weighted_sum_of_rows(const float* weights, const float* rows, std::int64_t stride, std::int64_t count,
+                          std::int64_t dim, float* out);
 
 }  // namespace kf::cpu

@@ -1,22 +1,31 @@
-// The rows of the attention family, for the table in kernels.cpp.
+// The attention family, for the table in kernels.cpp.
 #pragma once
 
+#include <cstddef>
+
 #include "kf/kernel.h"
+#include "kf/ops/attention.h"
 
 namespace kf::cpu {
 
 // flash.cpp: fused, an online softmax over blocks of keys
-Kernel attention_flash();
+namespace flash {
+
+Support supports(const AttentionParams& p, const PlanContext& ctx);
+std::size_t workspace(const AttentionParams& p, const PlanContext& ctx);
+void run(const AttentionParams& p, const RunContext& ctx);
+
+}  // namespace flash
 
 // unfused.cpp: the primitives as an eager framework runs them
-Kernel attention_scores_onednn();
-Kernel attention_mask_pass();
-Kernel attention_values_onednn();
+namespace unfused {
 
-// ../reference/attention.cpp
-Kernel attention_reference();
-Kernel attention_scores_reference();
-Kernel attention_mask_reference();
-Kernel attention_values_reference();
+std::size_t workspace(const AttentionScoresParams& p, const PlanContext& ctx);
+std::size_t workspace(const AttentionValuesParams& p, const PlanContext& ctx);
+void run(const AttentionScoresParams& p, const RunContext& ctx);
+void run(const AttentionMaskParams& p, const RunContext& ctx);
+void run(const AttentionValuesParams& p, const RunContext& ctx);
+
+}  // namespace unfused
 
 }  // namespace kf::cpu

@@ -130,7 +130,8 @@ HWY_NOINLINE void StreamScores(D d, const ops::KeyRows& rows, const T* data, con
   });
 }
 
-// out = out * rescale + probabilities v
+// out = out * rescale + probabilities v. Keys that not all rows may see are added row by row: a zero probability
+// would not keep out an infinity or a NaN among their values.
 template <int kRows, class D, class T>
 HWY_NOINLINE void StreamValues(D d, const ops::KeyRows& rows, const T* data, const Block& block, int head_dim,
                                AttentionScratch& s) {
@@ -149,10 +150,18 @@ HWY_NOINLINE void StreamValues(D d, const ops::KeyRows& rows, const T* data, con
     const float* const probs = s.scores + head * kRows * kKeyBlock + first;
     float* const out = s.out + head * kRows * kOutStride;
     for (int j = 0; j < count; ++j) PrefetchRow(ahead + j * stride, head_dim);
+    const std::int32_t* const limit = s.limit + head * kRows;
+    const int shared = std::clamp(limit[0] - first, 0, count);
     int i = 0;
     for (; i + kVectors * lanes <= head_dim; i += kVectors * lanes)
-      AddValues<kRows, kVectors>(d, probs, v + i, stride, count, out + i);
-    for (; i < head_dim; i += lanes) AddValues<kRows, 1>(d, probs, v + i, stride, count, out + i);
+      AddValues<kRows, kVectors>(d, probs, v + i, stride, shared, out + i);
+    for (; i < head_dim; i += lanes) AddValues<kRows, 1>(d, probs, v + i, stride, shared, out + i);
+    for (int r = 1; r < kRows; ++r) {
+      const int seen = std::clamp(limit[r] - first, 0, count);
+      for (i = 0; seen > shared && i < head_dim; i += lanes)
+        AddValues<1, 1>(d, probs + r * kKeyBlock + shared, v + shared * stride + i, stride, seen - shared,
+                        out + r * kOutStride + i);
+    }
   });
 }
 

@@ -100,7 +100,8 @@ HWY_NOINLINE void TileScores(int rows, int count, int head_dim, AttentionScratch
   }
 }
 
-// out = out * rescale + probabilities v
+// out = out * rescale + probabilities v. Keys that not all rows of a tile may see are added row by row: a zero
+// probability would not keep out an infinity or a NaN among their values.
 HWY_NOINLINE void TileValues(int rows, int head_dim, AttentionScratch& s) {
   const F32Tag d;
   const std::size_t lanes = hn::Lanes(d);
@@ -108,12 +109,21 @@ HWY_NOINLINE void TileValues(int rows, int head_dim, AttentionScratch& s) {
   for (int i = 0; i < head_dim; i += strip) {
     const float* const values = s.values + i * kKeyBlock;
     for (int r = 0; r < rows; r += kTile) {
+      if (s.limit[r + kTile - 1] == 0) continue;
       const auto rescaled = [d, rescale = s.rescale + r](std::size_t row, const float* out)
                                 HWY_ATTR { return hn::Mul(hn::Load(d, out), hn::Set(d, rescale[row])); };
-      if (const int depth = s.limit[r + kTile - 1]; depth > 0)
-        MultiplyTile<kTile, kKeyBlock, 1, 2>(s.scores + r * kKeyBlock, values, values + lanes,
-                                             static_cast<std::size_t>(depth), rescaled,
-                                             s.out + r * kOutStride + i, kOutStride);
+      const int shared = s.limit[r];
+      MultiplyTile<kTile, kKeyBlock, 1, 2>(s.scores + r * kKeyBlock, values, values + lanes,
+                                           static_cast<std::size_t>(shared), rescaled,
+                                           s.out + r * kOutStride + i, kOutStride);
+      for (int row = r; row < r + kTile; ++row)
+        for (int key = shared; key < s.limit[row]; ++key) {
+          const auto weight = hn::Set(d, s.scores[row * kKeyBlock + key]);
+          float* const out = s.out + row * kOutStride + i;
+          const float* const value = values + key * strip;
+          hn::Store(hn::MulAdd(weight, hn::Load(d, value), hn::Load(d, out)), d, out);
+          hn::Store(hn::MulAdd(weight, hn::Load(d, value + lanes), hn::Load(d, out + lanes)), d, out + lanes);
+        }
     }
   }
 }

@@ -136,24 +136,21 @@ std::int64_t longest_queries(const Sequences& sequences) {
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-template <class P>
-Support any_call(const P&, const PlanContext&) {
-  return Support::yes();
-}
-
 // ---- scores
 
 std::size_t scores_q_workspace(const AttentionScoresParams& p) {
   return aligned(HeadMatrices::workspace(p.q, all_queries(p.q), p.q.dim(-2), false));
 }
 
-std::size_t scores_workspace(const AttentionScoresParams& p, const PlanContext&) {
+}  // namespace
+
+std::size_t unfused::workspace(const AttentionScoresParams& p, const PlanContext&) {
   return scores_q_workspace(p) + HeadMatrices::workspace(p.k, all_keys(p.tables, p.k, Sequences(p).size()),
                                                          p.k.dim(ops::kv_heads_axis(p.tables)),
                                                          p.tables.paged());
 }
 
-void run_scores(const AttentionScoresParams& p, const RunContext& ctx) {
+void unfused::run(const AttentionScoresParams& p, const RunContext& ctx) {
   const Sequences sequences(p);
   const std::int64_t num_heads = p.q.dim(-2), num_kv_heads = p.k.dim(ops::kv_heads_axis(p.tables));
   if (p.scores.numel() == 0 || num_kv_heads == 0) return;
@@ -186,7 +183,7 @@ void run_scores(const AttentionScoresParams& p, const RunContext& ctx) {
                        k.data, k.stride, 0.0f, row(begin), rows.token_stride);
           } else {
             for (std::int64_t t = begin; t < end; ++t)
-              dot_rows(q.data + t * q.stride, k.data, k.stride, s.kv_len, head_dim, scale, row(t));
+              vector_times_rows(q.data + t * q.stride, k.data, k.stride, s.kv_len, head_dim, scale, row(t));
           }
           for (std::int64_t t = begin; t < end; ++t)
             std::fill(row(t) + s.kv_len, row(t) + columns, -std::numeric_limits<float>::infinity());
@@ -196,7 +193,7 @@ void run_scores(const AttentionScoresParams& p, const RunContext& ctx) {
 
 // ---- mask
 
-void run_mask(const AttentionMaskParams& p, const RunContext& ctx) {
+void unfused::run(const AttentionMaskParams& p, const RunContext& ctx) {
   const Sequences sequences(p);
   const std::int64_t num_heads = p.scores.dim(p.scores.rank == 4 ? 1 : 0), columns = p.scores.dim(-1);
   if (p.scores.numel() == 0) return;
@@ -218,17 +215,21 @@ void run_mask(const AttentionMaskParams& p, const RunContext& ctx) {
 
 // ---- values
 
+namespace {
+
 std::size_t values_out_workspace(const AttentionValuesParams& p) {
   return aligned(HeadMatrices::workspace(p.out, all_queries(p.out), p.out.dim(-2), false));
 }
 
-std::size_t values_workspace(const AttentionValuesParams& p, const PlanContext&) {
+}  // namespace
+
+std::size_t unfused::workspace(const AttentionValuesParams& p, const PlanContext&) {
   return values_out_workspace(p) + HeadMatrices::workspace(p.v, all_keys(p.tables, p.v, Sequences(p).size()),
                                                            p.v.dim(ops::kv_heads_axis(p.tables)),
                                                            p.tables.paged());
 }
 
-void run_values(const AttentionValuesParams& p, const RunContext& ctx) {
+void unfused::run(const AttentionValuesParams& p, const RunContext& ctx) {
   const Sequences sequences(p);
   const std::int64_t num_heads = p.out.dim(-2), num_kv_heads = p.v.dim(ops::kv_heads_axis(p.tables));
   if (p.out.numel() == 0 || num_kv_heads == 0) return;
@@ -257,28 +258,11 @@ void run_values(const AttentionValuesParams& p, const RunContext& ctx) {
                        v.stride, 0.0f, out.data + begin * out.stride, out.stride);
           } else {
             for (std::int64_t t = begin; t < end; ++t)
-              sum_rows(row(t), v.data, v.stride, s.kv_len, head_dim, out.data + t * out.stride);
+              weighted_sum_of_rows(row(t), v.data, v.stride, s.kv_len, head_dim, out.data + t * out.stride);
           }
           outs.write(out_rows, queries_before(p.tables, s), s.seqlen_q, head, begin, end);
         });
   }
-}
-
-}  // namespace
-
-Kernel attention_scores_onednn() {
-  return make_kernel<AttentionScoresParams>("cpu::attention_scores_onednn", kFused | kVanilla, "any call",
-                                            any_call, run_scores, scores_workspace);
-}
-
-Kernel attention_mask_pass() {
-  return make_kernel<AttentionMaskParams>("cpu::attention_mask_pass", kFused | kVanilla, "any call", any_call,
-                                          run_mask);
-}
-
-Kernel attention_values_onednn() {
-  return make_kernel<AttentionValuesParams>("cpu::attention_values_onednn", kFused | kVanilla, "any call",
-                                            any_call, run_values, values_workspace);
 }
 
 }  // namespace kf::cpu

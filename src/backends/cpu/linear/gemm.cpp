@@ -8,19 +8,21 @@
 #include <omp.h>
 
 #include "backends/cpu/linear/kernels.h"
+#include "backends/cpu/workspace.h"
 #include "kf/ops/linear.h"
 
 namespace kf::cpu {
-namespace {
-
-// ---------------------------------------------------------------------------------------------------------------
-// Plan
 
 struct GemmState {
   std::shared_ptr<void> packs[3];  // of the op's weights in their order; null where a weight is not packed
   std::int64_t rows_per_pass = 0;
   int num_threads = 1;
 };
+
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------------
+// Plan
 
 // A plain weight as strips, made once where weights are constant. Block formats stay as they are in the file.
 std::shared_ptr<void> pack_weight(const TensorView& weight, const PlanContext& ctx) {
@@ -66,24 +68,7 @@ std::shared_ptr<GemmState> make_state(std::initializer_list<const TensorView*> w
 // ---------------------------------------------------------------------------------------------------------------
 // Workspace: the rows of a pass, then what each thread has for itself.
 
-// Hands out 64-byte aligned parts; from a null base it only counts.
-class Parts {
- public:
-  explicit Parts(void* base) : base_(reinterpret_cast<std::uintptr_t>(base)) {}
-  template <class T>
-  T* take(std::size_t count) {
-    T* const part = reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * sizeof(T) + 63) / 64 * 64;
-    return part;
-  }
-  std::size_t used() const { return used_; }
-
- private:
-  std::uintptr_t base_;
-  std::size_t used_ = 0;
-};
-
-PackedRows take_rows(Parts& parts, std::int64_t rows, std::int64_t in) {
+PackedRows take_rows(Workspace& parts, std::int64_t rows, std::int64_t in) {
   PackedRows packed;
   packed.rows = rows;
   packed.capacity = PackedRows::capacity_for(rows);
@@ -98,7 +83,7 @@ struct ThreadPart {
   float* max;
   std::int32_t* index;
 
-  ThreadPart(Parts& parts, std::int64_t rows) {
+  ThreadPart(Workspace& parts, std::int64_t rows) {
     const auto lanes = static_cast<std::size_t>(strip_lanes());
     const auto n = static_cast<std::size_t>(rows);
     item.strips = parts.take<float>(kMaxPairsPerItem * 2 * kMaxDepth * lanes);
@@ -115,17 +100,17 @@ class GemmSpace {
 
   GemmSpace(void* workspace, const GemmState& s, std::int64_t in, std::int64_t intermediate = -1)
       : rows_(s.rows_per_pass) {
-    Parts parts(workspace);
+    Workspace parts(workspace);
     a = take_rows(parts, rows_, in);
     if (intermediate >= 0) hidden = take_rows(parts, rows_, intermediate);
     threads_ = parts.take<char>(0);
-    Parts own(nullptr);
+    Workspace own(nullptr);
     [[maybe_unused]] const ThreadPart counted(own, rows_);
-    bytes_per_thread_ = own.used();
-    bytes = parts.used() + bytes_per_thread_ * static_cast<std::size_t>(s.num_threads);
+    bytes_per_thread_ = own.bytes();
+    bytes = parts.bytes() + bytes_per_thread_ * static_cast<std::size_t>(s.num_threads);
   }
   ThreadPart of_thread(int thread) const {
-    Parts own(threads_ + static_cast<std::size_t>(thread) * bytes_per_thread_);
+    Workspace own(threads_ + static_cast<std::size_t>(thread) * bytes_per_thread_);
     return ThreadPart(own, rows_);
   }
 
@@ -214,13 +199,13 @@ void for_each_pass(const TensorView& x, const Prologue& prologue, const GemmStat
   }
 }
 
+}  // namespace
+
 // ---------------------------------------------------------------------------------------------------------------
 // linear
 
-Support any_call(const auto&, const PlanContext&) { return Support::yes(); }
-
 // The primitive form, as an eager framework calls it for weights that its library does not take.
-Support lowbit_primitive(const LinearParams& p, const PlanContext&) {
+Support gemm::supports_primitive(const LinearParams& p, const PlanContext&) {
   if (!p.prologue.empty()) return Support::no("a prologue: this row is the unfused linear layer");
   if (p.activation != Activation::none)
     return Support::no("an activation: this row is the unfused linear layer");
@@ -230,13 +215,13 @@ Support lowbit_primitive(const LinearParams& p, const PlanContext&) {
   return Support::yes();
 }
 
-std::shared_ptr<GemmState> prepare_linear(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes) {
+std::shared_ptr<GemmState> gemm::prepare(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes) {
   auto s = make_state({&p.weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
   *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
   return s;
 }
 
-void run_linear(const LinearParams& p, const GemmState& s, const RunContext& ctx) {
+void gemm::run(const LinearParams& p, const GemmState& s, const RunContext& ctx) {
   const GemmSpace space(ctx.workspace, s, p.x.dim(1));
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     const StoreEpilogue products[] = {
@@ -248,13 +233,14 @@ void run_linear(const LinearParams& p, const GemmState& s, const RunContext& ctx
 // ---------------------------------------------------------------------------------------------------------------
 // qkv_linear
 
-std::shared_ptr<GemmState> prepare_qkv(const QkvLinearParams& p, const PlanContext& ctx, std::size_t* bytes) {
+std::shared_ptr<GemmState> gemm::prepare(const QkvLinearParams& p, const PlanContext& ctx,
+                                         std::size_t* bytes) {
   auto s = make_state({&p.q_weight, &p.k_weight, &p.v_weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
   *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
   return s;
 }
 
-void run_qkv(const QkvLinearParams& p, const GemmState& s, const RunContext& ctx) {
+void gemm::run(const QkvLinearParams& p, const GemmState& s, const RunContext& ctx) {
   const GemmSpace space(ctx.workspace, s, p.x.dim(1));
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     const StoreEpilogue products[] = {
@@ -268,7 +254,8 @@ void run_qkv(const QkvLinearParams& p, const GemmState& s, const RunContext& ctx
 // ---------------------------------------------------------------------------------------------------------------
 // gated_ffn: the hidden rows of a pass are written packed, as the A of the down product.
 
-std::shared_ptr<GemmState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx, std::size_t* bytes) {
+std::shared_ptr<GemmState> gemm::prepare(const GatedFfnParams& p, const PlanContext& ctx,
+                                         std::size_t* bytes) {
   const std::int64_t in = p.x.dim(1), intermediate = p.gate_weight.dim(0);
   auto s = make_state({&p.gate_weight, &p.up_weight, &p.down_weight}, p.x.dim(0),
                       packed_row_bytes(in) + packed_row_bytes(intermediate), ctx);
@@ -276,7 +263,7 @@ std::shared_ptr<GemmState> prepare_ffn(const GatedFfnParams& p, const PlanContex
   return s;
 }
 
-void run_ffn(const GatedFfnParams& p, const GemmState& s, const RunContext& ctx) {
+void gemm::run(const GatedFfnParams& p, const GemmState& s, const RunContext& ctx) {
   const GemmSpace space(ctx.workspace, s, p.x.dim(1), p.gate_weight.dim(0));
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     PackedRows hidden = space.hidden;
@@ -296,14 +283,14 @@ void run_ffn(const GatedFfnParams& p, const GemmState& s, const RunContext& ctx)
 // lm_head_argmax: each thread keeps the maximum of what it has seen of every row; then the threads' are
 // compared.
 
-std::shared_ptr<GemmState> prepare_argmax(const LmHeadArgmaxParams& p, const PlanContext& ctx,
-                                          std::size_t* bytes) {
+std::shared_ptr<GemmState> gemm::prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx,
+                                         std::size_t* bytes) {
   auto s = make_state({&p.weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
   *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
   return s;
 }
 
-void run_argmax(const LmHeadArgmaxParams& p, const GemmState& s, const RunContext& ctx) {
+void gemm::run(const LmHeadArgmaxParams& p, const GemmState& s, const RunContext& ctx) {
   const GemmSpace space(ctx.workspace, s, p.x.dim(1));
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     const std::int64_t rows = own.item.a.rows;
@@ -325,35 +312,6 @@ void run_argmax(const LmHeadArgmaxParams& p, const GemmState& s, const RunContex
       if (p.max.present()) p.max.as<float>()[(row + r) * p.max.stride(0)] = max;
     }
   });
-}
-
-}  // namespace
-
-Kernel linear_fused() {
-  return make_kernel<LinearParams, GemmState>("cpu::linear_fused", kFused, "any call", any_call,
-                                              prepare_linear, run_linear);
-}
-
-Kernel linear_lowbit_unfused() {
-  return make_kernel<LinearParams, GemmState>(
-      "cpu::linear_lowbit_unfused", kVanilla,
-      "16-bit or block-format operands; no prologue, activation or residual", lowbit_primitive,
-      prepare_linear, run_linear);
-}
-
-Kernel qkv_linear_fused() {
-  return make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_fused", kFused, "any call", any_call,
-                                                 prepare_qkv, run_qkv);
-}
-
-Kernel gated_ffn_fused() {
-  return make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_fused", kFused, "any call", any_call,
-                                                prepare_ffn, run_ffn);
-}
-
-Kernel lm_head_argmax_fused() {
-  return make_kernel<LmHeadArgmaxParams, GemmState>("cpu::lm_head_argmax_fused", kFused, "any call", any_call,
-                                                    prepare_argmax, run_argmax);
 }
 
 }  // namespace kf::cpu

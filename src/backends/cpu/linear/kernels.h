@@ -1,24 +1,40 @@
-// The rows of the linear family for many tokens, for the table in kernels.cpp.
+// The linear family for many tokens, for the table in kernels.cpp.
 #pragma once
 
+#include <cstddef>
+#include <memory>
+
 #include "kf/kernel.h"
+#include "kf/ops/linear.h"
 
 namespace kf::cpu {
 
 // gemm.cpp: our own GEMM
-Kernel linear_fused();
-Kernel linear_lowbit_unfused();
-Kernel qkv_linear_fused();
-Kernel gated_ffn_fused();
-Kernel lm_head_argmax_fused();
+struct GemmState;
+namespace gemm {
+
+// The primitive form, as an eager framework calls it for weights that its library does not take.
+Support supports_primitive(const LinearParams& p, const PlanContext& ctx);
+
+std::shared_ptr<GemmState> prepare(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes);
+std::shared_ptr<GemmState> prepare(const QkvLinearParams& p, const PlanContext& ctx, std::size_t* bytes);
+std::shared_ptr<GemmState> prepare(const GatedFfnParams& p, const PlanContext& ctx, std::size_t* bytes);
+std::shared_ptr<GemmState> prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx, std::size_t* bytes);
+void run(const LinearParams& p, const GemmState& s, const RunContext& ctx);
+void run(const QkvLinearParams& p, const GemmState& s, const RunContext& ctx);
+void run(const GatedFfnParams& p, const GemmState& s, const RunContext& ctx);
+void run(const LmHeadArgmaxParams& p, const GemmState& s, const RunContext& ctx);
+
+}  // namespace gemm
 
 // onednn.cpp: the library's
-Kernel linear_onednn();
+struct MatmulState;
+namespace onednn {
 
-// ../reference/linear.cpp
-Kernel linear_reference();
-Kernel qkv_linear_reference();
-Kernel gated_ffn_reference();
-Kernel lm_head_argmax_reference();
+Support supports(const LinearParams& p, const PlanContext& ctx);
+std::shared_ptr<MatmulState> prepare(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes);
+void run(const LinearParams& p, const MatmulState& s, const RunContext& ctx);
+
+}  // namespace onednn
 
 }  // namespace kf::cpu

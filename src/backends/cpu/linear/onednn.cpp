@@ -11,10 +11,17 @@
 #include "kf/ops/linear.h"
 
 namespace kf::cpu {
-namespace {
 
 using dnnl::matmul;
 using dnnl::memory;
+
+struct MatmulState {
+  memory::desc x, weight, bias, out, scratchpad;
+  matmul primitive;
+  std::shared_ptr<void> packed;  // the weight in the layout of `weight`; null: the caller's own
+};
+
+namespace {
 
 const dnnl::engine& cpu_engine() {
   static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
@@ -67,7 +74,24 @@ bool is_empty(const LinearParams& p) { return p.out.numel() == 0; }
 
 bool is_library_dtype(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16; }
 
-Support supports(const LinearParams& p, const PlanContext& ctx) {
+// The weight in layout `to`. Layouts depend on the number of tokens, too: the pack is named by all that says
+// one.
+std::shared_ptr<void> pack_weight(const TensorView& weight, const memory::desc& to, const PlanContext& ctx) {
+  const std::string layout(reinterpret_cast<const char*>(&to.data), sizeof to.data);
+  return ctx.packs->get<void>(weight, "onednn" + layout, [&](std::size_t* bytes) {
+    *bytes = to.get_size();
+    std::shared_ptr<void> packed = allocate_host(*bytes);
+    memory source(weight_matrix(weight), cpu_engine(), weight.data), target(to, cpu_engine(), packed.get());
+    dnnl::stream stream(cpu_engine());
+    dnnl::reorder(source, target).execute(stream, source, target);
+    stream.wait();
+    return packed;
+  });
+}
+
+}  // namespace
+
+Support onednn::supports(const LinearParams& p, const PlanContext& ctx) {
   if (!p.prologue.empty()) return Support::no("a prologue: oneDNN's matmul has none");
   if (p.activation != Activation::none)
     return Support::no("an activation: this row is the unfused linear layer");
@@ -97,29 +121,8 @@ Support supports(const LinearParams& p, const PlanContext& ctx) {
   return Support::yes();
 }
 
-struct MatmulState {
-  memory::desc x, weight, bias, out, scratchpad;
-  matmul primitive;
-  std::shared_ptr<void> packed;  // the weight in the layout of `weight`; null: the caller's own
-};
-
-// The weight in layout `to`. Layouts depend on the number of tokens, too: the pack is named by all that says
-// one.
-std::shared_ptr<void> pack_weight(const TensorView& weight, const memory::desc& to, const PlanContext& ctx) {
-  const std::string layout(reinterpret_cast<const char*>(&to.data), sizeof to.data);
-  return ctx.packs->get<void>(weight, "onednn" + layout, [&](std::size_t* bytes) {
-    *bytes = to.get_size();
-    std::shared_ptr<void> packed = allocate_host(*bytes);
-    memory source(weight_matrix(weight), cpu_engine(), weight.data), target(to, cpu_engine(), packed.get());
-    dnnl::stream stream(cpu_engine());
-    dnnl::reorder(source, target).execute(stream, source, target);
-    stream.wait();
-    return packed;
-  });
-}
-
-std::shared_ptr<MatmulState> prepare(const LinearParams& p, const PlanContext& ctx,
-                                     std::size_t* workspace_bytes) {
+std::shared_ptr<MatmulState> onednn::prepare(const LinearParams& p, const PlanContext& ctx,
+                                             std::size_t* workspace_bytes) {
   auto s = std::make_shared<MatmulState>();
   if (is_empty(p)) return s;
   const ScopedThreads threads(ctx.num_threads);
@@ -136,7 +139,7 @@ std::shared_ptr<MatmulState> prepare(const LinearParams& p, const PlanContext& c
   return s;
 }
 
-void run(const LinearParams& p, const MatmulState& s, const RunContext& ctx) {
+void onednn::run(const LinearParams& p, const MatmulState& s, const RunContext& ctx) {
   if (is_empty(p)) return;
   const ScopedThreads threads(ctx.num_threads);
   const dnnl::engine& engine = cpu_engine();
@@ -149,14 +152,6 @@ void run(const LinearParams& p, const MatmulState& s, const RunContext& ctx) {
   if (p.bias.present()) args.insert({DNNL_ARG_BIAS, {s.bias, engine, p.bias.data}});
   s.primitive.execute(stream, args);
   stream.wait();
-}
-
-}  // namespace
-
-Kernel linear_onednn() {
-  return make_kernel<LinearParams, MatmulState>(
-      "cpu::linear_onednn", kVanilla,
-      "f32 (bf16 where the processor has it); no prologue, activation or residual", supports, prepare, run);
 }
 
 }  // namespace kf::cpu

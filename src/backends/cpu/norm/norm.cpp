@@ -13,21 +13,13 @@ bool as_they_are(const TensorView& x, const TensorView& weight, const TensorView
   return weight.dtype == x.dtype && (!bias.present() || bias.dtype == x.dtype);
 }
 
-std::size_t widened_bytes(const TensorView& t) {
-  return t.present() && t.dtype != DType::f32 ? static_cast<std::size_t>(t.numel()) * sizeof(float) : 0;
-}
-
 std::size_t workspace_bytes(const TensorView& x, const TensorView& weight, const TensorView& bias) {
-  return as_they_are(x, weight, bias) ? 0 : widened_bytes(weight) + widened_bytes(bias);
-}
-
-const float* widen(const TensorView& weight, float*& workspace) {
-  if (!weight.present()) return nullptr;
-  if (weight.dtype == DType::f32) return weight.as<float>();
-  float* wide = workspace;
-  workspace += weight.numel();
-  convert_row(weight.dtype, weight.data, DType::f32, wide, weight.numel());
-  return wide;
+  Workspace parts(nullptr);
+  if (!as_they_are(x, weight, bias)) {
+    widen(weight, parts);
+    widen(bias, parts);
+  }
+  return parts.bytes();
 }
 
 template <class P>
@@ -52,10 +44,10 @@ void run_norm(const P& p, const TensorView& bias, bool centred, const RunContext
     rows.weight = p.weight.data;
     rows.bias = bias.present() ? bias.data : nullptr;
   } else {
-    auto* workspace = static_cast<float*>(ctx.workspace);
+    Workspace parts(ctx.workspace);
     rows.weight_dtype = DType::f32;
-    rows.weight = widen(p.weight, workspace);
-    rows.bias = widen(bias, workspace);
+    rows.weight = widen(p.weight, parts);
+    rows.bias = widen(bias, parts);
   }
   rows.n = p.x.dim(-1);
   rows.eps = p.eps;

@@ -1,33 +1,22 @@
 // Attention and the three primitives it is made of, in plain loops over every form of batch, accumulated in
 // double.
+#include "backends/cpu/reference/attention.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include <omp.h>
 
-#include "backends/cpu/attention/kernels.h"
-#include "core/half.h"
+#include "backends/cpu/reference/scalar.h"
 #include "ops/sequences.h"
 
-namespace kf::cpu {
+namespace kf::cpu::reference {
 namespace {
 
 using ops::Sequences;
 using ops::SequenceSpan;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-double read(const TensorView& t, std::int64_t offset) {
-  return with_activation_type(t.dtype, [&]<class T>(std::type_identity<T>) {
-    return static_cast<double>(to_f32(t.as<const T>()[offset]));
-  });
-}
-
-void write(const TensorView& t, std::int64_t offset, double value) {
-  with_activation_type(t.dtype, [&]<class T>(std::type_identity<T>) {
-    t.as<T>()[offset] = from_f32<T>(static_cast<float>(value));
-  });
-}
 
 // A row of `n` elements as doubles.
 void read_row(const TensorView& t, std::int64_t offset, std::int64_t n, double* out) {
@@ -66,11 +55,6 @@ std::int64_t group_size(const TensorView& queries, const TensorView& kv, const S
       queries.dim(-2) / std::max<std::int64_t>(kv.dim(ops::kv_heads_axis(tables)), 1), 1);
 }
 
-template <class P>
-Support any_call(const P&, const PlanContext&) {
-  return Support::yes();
-}
-
 // ---- attention
 
 // K and V of a head, a row of scores, and a row of q that becomes one of out.
@@ -79,11 +63,13 @@ std::size_t attention_doubles(const AttentionParams& p) {
   return static_cast<std::size_t>(2 * kv_len * head_dim + kv_len + head_dim);
 }
 
-std::size_t attention_workspace(const AttentionParams& p, const PlanContext& ctx) {
+}  // namespace
+
+std::size_t workspace(const AttentionParams& p, const PlanContext& ctx) {
   return static_cast<std::size_t>(ctx.num_threads) * attention_doubles(p) * sizeof(double);
 }
 
-void run_attention(const AttentionParams& p, const RunContext& ctx) {
+void attention(const AttentionParams& p, const RunContext& ctx) {
   const Sequences sequences(p);
   const std::int64_t head_dim = p.q.dim(-1), group = group_size(p.q, p.k, p.tables);
   const double scale = ops::score_scale(p.softmax_scale, head_dim);
@@ -122,15 +108,15 @@ void run_attention(const AttentionParams& p, const RunContext& ctx) {
 
 // ---- primitives
 
-std::size_t scores_doubles(const AttentionScoresParams& p) {
+static std::size_t scores_doubles(const AttentionScoresParams& p) {
   return static_cast<std::size_t>(2 * p.q.dim(-1));
 }
 
-std::size_t scores_workspace(const AttentionScoresParams& p, const PlanContext& ctx) {
+std::size_t workspace(const AttentionScoresParams& p, const PlanContext& ctx) {
   return static_cast<std::size_t>(ctx.num_threads) * scores_doubles(p) * sizeof(double);
 }
 
-void run_scores(const AttentionScoresParams& p, const RunContext& ctx) {
+void attention_scores(const AttentionScoresParams& p, const RunContext& ctx) {
   const Sequences sequences(p);
   const std::int64_t head_dim = p.q.dim(-1), group = group_size(p.q, p.k, p.tables);
   const double scale = ops::score_scale(p.softmax_scale, head_dim);
@@ -155,7 +141,7 @@ void run_scores(const AttentionScoresParams& p, const RunContext& ctx) {
                 });
 }
 
-void run_mask(const AttentionMaskParams& p, const RunContext& ctx) {
+void attention_mask(const AttentionMaskParams& p, const RunContext& ctx) {
   const Sequences sequences(p);
   const std::int64_t num_heads = p.scores.dim(p.scores.rank == 4 ? 1 : 0);
   for_each_head(sequences, num_heads, 0, ctx, [&](const SequenceSpan& s, std::int64_t head, double*) {
@@ -168,13 +154,15 @@ void run_mask(const AttentionMaskParams& p, const RunContext& ctx) {
   });
 }
 
-std::size_t values_doubles(const AttentionValuesParams& p) { return static_cast<std::size_t>(p.v.dim(-1)); }
+static std::size_t values_doubles(const AttentionValuesParams& p) {
+  return static_cast<std::size_t>(p.v.dim(-1));
+}
 
-std::size_t values_workspace(const AttentionValuesParams& p, const PlanContext& ctx) {
+std::size_t workspace(const AttentionValuesParams& p, const PlanContext& ctx) {
   return static_cast<std::size_t>(ctx.num_threads) * values_doubles(p) * sizeof(double);
 }
 
-void run_values(const AttentionValuesParams& p, const RunContext& ctx) {
+void attention_values(const AttentionValuesParams& p, const RunContext& ctx) {
   const Sequences sequences(p);
   const std::int64_t head_dim = p.v.dim(-1), group = group_size(p.out, p.v, p.tables);
   for_each_head(sequences, p.out.dim(-2), values_doubles(p), ctx,
@@ -194,26 +182,4 @@ void run_values(const AttentionValuesParams& p, const RunContext& ctx) {
                 });
 }
 
-}  // namespace
-
-Kernel attention_reference() {
-  return make_kernel<AttentionParams>("cpu::attention_reference", kReference, "any call", any_call,
-                                      run_attention, attention_workspace);
-}
-
-Kernel attention_scores_reference() {
-  return make_kernel<AttentionScoresParams>("cpu::attention_scores_reference", kReference, "any call",
-                                            any_call, run_scores, scores_workspace);
-}
-
-Kernel attention_mask_reference() {
-  return make_kernel<AttentionMaskParams>("cpu::attention_mask_reference", kReference, "any call", any_call,
-                                          run_mask);
-}
-
-Kernel attention_values_reference() {
-  return make_kernel<AttentionValuesParams>("cpu::attention_values_reference", kReference, "any call",
-                                            any_call, run_values, values_workspace);
-}
-
-}  // namespace kf::cpu
+}  // namespace kf::cpu::reference

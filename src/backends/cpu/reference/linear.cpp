@@ -1,46 +1,16 @@
 // The linear family in plain loops, accumulated in double.
+#include "backends/cpu/reference/linear.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <numbers>
 
 #include <omp.h>
 
-#include "backends/cpu/linear/kernels.h"
-#include "core/block_formats.h"
-#include "core/half.h"
-#include "kf/ops/linear.h"
+#include "backends/cpu/reference/scalar.h"
 
-namespace kf::cpu {
+namespace kf::cpu::reference {
 namespace {
-
-double read(const TensorView& t, std::int64_t offset) {
-  return with_activation_type(t.dtype, [&]<class T>(std::type_identity<T>) {
-    return static_cast<double>(to_f32(t.as<const T>()[offset]));
-  });
-}
-
-void write(const TensorView& t, std::int64_t offset, double value) {
-  with_activation_type(t.dtype, [&]<class T>(std::type_identity<T>) {
-    t.as<T>()[offset] = from_f32<T>(static_cast<float>(value));
-  });
-}
-
-double activate(Activation kind, double x) {
-  switch (kind) {
-    case Activation::silu:
-      return x / (1.0 + std::exp(-x));
-    case Activation::gelu:
-      return 0.5 * x * (1.0 + std::erf(x * std::sqrt(0.5)));
-    case Activation::gelu_tanh:
-      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
-    case Activation::relu:
-      return x < 0.0 ? 0.0 : x;
-    case Activation::none:
-      break;
-  }
-  return x;
-}
 
 // y = pro(x[row])
 void apply_prologue(const TensorView& x, const Prologue& pro, std::int64_t row, double* y) {
@@ -106,13 +76,13 @@ void write_at(const TensorView& out, std::int64_t t, std::int64_t n, double valu
   write(out, t * out.stride(0) + n * out.stride(1), value);
 }
 
-Support any_call(const auto&, const PlanContext&) { return Support::yes(); }
+}  // namespace
 
 std::size_t workspace(const LinearParams& p, const PlanContext& ctx) {
   return bytes_for(p.x.dim(0), p.x.dim(1), p.x.dim(1), ctx.num_threads);
 }
 
-void run(const LinearParams& p, const RunContext& ctx) {
+void linear(const LinearParams& p, const RunContext& ctx) {
   auto* const y = static_cast<double*>(ctx.workspace);
   auto* const weight_rows = reinterpret_cast<float*>(y + p.x.numel());
   apply_prologue_to_all(p.x, p.prologue, y);
@@ -127,7 +97,7 @@ std::size_t workspace(const QkvLinearParams& p, const PlanContext& ctx) {
   return bytes_for(p.x.dim(0), p.x.dim(1), p.x.dim(1), ctx.num_threads);
 }
 
-void run(const QkvLinearParams& p, const RunContext& ctx) {
+void qkv_linear(const QkvLinearParams& p, const RunContext& ctx) {
   auto* const y = static_cast<double*>(ctx.workspace);
   auto* const weight_rows = reinterpret_cast<float*>(y + p.x.numel());
   apply_prologue_to_all(p.x, p.prologue, y);
@@ -146,7 +116,7 @@ std::size_t workspace(const GatedFfnParams& p, const PlanContext& ctx) {
   return bytes_for(p.x.dim(0), in + intermediate, std::max(in, intermediate), ctx.num_threads);
 }
 
-void run(const GatedFfnParams& p, const RunContext& ctx) {
+void gated_ffn(const GatedFfnParams& p, const RunContext& ctx) {
   const std::int64_t num_tokens = p.x.dim(0), intermediate = p.gate_weight.dim(0);
   auto* const y = static_cast<double*>(ctx.workspace);
   auto* const hidden = y + p.x.numel();
@@ -171,7 +141,7 @@ std::size_t workspace(const LmHeadArgmaxParams& p, const PlanContext&) {
 
 // One thread, since the order of features decides between equals. Logits are compared as the f32 that they
 // are returned as.
-void run(const LmHeadArgmaxParams& p, const RunContext& ctx) {
+void lm_head_argmax(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   auto* const y = static_cast<double*>(ctx.workspace);
   auto* const max = y + p.x.numel();
   auto* const weight_row = reinterpret_cast<float*>(max + p.x.dim(0));
@@ -186,18 +156,4 @@ void run(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   });
 }
 
-template <class P>
-Kernel reference_row(const char* name) {
-  return make_kernel<P>(name, kReference, "any call", any_call, run, workspace);
-}
-
-}  // namespace
-
-Kernel linear_reference() { return reference_row<LinearParams>("cpu::linear_reference"); }
-Kernel qkv_linear_reference() { return reference_row<QkvLinearParams>("cpu::qkv_linear_reference"); }
-Kernel gated_ffn_reference() { return reference_row<GatedFfnParams>("cpu::gated_ffn_reference"); }
-Kernel lm_head_argmax_reference() {
-  return reference_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_reference");
-}
-
-}  // namespace kf::cpu
+}  // namespace kf::cpu::reference

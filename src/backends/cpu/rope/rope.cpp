@@ -16,15 +16,18 @@ Support head_dim_fits(std::int64_t head_dim) {
 }
 
 // Norm weights are widened to f32 once a call.
-std::size_t widened_bytes(const TensorView& weight) {
-  return weight.present() ? static_cast<std::size_t>(weight.numel()) * sizeof(float) : 0;
-}
+struct NormWeights {
+  const float* q;
+  const float* k;
+  std::size_t bytes;
 
-const float* widen(const TensorView& weight, float* workspace) {
-  if (!weight.present()) return nullptr;
-  convert_row(weight.dtype, weight.data, DType::f32, workspace, weight.numel());
-  return workspace;
-}
+  NormWeights(void* workspace, const TensorView& q_weight, const TensorView& k_weight = {}) {
+    Workspace parts(workspace);
+    q = widen(q_weight, parts);
+    k = widen(k_weight, parts);
+    bytes = parts.bytes();
+  }
+};
 
 // The rotation of one token's heads; RopeParams and RopeAppendParams name the tables alike.
 template <class P>
@@ -47,18 +50,19 @@ Support rope_plain_supports(const RopeParams& p, const PlanContext& ctx) {
   return rope_supports(p, ctx);
 }
 
-std::size_t rope_workspace(const RopeParams& p, const PlanContext&) { return widened_bytes(p.norm_weight); }
+std::size_t rope_workspace(const RopeParams& p, const PlanContext&) {
+  return NormWeights(nullptr, p.norm_weight).bytes;
+}
 
 void rope_run(const RopeParams& p, const RunContext& ctx) {
   if (p.x.numel() == 0) return;
   const std::int64_t num_heads = p.x.dim(1), head_dim = p.x.dim(2);
-  const float* norm_weight = widen(p.norm_weight, static_cast<float*>(ctx.workspace));
-  parallel_ranges(ctx.num_threads, p.x.dim(0), num_heads * head_dim,
-                  [&](std::int64_t begin, std::int64_t end, int) {
-                    for (std::int64_t t = begin; t < end; ++t)
-                      rotate_heads(rotation_of(p, t, norm_weight), heads_of(p.x, t), heads_of(p.out, t),
-                                   num_heads, head_dim);
-                  });
+  const NormWeights norms(ctx.workspace, p.norm_weight);
+  parallel_ranges(
+      ctx.num_threads, p.x.dim(0), num_heads * head_dim, [&](std::int64_t begin, std::int64_t end, int) {
+        for (std::int64_t t = begin; t < end; ++t)
+          rotate_heads(rotation_of(p, t, norms.q), heads_of(p.x, t), heads_of(p.out, t), num_heads, head_dim);
+      });
 }
 
 Support rope_append_supports(const RopeAppendParams& p, const PlanContext&) {
@@ -66,24 +70,21 @@ Support rope_append_supports(const RopeAppendParams& p, const PlanContext&) {
 }
 
 std::size_t rope_append_workspace(const RopeAppendParams& p, const PlanContext&) {
-  return widened_bytes(p.q_norm_weight) + widened_bytes(p.k_norm_weight);
+  return NormWeights(nullptr, p.q_norm_weight, p.k_norm_weight).bytes;
 }
 
 void rope_append_run(const RopeAppendParams& p, const RunContext& ctx) {
   if (p.q.numel() == 0 && p.k.numel() == 0) return;
   const std::int64_t num_heads = p.q.dim(1), num_kv_heads = p.k.dim(1), head_dim = p.q.dim(2);
-  auto* workspace = static_cast<float*>(ctx.workspace);
-  const float* q_norm_weight = widen(p.q_norm_weight, workspace);
-  const float* k_norm_weight = widen(p.k_norm_weight, q_norm_weight ? workspace + head_dim : workspace);
+  const NormWeights norms(ctx.workspace, p.q_norm_weight, p.k_norm_weight);
   const std::int64_t elements = (num_heads + 2 * num_kv_heads) * head_dim;
   parallel_ranges(ctx.num_threads, p.q.dim(0), elements, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
-      rotate_heads(rotation_of(p, t, q_norm_weight), heads_of(p.q, t), heads_of(p.q_out, t), num_heads,
-                   head_dim);
+      rotate_heads(rotation_of(p, t, norms.q), heads_of(p.q, t), heads_of(p.q_out, t), num_heads, head_dim);
       const std::int64_t slot = slot_of(p.slot_mapping, t);
       if (slot < 0) continue;
-      rotate_heads(rotation_of(p, t, k_norm_weight), heads_of(p.k, t),
-                   heads_of_slot(p.k_cache, p.kv_layout, slot), num_kv_heads, head_dim);
+      rotate_heads(rotation_of(p, t, norms.k), heads_of(p.k, t), heads_of_slot(p.k_cache, p.kv_layout, slot),
+                   num_kv_heads, head_dim);
       copy_heads(heads_of(p.v, t), heads_of_slot(p.v_cache, p.kv_layout, slot), num_kv_heads, head_dim);
     }
   });

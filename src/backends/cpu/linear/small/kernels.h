@@ -1,14 +1,32 @@
-// The rows of the linear family for few tokens, for the table in kernels.cpp.
+// The linear family for few tokens, for the table in kernels.cpp.
 #pragma once
 
+#include <cstddef>
+#include <string>
+
 #include "kf/kernel.h"
+#include "kf/ops/linear.h"
 
-namespace kf::cpu {
+namespace kf::cpu::small {
 
-Kernel linear_small();
-Kernel linear_small_unfused();
-Kernel qkv_linear_small();
-Kernel gated_ffn_small();
-Kernel lm_head_argmax_small();
+// What calls the kernels take, in words.
+std::string condition();
 
-}  // namespace kf::cpu
+// The primitive form: no prologue, activation or residual.
+Support supports_primitive(const LinearParams& p, const PlanContext& ctx);
+Support supports(const LinearParams& p, const PlanContext& ctx);
+Support supports(const QkvLinearParams& p, const PlanContext& ctx);
+Support supports(const GatedFfnParams& p, const PlanContext& ctx);
+Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx);
+
+std::size_t workspace(const LinearParams& p, const PlanContext& ctx);
+std::size_t workspace(const QkvLinearParams& p, const PlanContext& ctx);
+std::size_t workspace(const GatedFfnParams& p, const PlanContext& ctx);
+std::size_t workspace(const LmHeadArgmaxParams& p, const PlanContext& ctx);
+
+void run(const LinearParams& p, const RunContext& ctx);
+void run(const QkvLinearParams& p, const RunContext& ctx);
+void run(const GatedFfnParams& p, const RunContext& ctx);
+void run(const LmHeadArgmaxParams& p, const RunContext& ctx);
+
+}  // namespace kf::cpu::small

@@ -10,9 +10,10 @@
 #include "backends/cpu/linear/small/dot.h"
 #include "backends/cpu/linear/small/kernels.h"
 #include "backends/cpu/linear/small/token.h"
+#include "backends/cpu/workspace.h"
 #include "kf/ops/linear.h"
 
-namespace kf::cpu {
+namespace kf::cpu::small {
 namespace {
 
 // Beyond these, decoding a weight once for all tokens (the GEMM) is faster than decoding it once for four.
@@ -34,24 +35,7 @@ Range part_of(std::int64_t count, std::int64_t unit, std::int64_t thread, std::i
           std::min(count, units * (thread + 1) / threads * unit)};
 }
 
-// Takes the workspace piece by piece; with a null start it only counts.
-class Space {
- public:
-  explicit Space(void* start) : start_(static_cast<std::byte*>(start)) {}
-  template <class T>
-  T* take(std::size_t count) {
-    std::byte* at = start_ ? start_ + used_ : nullptr;
-    used_ += (count * sizeof(T) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(at);
-  }
-  std::size_t used() const { return used_; }
-
- private:
-  std::byte* start_;
-  std::size_t used_ = 0;
-};
-
-SmallInput take_input(Space& space, std::int64_t num_tokens, std::int64_t in, bool nibbles) {
+SmallInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in, bool nibbles) {
   SmallInput input;
   input.in = in;
   input.num_tokens = static_cast<int>(num_tokens);
@@ -62,7 +46,7 @@ SmallInput take_input(Space& space, std::int64_t num_tokens, std::int64_t in, bo
     input.nibbles = space.take<float>(static_cast<std::size_t>(num_tokens) * input.nibble_stride);
   }
   input.outsized = space.take<std::uint32_t>(1);
-  if (input.outsized) *input.outsized = 0;
+  if (!space.counting()) *input.outsized = 0;
   return input;
 }
 
@@ -137,36 +121,43 @@ void run_layers(std::span<const Layer> layers, const SmallInput& input, int thre
   }
 }
 
-SmallInput input_of(const LinearParams& p, Space& space) {
+SmallInput input_of(const LinearParams& p, Workspace& space) {
   return take_input(space, p.x.dim(0), p.x.dim(1), has_nibbles(p.weight.dtype));
 }
 
-SmallInput input_of(const QkvLinearParams& p, Space& space) {
+SmallInput input_of(const QkvLinearParams& p, Workspace& space) {
   return take_input(
       space, p.x.dim(0), p.x.dim(1),
       has_nibbles(p.q_weight.dtype) || has_nibbles(p.k_weight.dtype) || has_nibbles(p.v_weight.dtype));
 }
 
 template <class P>
-std::size_t input_bytes(const P& p, const PlanContext&) {
-  Space space(nullptr);
+std::size_t input_bytes(const P& p) {
+  Workspace space(nullptr);
   input_of(p, space);
-  return space.used();
+  return space.bytes();
 }
 
-Support supports_linear(const LinearParams& p, const PlanContext&) {
+}  // namespace
+
+std::string condition() { return fmt::format("at most {} tokens, contiguous weight rows", kMaxTokens); }
+
+std::size_t workspace(const LinearParams& p, const PlanContext&) { return input_bytes(p); }
+std::size_t workspace(const QkvLinearParams& p, const PlanContext&) { return input_bytes(p); }
+
+Support supports(const LinearParams& p, const PlanContext&) {
   return all_of({few_tokens(p.x), rows_contiguous("weight", p.weight)});
 }
 
-Support supports_plain_linear(const LinearParams& p, const PlanContext& ctx) {
+Support supports_primitive(const LinearParams& p, const PlanContext& ctx) {
   if (!p.prologue.empty() || p.activation != Activation::none || p.residual.present())
     return Support::no("a prologue, activation or residual: this row is the unfused linear layer");
   if (p.weight.dtype == DType::f32) return Support::no("weight f32: unfused, it is the library's GEMM");
-  return supports_linear(p, ctx);
+  return supports(p, ctx);
 }
 
-void run_linear(const LinearParams& p, const RunContext& ctx) {
-  Space space(ctx.workspace);
+void run(const LinearParams& p, const RunContext& ctx) {
+  Workspace space(ctx.workspace);
   const SmallInput input = input_of(p, space);
   const Layer layer{p.weight, {p.bias, p.residual, p.out, p.activation}};
   prepare_alone(p.x, p.prologue, input);
@@ -178,13 +169,13 @@ void run_linear(const LinearParams& p, const RunContext& ctx) {
   }
 }
 
-Support supports_qkv(const QkvLinearParams& p, const PlanContext&) {
+Support supports(const QkvLinearParams& p, const PlanContext&) {
   return all_of({few_tokens(p.x), rows_contiguous("q_weight", p.q_weight),
                  rows_contiguous("k_weight", p.k_weight), rows_contiguous("v_weight", p.v_weight)});
 }
 
-void run_qkv(const QkvLinearParams& p, const RunContext& ctx) {
-  Space space(ctx.workspace);
+void run(const QkvLinearParams& p, const RunContext& ctx) {
+  Workspace space(ctx.workspace);
   const SmallInput input = input_of(p, space);
   const Layer layers[] = {{p.q_weight, {p.q_bias, {}, p.q}},
                           {p.k_weight, {p.k_bias, {}, p.k}},
@@ -200,27 +191,33 @@ void run_qkv(const QkvLinearParams& p, const RunContext& ctx) {
 
 // gated_ffn: two layers, the second over what the first leaves in the workspace.
 
+namespace {
+
 struct FfnSpace {
   SmallInput input, hidden;
   std::size_t bytes;
 };
 FfnSpace take_ffn(const GatedFfnParams& p, void* workspace) {
-  Space space(workspace);
+  Workspace space(workspace);
   const std::int64_t num_tokens = p.x.dim(0);
   FfnSpace s;
   s.input = take_input(space, num_tokens, p.x.dim(1),
                        has_nibbles(p.gate_weight.dtype) || has_nibbles(p.up_weight.dtype));
   s.hidden = take_input(space, num_tokens, p.gate_weight.dim(0), has_nibbles(p.down_weight.dtype));
-  s.bytes = space.used();
+  s.bytes = space.bytes();
   return s;
 }
 
-std::size_t ffn_bytes(const GatedFfnParams& p, const PlanContext&) { return take_ffn(p, nullptr).bytes; }
+}  // namespace
 
-Support supports_ffn(const GatedFfnParams& p, const PlanContext&) {
+std::size_t workspace(const GatedFfnParams& p, const PlanContext&) { return take_ffn(p, nullptr).bytes; }
+
+Support supports(const GatedFfnParams& p, const PlanContext&) {
   return all_of({few_tokens(p.x), rows_contiguous("gate_weight", p.gate_weight),
                  rows_contiguous("up_weight", p.up_weight), rows_contiguous("down_weight", p.down_weight)});
 }
+
+namespace {
 
 // Hidden features [mine.begin, mine.end) of all tokens, in the forms that the second layer reads.
 void run_gates(const GatedFfnParams& p, const SmallInput& input, const SmallInput& hidden, Range mine) {
@@ -240,7 +237,9 @@ void run_gates(const GatedFfnParams& p, const SmallInput& input, const SmallInpu
   }
 }
 
-void run_ffn(const GatedFfnParams& p, const RunContext& ctx) {
+}  // namespace
+
+void run(const GatedFfnParams& p, const RunContext& ctx) {
   const FfnSpace s = take_ffn(p, ctx.workspace);
   const Layer down{p.down_weight, {{}, p.residual, p.out}};
   const std::int64_t unit = nibble_unit();
@@ -257,6 +256,8 @@ void run_ffn(const GatedFfnParams& p, const RunContext& ctx) {
 
 // lm_head_argmax: every thread keeps the best of its rows; the logits live in a chunk of sums only.
 
+namespace {
+
 // A thread's best rows, one of each token, in a cache line of its own.
 struct alignas(64) Best {
   float max[kMaxTokens];
@@ -269,21 +270,25 @@ struct ArgmaxSpace {
   std::size_t bytes;
 };
 ArgmaxSpace take_argmax(const LmHeadArgmaxParams& p, int num_threads, void* workspace) {
-  Space space(workspace);
+  Workspace space(workspace);
   ArgmaxSpace s;
   s.input = take_input(space, p.x.dim(0), p.x.dim(1), has_nibbles(p.weight.dtype));
   s.best = space.take<Best>(static_cast<std::size_t>(num_threads));
-  s.bytes = space.used();
+  s.bytes = space.bytes();
   return s;
 }
 
-std::size_t argmax_bytes(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
+}  // namespace
+
+std::size_t workspace(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
   return take_argmax(p, ctx.num_threads, nullptr).bytes;
 }
 
-Support supports_argmax(const LmHeadArgmaxParams& p, const PlanContext&) {
+Support supports(const LmHeadArgmaxParams& p, const PlanContext&) {
   return all_of({few_tokens(p.x), rows_contiguous("weight", p.weight)});
 }
+
+namespace {
 
 void offer(Best& best, int t, float value, std::int32_t index) {
   if (!argmax_before(value, index, best.max[t], best.index[t])) return;
@@ -302,7 +307,9 @@ void best_of_rows(const TensorView& weight, const SmallInput& input, Range rows,
   }
 }
 
-void run_argmax(const LmHeadArgmaxParams& p, const RunContext& ctx) {
+}  // namespace
+
+void run(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   const ArgmaxSpace s = take_argmax(p, ctx.num_threads, ctx.workspace);
   for (int i = 0; i < ctx.num_threads; ++i) std::fill_n(s.best[i].index, kMaxTokens, -1);
   prepare_alone(p.x, p.prologue, s.input);
@@ -320,35 +327,4 @@ void run_argmax(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   }
 }
 
-std::string condition() { return fmt::format("at most {} tokens, contiguous weight rows", kMaxTokens); }
-
-}  // namespace
-
-Kernel linear_small() {
-  return make_kernel<LinearParams>("cpu::linear_small", kFused, condition(), supports_linear, run_linear,
-                                   input_bytes<LinearParams>);
-}
-
-Kernel linear_small_unfused() {
-  return make_kernel<LinearParams>(
-      "cpu::linear_small_unfused", kVanilla,
-      condition() + ", 16-bit or block-format weight; no prologue, activation or residual",
-      supports_plain_linear, run_linear, input_bytes<LinearParams>);
-}
-
-Kernel qkv_linear_small() {
-  return make_kernel<QkvLinearParams>("cpu::qkv_linear_small", kFused, condition(), supports_qkv, run_qkv,
-                                      input_bytes<QkvLinearParams>);
-}
-
-Kernel gated_ffn_small() {
-  return make_kernel<GatedFfnParams>("cpu::gated_ffn_small", kFused, condition(), supports_ffn, run_ffn,
-                                     ffn_bytes);
-}
-
-Kernel lm_head_argmax_small() {
-  return make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_small", kFused, condition(), supports_argmax,
-                                         run_argmax, argmax_bytes);
-}
-
-}  // namespace kf::cpu
+}  // namespace kf::cpu::small
