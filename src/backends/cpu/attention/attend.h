@@ -14,6 +14,9 @@ inline constexpr int kMaxHeadDim = 256;
 inline constexpr int kQueryStride = kMaxHeadDim + 16;
 inline constexpr int kOutStride = kMaxHeadDim + 16;
 
+// Keys of a strip of values, one more than there are, so that the strips of a key do not fall into one set of the cache.
+inline constexpr int kValueStrip = kKeyBlock + 1;
+
 // f32 memory of one thread. A block of keys and values is converted and packed once for all rows of the task,
 // and everything together stays within the second-level cache.
 struct AttentionScratch {
@@ -21,9 +24,9 @@ struct AttentionScratch {
   alignas(64) float scores[kRowBlock * kKeyBlock];  // then the probabilities
   alignas(64) float out[kRowBlock * kOutStride];    // not yet divided by the row's sum
   alignas(64) float keys[kKeyBlock * kMaxHeadDim];  // strips of keys: [strip][head_dim][keys of the strip]
-  alignas(64) float values[kKeyBlock *
-                           kMaxHeadDim];  // strips of dimensions: [strip][key][dimensions of the strip]
-  alignas(64) float row_max[kRowBlock];   // of the scores so far, in units of log2
+  // Strips of dimensions: [strip][key][dimensions of the strip].
+  alignas(64) float values[kValueStrip * kMaxHeadDim];
+  alignas(64) float row_max[kRowBlock];  // of the scores so far, in units of log2
   alignas(64) float row_sum[kRowBlock];
   alignas(64) float rescale[kRowBlock];  // what the last block multiplied the row's sums by
   std::int32_t visible[kRowBlock];       // keys that the row may attend, from the sequence's first

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "backends/cpu/attention/attend.h"
+#include "backends/cpu/attention/stream-inl.h"
 #include "backends/cpu/simd/load_store-inl.h"
 #include "backends/cpu/simd/tile-inl.h"
 
@@ -29,6 +30,14 @@ static_assert(kRowBlock % kTile == 0);
 HWY_INLINE int StripWidth() { return 2 * static_cast<int>(hn::Lanes(hn::ScalableTag<float>())); }
 HWY_INLINE int RoundUp(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
+// Asks for the row that is packed kAhead rows after this one, if it is among the `left`: rows of a head lie pages apart,
+// where the hardware does not look ahead.
+template <class T>
+HWY_INLINE void PrefetchAhead(const T* row, std::int64_t stride, std::int64_t left, int head_dim) {
+  constexpr std::int64_t kAhead = 8;
+  if (left > kAhead) PrefetchRow(row + kAhead * stride, head_dim);
+}
+
 // Keys [begin, begin + count) into strips [head_dim][strip]; the last strip is filled up with zeros.
 template <class T>
 HWY_NOINLINE void PackKeys(const ops::KeyRows& rows, const T* data, std::int64_t head, int begin, int count,
@@ -43,6 +52,8 @@ HWY_NOINLINE void PackKeys(const ops::KeyRows& rows, const T* data, std::int64_t
         while (key < end) {
           float* const to = column(key);
           if (key % 4 == 0 && key + 4 <= end) {
+            for (int r = 0; r < 4; ++r)
+              PrefetchAhead(source + r * rows.token_stride, rows.token_stride, end - key - r, head_dim);
             for (int i = 0; i < head_dim; i += 4)
               Transpose4x4(source + i, source + rows.token_stride + i, source + 2 * rows.token_stride + i,
                            source + 3 * rows.token_stride + i, to + i * strip,
@@ -60,7 +71,7 @@ HWY_NOINLINE void PackKeys(const ops::KeyRows& rows, const T* data, std::int64_t
     for (int i = 0; i < head_dim; ++i) column(key)[i * strip] = 0.0f;
 }
 
-// Values [begin, begin + count) into strips [kKeyBlock][strip] of dimensions; the last strip is filled up
+// Values [begin, begin + count) into strips [kValueStrip][strip] of dimensions; the last strip is filled up
 // with zeros.
 template <class T>
 HWY_NOINLINE void PackValues(const ops::KeyRows& rows, const T* data, std::int64_t head, int begin, int count,
@@ -73,12 +84,13 @@ HWY_NOINLINE void PackValues(const ops::KeyRows& rows, const T* data, std::int64
         const T* source = data + offset;
         float* to = out + (first - begin) * strip;
         for (std::int64_t j = 0; j < run; ++j, source += rows.token_stride, to += strip) {
+          PrefetchAhead(source, rows.token_stride, run - j, head_dim);
           for (int i = 0; i < RoundUp(head_dim, strip); i += lanes) {
             const int left = head_dim - i;
             const auto v = left >= lanes ? LoadF32(d, source + i)
                            : left > 0    ? LoadF32(d, source + i, First{static_cast<std::size_t>(left)})
                                          : hn::Zero(d);
-            hn::Store(v, d, to + i / strip * strip * kKeyBlock + i % strip);
+            hn::Store(v, d, to + i / strip * strip * kValueStrip + i % strip);
           }
         }
       });
@@ -107,7 +119,7 @@ HWY_NOINLINE void TileValues(int rows, int head_dim, AttentionScratch& s) {
   const std::size_t lanes = hn::Lanes(d);
   const int strip = StripWidth();
   for (int i = 0; i < head_dim; i += strip) {
-    const float* const values = s.values + i * kKeyBlock;
+    const float* const values = s.values + i * kValueStrip;
     for (int r = 0; r < rows; r += kTile) {
       if (s.limit[r + kTile - 1] == 0) continue;
       const auto rescaled = [d, rescale = s.rescale + r](std::size_t row, const float* out)
