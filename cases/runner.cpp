@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "backends/cpu/simd/peak.h"
 #include "kf/error.h"
 
 namespace kf::cases {
@@ -439,6 +440,28 @@ double read_bandwidth(Dispatcher& dispatcher) {
     });
   });
   return static_cast<double>(n) * sizeof(float) / (ms * 1e6);
+}
+
+double multiply_add_peak(Dispatcher& dispatcher) {
+  if (!dispatcher.on_host())
+    throw Error(ErrorCode::not_implemented, "multiply-add peak: measured on the CPU only");
+  constexpr std::int64_t kSteps = 2'000'000;  // some milliseconds
+  constexpr int kTrials = 20;
+  const int threads = dispatcher.num_threads();
+  double best = 0;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    double flops = 0;
+    const auto start = std::chrono::steady_clock::now();
+#pragma omp parallel num_threads(threads) reduction(+ : flops)
+    {
+      float sink = 0;
+      flops += cpu::multiply_adds(kSteps, &sink);
+      if (sink < 0) flops = 0;  // never; so that the sums are needed
+    }
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, flops / seconds.count() / 1e9);
+  }
+  return best;
 }
 
 }  // namespace kf::cases

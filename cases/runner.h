@@ -58,5 +58,8 @@ Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baselin
 double copy_bandwidth(Dispatcher& dispatcher);
 // The same, of reading alone: what bounds a kernel that streams weights.
 double read_bandwidth(Dispatcher& dispatcher);
+// f32 multiply-adds in GFLOP/s, of the dispatcher's threads, operands in registers: what bounds a kernel that multiplies
+// matrices. The best of several trials.
+double multiply_add_peak(Dispatcher& dispatcher);
 
 }  // namespace kf::cases

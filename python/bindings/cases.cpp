@@ -94,6 +94,13 @@ void bind_cases(nb::module_& m) {
         return cases::read_bandwidth(default_dispatcher());
       },
       "GB/s at which large buffers are read.");
+  m.def(
+      "multiply_add_peak",
+      [] {
+        nb::gil_scoped_release release;
+        return cases::multiply_add_peak(default_dispatcher());
+      },
+      "GFLOP/s of f32 multiply-adds in registers.");
 }
 
 }  // namespace kf::python

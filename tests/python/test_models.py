@@ -14,6 +14,7 @@ import sagellm_kernel_fusion as kf
 from conftest import ROOT
 from model_files import BF16, TINY, write_gguf, write_safetensors
 from projections import errors, project, projected_errors
+from sagellm_kernel_fusion.bench.model_bench import prompt_gflop
 from sagellm_kernel_fusion.weights import open_model
 
 
@@ -530,3 +531,12 @@ def test_tied_and_untied_low_bit_files(tmp_path):
         model = kf.load_model(write_gguf(tmp_path / f"{kind}.gguf", TINY, kind=kind), fusion="all")
         exact = kf.load_model(tmp_path / f"{kind}.gguf", weights="f32", fusion="none")
         assert relative_error(model.logits(range(9)), exact.logits(range(9))) <= 1e-3
+
+
+def test_prompt_gflop_counts_every_product():
+    config = {"num_layers": 2, "num_heads": 6, "num_kv_heads": 2, "head_dim": 8, "hidden_size": 40,
+              "intermediate_size": 56, "vocab_size": 100}  # fmt: skip
+    length, product = 5, lambda *sizes: 2 * float(np.prod(sizes))
+    layer = sum(product(length, n, k) for n, k in [(48, 40), (16, 40), (16, 40), (40, 48), (56, 40), (56, 40), (40, 56)])
+    layer += sum(2 * product(6, 8, seen) for seen in range(1, length + 1))  # scores and values of each row
+    assert prompt_gflop(config, length) == pytest.approx((2 * layer + product(1, 100, 40)) / 1e9)

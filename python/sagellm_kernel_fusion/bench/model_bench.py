@@ -99,6 +99,8 @@ class PrecisionResult:
     weight_mb: float
     packed_mb: float
     read_gb_s: float  # at which this machine reads large buffers, measured in the same run
+    peak_gflops: float  # of f32 multiply-adds in registers, likewise
+    prompt_gflop: list[float]  # what each prompt's matrix products and attention take, in the order of the scenarios
     scenarios: dict[str, list[Scenario]]  # mode -> one a prompt length
     error: float
     same_top: float  # share of positions with the same top token
@@ -273,6 +275,8 @@ def measure_precision(
         sum(w.nbytes for w in weights.values()) / 1e6,
         packed,
         _kf.read_bandwidth(),
+        _kf.multiply_add_peak(),
+        [prompt_gflop(file.config, length) for length in effort.prompts],
         scenarios,
         error,
         same_top,
@@ -316,6 +320,21 @@ def measure_model(
         measure_precision(file, kind, effort, threads, fusion, lambda text, kind=kind: say(f"{kind} weights: {text}"))
         for kind in precisions
     ]
+
+
+def prompt_gflop(config: dict, length: int) -> float:
+    """GFLOP of a prompt's matrix products, attention's over the keys that each row sees; the last layer's for one row."""
+    heads, kv_heads, dim = config["num_heads"], config["num_kv_heads"], config["head_dim"]
+    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+    linear = hidden * dim * (2 * heads + 2 * kv_heads) + 3 * hidden * intermediate
+    attention = 2 * heads * dim * (length + 1) / 2  # scores and values, a row sees half of the keys
+    per_layer = 2 * length * (linear + attention)
+    return (config["num_layers"] * per_layer + 2 * hidden * config["vocab_size"]) / 1e9
+
+
+def peak_share(result: PrecisionResult, mode: str, i: int) -> float:
+    """The share of this machine's multiply-add peak that a prompt's step reaches."""
+    return result.prompt_gflop[i] / result.peak_gflops / (result.scenarios[mode][i].ttft() / 1e3)
 
 
 def weights_gb_s(result: PrecisionResult, mode: str) -> float:

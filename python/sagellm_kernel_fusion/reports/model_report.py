@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ..bench.model_bench import DECODE_AFTER, PrecisionResult, RuleGain, Scenario, tpot_scenario, weights_gb_s
+from ..bench.model_bench import DECODE_AFTER, PrecisionResult, RuleGain, Scenario, peak_share, tpot_scenario, weights_gb_s
 from .document import Document, Section, Table, environment_facts, ms, percent_less, times
 from .plots import grouped_bars, signed_bars
 
@@ -50,6 +50,23 @@ def comparison_table(results: Sequence[PrecisionResult]) -> Table:
 def _reading(r: PrecisionResult) -> str:
     rate = weights_gb_s(r, "fused")
     return f"at {rate:.1f} of {r.read_gb_s:.1f} GB/s ({rate / r.read_gb_s:.0%})"
+
+
+def peak_table(results: Sequence[PrecisionResult]) -> Table:
+    """How near a prompt's time comes to what its arithmetic takes at least."""
+    rows = []
+    for r in results:
+        for i, gflop in enumerate(r.prompt_gflop):
+            least = gflop / r.peak_gflops * 1e3
+            shares = (f"{ms(s.ttft())} ms ({peak_share(r, m, i):.0%})" for m, s in zip(_MODES, _pair(r, i), strict=True))
+            rows.append([r.label, str(r.scenarios["fused"][i].prompt), f"{gflop:.0f} GFLOP", f"{ms(least)} ms", *shares])
+    table = Table(["weights", "prompt", "arithmetic", "takes at least", "unfused", "fused"], rows, text_columns=1)
+    peaks = ", ".join(dict.fromkeys(f"{r.peak_gflops:.0f}" for r in results))
+    table.caption = (
+        f"The first token beside what its matrix products take at this machine's peak of f32 multiply-adds ({peaks} "
+        "GFLOP/s, measured in the same run), and the share of that peak reached: fusion cannot save more than the rest."
+    )
+    return table
 
 
 def check_table(results: Sequence[PrecisionResult]) -> Table:
@@ -149,7 +166,7 @@ def model_document(
         "Unfused against fused",
         "Unfused: the same model in primitive ops over the best library kernels, every intermediate written, as an "
         f"eager framework runs it. Fused: the graph after {_FUSED.get(fusion, f'the rules {fusion}')}.",
-        tables=[comparison_table(results), check_table(results)],
+        tables=[comparison_table(results), check_table(results), peak_table(results)],
     )
     summary = [f"{name}, unfused against fused on one machine, in one run, results compared in that run."]
     sections = [overview, *map(_precision_section, results)]
@@ -204,6 +221,8 @@ def _comparison(r: PrecisionResult) -> dict:
         "weights_mb": r.weight_mb,
         "packed_mb": r.packed_mb,
         "read_gb_s": r.read_gb_s,
+        "peak_gflops": r.peak_gflops,
+        "prompt_gflop": r.prompt_gflop,
         "weights_gb_s": {mode: weights_gb_s(r, mode) for mode in _MODES},
         **speedups,
     }
