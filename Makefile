@@ -65,7 +65,7 @@ bench: build
 
 ## make docs            regenerate docs/support-matrix.md
 docs: build
-	@build/kf_matrix > docs/support-matrix.md
+	@scripts/support_matrix.sh build/kf_matrix
 
 clean:
 	rm -rf build build-sanitize report

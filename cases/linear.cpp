@@ -44,9 +44,10 @@ TensorView weight(Maker& m, DType dtype, std::int64_t out, std::int64_t in) {
   return m.normal(dtype, {out, in}, weight_deviation(in));
 }
 
-void add_norm(Maker& m, Prologue& pro, NormKind kind, DType dtype, std::int64_t in) {
+void add_norm(Maker& m, Prologue& pro, NormKind kind, DType dtype, std::int64_t in, float weight_offset = 0) {
   pro.norm = kind;
-  pro.norm_weight = m.normal(dtype, {in}, 0.1f, 1.0f);
+  pro.norm_weight = m.normal(dtype, {in}, 0.1f, 1.0f - weight_offset);
+  pro.norm_weight_offset = weight_offset;
   if (kind == NormKind::layer) pro.norm_bias = m.normal(dtype, {in}, 0.1f);
 }
 
@@ -57,6 +58,7 @@ struct Around {
   bool bias = false;
   Activation after = Activation::none;
   bool residual = false;
+  float norm_weight_offset = 0;  // RMSNorm
 
   int intermediates() const {  // of the unfused form, besides its result
     return (norm != NormKind::none) + (before != Activation::none) + (after != Activation::none) + residual;
@@ -64,6 +66,7 @@ struct Around {
   std::string name() const {
     std::string s;
     if (norm != NormKind::none) s += fmt::format("/{}_norm", kNormKindNames[static_cast<int>(norm)]);
+    if (norm_weight_offset != 0) s += "_offset";
     if (before != Activation::none) s += fmt::format("/pre_{}", kActivationNames[static_cast<int>(before)]);
     if (bias) s += "/bias";
     if (after != Activation::none) s += fmt::format("/{}", kActivationNames[static_cast<int>(after)]);
@@ -85,7 +88,7 @@ void add_linear(CaseList& list, DType x, DType w, Shape s, Around a = {}, bool b
     LinearParams p;
     p.x = m.normal(x, {s.num_tokens, s.in});
     p.weight = weight(m, w, s.out, s.in);
-    if (a.norm != NormKind::none) add_norm(m, p.prologue, a.norm, x, s.in);
+    if (a.norm != NormKind::none) add_norm(m, p.prologue, a.norm, x, s.in, a.norm_weight_offset);
     p.prologue.activation = a.before;
     if (a.bias) p.bias = m.normal(x, {s.out});
     p.activation = a.after;
@@ -199,6 +202,8 @@ void add_surroundings(CaseList& list) {
         const Shape s{num_tokens, 320, 71};
         add_linear(list, x, w, s, {.bias = true});
         add_linear(list, x, w, s, {.norm = NormKind::rms});
+        if (x == w)
+          add_linear(list, x, w, s, {.norm = NormKind::rms, .residual = true, .norm_weight_offset = 1});
         add_linear(list, x, w, s, {.norm = NormKind::layer, .bias = true});
         add_linear(list, x, w, s, {.residual = true});
         add_linear(list, x, w, s,

@@ -19,9 +19,10 @@ struct Form {
   const char* name;
   bool residual = false;
   bool strided = false;  // of rank 3
-  bool bias = true;  // layer norm
+  bool bias = true;      // layer norm
   float mean = 0, stddev = 1;
   DType weight = DType::f32;
+  float weight_offset = 0;  // RMSNorm
 };
 
 constexpr double kSumError = 128;
@@ -47,7 +48,7 @@ P make_params(Maker& m, DType dtype, std::int64_t rows, std::int64_t n, const Fo
     return m.normal(dtype, {rows, n}, f.stddev, f.mean);
   };
   p.x = operand();
-  p.weight = m.normal(f.weight, {n}, 0.3f, 1.0f);
+  p.weight = m.normal(f.weight, {n}, 0.3f, 1.0f - f.weight_offset);
   if (f.residual) p.residual = operand();
   return p;
 }
@@ -59,7 +60,11 @@ void add(CaseList& list, Op op, DType dtype, std::int64_t rows, std::int64_t n, 
   c.name = fmt::format("{}/{}/{}x{}{}", op_name(op), dtype_name(dtype), rows, n, f.name);
   c.op = op;
   c.make = [=](Maker& m) -> AnyParams {
-    if (!centred) return make_params<RmsNormParams>(m, dtype, rows, n, f);
+    if (!centred) {
+      auto p = make_params<RmsNormParams>(m, dtype, rows, n, f);
+      p.weight_offset = f.weight_offset;
+      return p;
+    }
     auto p = make_params<LayerNormParams>(m, dtype, rows, n, f);
     if (f.bias) p.bias = m.normal(f.weight, {n}, 0.5f);
     return p;
@@ -120,6 +125,10 @@ void add_norm_cases(CaseList& list) {
     }
     add(list, op, DType::f32, 2, 50000, plain);
   }
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16})
+    for (const DType weight : {DType::f32, dtype})
+      add(list, Op::rms_norm, dtype, 3, 333,
+          {weight == dtype ? "_offset" : "_offset_f32_weight", true, false, true, 0.0f, 1.0f, weight, 1.0f});
   add(list, Op::layer_norm, DType::f32, 5, 576, no_bias);
   add(list, Op::layer_norm, DType::f32, 5, 576, offset);
 }

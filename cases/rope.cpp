@@ -5,7 +5,6 @@
 #include "case.h"
 
 #include <algorithm>
-#include <functional>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -26,10 +25,12 @@ struct Heads {
   bool interleaved = false;
   bool norm = false;
   bool strided = false;
+  float norm_weight_offset = 0;
   std::string name() const {
-    return fmt::format("{}x{}_{}x{}{}{}{}{}", num_tokens, num_heads, num_kv_heads, head_dim,
+    return fmt::format("{}x{}_{}x{}{}{}{}{}{}", num_tokens, num_heads, num_kv_heads, head_dim,
                        rotary_dim ? fmt::format("_rotary{}", rotary_dim) : "",
-                       interleaved ? "_interleaved" : "", norm ? "_norm" : "", strided ? "_strided" : "");
+                       interleaved ? "_interleaved" : "", norm ? "_norm" : "",
+                       norm_weight_offset != 0 ? "_offset" : "", strided ? "_strided" : "");
   }
 };
 
@@ -69,7 +70,8 @@ Case rope_case(DType dtype, const Heads& h, bool bench = false) {
     RopeParams p;
     p.x = heads(m, dtype, h.num_tokens, h.num_heads, h);
     add_tables(m, p, h);
-    if (h.norm) p.norm_weight = m.normal(dtype, {h.head_dim}, 0.1f, 1.0f);
+    if (h.norm) p.norm_weight = m.normal(dtype, {h.head_dim}, 0.1f, 1.0f - h.norm_weight_offset);
+    p.norm_weight_offset = h.norm_weight_offset;
     return p;
   };
   c.tolerance = tolerance(dtype, h);
@@ -136,9 +138,10 @@ Case rope_append_case(DType dtype, const Heads& h, const Cache& cache, bool benc
     add_cache(m, p, h, cache);
     add_tables(m, p, h);
     if (h.norm) {
-      p.q_norm_weight = m.normal(dtype, {h.head_dim}, 0.1f, 1.0f);
-      p.k_norm_weight = m.normal(dtype, {h.head_dim}, 0.1f, 1.0f);
+      p.q_norm_weight = m.normal(dtype, {h.head_dim}, 0.1f, 1.0f - h.norm_weight_offset);
+      p.k_norm_weight = m.normal(dtype, {h.head_dim}, 0.1f, 1.0f - h.norm_weight_offset);
     }
+    p.norm_weight_offset = h.norm_weight_offset;
     return p;
   };
   const Tolerance out = tolerance(dtype, h), cached = tolerance(cache.dtype, h);
@@ -158,6 +161,7 @@ void add_rope_cases(CaseList& list) {
                          {6, 5, 1, 96, 48, true, false, true},
                          {6, 4, 2, 128, 0, false, true},
                          {3, 4, 2, 80, 0, true, true, true},
+                         {4, 4, 2, 64, 0, false, true, false, 1.0f},
                          {0, 4, 2, 64},
                          {300, 9, 3, 64}};
   const Cache caches[] = {{DType::f32, KvLayout::hnd, 16},

@@ -42,7 +42,7 @@ struct Operands {
     TensorView view;       // on the host
     unsigned char* begin;  // of the guarded memory on the host
     std::size_t payload;
-    void* device_begin = nullptr;  // of its copy on the device
+    void* device_begin = nullptr;            // of its copy on the device
     std::vector<unsigned char> before = {};  // the payload, where elements leave bytes of it alone
   };
   std::vector<Output> outputs;
@@ -100,7 +100,8 @@ std::vector<Form> forms_of(const Instance& instance) {
   const std::vector<Slot> given = slots_of(params.op(), params.data());
   for (const Alias& a : aliases_of(params.op())) {
     const TensorView &out = *slot_named(given, a.output).tensor, &in = *slot_named(given, a.input).tensor;
-    if (!out.present() || !in.present() || out.dtype != in.dtype || !out.same_shape(in) || in.numel() == 0) continue;
+    if (!out.present() || !in.present() || out.dtype != in.dtype || !out.same_shape(in) || in.numel() == 0)
+      continue;
     bool folded = false;  // a broadcast input is no place for an output
     for (int i = 0; i < in.rank; ++i) folded |= in.shape[i] > 1 && in.strides[i] == 0;
     if (!folded) forms.push_back({.alias = a});
@@ -168,7 +169,8 @@ std::string broken_guard(const Operands& o) {
     const std::size_t bytes = static_cast<std::size_t>(dtype_info(out.view.dtype).block_bytes);
     for (std::int64_t i = 0, n = out.view.numel(); i < n; ++i) {
       const auto* at = static_cast<const unsigned char*>(out.view.at(element_offset(out.view, i)));
-      std::fill_n(is_element.begin() + (at - out.begin - static_cast<std::ptrdiff_t>(kGuardBytes)), bytes, true);
+      std::fill_n(is_element.begin() + (at - out.begin - static_cast<std::ptrdiff_t>(kGuardBytes)), bytes,
+                  true);
     }
     for (std::size_t i = 0; i < out.payload; ++i)
       if (!is_element[i] && out.begin[kGuardBytes + i] != out.before[i])
@@ -254,8 +256,8 @@ std::vector<std::uint64_t> input_hashes(const Dispatcher& d, const Operands& o) 
 }
 
 // The kernel on operands of one form, against the reference.
-Comparison check_form(const Case& c, const Kernel& k, Dispatcher& dispatcher, PackCache* packs, const Operands& got,
-                      const Operands& ref, const std::vector<std::uint64_t>& inputs) {
+Comparison check_form(const Case& c, const Kernel& k, Dispatcher& dispatcher, PackCache* packs,
+                      const Operands& got, const Operands& ref, const std::vector<std::uint64_t>& inputs) {
   const Selection only{.families = 0, .allow_fallback = false, .kernel = k.name};
   const auto plan = dispatcher.plan(c.op, got.params.data(), only, packs);
   const auto workspace = dispatcher.allocate(plan->workspace_bytes());
@@ -313,7 +315,8 @@ std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher, Dispa
     // Once with weights as they come, once as constants that may be packed.
     for (const bool packed : {false, true}) {
       PackCache packs;
-      const PlanContext ctx{dispatcher.caps(), dispatcher, dispatcher.num_threads(), packed ? &packs : nullptr};
+      const PlanContext ctx{dispatcher.caps(), dispatcher, dispatcher.num_threads(),
+                            packed ? &packs : nullptr};
       KernelCheck check{k->name + (packed ? "+packed" : ""), family_names(k->families), false, {}, {}};
       for (const Form& form : forms) {
         const Operands got = operands_for(dispatcher, instance, form);
@@ -429,8 +432,12 @@ double read_bandwidth(Dispatcher& dispatcher) {
     throw Error(ErrorCode::not_implemented, "read bandwidth: measured on the CPU only");
   const std::size_t n = large_buffer(dispatcher);
   const std::size_t words = n * sizeof(float) / sizeof(std::uint64_t);
-  const Tensor buffer = Tensor::zeros(DType::i64, {static_cast<std::int64_t>(words)});
-  const auto* const src = buffer.as<const std::uint64_t>();
+  const Tensor buffer(DType::i64, {static_cast<std::int64_t>(words)});
+  auto* const src = buffer.as<std::uint64_t>();
+  // Each thread's part is first touched by itself, and so lies near it.
+  for_each_part(words, dispatcher.num_threads(), [&](std::size_t lo, std::size_t hi) {
+    std::memset(src + lo, 0, (hi - lo) * sizeof(std::uint64_t));
+  });
   std::atomic<int> nonzero = 0;
   const double ms = median_ms([&] {
     for_each_part(words, dispatcher.num_threads(), [&](std::size_t lo, std::size_t hi) {

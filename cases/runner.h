@@ -3,7 +3,6 @@
 // Operands are made on the host; a dispatcher over another device gets copies of them.
 #pragma once
 
-#include <map>
 #include <string>
 #include <vector>
 

@@ -24,7 +24,8 @@ const Case& good_case(Op op) {
     if (c.op != op || c.bench) continue;
     Instance i = cases::instantiate(c);
     bool empty = false;
-    for (const Slot& s : slots_of(op, i.params.data())) empty = empty || (s.tensor->present() && s.tensor->numel() == 0);
+    for (const Slot& s : slots_of(op, i.params.data()))
+      empty = empty || (s.tensor->present() && s.tensor->numel() == 0);
     if (!empty) return c;
   }
   throw std::logic_error(std::string("no small case of ") + op_name(op));
@@ -40,10 +41,12 @@ void expect_refused(Dispatcher& d, Op op, Spoiled& s) {
   std::map<std::string, std::vector<unsigned char>> before;
   auto bytes_of = [](const TensorView& t) {
     const auto* p = t.as<unsigned char>();
-    return t.is_contiguous() && p ? std::vector<unsigned char>(p, p + t.nbytes()) : std::vector<unsigned char>{};
+    return t.is_contiguous() && p ? std::vector<unsigned char>(p, p + t.nbytes())
+                                  : std::vector<unsigned char>{};
   };
   for (const Slot& slot : slots_of(op, s.instance.params.data()))
-    if (slot.tensor->present() && slot.role != Role::in && slot.name != s.slot) before[slot.name] = bytes_of(*slot.tensor);
+    if (slot.tensor->present() && slot.role != Role::in && slot.name != s.slot)
+      before[slot.name] = bytes_of(*slot.tensor);
   try {
     d.run(op, s.instance.params.data(), {.families = ~0u});
     FAIL() << op_name(op) << ": " << s.what << " of " << s.slot << " was accepted";
@@ -54,7 +57,8 @@ void expect_refused(Dispatcher& d, Op op, Spoiled& s) {
     EXPECT_NE(std::string(e.what()).find(s.slot), std::string::npos) << e.what();
   }
   for (const Slot& slot : slots_of(op, s.instance.params.data()))
-    if (before.contains(slot.name)) EXPECT_EQ(bytes_of(*slot.tensor), before[slot.name]) << slot.name << " was changed";
+    if (before.contains(slot.name))
+      EXPECT_EQ(bytes_of(*slot.tensor), before[slot.name]) << slot.name << " was changed";
 }
 
 class BadInput : public testing::TestWithParam<Op> {
@@ -200,7 +204,8 @@ TEST_P(BadInput, OutputOfTheWrongShape) {
 
 TEST_P(BadInput, OutputThatFoldsElementsTogether) {
   for_each_slot("a zero stride", [](const Slot& s) {
-    if (s.role == Role::in || !s.tensor->present() || s.tensor->rank < 1 || s.tensor->shape[0] < 2) return false;
+    if (s.role == Role::in || !s.tensor->present() || s.tensor->rank < 1 || s.tensor->shape[0] < 2)
+      return false;
     s.tensor->strides[0] = 0;
     return true;
   });
@@ -211,7 +216,8 @@ std::vector<Op> ops() {
   for (const OpInfo& info : all_ops()) out.push_back(info.op);
   return out;
 }
-INSTANTIATE_TEST_SUITE_P(, BadInput, testing::ValuesIn(ops()), [](const auto& info) { return op_name(info.param); });
+INSTANTIATE_TEST_SUITE_P(, BadInput, testing::ValuesIn(ops()),
+                         [](const auto& info) { return op_name(info.param); });
 
 // Runs with bad values in a host table and expects the message to quote the value.
 template <class P>
@@ -230,9 +236,13 @@ TEST(BadData, TokenIdOutOfRange) {
   cases::Maker m("ids");
   const TensorView out = m.filled(DType::f32, {2, 4}, 5);
   expect_data_refused(
-      EmbeddingParams{.ids = m.integers(DType::i32, {3, 8}), .table = m.normal(DType::f32, {8, 4}), .out = out}, "8");
+      EmbeddingParams{
+          .ids = m.integers(DType::i32, {3, 9}), .table = m.normal(DType::f32, {8, 4}), .out = out},
+      "9");
   expect_data_refused(
-      EmbeddingParams{.ids = m.integers(DType::i32, {-1, 2}), .table = m.normal(DType::f32, {8, 4}), .out = out}, "-1");
+      EmbeddingParams{
+          .ids = m.integers(DType::i32, {-1, 2}), .table = m.normal(DType::f32, {8, 4}), .out = out},
+      "-1");
   EXPECT_EQ(out.as<float>()[0], 5);
 }
 
@@ -240,20 +250,21 @@ TEST(BadData, SlotBeyondTheCache) {
   cases::Maker m("slots");
   AppendKvParams p{.k = m.normal(DType::f32, {2, 1, 8}),
                    .v = m.normal(DType::f32, {2, 1, 8}),
-                   .slot_mapping = m.integers(DType::i64, {0, 8}),
+                   .slot_mapping = m.integers(DType::i64, {0, 9}),
                    .k_cache = m.filled(DType::f32, {2, 1, 4, 8}, 9),
                    .v_cache = m.filled(DType::f32, {2, 1, 4, 8}, 9)};
-  expect_data_refused(p, "8");
+  expect_data_refused(p, "9");
   EXPECT_EQ(p.k_cache.as<float>()[0], 9) << "a good slot before the bad one was written";
 }
 
 TEST(BadData, PageIdsAndLengthsOfAPagedCache) {
   cases::Maker m("pages");
-  AttentionParams p{.q = m.normal(DType::f32, {1, 2, 32}),
-                    .k = m.normal(DType::f32, {3, 1, 4, 32}),
-                    .v = m.normal(DType::f32, {3, 1, 4, 32}),
-                    .out = m.filled(DType::f32, {1, 2, 32}, 9),
-                    .tables = {.block_tables = m.table({{0, 3}}), .context_lens = m.integers(DType::i32, {5})}};
+  AttentionParams p{
+      .q = m.normal(DType::f32, {1, 2, 32}),
+      .k = m.normal(DType::f32, {3, 1, 4, 32}),
+      .v = m.normal(DType::f32, {3, 1, 4, 32}),
+      .out = m.filled(DType::f32, {1, 2, 32}, 9),
+      .tables = {.block_tables = m.table({{0, 3}}), .context_lens = m.integers(DType::i32, {5})}};
   expect_data_refused(p, "3");  // page 3 of 3
   p.tables.block_tables = m.table({{0, -1}});
   expect_data_refused(p, "-1");  // padding where a page is needed
@@ -271,9 +282,9 @@ TEST(BadData, CumulativeLengthsThatDecrease) {
                     .k = m.normal(DType::f32, {4, 1, 32}),
                     .v = m.normal(DType::f32, {4, 1, 32}),
                     .out = m.filled(DType::f32, {4, 2, 32}, 9),
-                    .tables = {.cu_seqlens_q = m.integers(DType::i32, {0, 3, 2, 4}),
+                    .tables = {.cu_seqlens_q = m.integers(DType::i32, {0, 3, 1, 4}),
                                .cu_seqlens_k = m.integers(DType::i32, {0, 1, 2, 4})}};
-  expect_data_refused(p, "2");
+  expect_data_refused(p, "got 1");
   p.tables.cu_seqlens_q = m.integers(DType::i32, {0, 1, 2, 5});
   expect_data_refused(p, "5");  // beyond q's rows
 }
@@ -345,6 +356,36 @@ TEST(BadData, OutputsThatShareMemory) {
   expect_data_refused(q, "out");
 }
 
+TEST(BadData, OutputsOverInputs) {
+  cases::Maker m("over");
+  Dispatcher d(backend_by_name("cpu"));
+  const TensorView rows = m.normal(DType::f32, {3, 8});
+  RmsNormParams norm{
+      .x = rows.slice(0, 0, 2), .weight = m.normal(DType::f32, {8}), .out = rows.slice(0, 0, 2)};
+  EXPECT_NO_THROW(d.run(norm));  // in place
+  norm.out = rows.slice(0, 1, 3);
+  expect_data_refused(norm, "x");
+  LinearParams layer{.x = m.normal(DType::f32, {8, 8}), .weight = m.normal(DType::f32, {8, 8})};
+  layer.out = layer.weight;
+  expect_data_refused(layer, "weight");
+  layer.out = layer.x;
+  expect_data_refused(layer, "x");
+
+  // Slices of one tensor are apart.
+  const TensorView merged = m.filled(DType::f32, {2, 12}, 9);
+  const auto weight = [&](std::int64_t out) { return m.normal(DType::f32, {out, 8}); };
+  QkvLinearParams qkv{.x = m.normal(DType::f32, {2, 8}),
+                      .q_weight = weight(6),
+                      .k_weight = weight(3),
+                      .v_weight = weight(3),
+                      .q = merged.slice(1, 0, 6),
+                      .k = merged.slice(1, 6, 9),
+                      .v = merged.slice(1, 9, 12)};
+  EXPECT_NO_THROW(d.run(qkv));
+  qkv.v = merged.slice(1, 8, 11);
+  expect_data_refused(qkv, "v");
+}
+
 TEST(BadAttribute, EnumerationsAndEpsOfThePrologue) {
   cases::Maker m("attributes");
   LinearParams p{.x = m.normal(DType::f32, {2, 8}),
@@ -355,6 +396,12 @@ TEST(BadAttribute, EnumerationsAndEpsOfThePrologue) {
     p.prologue.eps = eps;
     expect_data_refused(p, "eps");
   }
+  p.prologue.eps = 1e-5f;
+  p.prologue.norm_weight_offset = NAN;
+  expect_data_refused(p, "norm_weight_offset");
+  p.prologue.norm = NormKind::layer;
+  p.prologue.norm_weight_offset = 1;
+  expect_data_refused(p, "norm is layer");
   BinaryParams b{
       .a = p.x, .b = p.x, .out = m.filled(DType::f32, {2, 8}, 9), .kind = static_cast<BinaryKind>(7)};
   expect_data_refused(b, "kind");
@@ -403,11 +450,11 @@ TEST(BadData, TablesOnADeviceAreNotRead) {
 TEST(BadData, RopePositionBeyondTheTable) {
   cases::Maker m("rope");
   RopeParams p{.x = m.normal(DType::f32, {2, 1, 8}),
-               .positions = m.integers(DType::i32, {0, 16}),
+               .positions = m.integers(DType::i32, {0, 17}),
                .cos = m.normal(DType::f32, {16, 4}),
                .sin = m.normal(DType::f32, {16, 4}),
                .out = m.filled(DType::f32, {2, 1, 8}, 9)};
-  expect_data_refused(p, "16");
+  expect_data_refused(p, "17");
   EXPECT_EQ(p.out.as<float>()[0], 9);
 }
 

@@ -4,10 +4,13 @@
 
 #include <cmath>
 #include <limits>
+#include <random>
+#include <set>
 #include <vector>
 
 #include "core/block_formats.h"
 #include "core/log.h"
+#include "core/operands.h"
 #include "kf/kf.h"
 
 namespace kf {
@@ -163,6 +166,74 @@ TEST(Op, AnyParamsIsAValue) {
   AnyParams b = a;
   b.as<RmsNormParams>().eps = 0.25f;
   EXPECT_EQ(a.as<RmsNormParams>().eps, 0.5f);
+}
+
+// All elements of a view, as offsets from a pool's first.
+std::set<std::int64_t> elements_of(const TensorView& t, const float* pool) {
+  std::set<std::int64_t> offsets;
+  for (std::int64_t i = 0; i < t.numel(); ++i) {
+    std::int64_t rest = i, offset = t.as<const float>() - pool;
+    for (int d = t.rank - 1; d >= 0; --d) {
+      offset += rest % t.shape[d] * t.strides[d];
+      rest /= t.shape[d];
+    }
+    offsets.insert(offset);
+  }
+  return offsets;
+}
+
+bool meet(const TensorView& a, const TensorView& b, const float* pool) {
+  const std::set<std::int64_t> of_a = elements_of(a, pool);
+  for (const std::int64_t e : elements_of(b, pool))
+    if (of_a.contains(e)) return true;
+  return false;
+}
+
+// Never says apart of views that share an element, whatever their strides.
+TEST(SharedMemory, FindsEveryCommonElement) {
+  std::mt19937 random(7);
+  std::vector<float> pool(4096);
+  const auto draw = [&](int lo, int hi) { return std::uniform_int_distribution<int>(lo, hi)(random); };
+  const auto view = [&] {
+    TensorView t;
+    t.dtype = DType::f32;
+    t.rank = draw(1, 3);
+    t.data = pool.data() + 2000 + draw(0, 60);
+    for (int d = 0; d < t.rank; ++d) {
+      t.shape[d] = draw(1, 4);
+      t.strides[d] = draw(0, 9) == 0 ? -draw(1, 20) : draw(0, 20);
+    }
+    return t;
+  };
+  int apart = 0;
+  for (int i = 0; i < 20000; ++i) {
+    const TensorView a = view(), b = view();
+    const bool said = share_memory(a, b);
+    apart += !said;
+    if (meet(a, b, pool.data())) ASSERT_TRUE(said) << to_string(a) << " and " << to_string(b);
+  }
+  EXPECT_GT(apart, 1000);
+}
+
+// Exact for slices of one tensor, however many heads each has.
+TEST(SharedMemory, SlicesOfOneTensor) {
+  std::mt19937 random(8);
+  const Tensor merged = Tensor::zeros(DType::f32, {5, 24});
+  const auto slice = [&] {
+    const std::int64_t begin = std::uniform_int_distribution<int>(0, 22)(random);
+    const std::int64_t end = std::uniform_int_distribution<int>(static_cast<int>(begin) + 1, 24)(random);
+    TensorView t = TensorView(merged).slice(1, begin, end);
+    if ((end - begin) % 2 == 0) {  // the same as heads of two
+      t.rank = 3;
+      t.shape[1] = (end - begin) / 2, t.shape[2] = 2;
+      t.strides[1] = 2, t.strides[2] = 1;
+    }
+    return t;
+  };
+  for (int i = 0; i < 2000; ++i) {
+    const TensorView a = slice(), b = slice();
+    ASSERT_EQ(share_memory(a, b), meet(a, b, merged.as<float>())) << to_string(a) << " and " << to_string(b);
+  }
 }
 
 }  // namespace

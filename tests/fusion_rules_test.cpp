@@ -118,6 +118,7 @@ struct RopeGraph : GraphBuilder {
   ValueId norm(ValueId x, const char* name) {
     RmsNormParams p;
     p.eps = 1e-5f;
+    p.weight_offset = 0.5f;
     return call(p, {{"x", x}, {"weight", weight(name, {8})}});
   }
   RopeTables kept;
@@ -136,7 +137,8 @@ TEST(FusionRules, QkNormRope) {
 struct QkvGraph : GraphBuilder {
   explicit QkvGraph(std::string_view seed, Op norm_op = Op::linear, bool bias = true) : GraphBuilder(seed) {
     ValueId x = floats("x", {3, 16});
-    if (norm_op == Op::rms_norm) x = call(RmsNormParams{}, {{"x", x}, {"weight", weight("norm", {16})}});
+    if (norm_op == Op::rms_norm)
+      x = call(RmsNormParams{.weight_offset = 0.5f}, {{"x", x}, {"weight", weight("norm", {16})}});
     if (norm_op == Op::layer_norm)
       x = call(LayerNormParams{},
                {{"x", x}, {"weight", weight("norm", {16})}, {"bias", weight("norm_bias", {16})}});
@@ -190,7 +192,7 @@ struct FfnGraph : GraphBuilder {
   explicit FfnGraph(std::string_view seed, Op norm_op = Op::rms_norm) : GraphBuilder(seed) {
     x = floats("x", {3, 16});
     const ValueId w = weight("norm", {16});
-    y = norm_op == Op::rms_norm ? call(RmsNormParams{}, {{"x", x}, {"weight", w}})
+    y = norm_op == Op::rms_norm ? call(RmsNormParams{.weight_offset = 0.5f}, {{"x", x}, {"weight", w}})
                                 : call(LayerNormParams{}, {{"x", x}, {"weight", w}});
     gate = linear(y, weight("gate", {24, 16}));
     up = linear(y, weight("up", {24, 16}));
@@ -375,7 +377,8 @@ TEST(Fuse, MeasuresOnceAndRemembers) {
 struct SymbolicRows : GraphBuilder {
   SymbolicRows() : GraphBuilder("rounded") {
     const ValueId x = graph.input("x", DType::f32, {graph.symbol("num_tokens"), 16});
-    const ValueId y = call(RmsNormParams{}, {{"x", x}, {"weight", weight("norm", {16})}});
+    const ValueId y =
+        call(RmsNormParams{.weight_offset = 0.5f}, {{"x", x}, {"weight", weight("norm", {16})}});
     graph.output("out", linear(y, weight("w", {8, 16})));
   }
 };

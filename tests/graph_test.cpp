@@ -244,6 +244,51 @@ TEST(Executable, OutputsAreBoundToMemoryOfTheirOwn) {
   e.run();  // as it was bound before
 }
 
+TEST(Executable, CachesOfEveryLayerAreApart) {
+  GraphBuilder b("caches");
+  const ValueId slots = b.input("slots", b.make.integers(DType::i64, {1}));
+  for (const std::string layer : {"0", "1"}) {
+    const ValueId k = b.floats("k" + layer, {1, 1, 4}), v = b.floats("v" + layer, {1, 1, 4});
+    const CallResult r =
+        b.graph.call(AppendKvParams{}, {{"k", k},
+                                        {"v", v},
+                                        {"slot_mapping", slots},
+                                        {"k_cache", b.floats("k_cache" + layer, {1, 1, 2, 4})},
+                                        {"v_cache", b.floats("v_cache" + layer, {1, 1, 2, 4})}});
+    b.graph.output("after" + layer, r["v_cache"]);
+  }
+  Executable e(b.graph, {}, default_dispatcher(), {.selection = kReferenceOnly});
+  for (const auto& [name, t] : b.data) e.bind(name, t);
+  e.run();
+  e.bind("v_cache1", b.data["k_cache1"]);
+  EXPECT_TRUE(has(error_of([&] { e.run(); }), "memory shared with k_cache"));
+}
+
+TEST(Executable, ConstantOutputsAreNotBound) {
+  GraphBuilder b("constant");
+  const ValueId w = b.weight("w", {2, 4});
+  b.graph.output("w_out", w);
+  b.graph.output("out", b.activation(Activation::relu, b.floats("x", {2, 4})));
+  Executable e(b.graph, {}, default_dispatcher(), {.selection = kReferenceOnly});
+  for (const auto& [name, t] : b.data)
+    if (name == "x") e.bind(name, t);
+  const Tensor out = Tensor::zeros(DType::f32, {2, 4});
+  e.bind("out", out);
+  EXPECT_TRUE(has(error_of([&] { e.bind("w_out", out); }), "constant"));
+}
+
+TEST(Graph, ValuesOfAnotherGraphAndOtherLayoutsAreRefused) {
+  GraphBuilder b("values");
+  const ValueId x = b.floats("x", {2, 4});
+  const ValueId y = b.activation(Activation::relu, x);
+  EXPECT_TRUE(has(error_of([&] { b.graph.output("o", ValueId{99}); }), "value of this graph"));
+  EXPECT_TRUE(has(error_of([&] { b.graph.reshape(ValueId{99}, {8}); }), "value of this graph"));
+  EXPECT_TRUE(has(error_of([&] { b.graph.view(ValueId{99}, {8}, {1}); }), "value of this graph"));
+  const TensorView wrong = TensorView::contiguous(nullptr, DType::f32, {4, 2});
+  EXPECT_TRUE(has(error_of([&] { b.graph.output("o", y, wrong); }), "shape"));
+  EXPECT_TRUE(b.graph.outputs().empty());
+}
+
 TEST(Executable, ValidatesTablesBeforeItWrites) {
   GraphBuilder b("tables");
   const ValueId ids = b.input("ids", b.make.integers(DType::i32, {1, 7}));

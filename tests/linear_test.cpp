@@ -20,8 +20,7 @@ std::vector<unsigned char> bytes_of(const TensorView& t) {
   return {p, p + t.nbytes()};
 }
 
-// x + linear(norm(x)) and x + ffn(norm(x)), written over x, as a residual stream has it; more tokens than one
-// pass takes.
+// x + linear(norm(x)) and x + ffn(norm(x)), written over the residual; more tokens than one pass takes.
 TEST(LinearInPlace, ResidualStream) {
   for (const std::int64_t num_tokens : {1, 5, 1200}) {
     Maker m("residual_stream");
@@ -35,7 +34,7 @@ TEST(LinearInPlace, ResidualStream) {
 
     LinearParams layer{.x = x, .weight = square, .residual = x, .out = apart, .prologue = norm};
     d.run(layer);
-    layer.x = layer.residual = layer.out = copy;
+    layer.residual = layer.out = copy;
     d.run(layer);
     EXPECT_EQ(bytes_of(copy), bytes_of(apart)) << "linear, " << num_tokens << " tokens";
 
@@ -44,7 +43,7 @@ TEST(LinearInPlace, ResidualStream) {
     ffn.prologue = norm;
     d.run(ffn);
     std::memcpy(copy.data, x.data, x.nbytes());
-    ffn.x = ffn.residual = ffn.out = copy;
+    ffn.residual = ffn.out = copy;
     d.run(ffn);
     EXPECT_EQ(bytes_of(copy), bytes_of(apart)) << "gated_ffn, " << num_tokens << " tokens";
   }

@@ -13,7 +13,7 @@ enum class DType : std::uint8_t {
   f32,
   f16,
   bf16,
-  fp8_e4m3,
+  fp8_e4m3,  // the form without infinities: float8_e4m3fn of PyTorch and DLPack
   fp8_e5m2,
   i8,
   u8,

@@ -90,8 +90,8 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // One row for each token asked for, in the order of the batch: f32 logits [num_rows, vocab_size] or i32 ids
-  // [num_rows]. The view lasts until the next step. On error no sequence has changed.
+  // One row for each token asked for, in the order of the batch: logits [num_rows, vocab_size] in the
+  // activation dtype, or i32 ids [num_rows]. The view lasts until the next call of the engine. On error no sequence has changed.
   TensorView step(std::span<const StepInput> batch, StepOutput output = StepOutput::logits);
   // Does the work ahead of the first step of this shape: fusing, measuring, packing, planning.
   void prepare(const StepShape& shape);
@@ -108,7 +108,7 @@ class Engine {
 
   const StepMetrics& last_step() const { return last_step_; }
   std::size_t peak_activation_bytes() const { return peak_activation_bytes_; }  // the largest of all steps
-  std::size_t packed_bytes() const { return packs_->bytes(); }                   // what packed weights take
+  std::size_t packed_bytes() const { return packs_->bytes(); }                  // what packed weights take
 
   // A step before fusion, after it, and as the kernels that run; references last until the next step or call.
   const Graph& graph(StepOutput output);

@@ -98,6 +98,7 @@ class Graph {
 
  private:
   friend class GraphRewriter;
+  void check_value(const char* what, ValueId v) const;
   ValueId add_value(Value value);
   ValueId add_input(const std::string& name, const TensorView& layout);
 

@@ -27,10 +27,13 @@ class KvCache {
   KvCache(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim,
           const KvCacheOptions& options);
 
+  // Sequences are named by number. A number that names none is refused with invalid_argument by all that take one.
+
   // An empty sequence; takes no pages yet.
   SequenceId create();
   // A sequence that starts as `parent`'s first tokens and shares their pages: whole pages only, so that
-  // neither writes into the other's; length() of the result says how many tokens that is.
+  // neither writes into the other's; length() of the result says how many tokens that is. Throws invalid_argument unless
+  // num_tokens is 0 to the parent's length.
   SequenceId fork(SequenceId parent, std::int64_t num_tokens);
   void release(SequenceId sequence);
 
@@ -47,7 +50,7 @@ class KvCache {
   bool contains(SequenceId sequence) const { return sequences_.contains(sequence); }
   std::int64_t length(SequenceId sequence) const { return find(sequence).length; }
   std::span<const std::int32_t> pages(SequenceId sequence) const { return find(sequence).pages; }
-  // Where the token at `position` lies: page * page_size + row.
+  // Where the token at `position`, which it has, lies: page * page_size + row. Throws invalid_argument.
   std::int64_t slot(SequenceId sequence, std::int64_t position) const;
 
   const KvCacheOptions& options() const { return options_; }
@@ -55,10 +58,12 @@ class KvCache {
   std::int64_t pages_for(std::int64_t num_tokens) const {
     return (num_tokens + options_.page_size - 1) / options_.page_size;
   }
+  // How many sequences have the page, which is one of the pool's: not checked.
   int references(std::int32_t page) const { return references_[page]; }
   std::size_t nbytes() const;
 
   std::int64_t num_layers() const { return static_cast<std::int64_t>(k_.size()); }
+  // The pools of a layer, which is 0 to num_layers() - 1: not checked.
   const TensorView& k(std::int64_t layer) const { return k_[layer].view(); }
   const TensorView& v(std::int64_t layer) const { return v_[layer].view(); }
 

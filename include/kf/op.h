@@ -84,7 +84,7 @@ struct Cost {
 struct OpInfo {
   Op op;
   const char* name;
-  const char* summary;  // the formula in a line
+  const char* summary;                                 // the formula in a line
   std::shared_ptr<void> (*clone)(const void* params);  // nullptr: default-constructed
   void (*visit)(void* params, FieldVisitor& v);
   // Fills dtype, shape and contiguous strides of absent outputs (optional ones too) from the inputs; leaves them
@@ -93,8 +93,8 @@ struct OpInfo {
   void (*infer)(void* params);
   // Throws invalid_argument unless ranks, dtypes, shapes, strides and attributes fit together.
   void (*validate)(const void* params);
-  // Throws invalid_argument unless operands that may not share memory are apart, and the values in host tables
-  // and ids are in range. Reads the memory, so it is asked at every call, not once a layout.
+  // Throws invalid_argument unless the values in host tables and ids are in range. Reads the memory, so it is asked at
+  // every call, not once a layout.
   void (*validate_data)(const void* params);
   Cost (*cost)(const void* params);
   // sizeof the Params struct, which is trivially copyable and at most kMaxParamsBytes: run() may copy it to its stack.
@@ -114,7 +114,8 @@ class AnyParams {
   template <class P>
   AnyParams(const P& params) : op_(P::kOp), data_(std::make_shared<P>(params)) {}
   explicit AnyParams(Op op) : op_(op), data_(op_info(op).clone(nullptr)) {}
-  AnyParams(const AnyParams& o) : op_(o.op_), data_(o.data_ ? op_info(o.op_).clone(o.data_.get()) : nullptr) {}
+  AnyParams(const AnyParams& o)
+      : op_(o.op_), data_(o.data_ ? op_info(o.op_).clone(o.data_.get()) : nullptr) {}
   AnyParams& operator=(const AnyParams& o) { return *this = AnyParams(o); }
   AnyParams(AnyParams&&) = default;
   AnyParams& operator=(AnyParams&&) = default;

@@ -1,11 +1,10 @@
-// Telemetry: who ran, on what, at what cost; who declined, and why.
+// Telemetry: which kernel ran, on what shapes, at what cost, and whether as a fallback.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <mutex>
 #include <string>
-#include <vector>
 
 #include "kf/op.h"
 

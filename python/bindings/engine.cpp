@@ -16,7 +16,6 @@ namespace kf::python {
 namespace {
 
 constexpr const char* kModeNames[] = {"none", "all", "measured"};
-constexpr const char* kLayoutNames[] = {"HND", "NHD"};
 
 ModelConfig config_from(const nb::dict& values) {
   std::string architecture = "llama";
@@ -88,7 +87,7 @@ EngineOptions options_from(const nb::dict& values) {
       .read("dtype", cache_dtype)
       .read("page_size", o.cache.page_size)
       .read("num_pages", o.cache.num_pages)
-      .choose("layout", o.cache.layout, kLayoutNames)
+      .choose("layout", o.cache.layout, kKvLayoutNames)
       .finish();
   o.cache.dtype = parse_dtype(cache_dtype);
   return o;
@@ -235,6 +234,7 @@ class PyEngine {
 
   // A step's graph before fusion beside the one that runs.
   std::string before_after_svg(const StepShape& shape) {
+    nb::gil_scoped_release release;
     EngineUse use(*engine_);
     return kf::before_after_svg(use.graph(shape.output), use.fused_graph(shape).graph);
   }
@@ -269,9 +269,14 @@ class PyEngine {
   }
 
   nb::list applied(const StepShape& shape) {
+    std::vector<Applied> applied;
+    {
+      nb::gil_scoped_release release;
+      EngineUse use(*engine_);
+      applied = use.fused_graph(shape).applied;
+    }
     nb::list all;
-    EngineUse use(*engine_);
-    for (const Applied& a : use.fused_graph(shape).applied) {
+    for (const Applied& a : applied) {
       nb::dict d;
       d["rule"] = a.rule;
       d["label"] = a.label;
@@ -351,20 +356,25 @@ void bind_engine(nb::module_& m) {
            nb::arg("config"), nb::arg("weights"), nb::arg("options") = nb::dict(),
            nb::arg("verdicts").none() = nb::none(), nb::arg("count_calls") = false,
            nb::arg("packs").none() = nb::none())
-      .def("create_sequence", &PyEngine::create_sequence)
-      .def("release_sequence", &PyEngine::release_sequence, nb::arg("sequence"))
-      .def("truncate", &PyEngine::truncate, nb::arg("sequence"), nb::arg("length"))
-      .def("length", &PyEngine::length, nb::arg("sequence"))
+      .def("create_sequence", &PyEngine::create_sequence, "A new, empty sequence; its number.")
+      .def("release_sequence", &PyEngine::release_sequence, nb::arg("sequence"),
+           "Gives its pages back; the number is no longer valid.")
+      .def("truncate", &PyEngine::truncate, nb::arg("sequence"), nb::arg("length"),
+           "Forgets what comes after the first `length` tokens.")
+      .def("length", &PyEngine::length, nb::arg("sequence"), "Its tokens in the cache.")
       .def("step", &PyEngine::step, nb::arg("batch"), nb::arg("output") = "logits",
            "Feeds [(sequence, int32 tokens, rows: none | last | all)]; returns logits [num_rows, vocab] or "
            "ids.")
       .def("generate", &PyEngine::generate, nb::arg("requests"), nb::arg("on_token").none() = nb::none())
       .def("shape_of", &PyEngine::shape_of, nb::arg("output"), nb::arg("num_tokens"), nb::arg("batch_size"),
-           nb::arg("num_rows"), nb::arg("context_len"))
-      .def("prepare", &PyEngine::prepare, nb::arg("shape"))
+           nb::arg("num_rows"), nb::arg("context_len"),
+           "The shape of a step with these sizes: what prepare, graphs and explanations are asked for.")
+      .def("prepare", &PyEngine::prepare, nb::arg("shape"),
+           "Fuses, measures, packs and plans ahead of the first step of this shape.")
       .def(
           "graph",
           [](PyEngine& e, const std::string& output, const std::string& format) {
+            nb::gil_scoped_release release;
             EngineUse use(e.engine());
             return graph_text(use.graph(output_from(output)), format);
           },
@@ -372,6 +382,7 @@ void bind_engine(nb::module_& m) {
       .def(
           "fused_graph",
           [](PyEngine& e, const StepShape& shape, const std::string& format) {
+            nb::gil_scoped_release release;
             EngineUse use(e.engine());
             return graph_text(use.fused_graph(shape).graph, format);
           },
@@ -380,10 +391,13 @@ void bind_engine(nb::module_& m) {
            "One drawing of the graph before fusion and as it runs, side by side.")
       .def("applied", &PyEngine::applied, nb::arg("shape"), "What became of each rule at each place.")
       .def(
-          "explain", [](PyEngine& e, const StepShape& shape) { return e.engine().explain(shape); },
+          "explain",
+          [](PyEngine& e, const StepShape& shape) {
+            nb::gil_scoped_release release;
+            return e.engine().explain(shape);
+          },
           nb::arg("shape"), "The kernels of a step.")
       .def("calls", &PyEngine::calls, "Kernel calls by op and kernel, where the engine counts them.")
-      .def("reset_calls", [](PyEngine& e) { e.counters().reset(); })
       .def_prop_ro("last_step", &PyEngine::last_step)
       .def_prop_ro("peak_activation_bytes", [](PyEngine& e) { return e.engine().peak_activation_bytes(); })
       .def_prop_ro("packed_bytes", [](PyEngine& e) { return e.engine().packed_bytes(); })

@@ -15,7 +15,7 @@ import numpy as np
 from . import _kf
 from .arrays import to_numpy
 from .config import FusionChoice, KernelFusionConfig
-from .errors import NotServedError, refusing
+from .errors import NotServedError, ResourceExhaustedError, refusing
 from .tokens import TextStream, TokenizerOf, load_tokenizer
 from .weights import ModelFile, open_model
 
@@ -90,15 +90,25 @@ class Model:
         if ids.size == 0:
             raise refusing("tokens: expected at least one id, got none")
         with self._alone():
-            if afresh:
-                self._forget()
             if self._sequence is None:
                 self._sequence = self.engine.create_sequence()
+            length, longest = 0 if afresh else self.engine.length(self._sequence), self.engine.max_seq_len
+            if length + ids.size > longest:
+                raise ResourceExhaustedError(
+                    f"tokens: {ids.size} after {length} are more than this model was loaded for: max_seq_len is {longest}; "
+                    "load it with a longer context"
+                )
+            if afresh:
+                self._forget()
             size = self.engine.max_step_tokens
             chunks = [ids[i : i + size] for i in range(0, len(ids), size)]
             before = "all" if rows == "all" else "none"
-            outputs = [self._step(chunk, before) for chunk in chunks[:-1]]
-            outputs.append(self._step(chunks[-1], rows))
+            try:
+                outputs = [self._step(chunk, before) for chunk in chunks[:-1]]
+                outputs.append(self._step(chunks[-1], rows))
+            except BaseException:
+                self.engine.truncate(self._sequence, length)  # the chunks before the one that failed
+                raise
         return np.concatenate(outputs) if rows == "all" else outputs[-1]
 
     def _step(self, ids: np.ndarray, rows: str) -> np.ndarray:
@@ -147,6 +157,9 @@ class Model:
 
         with self._alone():
             made = self.engine.generate(requests, on_token)
+            for i, stream in enumerate(streams):
+                if on_text is not None and (rest := stream.rest()):
+                    on_text(i, rest)
         results = [
             Generated(
                 self.tokenizer.decode(r["tokens"]), r["tokens"], r["reason"], r["seconds_to_first_token"], r["seconds"]
@@ -211,7 +224,8 @@ def load_model(
     a list; `sagellm_kernel_fusion.rules()`) take all of these; `only_rules` and `except_rules` restrict them. weights:
     "file" computes with them as they are stored, "f32" dequantizes them first. context: the longest sequence (0: the
     model's, at most 4096). max_step_tokens: longer prompts are fed in chunks of as many. threads 0: all. families: the
-    kernels that may be used, as in `Selection` (none: the fused ones, or for the baseline the vanilla ones). verdicts:
+    kernels that may be used, as in `Selection` (none: the fused ones and, for what no rule joins, the vanilla ones; for the
+    baseline the vanilla ones). verdicts:
     where measured fusions are kept (None: on disk, in the user's cache).
     """
     file = path if isinstance(path, ModelFile) else open_model(path)

@@ -26,7 +26,7 @@ def __getattr__(name: str):
 
 def linear(
     x, weight, bias=None, residual=None, out=None, *, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
-    pre_activation="none", activation="none", selection: Selection | None = None,
+    norm_weight_offset=0.0, pre_activation="none", activation="none", selection: Selection | None = None,
 ):  # fmt: skip
     """out = act( pro(x) @ weight^T + bias ) + residual
 
@@ -39,7 +39,8 @@ def linear(
 
 def qkv_linear(
     x, q_weight, k_weight, v_weight, q_bias=None, k_bias=None, v_bias=None, q=None, k=None, v=None, *, norm="none",
-    norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none", selection: Selection | None = None,
+    norm_weight=None, norm_bias=None, eps=1e-5, norm_weight_offset=0.0, pre_activation="none",
+    selection: Selection | None = None,
 ):  # fmt: skip
     """q, k, v = pro(x) @ q_weight^T + q_bias, and so on: the three layers before attention, in one call.
 
@@ -50,7 +51,7 @@ def qkv_linear(
 
 def gated_ffn(
     x, gate_weight, up_weight, down_weight, residual=None, out=None, *, norm="none", norm_weight=None, norm_bias=None,
-    eps=1e-5, pre_activation="none", activation="silu", selection: Selection | None = None,
+    eps=1e-5, norm_weight_offset=0.0, pre_activation="none", activation="silu", selection: Selection | None = None,
 ):  # fmt: skip
     """out = ( act(y @ gate_weight^T) * (y @ up_weight^T) ) @ down_weight^T + residual,   y = pro(x)
 
@@ -61,8 +62,8 @@ def gated_ffn(
 
 
 def lm_head_argmax(
-    x, weight, ids=None, max=None, *, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none",
-    selection: Selection | None = None,
+    x, weight, ids=None, max=None, *, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
+    norm_weight_offset=0.0, pre_activation="none", selection: Selection | None = None,
 ):  # fmt: skip
     """ids = argmax over the rows of weight of pro(x) . weight: the last layer and the greedy choice; no logits written.
 
@@ -75,8 +76,11 @@ def lm_head_argmax(
 # Norms
 
 
-def rms_norm(x, weight, residual=None, out=None, residual_out=None, *, eps=1e-6, selection: Selection | None = None):
-    """h = x + residual;  out = h / sqrt(mean(h^2) + eps) * weight   (Zhang and Sennrich, 2019)
+def rms_norm(
+    x, weight, residual=None, out=None, residual_out=None, *, eps=1e-6, weight_offset=0.0,
+    selection: Selection | None = None,
+):  # fmt: skip
+    """h = x + residual;  out = h / sqrt(mean(h^2) + eps) * (weight_offset + weight)   (Zhang and Sennrich, 2019)
 
     x [..., n], weight [n], residual like x. residual_out=True also returns h.
     """
@@ -176,7 +180,7 @@ def attention_values(
 
 
 def rope(
-    x, positions, cos, sin, norm_weight=None, out=None, *, norm_eps=1e-6, interleaved=False,
+    x, positions, cos, sin, norm_weight=None, out=None, *, norm_eps=1e-6, norm_weight_offset=0.0, interleaved=False,
     selection: Selection | None = None,
 ):  # fmt: skip
     """Rotary position embedding (Su et al., 2021): pairs turn to (x1 cos - x2 sin, x2 cos + x1 sin).
@@ -198,7 +202,7 @@ def append_kv(k, v, slot_mapping, k_cache, v_cache, *, kv_layout="HND", selectio
 
 def rope_append(
     q, k, v, positions, cos, sin, slot_mapping, k_cache, v_cache, q_norm_weight=None, k_norm_weight=None, q_out=None,
-    *, norm_eps=1e-6, interleaved=False, kv_layout="HND", selection: Selection | None = None,
+    *, norm_eps=1e-6, norm_weight_offset=0.0, interleaved=False, kv_layout="HND", selection: Selection | None = None,
 ):  # fmt: skip
     """Returns rope(q); writes rope(k) and v to the caches: `rope` twice and `append_kv`, in one call."""
     return call("rope_append", locals())

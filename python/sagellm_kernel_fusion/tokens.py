@@ -26,6 +26,9 @@ _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _SINGLE_DIGITS = ("smollm", "refact", "starcoder", "command-r")
 _PATTERNS = {"default": _GPT2, "gpt-2": _GPT2, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "qwen2": _QWEN2}
 
+# Llama 3's vocabulary has words that no merges make, and its texts begin with BOS, whether the file says so or not.
+_LLAMA3_NAMES = ("llama3", "llama-bpe")
+
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
 
 
@@ -68,9 +71,12 @@ def _gguf_tokenizer(meta: Metadata) -> Tokenizer:
     if any(" " not in merge for merge in merges):
         raise meta.fail("tokenizer.ggml.merges", "pairs of tokens with a space between them")
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    pre_tokenizer = _pre_tokenizer(meta.text("tokenizer.ggml.pre", default="default"))
+    pre = meta.text("tokenizer.ggml.pre", default="default")
+    pre_tokenizer = _pre_tokenizer(pre)
     with _refusing(f"{meta.path}: tokenizer vocabulary and merges do not fit together"):
-        tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs, ignore_merges=False))
+        tokenizer = Tokenizer(
+            models.BPE({token: i for i, token in enumerate(tokens)}, pairs, ignore_merges=pre in _LLAMA3_NAMES)
+        )
         tokenizer.pre_tokenizer = pre_tokenizer
         tokenizer.decoder = decoders.ByteLevel()
         typed = list(zip(tokens, kinds or [], strict=False))
@@ -144,18 +150,26 @@ class TextStream:
 
     def __init__(self, tokenizer: TokenizerOf):
         self._tokenizer, self._ids, self._shown = tokenizer, [], 0
+        self._line: list[int] = []  # ids since the last line's end
 
     def push(self, token: int) -> str:
         self._ids.append(token)
+        self._line.append(token)
         text = self._tokenizer.decode(self._ids)
         if text.endswith("\ufffd"):
             return ""
         piece = text[self._shown :]
         self._shown = len(text)
-        # A finished line needs not be decoded again: what stands before does not change it.
+        # Of what was shown the last line alone is decoded again, for some tokenizers make something else of a text's
+        # first token than of the same one after others.
         if piece.endswith("\n"):
-            self._ids, self._shown = [], 0
+            self._ids, self._line = self._line, []
+            self._shown = len(self._tokenizer.decode(self._ids))
         return piece
+
+    def rest(self) -> str:
+        """What is still held back when no more ids come."""
+        return self._tokenizer.decode(self._ids)[self._shown :]
 
 
 def load_tokenizer(file: ModelFile) -> TokenizerOf:
@@ -166,6 +180,7 @@ def load_tokenizer(file: ModelFile) -> TokenizerOf:
 def _from_gguf(file: ModelFile) -> TokenizerOf:
     meta = Metadata(file.metadata, file.path)
     tokenizer = _gguf_tokenizer(meta)
+    pre = meta.text("tokenizer.ggml.pre", default="default")
     tokens = meta.texts("tokenizer.ggml.tokens")
     bos, eos = meta.ids("tokenizer.ggml.bos_token_id"), meta.ids("tokenizer.ggml.eos_token_id")
     special = {
@@ -174,7 +189,7 @@ def _from_gguf(file: ModelFile) -> TokenizerOf:
     return TokenizerOf(
         tokenizer,
         bos_id=bos[0] if bos else None,
-        add_bos=meta.flag("tokenizer.ggml.add_bos_token", default=False),
+        add_bos=meta.flag("tokenizer.ggml.add_bos_token", default=pre in _LLAMA3_NAMES),
         stop_ids=[*eos, *meta.ids("tokenizer.ggml.eot_token_id")],
         chat_template=meta.text("tokenizer.chat_template", default=""),
         special=special,
@@ -201,11 +216,17 @@ def _from_folder(folder: Path) -> TokenizerOf:
     return TokenizerOf(
         tokenizer,
         bos_id=tokenizer.token_to_id(special["bos_token"]) if "bos_token" in special else None,
-        add_bos=options.flag("add_bos_token", default=False),
+        add_bos=options.flag("add_bos_token", default=_adds_bos(tokenizer, special.get("bos_token"))),
         stop_ids=stops,
         chat_template=_template(folder, options),
         special=special,
     )
+
+
+def _adds_bos(tokenizer: Tokenizer, bos: str | None) -> bool:
+    """Whether the tokenizer's own post-processor begins texts with BOS."""
+    ids = tokenizer.encode("", add_special_tokens=True).ids
+    return bos is not None and ids[:1] == [tokenizer.token_to_id(bos)]
 
 
 def _template(folder: Path, options: Metadata) -> str:

@@ -45,25 +45,28 @@ bool allows(const Selection& selection, const Kernel& k) {
                                 const std::vector<const Kernel*>& rows, const PlanContext& ctx) {
   const std::string backend = ctx.dispatcher.backend().name;
   if (rows.empty())
-    throw Error(ErrorCode::not_implemented, fmt::format("backend {} has no kernel for {}", backend, op_name(op)),
+    throw Error(ErrorCode::not_implemented,
+                fmt::format("backend {} has no kernel for {}", backend, op_name(op)),
                 {{"op", op_name(op)}, {"backend", backend}});
   std::string reasons;
   bool other_serves = false;
   for (const Kernel* k : rows) {
     const Support s = k->supports(params, ctx);
     reasons += fmt::format("\n  {}: ", k->name);
-    reasons += !s                         ? s.reason()
-               : selection.kernel.empty() ? fmt::format("would serve, but is of family {}", family_names(k->families))
-                                          : "would serve, but is not the kernel asked for";
+    reasons += !s ? s.reason()
+               : selection.kernel.empty()
+                   ? fmt::format("would serve, but is of family {}", family_names(k->families))
+                   : "would serve, but is not the kernel asked for";
     other_serves |= static_cast<bool>(s);
   }
-  throw Error(ErrorCode::not_implemented,
-              fmt::format("{}: no kernel of {} serves {}; each said:{}{}", op_name(op),
-                          selection.kernel.empty() ? "family " + family_names(selection.families)
-                                                   : "name " + selection.kernel,
-                          describe(op, params), reasons,
-                          other_serves ? "\nallow_fallback would take the first of those that would serve" : ""),
-              {{"op", op_name(op)}});
+  throw Error(
+      ErrorCode::not_implemented,
+      fmt::format("{}: no kernel of {} serves {}; each said:{}{}", op_name(op),
+                  selection.kernel.empty() ? "family " + family_names(selection.families)
+                                           : "name " + selection.kernel,
+                  describe(op, params), reasons,
+                  other_serves ? "\nallow_fallback would take the first of those that would serve" : ""),
+      {{"op", op_name(op)}});
 }
 
 }  // namespace
@@ -109,9 +112,9 @@ std::vector<Explained> Dispatcher::explain(Op op, const void* params, const Sele
     e.reason = s.reason();
     e.allowed = allows(selection, *k);
     if (e.supported && !e.allowed)
-      e.reason = selection.kernel.empty()
-                     ? fmt::format("of family {}, configured is {}", e.families, family_names(selection.families))
-                     : fmt::format("not the kernel asked for, {}", selection.kernel);
+      e.reason = selection.kernel.empty() ? fmt::format("of family {}, configured is {}", e.families,
+                                                        family_names(selection.families))
+                                          : fmt::format("not the kernel asked for, {}", selection.kernel);
     const int i = static_cast<int>(rows.size());
     if (e.supported && e.allowed && first_allowed < 0) first_allowed = i;
     if (e.supported && !e.allowed && first_other < 0) first_other = i;
@@ -195,8 +198,13 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
 void Dispatcher::execute(const Plan& plan, const void* params, void* workspace, const Launch& launch) const {
   const RunContext ctx{workspace, num_threads_, launch.stream};
   if (sink_ == nullptr) return plan.run(params, ctx);
-  CallRecord record{plan.kernel().op, plan.kernel().name.c_str(), plan.shapes().c_str(), plan.cost(),
-                    plan.launches(),  plan.is_fallback(),         -1.0};
+  CallRecord record{plan.kernel().op,
+                    plan.kernel().name.c_str(),
+                    plan.shapes().c_str(),
+                    plan.cost(),
+                    plan.launches(),
+                    plan.is_fallback(),
+                    -1.0};
   if (sink_->wants_time()) {
     synchronize(launch);  // what was enqueued before is not this call's time
     const auto start = std::chrono::steady_clock::now();
@@ -315,6 +323,10 @@ void DispatcherSet::add_kernel(Kernel kernel) {
   std::lock_guard lock(mutex_);
   for (const Kernel& k : added_)
     if (k.name == kernel.name) fail_name(kernel);
+  for (const Backend* b : backends_)  // those whose dispatchers are made later would stumble over it
+    if (b->device_type == kernel.device_type)
+      for (const Kernel& k : b->kernels())
+        if (k.name == kernel.name) fail_name(kernel);
   for (const auto& d : made_)
     if (d->backend().device_type == kernel.device_type) d->add_kernel(kernel);
   added_.push_back(std::move(kernel));

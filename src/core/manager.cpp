@@ -1,8 +1,6 @@
 #include "kf/manager.h"
 
 #include <algorithm>
-#include <array>
-#include <span>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -215,7 +213,8 @@ void KernelFusionManager::check(Op op, const void* params) const {
   if (!paged && config_.attention_backend == AttentionBackend::paged) {
     throw_invalid("attention: attention_backend paged expects block_tables and context_lens, got none");
   }
-  if (p.q.rank < 2 || p.k.rank < 2) return;  // refused when planned
+  if (p.q.rank < 2 || p.k.rank < 2 || p.q.rank > kMaxRank || p.k.rank > kMaxRank)
+    return;  // refused when planned
   const std::int64_t num_heads = p.q.dim(-2);
   const std::int64_t num_kv_heads = paged && p.tables.kv_layout == KvLayout::hnd ? p.k.dim(1) : p.k.dim(-2);
   if (config_.num_kv_heads && *config_.num_kv_heads != num_kv_heads) {

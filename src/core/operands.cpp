@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <span>
+#include <string_view>
 #include <utility>
 
 #include <fmt/format.h>
@@ -63,26 +64,53 @@ class LayoutChecker final : public FieldVisitor {
   Device device_;
 };
 
+// Memory of every operand, and what is written apart from all else but for what may lie in place.
 class MemoryChecker final : public FieldVisitor {
  public:
   explicit MemoryChecker(Op op) : op_(op_name(op)) {}
+
   void tensor(const char* name, TensorView& t, Role role, bool) override {
     check_memory(op_, name, t);
-    if (role == Role::in || !t.present()) return;
-    for (std::size_t i = 0; i < num_written_; ++i)
-      if (share_memory(t, *written_[i].second))
-        fail(op_, name, "memory of its own", fmt::format("memory shared with {}", written_[i].first));
-    if (num_written_ < written_.size()) written_[num_written_++] = {name, &t};
+    if (t.present() && count_ < operands_.size()) operands_[count_++] = {name, &t, role};
+  }
+  void may_alias(const char* output, const char* input) override {
+    if (pair_count_ < pairs_.size()) pairs_[pair_count_++] = {output, input};
   }
   void attr(const char*, bool&) override {}
   void attr(const char*, std::int64_t&) override {}
   void attr(const char*, float&) override {}
   void attr(const char*, int&, std::span<const char* const>) override {}
 
+  void finish() const {
+    for (std::size_t i = 0; i < count_; ++i)
+      for (std::size_t j = 0; j < count_; ++j) {
+        const Operand &written = operands_[i], &other = operands_[j];
+        if (i == j || written.role == Role::in || (other.role != Role::in && j > i)) continue;
+        if (!share_memory(*written.view, *other.view) || in_place(written, other)) continue;
+        fail(op_, written.name, "memory of its own", fmt::format("memory shared with {}", other.name));
+      }
+  }
+
  private:
+  struct Operand {
+    const char* name;
+    const TensorView* view;
+    Role role;
+  };
+  bool in_place(const Operand& output, const Operand& input) const {
+    if (output.view->data != input.view->data || output.view->dtype != input.view->dtype ||
+        !output.view->same_layout(*input.view))
+      return false;
+    return std::any_of(
+        pairs_.begin(), pairs_.begin() + static_cast<std::ptrdiff_t>(pair_count_),
+        [&](const auto& pair) { return pair.first == output.name && pair.second == input.name; });
+  }
+
   const char* op_;
-  std::array<std::pair<const char*, const TensorView*>, 8> written_;  // no op writes more
-  std::size_t num_written_ = 0;
+  // More than any op has.
+  std::array<Operand, 48> operands_;
+  std::array<std::pair<std::string_view, std::string_view>, 16> pairs_;
+  std::size_t count_ = 0, pair_count_ = 0;
 };
 
 // [first, last) byte addresses that a view spans.
@@ -98,15 +126,41 @@ std::pair<std::intptr_t, std::intptr_t> extent(const TensorView& t) {
           base + (hi / info.block_elems + 1) * info.block_bytes};
 }
 
-// Whether `distance` is a sum of i * stride over these dimensions, |i| < size: the distance of two elements of one
-// layout. Strides are positive, largest first, and each steps over all that lies within it.
-bool is_distance(std::int64_t distance, std::span<const std::pair<std::int64_t, std::int64_t>> dims) {
-  if (dims.empty()) return distance == 0;
-  const auto [stride, size] = dims.front();
-  // What lies within is shorter than a stride, so only the two nearest multiples can be meant.
+// A dimension of two views that step alike: how many steps each takes. A view without the dimension takes one.
+struct CommonAxis {
+  std::int64_t stride, a, b;
+};
+using CommonAxes = std::array<CommonAxis, 2 * kMaxRank>;
+
+// Strides and sizes, largest stride first, of dimensions of more than one element; those that continue each other are
+// one. Returns how many.
+std::size_t axes_of(const TensorView& t, std::array<std::pair<std::int64_t, std::int64_t>, kMaxRank>& axes) {
+  std::size_t n = 0;
+  for (int i = 0; i < t.rank; ++i) {
+    if (t.shape[i] <= 1) continue;
+    const std::pair axis(std::abs(t.strides[i]), t.shape[i]);
+    std::size_t at = n++;
+    for (; at > 0 && axes[at - 1] < axis; --at) axes[at] = axes[at - 1];
+    axes[at] = axis;
+  }
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    if (kept > 0 && axes[kept - 1].first == axes[i].first * axes[i].second)
+      axes[kept - 1] = {axes[i].first, axes[i].second * axes[kept - 1].second};
+    else
+      axes[kept++] = axes[i];
+  }
+  return kept;
+}
+
+// Whether an element of b lies `distance` elements from one of a. Every stride steps over all that lies within it.
+bool is_distance(std::int64_t distance, std::span<const CommonAxis> axes) {
+  if (axes.empty()) return distance == 0;
+  const auto [stride, a, b] = axes.front();
+  // What lies within is shorter than a stride, so only the nearest multiples can be meant.
   const std::int64_t down = distance / stride;
   for (const std::int64_t i : {down - 1, down, down + 1})
-    if (i > -size && i < size && is_distance(distance - i * stride, dims.subspan(1))) return true;
+    if (i > -b && i < a && is_distance(distance - i * stride, axes.subspan(1))) return true;
   return false;
 }
 
@@ -156,6 +210,7 @@ void check_memory(const char* op, const char* name, const TensorView& t) {
 void check_memory(Op op, const void* params) {
   MemoryChecker checker(op);
   op_info(op).visit(const_cast<void*>(params), checker);  // only read
+  checker.finish();
 }
 
 bool share_memory(const TensorView& a, const TensorView& b) {
@@ -163,21 +218,28 @@ bool share_memory(const TensorView& a, const TensorView& b) {
   const auto [a_begin, a_end] = extent(a);
   const auto [b_begin, b_end] = extent(b);
   if (a_end <= b_begin || b_end <= a_begin) return false;
-  if (a.dtype != b.dtype || !a.same_layout(b)) return true;
+  // From lowest element to lowest element: which way a view steps does not matter.
   const DTypeInfo& info = dtype_info(a.dtype);
   const std::int64_t bytes = b_begin - a_begin;
-  if (info.block_elems != 1 || bytes % info.block_bytes != 0) return true;
-  std::array<std::pair<std::int64_t, std::int64_t>, kMaxRank> dims;  // (stride, size)
+  if (a.dtype != b.dtype || info.block_elems != 1 || bytes % info.block_bytes != 0) return true;
+  std::array<std::pair<std::int64_t, std::int64_t>, kMaxRank> a_axes, b_axes;
+  const std::size_t a_count = axes_of(a, a_axes), b_count = axes_of(b, b_axes);
+  CommonAxes axes;
   std::size_t n = 0;
-  for (int i = 0; i < a.rank; ++i) {
-    if (a.shape[i] <= 1) continue;
-    const std::pair dim(std::abs(a.strides[i]), a.shape[i]);
-    std::size_t at = n++;
-    for (; at > 0 && dims[at - 1] < dim; --at) dims[at] = dims[at - 1];
-    dims[at] = dim;
+  for (std::size_t i = 0, j = 0; i < a_count || j < b_count;) {
+    const std::int64_t a_stride = i < a_count ? a_axes[i].first : -1,
+                       b_stride = j < b_count ? b_axes[j].first : -1;
+    axes[n++] = {std::max(a_stride, b_stride), a_stride >= b_stride ? a_axes[i].second : 1,
+                 b_stride >= a_stride ? b_axes[j].second : 1};
+    if (a_stride >= b_stride) ++i;
+    if (b_stride >= a_stride) ++j;
   }
-  if (n > 0 && dims[n - 1].first == 0) return true;
-  return is_distance(bytes / info.block_bytes, std::span(dims.data(), n));
+  std::int64_t within = 0;  // the reach of the smaller strides
+  for (std::size_t i = n; i-- > 0;) {
+    if (axes[i].stride <= within) return true;
+    within += axes[i].stride * (std::max(axes[i].a, axes[i].b) - 1);
+  }
+  return is_distance(bytes / info.block_bytes, std::span(axes.data(), n));
 }
 
 }  // namespace kf

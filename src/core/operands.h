@@ -18,13 +18,14 @@ Device device_of(Op op, const void* params);
 void check_layouts(Op op, const void* params, Device device);
 
 // Throws invalid_argument, naming the operand, unless every operand that has elements has memory for them, aligned as
-// its dtype is. Looks at addresses, so it is asked at every call. Allocates nothing.
+// its dtype is, and what is written shares no element with another operand (but for an output that lies element on element
+// over an input which it may alias). Looks at addresses, so it is asked at every call. Allocates nothing.
 void check_memory(Op op, const void* params);
 // Of one operand; `op` and `name` are for the message.
 void check_memory(const char* op, const char* name, const TensorView& t);
 
-// Whether two views share an element. Exact for equal shapes and strides that do not fold elements together, as the
-// halves of one pool have; otherwise whether the bytes that they span meet.
+// Whether two views share an element. Exact where both step through memory alike, as the slices of one tensor and the
+// halves of one pool do; otherwise whether the bytes that they span meet.
 bool share_memory(const TensorView& a, const TensorView& b);
 
 }  // namespace kf

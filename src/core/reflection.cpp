@@ -58,7 +58,7 @@ class KeyBuilder final : public FieldVisitor {
  public:
   explicit KeyBuilder(std::string& key) : key_(key) {}
   void tensor(const char*, TensorView& t, Role, bool) override {
-    put(static_cast<signed char>(t.rank));
+    put(t.rank);
     if (!t.present()) return;
     put(t.dtype);
     put(t.device.type);
@@ -83,7 +83,9 @@ class KeyBuilder final : public FieldVisitor {
 };
 
 // visit() takes the struct by reference to serve writers too; readers leave it as it is.
-void visit_const(Op op, const void* params, FieldVisitor& v) { op_info(op).visit(const_cast<void*>(params), v); }
+void visit_const(Op op, const void* params, FieldVisitor& v) {
+  op_info(op).visit(const_cast<void*>(params), v);
+}
 
 }  // namespace
 

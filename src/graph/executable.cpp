@@ -49,6 +49,18 @@ std::vector<int> steps_to_validate(const CompiledGraph& compiled) {
   return steps;
 }
 
+// Steps that write in place what comes from outside: caches, which are bound one by one and must be apart.
+std::vector<int> steps_that_write_inputs(const CompiledGraph& compiled) {
+  std::vector<int> steps;
+  for (std::size_t i = 0; i < compiled.steps.size(); ++i)
+    for (const SlotInfo& s : op_slots(compiled.steps[i].params.op()))
+      if (s.role == Role::inout) {
+        steps.push_back(static_cast<int>(i));
+        break;
+      }
+  return steps;
+}
+
 }  // namespace
 
 struct Executable::Impl {
@@ -57,7 +69,7 @@ struct Executable::Impl {
   std::shared_ptr<void> arena;
   std::vector<void*> bases;
   std::vector<std::vector<int>> steps_of_base;  // which steps have an operand there
-  std::vector<int> validated_steps;
+  std::vector<int> validated_steps, writing_steps;
   bool telemetry;
   std::optional<Launch> last_launch;
 
@@ -76,6 +88,7 @@ struct Executable::Impl {
       }
     for (CompiledStep& step : compiled.steps) step.set_addresses(step.params.data(), bases.data());
     validated_steps = steps_to_validate(compiled);
+    writing_steps = steps_that_write_inputs(compiled);
   }
 
   ~Impl() {
@@ -111,7 +124,8 @@ struct Executable::Impl {
     const bool is_output = find(compiled.outputs, e.name) == &e;
     for (const auto* list : {&compiled.inputs, &compiled.outputs})
       for (const External& other : *list) {
-        if (other.base == e.base || (!is_output && list == &compiled.inputs) || bases[other.base] == nullptr)
+        if (other.base == e.base || (!is_output && list == &compiled.inputs) ||
+            (other.base < 0 || bases[other.base] == nullptr))
           continue;
         TensorView t = other.layout;
         t.data = static_cast<std::byte*>(bases[other.base]) + other.bytes;
@@ -139,6 +153,7 @@ void Executable::bind(std::string_view name, const TensorView& tensor) {
   const External* e = impl_->find(impl_->compiled.inputs, name);
   if (e == nullptr) e = impl_->find(impl_->compiled.outputs, name);
   if (e == nullptr) throw_invalid(fmt::format("bind: expected one of {}, got {}", impl_->names(), name));
+  if (e->base < 0) throw_invalid(fmt::format("bind: output {} is a constant and cannot be bound", name));
   if (!e->is_whole)
     throw_invalid(fmt::format("bind: output {} lies within another value and cannot be bound", name));
   if (!tensor.present() || !same_memory_order(e->layout, tensor))
@@ -163,9 +178,10 @@ void Executable::run(const Launch& launch) {
   for (const External& e : m.compiled.inputs)
     if (m.bases[e.base] == nullptr && e.layout.numel() > 0)
       throw_invalid(fmt::format("run: input {} is not bound: expected {}", e.name, to_string(e.layout)));
+  for (int i : m.writing_steps)
+    check_memory(m.compiled.steps[i].params.op(), m.compiled.steps[i].params.data());
   for (int i : m.validated_steps) {
     const CompiledStep& step = m.compiled.steps[i];
-    check_memory(step.params.op(), step.params.data());  // caches are written, and bound one by one
     op_info(step.params.op()).validate_data(step.params.data());
   }
   m.last_launch = launch;

@@ -16,9 +16,12 @@
 namespace kf {
 namespace {
 
-// What a verdict depends on besides the call: the machine and how many threads work.
+// What a verdict depends on besides the call: the machine, how many threads work, and the user's own kernels.
 std::string device_key(const Dispatcher& d) {
-  return fmt::format("{} {} {} threads", d.caps().name, d.caps().isa, d.num_threads());
+  std::string key = fmt::format("{} {} {} threads", d.caps().name, d.caps().isa, d.num_threads());
+  for (const Kernel* k : d.kernels())
+    if (k->families & kCustom) key += " " + k->name;
+  return key;
 }
 
 void check_names(const FusionPolicy& policy) {

@@ -124,8 +124,14 @@ ValueId Graph::constant(const std::string& name, const TensorView& tensor) {
   return add_value({name, ValueKind::constant, tensor, {}, 0});
 }
 
+void Graph::check_value(const char* what, ValueId v) const {
+  if (v.index < 0 || v.index >= static_cast<int>(values_.size()))
+    throw_invalid(fmt::format("graph: {}: expected a value of this graph", what));
+}
+
 ValueId Graph::view(ValueId base, std::vector<Dim> shape, std::vector<std::int64_t> strides,
                     std::int64_t offset) {
+  check_value("view", base);
   if (strides.size() != shape.size() || offset < 0)
     throw_invalid(fmt::format("graph: view of {}: expected {} strides and an offset >= 0, got {} and {}",
                               value(base).name, shape.size(), strides.size(), offset));
@@ -137,6 +143,7 @@ ValueId Graph::view(ValueId base, std::vector<Dim> shape, std::vector<std::int64
 }
 
 ValueId Graph::reshape(ValueId base, std::vector<Dim> shape) {
+  check_value("reshape", base);
   const TensorView& b = value(base).tensor;
   TensorView t = make_layout(b.dtype, shape, b.device);
   if (!same_numel(b, t))
@@ -215,18 +222,22 @@ CallResult Graph::call(AnyParams params, const Bindings& inputs, std::vector<std
 }
 
 void Graph::output(const std::string& name, ValueId v) {
-  if (!v.valid()) throw_invalid(fmt::format("graph: output {}: expected a value of this graph", name));
+  check_value("output", v);
   for (const auto& [other, w] : outputs_)
     if (other == name) throw_invalid(fmt::format("graph: two outputs named {}", name));
   outputs_.emplace_back(name, v);
 }
 
 void Graph::output(const std::string& name, ValueId v, const TensorView& layout) {
-  output(name, v);
+  check_value("output", v);
   Value& value = values_[v.index];
   if (value.kind != ValueKind::result || value.base.valid())
     throw_invalid(
         fmt::format("graph: output {}: only what a node writes afresh can be given a layout", name));
+  if (!layout.same_shape(value.tensor))
+    throw_invalid(fmt::format("graph: output {}: expected the shape of {}, got {}", name,
+                              to_string(value.tensor), to_string(layout)));
+  output(name, v);
   value.tensor = layout;
   value.tensor.data = nullptr;
 }

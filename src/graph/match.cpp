@@ -261,6 +261,7 @@ class Matcher {
     int step = static_cast<int>(p_.steps.size()) - 1;
     while (step >= 0 && s.nodes[step] >= 0) --step;
     if (step < 0) {
+      if (!optional_operands_agree(s)) return std::nullopt;
       Match m{&p_, s.nodes, s.values, {}, {}, {}};
       if (Replacer(g_, m).build()) return m;
       return std::nullopt;
@@ -271,6 +272,16 @@ class Matcher {
       if (auto match = complete(t)) return match;
     }
     return std::nullopt;
+  }
+
+  // An optional operand that one step has, all have that list it: without its table a step means something else.
+  bool optional_operands_agree(const State& s) const {
+    for (std::size_t i = 0; i < p_.steps.size(); ++i)
+      for (const PatternEdge& e : p_.steps[i].inputs)
+        if (s.values[e.value].valid() &&
+            !input(g_.node(s.nodes[i]), exchange(static_cast<int>(i), e.slot)).valid())
+          return false;
+    return true;
   }
 
   std::vector<int> candidates(const State& s, int step) const {

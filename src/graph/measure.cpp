@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <map>
 
 #include <fmt/format.h>
@@ -26,13 +25,13 @@ class Extractor {
     std::sort(nodes.begin(), nodes.end(),
               [&](int a, int b) { return source_.position(a) < source_.position(b); });
     bind_operands();
-    for (int id : nodes) copy(source_.node(id));
+    for (int id : nodes) copy(source_.node(id), params_of(id));
     return finish();
   }
 
   Graph fused() {
     bind_operands();
-    copy(match_.replacement);
+    copy(match_.replacement, match_.replacement.params);
     return finish();
   }
 
@@ -67,13 +66,18 @@ class Extractor {
     return copies_[v.index] = made;
   }
 
-  void copy(const Node& n) {
+  // Attributes may hold sizes, too. What a rule has made holds none.
+  const AnyParams& params_of(int id) const {
+    return id < static_cast<int>(sizes_.nodes().size()) ? sizes_.nodes()[id].params : source_.node(id).params;
+  }
+
+  void copy(const Node& n, const AnyParams& params) {
     const auto slots = op_slots(n.op());
     Bindings inputs;
     for (auto [slot, v] : n.inputs) inputs.emplace_back(slots[slot].name, copy_of_operand(v));
     std::vector<std::string_view> want;
     for (auto [slot, v] : n.outputs) want.push_back(slots[slot].name);
-    const CallResult r = g_.call(n.params, inputs, want);
+    const CallResult r = g_.call(params, inputs, want);
     for (auto [slot, v] : n.outputs) copies_[v.index] = r[slots[slot].name];
   }
 

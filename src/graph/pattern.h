@@ -34,7 +34,6 @@ struct PatternStep {
   std::vector<std::pair<std::string_view, std::string_view>> taken;
   bool commutative = false;  // its first two inputs may be exchanged
 
-  const PatternEdge* input(int slot) const { return find(inputs, slot); }
   const PatternEdge* output(int slot) const { return find(outputs, slot); }
 
  private:

@@ -1,7 +1,6 @@
 // A graph while rules are applied to it: who makes a value, who uses it, and the order of the nodes.
 #pragma once
 
-#include <optional>
 #include <span>
 #include <vector>
 

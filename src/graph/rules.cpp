@@ -61,7 +61,9 @@ Rule qk_norm_rope() {
           {Op::rope,
            same({"x", "positions", "cos", "sin", "norm_weight"}),
            {{"out", "out"}},
-           {{"norm_eps", "norm.eps"}, {"interleaved", "rope.interleaved"}}}};
+           {{"norm_eps", "norm.eps"},
+            {"norm_weight_offset", "norm.weight_offset"},
+            {"interleaved", "rope.interleaved"}}}};
 }
 
 Rule rope_append() {
@@ -87,6 +89,8 @@ Rule rope_append() {
        joined({{"q_out", "q_out"}}, caches),
        {{"norm_eps", "rope_q.norm_eps"},
         {"norm_eps", "rope_k.norm_eps"},
+        {"norm_weight_offset", "rope_q.norm_weight_offset"},
+        {"norm_weight_offset", "rope_k.norm_weight_offset"},
         {"interleaved", "rope_q.interleaved"},
         {"interleaved", "rope_k.interleaved"},
         {"kv_layout", "append.kv_layout"}}}};
@@ -175,6 +179,7 @@ Rule norm_prologue(Op norm, const Consumer& c) {
       {{"norm", norm, norm_inputs, {{"out", "y"}}},
        {c.name, c.op, joined({{"x", "y"}}, c.inputs), c.outputs}},
       {c.op, inputs, c.outputs, joined({{"eps", "norm.eps"}}, carried_attrs(c))}};
+  if (rms) rule.replacement.attrs.emplace_back("norm_weight_offset", "norm.weight_offset");
   rule.replacement.constant_attrs = {{"norm", rms ? "rms" : "layer"}};
   return rule;
 }
@@ -203,6 +208,7 @@ Rule linear_activation() {
        {{"activation", "act.kind"},
         {"norm", "linear.norm"},
         {"eps", "linear.eps"},
+        {"norm_weight_offset", "linear.norm_weight_offset"},
         {"pre_activation", "linear.pre_activation"}}}};
 }
 
@@ -220,6 +226,7 @@ Rule residual_epilogue(std::string name, Op op, const NamePairs& operands) {
            {{"activation", "layer.activation"},
             {"norm", "layer.norm"},
             {"eps", "layer.eps"},
+            {"norm_weight_offset", "layer.norm_weight_offset"},
             {"pre_activation", "layer.pre_activation"}}}};
 }
 
@@ -236,15 +243,17 @@ Rule gated_activation() {
 
 Rule residual_norm(Op norm, std::string flag) {
   const NamePairs weights = norm == Op::rms_norm ? same({"weight"}) : same({"weight", "bias?"});
-  return {std::string("residual_") + op_name(norm),
-          std::move(flag),
-          "the residual added and the sum normalised in one pass",
-          {{"add", Op::binary, {{"a", "x"}, {"b", "residual"}}, {{"out", "sum"}}, {{"kind", "add"}}},
-           {"norm", norm, joined({{"x", "sum"}}, weights), {{"out", "out"}}}},
-          {norm,
-           joined(same({"x", "residual"}), weights),
-           {{"out", "out"}, {"residual_out", "sum"}},
-           {{"eps", "norm.eps"}}}};
+  Rule rule{std::string("residual_") + op_name(norm),
+            std::move(flag),
+            "the residual added and the sum normalised in one pass",
+            {{"add", Op::binary, {{"a", "x"}, {"b", "residual"}}, {{"out", "sum"}}, {{"kind", "add"}}},
+             {"norm", norm, joined({{"x", "sum"}}, weights), {{"out", "out"}}}},
+            {norm,
+             joined(same({"x", "residual"}), weights),
+             {{"out", "out"}, {"residual_out", "sum"}},
+             {{"eps", "norm.eps"}}}};
+  if (norm == Op::rms_norm) rule.replacement.attrs.emplace_back("weight_offset", "norm.weight_offset");
+  return rule;
 }
 
 std::vector<Rule> make_rules() {

@@ -2,10 +2,8 @@
 // tooltips.
 
 #include <algorithm>
-#include <array>
 #include <iterator>
 #include <map>
-#include <numeric>
 
 #include <fmt/format.h>
 

@@ -17,7 +17,6 @@ namespace {
 constexpr std::int64_t kSeqlenBucket = 64;
 constexpr std::int64_t kDefaultMaxSeqLen = 4096;
 constexpr std::int64_t kMaxSize = std::numeric_limits<std::int32_t>::max();  // tables are 32-bit
-constexpr int kMaxTeam = 256;  // threads: what a smaller machine may be asked for; a larger one: its cores
 
 std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -42,9 +41,9 @@ EngineOptions with_defaults(EngineOptions o, const ModelConfig& config) {
   }
   require("max_batch_size", o.max_batch_size, 1, kMaxSize);
   require("max_step_tokens", o.max_step_tokens, o.max_batch_size, kMaxSize);
-  const int threads = std::max(kMaxTeam, backend_by_name("cpu").capabilities(0).num_threads);
-  require("num_threads", o.num_threads, 0, threads);
-  if (o.max_executables < 1) throw_invalid("engine: max_executables must be at least 1, got 0");
+  require("num_threads", o.num_threads, 0, kMaxThreads);
+  require("max_executables", static_cast<std::int64_t>(std::min<std::size_t>(o.max_executables, kMaxSize)), 1,
+          1 << 16);
   require("page_size", o.cache.page_size, 0, kMaxSize);
   if (o.cache.page_size == 0) o.cache.page_size = round_up(o.max_seq_len, kSeqlenBucket);
   if (o.cache.num_pages == 0) {

@@ -242,6 +242,10 @@ void infer(AttentionScoresParams& p) {
   if (p.scores.present() || !has_token_rank(p.q, p.tables) || !has_key_rank(p.k, p.tables)) return;
   if (p.tables.paged() && p.tables.block_tables.rank != 2) return;
   const std::int64_t columns = p.seqlen_k_max ? p.seqlen_k_max : max_kv_len(p.tables, p.k);
+  // Symbolic sizes cannot be multiplied: such a call must name its seqlen_k_max.
+  if (!p.seqlen_k_max && p.tables.paged() &&
+      (p.tables.block_tables.dim(1) < 0 || p.k.dim(page_rows_axis(p.tables)) < 0))
+    return;
   const TensorView& q = p.q;
   p.scores =
       is_dense(p.tables)

@@ -1,22 +1,23 @@
 #include "ops/check.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
 #include <fmt/format.h>
 
-#include "core/operands.h"
-
 namespace kf::ops {
 
 void Check::fail(const std::string& expected, const std::string& got) const {
-  throw Error(ErrorCode::invalid_argument, fmt::format("{}: {}: expected {}, got {}", op_, name_, expected, got),
+  throw Error(ErrorCode::invalid_argument,
+              fmt::format("{}: {}: expected {}, got {}", op_, name_, expected, got),
               {{"op", op_}, {"operand", name_}, {"expected", expected}, {"got", got}});
 }
 
 void fail_attr(const char* op, const char* name, const std::string& expected, const std::string& got) {
-  throw Error(ErrorCode::invalid_argument, fmt::format("{}: {}: expected {}, got {}", op, name, expected, got),
+  throw Error(ErrorCode::invalid_argument,
+              fmt::format("{}: {}: expected {}, got {}", op, name, expected, got),
               {{"op", op}, {"attribute", name}, {"expected", expected}, {"got", got}});
 }
 
@@ -37,13 +38,15 @@ const Check& Check::rank_between(int lo, int hi) const {
 
 const Check& Check::dim(int i, std::int64_t expected, const char* what) const {
   if (t_.dim(i) != expected)
-    fail(fmt::format("{} ({}) in dimension {}", expected, what, i < 0 ? i + t_.rank : i), "shape " + shape_string(t_));
+    fail(fmt::format("{} ({}) in dimension {}", expected, what, i < 0 ? i + t_.rank : i),
+         "shape " + shape_string(t_));
   return *this;
 }
 
 const Check& Check::shape_like(const TensorView& o, const char* other_name) const {
   present();
-  if (!t_.same_shape(o)) fail(fmt::format("the shape of {}, {}", other_name, shape_string(o)), shape_string(t_));
+  if (!t_.same_shape(o))
+    fail(fmt::format("the shape of {}, {}", other_name, shape_string(o)), shape_string(t_));
   return *this;
 }
 
@@ -55,7 +58,8 @@ const Check& Check::dtype(DType expected) const {
 
 const Check& Check::dtype_like(const TensorView& o, const char* other_name) const {
   present();
-  if (t_.dtype != o.dtype) fail(fmt::format("{}, the dtype of {}", dtype_name(o.dtype), other_name), dtype_name(t_.dtype));
+  if (t_.dtype != o.dtype)
+    fail(fmt::format("{}, the dtype of {}", dtype_name(o.dtype), other_name), dtype_name(t_.dtype));
   return *this;
 }
 
@@ -74,7 +78,8 @@ const Check& Check::weight_dtype() const {
   for (int i = 0; i < t_.rank - 1; ++i)
     whole_blocks = whole_blocks && (t_.shape[i] <= 1 || t_.strides[i] % info.block_elems == 0);
   if (info.is_block && !whole_blocks)
-    fail(fmt::format("contiguous rows of whole blocks of {} for {}", info.block_elems, info.name), to_string(t_));
+    fail(fmt::format("contiguous rows of whole blocks of {} for {}", info.block_elems, info.name),
+         to_string(t_));
   return *this;
 }
 
@@ -104,9 +109,8 @@ const Check& Check::no_overlap_in_itself() const {
   return *this;
 }
 
-const Check& Check::apart_from(const TensorView& o, const char* other_name) const {
-  if (share_memory(t_, o)) fail("memory of its own", fmt::format("memory shared with {}", other_name));
-  return *this;
+void check_finite(const char* op, const char* name, float value) {
+  if (!std::isfinite(value)) fail_attr(op, name, "a finite number", fmt::format("{}", value));
 }
 
 namespace {
@@ -127,18 +131,21 @@ void check_values(const char* op, const char* name, const TensorView& table, std
                   const char* what) {
   if (!on_host(table)) return;
   const bool wide = table.dtype == DType::i64;
-  const std::int64_t i = wide ? first_outside<std::int64_t>(table, lo, hi) : first_outside<std::int32_t>(table, lo, hi);
+  const std::int64_t i =
+      wide ? first_outside<std::int64_t>(table, lo, hi) : first_outside<std::int32_t>(table, lo, hi);
   if (i == table.dim(0)) return;
   const std::int64_t at = i * table.stride(0);
   const std::int64_t value = wide ? table.as<std::int64_t>()[at] : table.as<std::int32_t>()[at];
-  const std::string range = lo == std::numeric_limits<std::int64_t>::min() ? fmt::format("less than {}", hi)
-                                                                           : fmt::format("in [{}, {})", lo, hi);
-  check(op, name, table).fail(fmt::format("values {} ({})", range, what), fmt::format("{} at index {}", value, i));
+  const std::string range = lo == std::numeric_limits<std::int64_t>::min()
+                                ? fmt::format("less than {}", hi)
+                                : fmt::format("in [{}, {})", lo, hi);
+  check(op, name, table)
+      .fail(fmt::format("values {} ({})", range, what), fmt::format("{} at index {}", value, i));
 }
 
 TensorView contiguous_like(const TensorView& like, DType dtype) {
-  return TensorView::contiguous(nullptr, dtype, std::span(like.shape.data(), static_cast<std::size_t>(like.rank)),
-                                like.device);
+  return TensorView::contiguous(
+      nullptr, dtype, std::span(like.shape.data(), static_cast<std::size_t>(like.rank)), like.device);
 }
 
 }  // namespace kf::ops

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 
 #include "kf/error.h"
 #include "kf/tensor.h"
@@ -21,13 +20,11 @@ class Check {
   const Check& shape_like(const TensorView& o, const char* other_name) const;
   const Check& dtype(DType expected) const;
   const Check& dtype_like(const TensorView& o, const char* other_name) const;
-  const Check& activation_dtype() const;           // f32, f16, bf16
-  const Check& weight_dtype() const;               // f32, f16, bf16 or a block format with rows of whole blocks
-  const Check& last_dim_contiguous() const;        // stride 1 (or a dimension of at most 1)
+  const Check& activation_dtype() const;     // f32, f16, bf16
+  const Check& weight_dtype() const;         // f32, f16, bf16 or a block format with rows of whole blocks
+  const Check& last_dim_contiguous() const;  // stride 1 (or a dimension of at most 1)
   const Check& contiguous() const;
-  const Check& no_overlap_in_itself() const;       // strides of an output do not fold elements together
-  const Check& apart_from(const TensorView& o,
-                          const char* other_name) const;  // no element in common; validate_data only
+  const Check& no_overlap_in_itself() const;  // strides of an output do not fold elements together
   [[noreturn]] void fail(const std::string& expected, const std::string& got) const;
 
  private:
@@ -38,7 +35,10 @@ class Check {
 inline Check check(const char* op, const char* name, const TensorView& t) { return Check(op, name, t); }
 
 // An attribute out of its range.
-[[noreturn]] void fail_attr(const char* op, const char* name, const std::string& expected, const std::string& got);
+[[noreturn]] void fail_attr(const char* op, const char* name, const std::string& expected,
+                            const std::string& got);
+
+void check_finite(const char* op, const char* name, float value);
 
 // Whether the values of a table may be read here; a device's are checked by its kernels.
 inline bool on_host(const TensorView& table) { return table.device.type == DeviceType::cpu; }

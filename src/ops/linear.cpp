@@ -68,6 +68,11 @@ void validate_prologue(const char* op, const Prologue& pro, const TensorView& x)
               kActivationNames[static_cast<int>(pro.activation)]);
   if (!(pro.eps >= 0.0f) || std::isinf(pro.eps))
     fail_attr(op, "eps", "a number >= 0", fmt::format("{}", pro.eps));
+  check_finite(op, "norm_weight_offset", pro.norm_weight_offset);
+  if (pro.norm != NormKind::rms && pro.norm_weight_offset != 0.0f)
+    fail_attr(op, "norm_weight_offset",
+              fmt::format("0, since norm is {}", kNormKindNames[static_cast<int>(pro.norm)]),
+              fmt::format("{}", pro.norm_weight_offset));
   const Check weight = check(op, "norm_weight", pro.norm_weight);
   if (pro.norm == NormKind::none) {
     if (pro.norm_weight.present()) weight.fail("none, since norm is none", shape_string(pro.norm_weight));

@@ -48,7 +48,10 @@ Cost cost_norm(const P& p, double flops_per_element) {
 }  // namespace
 
 void infer(RmsNormParams& p) { infer_norm(p); }
-void validate(const RmsNormParams& p) { validate_norm("rms_norm", p); }
+void validate(const RmsNormParams& p) {
+  validate_norm("rms_norm", p);
+  check_finite("rms_norm", "weight_offset", p.weight_offset);
+}
 void validate_data(const RmsNormParams&) {}
 Cost cost(const RmsNormParams& p) { return cost_norm(p, p.residual.present() ? 5 : 4); }
 

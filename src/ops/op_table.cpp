@@ -32,9 +32,10 @@ constexpr std::array<OpInfo, kNumOps> kOps = {
     make_op<LinearParams>("linear", "out = act(pro(x) @ weight^T + bias) + residual"),
     make_op<BinaryParams>("binary", "out = a + b or a * b"),
     make_op<ActivationParams>("activation", "out = act(x)"),
-    make_op<RmsNormParams>("rms_norm", "h = x + residual; out = h / sqrt(mean(h^2) + eps) * weight"),
+    make_op<RmsNormParams>("rms_norm",
+                           "h = x + residual; out = h / sqrt(mean(h^2) + eps) * (weight_offset + weight)"),
     make_op<LayerNormParams>("layer_norm",
-                           "h = x + residual; out = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias"),
+                             "h = x + residual; out = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias"),
     make_op<SoftmaxParams>("softmax", "out = exp(scale x - lse), lse = log sum exp(scale x)"),
     make_op<RopeParams>("rope", "pairs turned by the angle of the position"),
     make_op<AppendKvParams>("append_kv", "k_cache[slot] = k, v_cache[slot] = v"),
@@ -50,7 +51,7 @@ constexpr std::array<OpInfo, kNumOps> kOps = {
     make_op<AttentionParams>("attention", "out = softmax(softmax_scale q k^T) v"),
     make_op<QkvLinearParams>("qkv_linear", "q, k, v = pro(x) @ {q,k,v}_weight^T + {q,k,v}_bias"),
     make_op<GatedFfnParams>("gated_ffn",
-                          "out = (act(pro(x) @ gate^T) * (pro(x) @ up^T)) @ down^T + residual"),
+                            "out = (act(pro(x) @ gate^T) * (pro(x) @ up^T)) @ down^T + residual"),
     make_op<LmHeadArgmaxParams>("lm_head_argmax", "ids[t] = argmax(pro(x[t]) @ weight^T)"),
 };
 

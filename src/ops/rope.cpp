@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "core/operands.h"
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -23,8 +24,9 @@ void validate_norm_weight(const char* op, const char* name, const TensorView& we
     check(op, name, weight).rank(1).dim(0, head_dim, "head_dim").activation_dtype().last_dim_contiguous();
 }
 
-void validate_norm_eps(const char* op, float eps) {
+void validate_norm(const char* op, float eps, float weight_offset) {
   if (!(eps >= 0.0f) || std::isinf(eps)) fail_attr(op, "norm_eps", "a number >= 0", fmt::format("{}", eps));
+  check_finite(op, "norm_weight_offset", weight_offset);
 }
 
 void validate_tables(const char* op, const TensorView& positions, const TensorView& cos,
@@ -118,7 +120,7 @@ void validate(const RopeParams& p) {
   validate_heads("rope", "x", p.x);
   validate_tables("rope", p.positions, p.cos, p.sin, p.x.dim(0), p.x.dim(2));
   validate_norm_weight("rope", "norm_weight", p.norm_weight, p.x.dim(2));
-  validate_norm_eps("rope", p.norm_eps);
+  validate_norm("rope", p.norm_eps, p.norm_weight_offset);
   check("rope", "out", p.out)
       .shape_like(p.x, "x")
       .dtype_like(p.x, "x")
@@ -151,7 +153,7 @@ void validate(const RopeAppendParams& p) {
   validate_tables("rope_append", p.positions, p.cos, p.sin, p.q.dim(0), p.q.dim(2));
   validate_norm_weight("rope_append", "q_norm_weight", p.q_norm_weight, p.q.dim(2));
   validate_norm_weight("rope_append", "k_norm_weight", p.k_norm_weight, p.q.dim(2));
-  validate_norm_eps("rope_append", p.norm_eps);
+  validate_norm("rope_append", p.norm_eps, p.norm_weight_offset);
   check("rope_append", "q_out", p.q_out)
       .shape_like(p.q, "q")
       .dtype_like(p.q, "q")
@@ -202,6 +204,7 @@ void validate_rope_tables(std::int64_t max_position, int rotary_dim, double thet
   if (freq_factors.present()) {
     const ops::Check c = ops::check(kOp, "freq_factors", freq_factors);
     c.rank(1).dtype(DType::f32).dim(0, rotary_dim / 2, "rotary_dim / 2");
+    check_memory(kOp, "freq_factors", freq_factors);
     for (std::int64_t i = 0; i < freq_factors.dim(0); ++i) {
       const float f = freq_factors.as<float>()[i * freq_factors.stride(0)];
       if (!(f > 0)) c.fail("positive factors", fmt::format("{} at index {}", f, i));

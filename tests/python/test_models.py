@@ -503,6 +503,13 @@ def test_more_tokens_than_there_is_room_for(tiny_gguf):
     with pytest.raises(kf.ResourceExhaustedError, match="max_seq_len is 32"):
         model.prefill([1] * 33)
     assert np.isfinite(model.prefill([1] * 32)).all()
+    model = kf.load_model(tiny_gguf, context=32, max_step_tokens=8)
+    model.prefill([1, 2, 3])
+    with pytest.raises(kf.ResourceExhaustedError, match="max_seq_len is 32"):
+        model.prefill([1] * 33)
+    # The refused prompt has not taken the place of the one before it.
+    whole = kf.load_model(tiny_gguf, context=32).prefill([1, 2, 3, 4])
+    assert relative_error(model.decode(4), whole) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -77,12 +77,13 @@ def test_an_op_without_a_function_gets_the_one_of_its_reflection(rng, monkeypatc
 def test_rms_norm(rng, shape, dtype):
     x, residual = normal(rng, shape, dtype), normal(rng, shape, dtype)
     weight = normal(rng, shape[-1:], dtype)
-    out, h = ops.rms_norm(x, weight, residual, residual_out=True, eps=1e-5)
     expected_h = f64(x) + f64(residual)
-    expected = expected_h / np.sqrt((expected_h**2).mean(-1, keepdims=True) + 1e-5) * f64(weight)
-    assert out.dtype == dtype and out.shape == shape
-    assert_close(h, expected_h, dtype)
-    assert_close(out, expected, dtype, terms=4)
+    normal_h = expected_h / np.sqrt((expected_h**2).mean(-1, keepdims=True) + 1e-5)
+    for offset in (0.0, 1.0):
+        out, h = ops.rms_norm(x, weight, residual, residual_out=True, eps=1e-5, weight_offset=offset)
+        assert out.dtype == dtype and out.shape == shape
+        assert_close(h, expected_h, dtype)
+        assert_close(out, normal_h * (offset + f64(weight)), dtype, terms=4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

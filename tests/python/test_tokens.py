@@ -6,11 +6,11 @@ import json
 
 import pytest
 from gguf import GGUFValueType
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 
 import sagellm_kernel_fusion as kf
 from model_files import TINY, write_gguf, write_safetensors
-from sagellm_kernel_fusion.tokens import TextStream, load_tokenizer
+from sagellm_kernel_fusion.tokens import TextStream, TokenizerOf, load_tokenizer
 from sagellm_kernel_fusion.weights import open_model
 
 
@@ -35,6 +35,17 @@ def test_a_stream_gives_the_whole_text_in_whole_characters(tokenizer):
     stream = TextStream(tokenizer)
     pieces = [stream.push(token) for token in tokenizer.encode(text)]
     assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_stream_of_a_tokenizer_that_strips_the_first_space():
+    vocab = {token: i for i, token in enumerate(["▁def", "▁", "foo", "\n", "▁bar", "\ufffd"])}
+    model = Tokenizer(models.WordLevel(vocab, unk_token="\ufffd"))
+    model.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer, ids = TokenizerOf(model), [0, 3, 1, 1, 2, 3, 4, 3, 3, 4, 5]
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(i) for i in ids]
+    assert "".join(pieces) == tokenizer.decode(ids[:-1]) and pieces[-1] == ""
+    assert "".join(pieces) + stream.rest() == tokenizer.decode(ids) == "def\n  foo\n bar\n\n bar\ufffd"
 
 
 def test_chat_template(tokenizer):

@@ -20,12 +20,13 @@ enum class KvLayout : std::uint8_t { hnd, nhd };
 inline constexpr const char* kKvLayoutNames[] = {"HND", "NHD"};
 
 // What stands before a linear layer and is computed while its input is read. With kind rms or layer:
-// x <- norm(x) * weight (+ bias, layer only). At most one of norm and activation.
+// x <- norm(x) * (norm_weight_offset + weight) (+ bias, layer only). At most one of norm and activation.
 struct Prologue {
   NormKind norm = NormKind::none;
-  TensorView norm_weight;                   // [in], any activation dtype
-  TensorView norm_bias;                     // [in], optional, layer only
+  TensorView norm_weight;  // [in], any activation dtype
+  TensorView norm_bias;    // [in], optional, layer only
   float eps = 1e-5f;
+  float norm_weight_offset = 0.0f;           // rms only: 1 for Gemma, whose weights are stored less one
   Activation activation = Activation::none;  // x <- act(x): the specification's gelu_linear, silu_linear
 
   bool empty() const { return norm == NormKind::none && activation == Activation::none; }
@@ -34,6 +35,7 @@ struct Prologue {
     v.opt_in("norm_weight", norm_weight);
     v.opt_in("norm_bias", norm_bias);
     v.attr("eps", eps);
+    v.attr("norm_weight_offset", norm_weight_offset);
     v.choice("pre_activation", activation, kActivationNames);
   }
 };

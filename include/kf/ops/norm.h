@@ -5,7 +5,9 @@
 
 namespace kf {
 
-// RMSNorm (Zhang and Sennrich, 2019):  h = x + residual;  out = h / sqrt(mean(h^2) + eps) * weight.
+// RMSNorm (Zhang and Sennrich, 2019):
+//   h = x + residual;  out = h / sqrt(mean(h^2) + eps) * (weight_offset + weight).
+// weight_offset is 1 for Gemma (Gemma Team, 2024), whose weights are stored less one, and 0 for others.
 // Statistics in f32; `out` and `residual_out` are rounded once, from f32.
 struct RmsNormParams {
   static constexpr Op kOp = Op::rms_norm;
@@ -15,6 +17,7 @@ struct RmsNormParams {
   TensorView out;           // like x, may be x itself
   TensorView residual_out;  // h, like x, optional; may be x or residual itself
   float eps = 1e-6f;
+  float weight_offset = 0.0f;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -26,6 +29,7 @@ struct RmsNormParams {
     v.may_alias("residual_out", "x");
     v.may_alias("residual_out", "residual");
     v.attr("eps", eps);
+    v.attr("weight_offset", weight_offset);
   }
 };
 

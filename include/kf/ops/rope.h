@@ -9,7 +9,8 @@ namespace kf {
 //   (x1 cos - x2 sin, x2 cos + x1 sin)
 // half-split pairs i with i + rotary_dim/2 (transformers, NeoX); interleaved pairs 2i with 2i + 1 (GPT-J, GGUF llama).
 // rotary_dim is twice the width of the tables; elements beyond it pass through.
-// With norm_weight, each head is RMS-normalised first (Qwen3's QK-norm): x <- x / sqrt(mean(x^2) + eps) * norm_weight.
+// With norm_weight, each head is RMS-normalised first (the QK-norm of Qwen3 and Gemma 3):
+//   x <- x / sqrt(mean(x^2) + norm_eps) * (norm_weight_offset + norm_weight),   the offset 1 for Gemma 3
 struct RopeParams {
   static constexpr Op kOp = Op::rope;
   TensorView x;            // [num_tokens, num_heads, head_dim]: activation dtype, head_dim contiguous
@@ -18,6 +19,7 @@ struct RopeParams {
   TensorView norm_weight;  // [head_dim], optional
   TensorView out;          // like x, may be x
   float norm_eps = 1e-6f;
+  float norm_weight_offset = 0.0f;
   bool interleaved = false;
 
   void visit(FieldVisitor& v) {
@@ -29,6 +31,7 @@ struct RopeParams {
     v.out("out", out);
     v.may_alias("out", "x");
     v.attr("norm_eps", norm_eps);
+    v.attr("norm_weight_offset", norm_weight_offset);
     v.attr("interleaved", interleaved);
   }
 };
@@ -66,6 +69,7 @@ struct RopeAppendParams {
   TensorView k_cache, v_cache;  // page pools in `kv_layout`
   TensorView q_out;             // like q, may be q
   float norm_eps = 1e-6f;
+  float norm_weight_offset = 0.0f;
   bool interleaved = false;
   KvLayout kv_layout = KvLayout::hnd;
 
@@ -84,6 +88,7 @@ struct RopeAppendParams {
     vis.out("q_out", q_out);
     vis.may_alias("q_out", "q");
     vis.attr("norm_eps", norm_eps);
+    vis.attr("norm_weight_offset", norm_weight_offset);
     vis.attr("interleaved", interleaved);
     vis.choice("kv_layout", kv_layout, kKvLayoutNames);
   }
@@ -93,18 +98,24 @@ void rope(const RopeParams& p);
 void append_kv(const AppendKvParams& p);
 void rope_append(const RopeAppendParams& p);
 
-// Llama 3's scaling of the rotary frequencies (Llama 3.1 model card; transformers' "llama3" rope type).
+// Llama 3's scaling of the rotary frequencies (Llama 3.1 model card; transformers' "llama3" rope type). With
+// turns = original_max_position * f / (2 pi), the turns that a frequency f makes over the original context:
+//   f <- f / factor                                  turns < low_freq_factor
+//   f <- f                                           turns > high_freq_factor
+//   f <- (1 - s) f / factor + s f                    between, s = (turns - low) / (high - low)
 struct RopeScaling {
   float factor = 1.0f;  // 1: none
   float low_freq_factor = 1.0f;
   float high_freq_factor = 4.0f;
   std::int64_t original_max_position = 8192;
 };
-// Tables cos, sin f32 [max_position, rotary_dim / 2], computed in double.
+// Tables cos, sin f32 [max_position, rotary_dim / 2] of position * f_i, computed in double:
+//   f_i = scaled(theta^(-2 i / rotary_dim) / freq_factors[i])
+// rotary_dim is even; freq_factors f32 [rotary_dim / 2], positive, may be absent (1 throughout). Throws invalid_argument.
 struct RopeTables {
   Tensor cos, sin;
 };
-RopeTables make_rope_tables(std::int64_t max_position, int rotary_dim, double theta, const RopeScaling& scaling = {},
-                            const TensorView& freq_factors = {});
+RopeTables make_rope_tables(std::int64_t max_position, int rotary_dim, double theta,
+                            const RopeScaling& scaling = {}, const TensorView& freq_factors = {});
 
 }  // namespace kf

@@ -23,6 +23,7 @@ from ..weights import ModelFile
 # Largest relative error (2-norm, over the logits of a prompt) at which two forms count as the same. f32: rounding in
 # another order; at the file's weights 16-bit activations may round too.
 LOGIT_TOLERANCE = {"f32": 1e-4, "file": 1e-3}
+EMBEDDINGS = ("model.embed_tokens.weight", "token_embd.weight")  # the table, as formats name it
 DECODE_AFTER = 512  # where the time per token is read off
 
 
@@ -97,6 +98,7 @@ class PrecisionResult:
     weights: str  # "f32" or "file"
     label: str  # "f32" or "q4_1"
     weight_mb: float
+    token_mb: float  # of them, what a token reads: each weight once, of an untied embedding table next to nothing
     packed_mb: float
     read_gb_s: float  # at which this machine reads large buffers, measured in the same run
     peak_gflops: float  # of f32 multiply-adds in registers, likewise
@@ -267,12 +269,14 @@ def measure_precision(
         say(f"prompt of {length}, then {effort.decode_tokens} tokens")
         for mode, scenario in _take_turns(runners, length, effort, vocab_size).items():
             scenarios[mode].append(scenario)
+    tied = file.config["tie_embeddings"]
     packed = runners["fused"].engine.packed_bytes / 1e6
     del runners
     return PrecisionResult(
         kind,
         _label(file, kind),
         sum(w.nbytes for w in weights.values()) / 1e6,
+        sum(w.nbytes for name, w in weights.items() if tied or name not in EMBEDDINGS) / 1e6,
         packed,
         _kf.read_bandwidth(),
         _kf.multiply_add_peak(),
@@ -338,8 +342,8 @@ def peak_share(result: PrecisionResult, mode: str, i: int) -> float:
 
 
 def weights_gb_s(result: PrecisionResult, mode: str) -> float:
-    """GB/s of weights that a token reads: each weight once."""
-    return result.weight_mb / tpot_scenario(result, mode).tpot()
+    """GB/s of the weights that a token reads."""
+    return result.token_mb / tpot_scenario(result, mode).tpot()
 
 
 def tpot_scenario(result: PrecisionResult, mode: str) -> Scenario:

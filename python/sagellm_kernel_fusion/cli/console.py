@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,14 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..reports import Document, Table, write_report
-from ..reports.write import cannot_write
+from ..reports.write import cannot_write, to_json
 
 PLAIN_WIDTH = 200  # where the output is no terminal, whose width would wrap it
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704  (called while the error is handled; the program ends in one place)
+
+
 def out() -> Console:
     # Made at every use: tests and callers replace sys.stdout.
-    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+    return _Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
 
 
 def err() -> Console:
@@ -58,7 +62,7 @@ def make_folder(folder: Path | None) -> None:
 def finish(document: Document, values: dict, as_json: bool, folder: Path | None) -> None:
     """Prints the results, and writes the report where asked for."""
     if as_json:
-        print(json.dumps(values, indent=1, allow_nan=False))
+        print(to_json(values))
     else:
         print_document(document)
     if folder is not None:

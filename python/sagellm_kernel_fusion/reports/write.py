@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import tempfile
 from importlib import resources
@@ -14,6 +15,19 @@ import jinja2
 from ..errors import ResourceExhaustedError
 from .document import Document
 from .markdown import to_markdown
+
+
+def to_json(values: dict) -> str:
+    """JSON has no NaN and no infinity: a figure that is none becomes null."""
+
+    def finite(value):
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(values), indent=1, allow_nan=False)
 
 
 def to_html(document: Document) -> str:
@@ -59,7 +73,7 @@ def write_report(document: Document, values: dict, folder: Path) -> list[Path]:
     texts = {
         folder / "report.html": to_html(document),
         folder / "report.md": to_markdown(document),
-        folder / "report.json": json.dumps(values, indent=1, allow_nan=False) + "\n",
+        folder / "report.json": to_json(values) + "\n",
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -88,11 +88,11 @@ def _config(meta: Metadata, names: set[str], vocab_size: int) -> dict:
     hidden, heads = meta.integer(key("embedding_length")), meta.integer(key("attention.head_count"))
     head_dim = meta.integer(key("attention.key_length"), default=hidden // heads or 1)
     if (value_dim := meta.integer(key("attention.value_length"), default=head_dim)) != head_dim:
-        raise refusing(f"{meta.path}: expected keys and values of one head_dim, got {head_dim} and {value_dim}")
+        raise NotServedError(f"{meta.path}: expected keys and values of one head_dim, got {head_dim} and {value_dim}")
     if (rotary := meta.integer(key("rope.dimension_count"), default=head_dim)) != head_dim:
-        raise refusing(f"{meta.path}: expected rotary positions over all {head_dim} of a head, got {rotary}")
+        raise NotServedError(f"{meta.path}: expected rotary positions over all {head_dim} of a head, got {rotary}")
     if (scaling := meta.text(key("rope.scaling.type"), default="none")) != "none":
-        raise refusing(f"{meta.path}: {key('rope.scaling.type')}: expected none, got {scaling}")
+        raise NotServedError(f"{meta.path}: {key('rope.scaling.type')}: expected none, got {scaling}")
     return {
         "architecture": architecture,
         "hidden_size": hidden,

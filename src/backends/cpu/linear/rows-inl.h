@@ -36,8 +36,9 @@ struct InputRow {
     const F32Vec v = BeforeNorm(column, part);
     if (prologue->norm == NormKind::none) return v;
     const F32Tag d;
-    const F32Vec normal = hn::Mul(hn::Mul(hn::Sub(v, hn::Set(d, mean)), hn::Set(d, scale)),
-                                  LoadOperand(prologue->norm_weight, column, part));
+    const F32Vec weight =
+        hn::Add(LoadOperand(prologue->norm_weight, column, part), hn::Set(d, prologue->norm_weight_offset));
+    const F32Vec normal = hn::Mul(hn::Mul(hn::Sub(v, hn::Set(d, mean)), hn::Set(d, scale)), weight);
     if (!prologue->norm_bias.present()) return normal;
     return hn::Add(normal, LoadOperand(prologue->norm_bias, column, part));
   }

@@ -22,7 +22,8 @@ void apply_prologue(const TensorView& x, const Prologue& pro, std::int64_t row, 
   const double deviation = std::sqrt(squares / static_cast<double>(in) + static_cast<double>(pro.eps));
   for (std::int64_t k = 0; k < in; ++k) {
     if (pro.norm != NormKind::none) {
-      y[k] = (y[k] - mean) / deviation * read(pro.norm_weight, k * pro.norm_weight.stride(0));
+      const double weight = pro.norm_weight_offset + read(pro.norm_weight, k * pro.norm_weight.stride(0));
+      y[k] = (y[k] - mean) / deviation * weight;
       if (pro.norm_bias.present()) y[k] += read(pro.norm_bias, k * pro.norm_bias.stride(0));
     }
     y[k] = activate(pro.activation, y[k]);

@@ -8,7 +8,7 @@ namespace {
 
 // Both norms: `centred` takes the mean off first and adds the bias last.
 template <class P>
-void norm(const P& p, const TensorView& bias, bool centred) {
+void norm(const P& p, const TensorView& bias, double weight_offset, bool centred) {
   const std::int64_t n = p.x.dim(-1);
   const RowOffsets x_rows(p.x), residual_rows(p.residual), out_rows(p.out), residual_out_rows(p.residual_out);
   for (std::int64_t row = 0; row < num_rows(p.x); ++row) {
@@ -24,7 +24,8 @@ void norm(const P& p, const TensorView& bias, bool centred) {
     const double deviation = std::sqrt(squares / static_cast<double>(n) + static_cast<double>(p.eps));
     for (std::int64_t i = 0; i < n; ++i) {
       const double sum_with_residual = h(i);
-      double y = (sum_with_residual - mean) / deviation * read(p.weight, i * p.weight.stride(0));
+      double y =
+          (sum_with_residual - mean) / deviation * (weight_offset + read(p.weight, i * p.weight.stride(0)));
       if (bias.present()) y += read(bias, i * bias.stride(0));
       if (p.residual_out.present())
         write(p.residual_out, residual_out_rows(row) + i * p.residual_out.stride(-1), sum_with_residual);
@@ -35,7 +36,7 @@ void norm(const P& p, const TensorView& bias, bool centred) {
 
 }  // namespace
 
-void rms_norm(const RmsNormParams& p, const RunContext&) { norm(p, {}, /*centred=*/false); }
-void layer_norm(const LayerNormParams& p, const RunContext&) { norm(p, p.bias, /*centred=*/true); }
+void rms_norm(const RmsNormParams& p, const RunContext&) { norm(p, {}, p.weight_offset, /*centred=*/false); }
+void layer_norm(const LayerNormParams& p, const RunContext&) { norm(p, p.bias, 0, /*centred=*/true); }
 
 }  // namespace kf::cpu::reference

@@ -15,12 +15,13 @@ std::vector<double> head_of(const TensorView& x, std::int64_t token, std::int64_
   return head;
 }
 
-void normalise(std::vector<double>& head, const TensorView& weight, float eps) {
+void normalise(std::vector<double>& head, const TensorView& weight, double weight_offset, float eps) {
   double squares = 0;
   for (const double v : head) squares += v * v;
   const double deviation = std::sqrt(squares / static_cast<double>(head.size()) + static_cast<double>(eps));
   for (std::size_t i = 0; i < head.size(); ++i)
-    head[i] = head[i] / deviation * read(weight, static_cast<std::int64_t>(i) * weight.stride(0));
+    head[i] =
+        head[i] / deviation * (weight_offset + read(weight, static_cast<std::int64_t>(i) * weight.stride(0)));
 }
 
 void rotate(std::vector<double>& head, const TensorView& cos, const TensorView& sin, std::int64_t position,
@@ -52,7 +53,7 @@ void rope_token(const P& p, const TensorView& x, const TensorView& norm_weight, 
   const std::int64_t position = p.positions.template as<std::int32_t>()[token * p.positions.stride(0)];
   for (std::int64_t h = 0; h < x.dim(1); ++h) {
     std::vector<double> head = head_of(x, token, h);
-    if (norm_weight.present()) normalise(head, norm_weight, p.norm_eps);
+    if (norm_weight.present()) normalise(head, norm_weight, p.norm_weight_offset, p.norm_eps);
     rotate(head, p.cos, p.sin, position, p.interleaved);
     write_head(out, h, head);
   }

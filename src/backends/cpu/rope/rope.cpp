@@ -15,16 +15,16 @@ Support head_dim_fits(std::int64_t head_dim) {
   return Support::no(fmt::format("head_dim {}: this kernel takes up to {}", head_dim, kMaxRopeHeadDim));
 }
 
-// Norm weights are widened to f32 once a call.
+// Norm weights are made f32 once a call.
 struct NormWeights {
   const float* q;
   const float* k;
   std::size_t bytes;
 
-  NormWeights(void* workspace, const TensorView& q_weight, const TensorView& k_weight = {}) {
+  NormWeights(void* workspace, float offset, const TensorView& q_weight, const TensorView& k_weight = {}) {
     Workspace parts(workspace);
-    q = widen(q_weight, parts);
-    k = widen(k_weight, parts);
+    q = widen(q_weight, parts, offset);
+    k = widen(k_weight, parts, offset);
     bytes = parts.bytes();
   }
 };
@@ -51,13 +51,13 @@ Support rope_plain_supports(const RopeParams& p, const PlanContext& ctx) {
 }
 
 std::size_t rope_workspace(const RopeParams& p, const PlanContext&) {
-  return NormWeights(nullptr, p.norm_weight).bytes;
+  return NormWeights(nullptr, p.norm_weight_offset, p.norm_weight).bytes;
 }
 
 void rope_run(const RopeParams& p, const RunContext& ctx) {
   if (p.x.numel() == 0) return;
   const std::int64_t num_heads = p.x.dim(1), head_dim = p.x.dim(2);
-  const NormWeights norms(ctx.workspace, p.norm_weight);
+  const NormWeights norms(ctx.workspace, p.norm_weight_offset, p.norm_weight);
   parallel_ranges(
       ctx.num_threads, p.x.dim(0), num_heads * head_dim, [&](std::int64_t begin, std::int64_t end, int) {
         for (std::int64_t t = begin; t < end; ++t)
@@ -70,13 +70,13 @@ Support rope_append_supports(const RopeAppendParams& p, const PlanContext&) {
 }
 
 std::size_t rope_append_workspace(const RopeAppendParams& p, const PlanContext&) {
-  return NormWeights(nullptr, p.q_norm_weight, p.k_norm_weight).bytes;
+  return NormWeights(nullptr, p.norm_weight_offset, p.q_norm_weight, p.k_norm_weight).bytes;
 }
 
 void rope_append_run(const RopeAppendParams& p, const RunContext& ctx) {
   if (p.q.numel() == 0 && p.k.numel() == 0) return;
   const std::int64_t num_heads = p.q.dim(1), num_kv_heads = p.k.dim(1), head_dim = p.q.dim(2);
-  const NormWeights norms(ctx.workspace, p.q_norm_weight, p.k_norm_weight);
+  const NormWeights norms(ctx.workspace, p.norm_weight_offset, p.q_norm_weight, p.k_norm_weight);
   const std::int64_t elements = (num_heads + 2 * num_kv_heads) * head_dim;
   parallel_ranges(ctx.num_threads, p.q.dim(0), elements, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {

@@ -12,13 +12,17 @@ namespace kf::cpu {
 // dtypes are copied; others go through f32 and are rounded once.
 void convert_row(DType from, const void* src, DType to, void* dst, std::int64_t n);
 
-// A contiguous vector of any float dtype in f32: where it lies, or widened to the next part of the workspace; null
-// where it is absent.
-inline const float* widen(const TensorView& t, Workspace& parts) {
+// A contiguous vector of any float dtype in f32, plus an offset: where it lies, or made in the next part of the
+// workspace; null where it is absent.
+inline const float* widen(const TensorView& t, Workspace& parts, float offset = 0.0f) {
   if (!t.present()) return nullptr;
-  if (t.dtype == DType::f32) return t.as<float>();
-  float* const wide = parts.take<float>(static_cast<std::size_t>(t.numel()));
-  if (!parts.counting()) convert_row(t.dtype, t.data, DType::f32, wide, t.numel());
+  if (t.dtype == DType::f32 && offset == 0.0f) return t.as<float>();
+  const std::int64_t n = t.numel();
+  float* const wide = parts.take<float>(static_cast<std::size_t>(n));
+  if (parts.counting()) return wide;
+  convert_row(t.dtype, t.data, DType::f32, wide, n);
+  if (offset != 0.0f)
+    for (std::int64_t i = 0; i < n; ++i) wide[i] += offset;
   return wide;
 }
 
