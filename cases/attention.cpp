@@ -7,10 +7,16 @@
 // adds 3e-7 = 5 u, and sums over n keys lambda u sqrt(n). Weights sum to 1 and values are within 5
 // deviations, which bounds what the output takes from all this. Outputs are rounded to their dtype once by
 // either kernel: 2 u of it.
+//
+// A score's error also has what the features add: softcap tanh is within 4 u of the cap, and passes on no more error than
+// it gets; a slope's product, its factor and the sum are rounded once each, 4 u of the largest bias with the conversion
+// of the unit; likewise an additive mask and a sink, which are within 5.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -28,13 +34,20 @@ double score_error(std::int64_t head_dim) {
   return kLambda * unit_roundoff(DType::f32) * 2 / 3.14159 * static_cast<double>(head_dim);
 }
 
-Tolerance attention_tolerance(DType out, std::int64_t head_dim, std::int64_t keys) {
+Tolerance attention_tolerance(DType out, std::int64_t head_dim, std::int64_t keys, double feature_error = 0) {
   const double u32 = unit_roundoff(DType::f32), sums = kLambda * u32 * std::sqrt(static_cast<double>(keys));
-  return {2 * unit_roundoff(out), 5.0 * (2 * score_error(head_dim) + 2 * (5 * u32 + sums))};
+  return {2 * unit_roundoff(out), 5.0 * (2 * (score_error(head_dim) + feature_error) + 2 * (5 * u32 + sums))};
 }
 
 struct Heads {
   std::int64_t query, kv, dim;
+  std::int64_t own_value_dim = 0;  // 0: dim
+
+  std::int64_t value_dim() const { return own_value_dim ? own_value_dim : dim; }
+  std::string name() const {
+    return fmt::format("h{}-{}-d{}", query, kv, dim) +
+           (own_value_dim ? fmt::format("-v{}", own_value_dim) : "");
+  }
 };
 
 struct Types {
@@ -96,11 +109,11 @@ TensorView page_table(Maker& m, const Batch& b, std::int32_t* num_pages) {
 }
 
 // A page pool whose slots hold NaN where no sequence has a key.
-TensorView page_pool(Maker& m, const Batch& b, const Heads& h, DType dtype, const SequenceTables& t,
-                     std::int32_t num_pages) {
+TensorView page_pool(Maker& m, const Batch& b, const Heads& h, std::int64_t dim, DType dtype,
+                     const SequenceTables& t, std::int32_t num_pages) {
   const bool is_hnd = b.form == Batch::hnd;
-  const TensorView pool = is_hnd ? m.normal(dtype, {num_pages, h.kv, b.page_size, h.dim})
-                                 : m.normal(dtype, {num_pages, b.page_size, h.kv, h.dim});
+  const TensorView pool = is_hnd ? m.normal(dtype, {num_pages, h.kv, b.page_size, dim})
+                                 : m.normal(dtype, {num_pages, b.page_size, h.kv, dim});
   std::vector<bool> used(static_cast<std::size_t>(num_pages * b.page_size));
   for (std::size_t s = 0; s < b.seqlens_k.size(); ++s)
     for (std::int64_t j = 0; j < b.seqlens_k[s]; ++j) {
@@ -109,7 +122,7 @@ TensorView page_pool(Maker& m, const Batch& b, const Heads& h, DType dtype, cons
                                     j % b.page_size)] = true;
     }
   for (std::int64_t i = 0; i < pool.numel(); ++i) {
-    const std::int64_t row = i / h.dim;
+    const std::int64_t row = i / dim;
     const std::int64_t slot =
         is_hnd ? row / (h.kv * b.page_size) * b.page_size + row % b.page_size : row / h.kv;
     if (!used[static_cast<std::size_t>(slot)]) set_element(pool, i, kNan);
@@ -129,14 +142,14 @@ Operands operands(Maker& m, const Batch& b, const Heads& h, const Types& types) 
     const std::int64_t seqlen_q = batch ? b.seqlens_q[0] : 3, seqlen_k = batch ? b.seqlens_k[0] : 3;
     o.q = m.normal(types.q, {batch, seqlen_q, h.query, h.dim});
     o.k = m.normal(types.kv, {batch, seqlen_k, h.kv, h.dim});
-    o.v = m.normal(types.kv, {batch, seqlen_k, h.kv, h.dim});
+    o.v = m.normal(types.kv, {batch, seqlen_k, h.kv, h.value_dim()});
     return o;
   }
   const std::int64_t total_q = b.total(b.seqlens_q), total_k = b.total(b.seqlens_k);
   o.q = m.normal(types.q, {total_q, h.query, h.dim});
   if (b.form == Batch::packed) {
     o.k = m.normal(types.kv, {total_k, h.kv, h.dim});
-    o.v = m.normal(types.kv, {total_k, h.kv, h.dim});
+    o.v = m.normal(types.kv, {total_k, h.kv, h.value_dim()});
     o.tables.cu_seqlens_q = cumulative(m, b.seqlens_q);
     o.tables.cu_seqlens_k = cumulative(m, b.seqlens_k);
     return o;
@@ -147,8 +160,8 @@ Operands operands(Maker& m, const Batch& b, const Heads& h, const Types& types) 
   o.tables.context_lens = m.integers(DType::i32, b.seqlens_k);
   if (std::any_of(b.seqlens_q.begin(), b.seqlens_q.end(), [](std::int64_t n) { return n != 1; }))
     o.tables.cu_seqlens_q = cumulative(m, b.seqlens_q);
-  o.k = page_pool(m, b, h, types.kv, o.tables, num_pages);
-  o.v = page_pool(m, b, h, types.kv, o.tables, num_pages);
+  o.k = page_pool(m, b, h, h.dim, types.kv, o.tables, num_pages);
+  o.v = page_pool(m, b, h, h.value_dim(), types.kv, o.tables, num_pages);
   return o;
 }
 
@@ -157,18 +170,106 @@ Batch even(std::int64_t batch, std::int64_t seqlen_q, std::int64_t seqlen_k) {
   return {std::vector(n, seqlen_q), std::vector(n, seqlen_k)};
 }
 
+// What a call has beside its queries, keys and values.
+struct Features {
+  bool causal = true;
+  std::int64_t window_left = -1, window_right = -1;
+  float softcap = 0;
+  enum Slopes { no_slopes, slopes, slopes_of_batch } alibi = no_slopes;
+  std::optional<DType> mask;
+  // Of the mask: one for the whole batch, for all heads, for all queries (as a dense batch may have it).
+  bool one_batch = false, one_head = false, one_query = false;
+  bool expanded = false;  // these by stride 0 and not by size 1
+  bool sinks = false;
+
+  std::string name() const {
+    std::string s = causal ? "-causal" : "";
+    if (window_left >= 0 || window_right >= 0) s += fmt::format("-window{}_{}", window_left, window_right);
+    if (softcap > 0) s += "-cap" + fmt::to_string(softcap);
+    if (alibi) s += alibi == slopes ? "-alibi" : "-alibi-batch";
+    if (mask)
+      s += fmt::format("-mask-{}{}{}{}{}", dtype_name(*mask), one_batch ? "-1b" : "", one_head ? "-1h" : "",
+                       one_query ? "-1q" : "", expanded ? "-expanded" : "");
+    return s + (sinks ? "-sinks" : "");
+  }
+};
+
+constexpr float kLargestSlope = 0.5f;
+
+double feature_error(const Features& f, const Batch& b) {
+  double error = f.softcap;
+  if (f.alibi) {
+    const std::int64_t queries = *std::max_element(b.seqlens_q.begin(), b.seqlens_q.end());
+    error += kLargestSlope * static_cast<double>(queries + b.longest());
+  }
+  if (f.mask) error += 5;
+  if (f.sinks) error += 5;
+  return 4 * unit_roundoff(DType::f32) * error;
+}
+
+// Broadcast dimensions are of size 1, or repeat.
+TensorView attn_mask(Maker& m, const Batch& b, const Heads& h, const Features& f) {
+  const bool dense = b.form == Batch::dense;
+  const auto batch = static_cast<std::int64_t>(b.seqlens_q.size());
+  const std::int64_t heads = f.one_head ? 1 : h.query;
+  const auto make = [&](std::initializer_list<std::int64_t> shape) {
+    TensorView t = f.mask == DType::boolean ? m.filled(DType::boolean, shape, 1) : m.normal(*f.mask, shape);
+    // A third is forbidden, and every seventh row all of it; large finite biases are within 5.
+    const double forbidden = f.mask == DType::boolean ? 0 : -kInfinity;
+    for (std::int64_t i = 0; i < t.numel(); ++i) {
+      const std::int64_t row = i / t.dim(-1);
+      if (row % 7 == 3 || m.rng()() % 3 == 0) set_element(t, i, forbidden);
+    }
+    return m.strided(t, 3);
+  };
+  if (!dense) {
+    TensorView t = make({heads, b.total(b.seqlens_q), b.longest() + 2});
+    if (f.expanded && f.one_head) t.shape[0] = h.query, t.strides[0] = 0;
+    return t;
+  }
+  const std::int64_t seqlen_q = b.seqlens_q[0], seqlen_k = b.seqlens_k[0];
+  TensorView t = make({f.one_batch ? 1 : batch, heads, f.one_query ? 1 : seqlen_q, seqlen_k});
+  if (f.expanded) {
+    const std::int64_t full[] = {batch, h.query, seqlen_q};
+    for (int i = 0; i < 3; ++i)
+      if (t.dim(i) == 1) t.shape[i] = full[i], t.strides[i] = 0;
+  }
+  return t;
+}
+
+TensorView alibi_slopes(Maker& m, const Batch& b, const Heads& h, const Features& f) {
+  const auto batch = static_cast<std::int64_t>(b.seqlens_q.size());
+  if (f.alibi == Features::slopes) return m.uniform(DType::f32, {h.query}, 0.0f, kLargestSlope);
+  return m.uniform(DType::f32, {batch, h.query}, 0.0f, kLargestSlope);
+}
+
+// What attention and attention_mask have alike.
+template <class P>
+void set_biases(Maker& m, const Batch& b, const Heads& h, const Features& f, P& p) {
+  p.causal = f.causal, p.window_left = f.window_left, p.window_right = f.window_right;
+  if (f.alibi) p.alibi_slopes = alibi_slopes(m, b, h, f);
+  if (f.mask) p.attn_mask = attn_mask(m, b, h, f);
+}
+
 class Cases {
  public:
   explicit Cases(CaseList& list) : list_(list) {}
 
   void attention(const Batch& b, const Heads& h, const Types& types = {}, bool causal = true,
                  bool bench = false) {
-    add(fmt::format("attention/{}/{}/h{}-{}-d{}{}", types.name(), b.name(), h.query, h.kv, h.dim,
-                    causal ? "-causal" : ""),
-        attention_tolerance(types.q, h.dim, b.longest()), bench, [=](Maker& m) {
+    featured(b, h, types, {.causal = causal}, bench);
+  }
+  void featured(const Batch& b, const Heads& h, const Types& types, const Features& f, bool bench = false,
+                const std::string& suffix = "") {
+    const Tolerance tolerance = attention_tolerance(types.q, h.dim, b.longest(), feature_error(f, b));
+    add(fmt::format("attention/{}/{}/{}{}{}", types.name(), b.name(), h.name(), f.name(), suffix), tolerance,
+        bench, [=](Maker& m) {
           const Operands o = operands(m, b, h, types);
           AttentionParams p;
-          p.q = o.q, p.k = o.k, p.v = o.v, p.tables = o.tables, p.causal = causal;
+          p.q = o.q, p.k = o.k, p.v = o.v, p.tables = o.tables;
+          p.softcap = f.softcap;
+          set_biases(m, b, h, f, p);
+          if (f.sinks) p.sinks = m.normal(DType::f32, {h.query});
           return p;
         });
   }
@@ -184,7 +285,7 @@ class Cases {
     });
   }
   void primitives(const Batch& b, const Heads& h, const Types& types = {}) {
-    const std::string suffix = fmt::format("/{}/{}/h{}-{}-d{}", types.name(), b.name(), h.query, h.kv, h.dim);
+    const std::string suffix = fmt::format("/{}/{}/{}", types.name(), b.name(), h.name());
     const double u32 = unit_roundoff(DType::f32);
     add("attention_scores" + suffix, {2 * u32, score_error(h.dim)}, false, [=](Maker& m) {
       const Operands o = operands(m, b, h, types);
@@ -192,14 +293,7 @@ class Cases {
       p.q = o.q, p.k = o.k, p.tables = o.tables;
       return p;
     });
-    add("attention_mask" + suffix, {0, 0}, false, [=](Maker& m) {
-      const Operands o = operands(m, b, h, types);
-      AttentionMaskParams p;
-      p.scores = score_matrix(m, b, h, -1.0f, 1.0f);
-      p.tables = o.tables;
-      p.seqlen_k = b.form == Batch::dense ? o.k.dim(1) : 0;
-      return p;
-    });
+    mask(b, h, {});
     // Probabilities are uniform up to 2 / keys: they sum to about 1.
     const auto keys = static_cast<double>(std::max<std::int64_t>(b.longest(), 1));
     const double sums = 5.0 * kLambda * u32 * std::sqrt(keys);
@@ -212,6 +306,51 @@ class Cases {
       p.out_dtype = static_cast<int>(types.q);
       return p;
     });
+  }
+  void capped_scores(const Batch& b, const Heads& h, float softcap) {
+    const double u32 = unit_roundoff(DType::f32);
+    add(fmt::format("attention_scores/f32/{}/{}-cap{}", b.name(), h.name(), fmt::to_string(softcap)),
+        {2 * u32, score_error(h.dim) + 4 * u32 * softcap}, false, [=](Maker& m) {
+          const Operands o = operands(m, b, h, {});
+          AttentionScoresParams p;
+          p.q = o.q, p.k = o.k, p.tables = o.tables, p.softcap = softcap;
+          return p;
+        });
+  }
+  // A bias is rounded, added, and the sum is rounded.
+  void mask(const Batch& b, const Heads& h, const Features& f) {
+    const double u32 = unit_roundoff(DType::f32), error = f.alibi || f.mask ? feature_error(f, b) : 0;
+    add(fmt::format("attention_mask/f32/{}/{}{}", b.name(), h.name(), f.name()),
+        {error > 0 ? 2 * u32 : 0, error}, false, [=](Maker& m) {
+          const Operands o = operands(m, b, h, {});
+          AttentionMaskParams p;
+          p.scores = score_matrix(m, b, h, -1.0f, 1.0f);
+          p.tables = o.tables;
+          p.seqlen_k = b.form == Batch::dense ? o.k.dim(1) : 0;
+          set_biases(m, b, h, f, p);
+          return p;
+        });
+  }
+  // Parts of one attention's size. Their weights are exp of a difference, rounded before and after, where |x| exp(-|x|)
+  // is below 0.4, divided by their sum: 8 u of values within 5. lse is the larger one and a log of at most log 2.
+  void merge(const std::string& name, std::vector<std::int64_t> shape, DType dtype, bool bench = false,
+             std::function<void(Maker&, MergeAttentionParams&)> change = {}) {
+    const double u32 = unit_roundoff(DType::f32);
+    add(fmt::format("merge_attention/{}/{}", dtype_name(dtype), name),
+        {2 * unit_roundoff(dtype), 5.0 * 8 * u32}, bench, [=](Maker& m) {
+          const auto tensor = [&](DType type, bool lse) {
+            if (shape.size() == 4)
+              return lse ? m.normal(type, {shape[0], shape[2], shape[1]}, 3)
+                         : m.normal(type, {shape[0], shape[1], shape[2], shape[3]});
+            return lse ? m.normal(type, {shape[1], shape[0]}, 3)
+                       : m.normal(type, {shape[0], shape[1], shape[2]});
+          };
+          MergeAttentionParams p;
+          p.out_a = tensor(dtype, false), p.lse_a = tensor(DType::f32, true);
+          p.out_b = tensor(dtype, false), p.lse_b = tensor(DType::f32, true);
+          if (change) change(m, p);
+          return p;
+        });
   }
 
  private:
@@ -230,10 +369,11 @@ class Cases {
     c.op = name.starts_with("attention_scores")   ? Op::attention_scores
            : name.starts_with("attention_mask")   ? Op::attention_mask
            : name.starts_with("attention_values") ? Op::attention_values
+           : name.starts_with("merge_attention")  ? Op::merge_attention
                                                   : Op::attention;
     c.tolerance = tolerance;
     c.bench = bench;
-    if (c.op == Op::attention && !bench) c.want = {"lse"};
+    if ((c.op == Op::attention && !bench) || c.op == Op::merge_attention) c.want = {"lse"};
     list_.push_back(std::move(c));
   }
   CaseList& list_;
@@ -341,6 +481,105 @@ void add_hostile(Cases& cases) {
   }
 }
 
+// Each feature alone and some together, over every form of batch and stage of serving.
+void add_features(Cases& cases) {
+  const Heads h{6, 2, 64};
+  const auto in_form = [](Batch b, Batch::Form form) {
+    b.form = form, b.page_size = 5;
+    return b;
+  };
+  // Prefill, chunks of a prefill, decode; packed and paged batches mix them, and have more queries than keys as well.
+  const Batch even_batches[] = {even(2, 61, 61), even(1, 150, 150), even(2, 19, 301), even(3, 1, 290),
+                                even(2, 12, 5)};
+  const Batch uneven[] = {{{1, 70, 13, 5, 0}, {300, 70, 141, 2, 9}}, {{1, 1, 1}, {7, 600, 0}}};
+  std::vector<Batch> batches(std::begin(even_batches), std::end(even_batches));
+  for (const auto form : {Batch::packed, Batch::hnd, Batch::nhd})
+    for (const Batch& b : uneven) batches.push_back(in_form(b, form));
+
+  std::vector<Features> alone;
+  for (const bool causal : {true, false})
+    for (const std::int64_t left : {0, 1, 30, 128}) {
+      alone.push_back({.causal = causal, .window_left = left, .window_right = causal ? -1 : left / 2});
+      if (!causal) alone.push_back({.causal = false, .window_left = left});
+    }
+  alone.push_back({.causal = false, .window_right = 3});
+  for (const bool causal : {true, false}) {
+    for (const float softcap : {1.5f, 50.0f}) alone.push_back({.causal = causal, .softcap = softcap});
+    alone.push_back({.causal = causal, .alibi = Features::slopes});
+    alone.push_back({.causal = causal, .sinks = true});
+    alone.push_back({.causal = causal, .mask = DType::boolean, .one_head = true});
+    alone.push_back({.causal = causal, .mask = DType::f32});
+  }
+  alone.push_back({.alibi = Features::slopes_of_batch});
+  alone.push_back({.mask = DType::f16, .one_head = true, .expanded = true});
+  alone.push_back({.mask = DType::bf16, .one_batch = true, .one_query = true});
+  alone.push_back({.mask = DType::boolean, .one_batch = true, .one_head = true, .one_query = true});
+  alone.push_back({.mask = DType::boolean, .one_batch = true, .one_query = true, .expanded = true});
+
+  for (const Batch& b : batches) {
+    for (const Features& f : alone) {
+      if (b.form != Batch::dense && (f.one_batch || f.one_query)) continue;  // dense batches' alone
+      cases.featured(b, h, {}, f);
+      if (!f.sinks && f.softcap == 0) cases.mask(b, h, f);
+    }
+    cases.capped_scores(b, h, 1.5f);
+    for (const auto& [dim, value_dim] : {std::pair{64, 32}, {40, 128}, {192, 128}, {8, 256}, {256, 8}})
+      cases.featured(b, {4, 2, dim, value_dim}, {DType::f32, DType::f16}, {});
+  }
+
+  std::mt19937_64 rng(20);
+  const auto one_of = [&](auto choices) { return choices[rng() % choices.size()]; };
+  const DType plain[] = {DType::f32, DType::f16, DType::bf16};
+  for (int i = 0; i < 160; ++i) {
+    Features f;
+    f.causal = rng() % 2 == 0;
+    if (rng() % 2) f.window_left = one_of(std::array{0, 2, 17, 64, 200});
+    if (rng() % 4 == 0) f.window_right = one_of(std::array{0, 3, 40});
+    if (rng() % 2) f.softcap = one_of(std::array{2.0f, 30.0f});
+    if (rng() % 2) f.alibi = rng() % 2 ? Features::slopes : Features::slopes_of_batch;
+    if (rng() % 2) f.mask = one_of(std::array{DType::boolean, DType::f32, DType::f16, DType::bf16});
+    f.sinks = rng() % 4 == 0;
+    const Batch& b = batches[rng() % batches.size()];
+    if (f.mask) {
+      f.one_head = rng() % 2, f.expanded = rng() % 2;
+      if (b.form == Batch::dense) f.one_batch = rng() % 2, f.one_query = rng() % 3 == 0;
+    }
+    const std::int64_t kv = one_of(std::array{1, 2, 3}), group = one_of(std::array{1, 2, 3, 8}),
+                       dim = 8 << rng() % 5;
+    const Heads heads{kv * group, kv, dim, rng() % 3 ? 0 : std::int64_t{8} << rng() % 5};
+    const Types types{plain[rng() % 3], plain[rng() % 3]};
+    cases.featured(b, heads, types, f, false, fmt::format("-{}", i));
+  }
+}
+
+void add_merges(Cases& cases) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    cases.merge("dense", {2, 5, 3, 40}, dtype);
+    cases.merge("packed", {37, 4, 64}, dtype);
+    cases.merge("one", {1, 1, 1}, dtype);
+    cases.merge("none", {0, 4, 16}, dtype);
+    cases.merge("strided", {2, 9, 4, 72}, dtype, false, [](Maker& m, MergeAttentionParams& p) {
+      p.out_a = m.strided(p.out_a, 5), p.out_b = m.strided(p.out_b, 1);
+      p.lse_a = m.strided(p.lse_a, 3), p.lse_b = m.strided(p.lse_b, 2);
+    });
+    // Parts that attended nothing, with whatever in their outputs; both; and lse beyond the range of exp.
+    cases.merge("absent-parts", {6, 2, 24}, dtype, false, [](Maker&, MergeAttentionParams& p) {
+      const auto no_part = [](const TensorView& out, const TensorView& lse, std::int64_t token) {
+        for (std::int64_t h = 0; h < 2; ++h) {
+          set_element(lse, h * 6 + token, -kInfinity);
+          for (std::int64_t i = 0; i < 24; ++i) set_element(out, (token * 2 + h) * 24 + i, kNan);
+        }
+      };
+      no_part(p.out_a, p.lse_a, 0), no_part(p.out_b, p.lse_b, 1);
+      no_part(p.out_a, p.lse_a, 2), no_part(p.out_b, p.lse_b, 2);
+      set_element(p.lse_a, 3, 1000.0), set_element(p.lse_b, 3, 1001.0);
+      set_element(p.lse_a, 4, -1000.0), set_element(p.lse_b, 4, 900.0);
+      set_element(p.lse_a, 5, kNan);
+    });
+  }
+  cases.merge("packed-512x32x128", {512, 32, 128}, DType::f32, true);
+}
+
 // The shapes whose figures the documentation gives, and the forms that serving uses.
 void add_bench(Cases& cases) {
   for (const Heads& h : {Heads{9, 3, 64}, Heads{32, 8, 128}})
@@ -353,6 +592,18 @@ void add_bench(Cases& cases) {
   cases.attention({{1, 1, 1, 1, 1, 1, 1, 1}, {100, 4000, 700, 30, 2500, 512, 1024, 64}, Batch::hnd},
                   {32, 8, 128}, {}, true, true);
   cases.attention({{256}, {2048}, Batch::hnd}, {9, 3, 64}, {}, true, true);
+  // Windows, a part of the keys each; and what each of the other features costs.
+  const Heads h{32, 8, 128};
+  for (const std::int64_t left : {1023, 511, 255, 127})
+    cases.featured(even(1, 2048, 2048), h, {}, {.window_left = left}, true);
+  for (const std::int64_t left : {2047, 1023, 511})
+    cases.featured(even(1, 1, 4096), h, {DType::f32, DType::f16}, {.window_left = left}, true);
+  for (const Batch& b : {even(1, 1024, 1024), even(1, 1, 4096)}) {
+    cases.featured(b, h, {}, {.softcap = 50}, true);
+    cases.featured(b, h, {}, {.alibi = Features::slopes}, true);
+    cases.featured(b, h, {}, {.mask = DType::boolean, .one_head = true}, true);
+    cases.featured(b, h, {}, {.mask = DType::f32, .one_head = true}, true);
+  }
 }
 
 }  // namespace
@@ -362,6 +613,8 @@ void add_attention_cases(CaseList& list) {
   add_forms(cases);
   add_head_shapes(cases);
   add_hostile(cases);
+  add_features(cases);
+  add_merges(cases);
   add_bench(cases);
 }
 

@@ -65,6 +65,7 @@ void set_element(const TensorView& t, std::int64_t flat, double value) {
     case DType::bf16: t.as<std::uint16_t>()[o] = f32_to_bf16(static_cast<float>(value)); return;
     case DType::i32: t.as<std::int32_t>()[o] = static_cast<std::int32_t>(value); return;
     case DType::i64: t.as<std::int64_t>()[o] = static_cast<std::int64_t>(value); return;
+    case DType::boolean: t.as<std::uint8_t>()[o] = value != 0; return;
     default: throw_invalid(std::string("cases: cannot write elements of ") + dtype_name(t.dtype));
   }
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <map>
 
 #include "case.h"
@@ -296,6 +297,60 @@ TEST(BadData, HeadsThatDoNotDivide) {
                     .v = m.normal(DType::f32, {1, 4, 2, 32}),
                     .out = m.filled(DType::f32, {1, 4, 3, 32}, 9)};
   expect_data_refused(p, "3");
+}
+
+// What attention's features refuse: layouts once a plan, lengths at every call.
+TEST(BadData, FeaturesOfAttention) {
+  cases::Maker m("features");
+  const AttentionParams good{.q = m.normal(DType::f32, {2, 4, 6, 32}),
+                             .k = m.normal(DType::f32, {2, 9, 2, 32}),
+                             .v = m.normal(DType::f32, {2, 9, 2, 16}),
+                             .out = m.filled(DType::f32, {2, 4, 6, 16}, 9)};
+  const auto refused = [&](const std::string& quoted, auto change) {
+    AttentionParams p = good;
+    change(p);
+    expect_data_refused(p, quoted);
+  };
+  const auto mask = [&](DType dtype, std::initializer_list<std::int64_t> shape) { return m.filled(dtype, shape, 1); };
+  refused("window_left", [](auto& p) { p.window_left = -2; });
+  refused("window_right", [](auto& p) { p.window_right = -7; });
+  refused("softcap", [](auto& p) { p.softcap = -1; });
+  refused("softcap", [](auto& p) { p.softcap = std::numeric_limits<float>::infinity(); });
+  refused("softcap", [](auto& p) { p.softcap = std::numeric_limits<float>::quiet_NaN(); });
+  refused("alibi_slopes", [&](auto& p) { p.alibi_slopes = m.normal(DType::f32, {2}); });
+  refused("alibi_slopes", [&](auto& p) { p.alibi_slopes = m.normal(DType::f32, {3, 6}); });
+  refused("alibi_slopes", [&](auto& p) { p.alibi_slopes = m.normal(DType::f16, {6}); });
+  refused("alibi_slopes", [&](auto& p) { p.alibi_slopes = m.normal(DType::f32, {1, 2, 6}); });
+  refused("sinks", [&](auto& p) { p.sinks = m.normal(DType::f32, {2}); });
+  refused("sinks", [&](auto& p) { p.sinks = m.normal(DType::bf16, {6}); });
+  refused("attn_mask", [&](auto& p) { p.attn_mask = mask(DType::f32, {4, 9}); });
+  refused("attn_mask", [&](auto& p) { p.attn_mask = mask(DType::i32, {1, 1, 4, 9}); });
+  refused("attn_mask", [&](auto& p) { p.attn_mask = mask(DType::f32, {1, 1, 4, 8}); });
+  refused("attn_mask", [&](auto& p) { p.attn_mask = mask(DType::f32, {1, 2, 4, 9}); });
+  refused("attn_mask", [&](auto& p) { p.attn_mask = mask(DType::f32, {3, 1, 4, 9}); });
+  refused("attn_mask", [&](auto& p) { p.attn_mask = mask(DType::boolean, {2, 6, 3, 9}); });
+  refused("attn_mask", [&](auto& p) {
+    p.attn_mask = mask(DType::boolean, {2, 6, 4, 1});
+    p.attn_mask.shape[3] = 9, p.attn_mask.strides[3] = 0;  // keys are never one for all
+  });
+  refused("out", [&](auto& p) { p.out = m.filled(DType::f32, {2, 4, 6, 32}, 9); });
+  refused("v", [&](auto& p) { p.v = m.normal(DType::f32, {2, 8, 2, 16}); });
+  EXPECT_EQ(good.out.as<float>()[0], 9);
+
+  AttentionParams packed{.q = m.normal(DType::f32, {5, 2, 32}),
+                         .k = m.normal(DType::f32, {12, 2, 32}),
+                         .v = m.normal(DType::f32, {12, 2, 32}),
+                         .out = m.filled(DType::f32, {5, 2, 32}, 9),
+                         .tables = {.cu_seqlens_q = m.integers(DType::i32, {0, 2, 5}),
+                                    .cu_seqlens_k = m.integers(DType::i32, {0, 3, 12})}};
+  packed.attn_mask = mask(DType::f32, {1, 5, 9});
+  EXPECT_NO_THROW(Dispatcher(backend_by_name("cpu")).run(packed));
+  packed.out = m.filled(DType::f32, {5, 2, 32}, 9);
+  packed.attn_mask = mask(DType::f32, {1, 5, 8});
+  expect_data_refused(packed, "the keys of sequence 1");
+  packed.attn_mask = mask(DType::f32, {1, 4, 9});
+  expect_data_refused(packed, "total_q");
+  EXPECT_EQ(packed.out.as<float>()[0], 9);
 }
 
 TEST(BadData, OneSlotForTwoTokens) {

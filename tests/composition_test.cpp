@@ -54,6 +54,26 @@ AnyParams paged_attention(cases::Maker& m) {
   return p;
 }
 
+// All that attention's primitives know of.
+AnyParams featured_attention(cases::Maker& m, bool causal) {
+  AttentionParams p = dense_attention(m, causal);
+  p.v = f32(m, {2, 5, 2, 16});
+  p.window_left = 2;
+  p.window_right = 1;
+  p.softcap = 1.5f;
+  p.alibi_slopes = m.uniform(DType::f32, {2, 4}, 0, 1);
+  p.attn_mask = f32(m, {2, 1, 3, 5});
+  return p;
+}
+
+AnyParams tree_attention(cases::Maker& m) {
+  AttentionParams p = paged_attention(m).as<AttentionParams>();
+  p.causal = false;
+  p.attn_mask = m.filled(DType::boolean, {1, 5, 8}, 1);
+  for (std::int64_t i = 0; i < 40; i += 3) cases::set_element(p.attn_mask, i, 0);
+  return p;
+}
+
 LinearParams linear(cases::Maker& m) {
   LinearParams p;
   p.x = f32(m, {3, 16});
@@ -171,6 +191,22 @@ const std::vector<Composite>& composites() {
       {"attention_paged",
        paged_attention,
        {"attention_scores", "attention_mask", "softmax", "attention_values"}},
+      {"attention_featured",
+       [](cases::Maker& m) -> AnyParams { return featured_attention(m, true); },
+       {"attention_scores", "attention_mask", "softmax", "attention_values"}},
+      {"attention_featured_full",
+       [](cases::Maker& m) -> AnyParams { return featured_attention(m, false); },
+       {"attention_scores", "attention_mask", "softmax", "attention_values"}},
+      {"attention_softcap_full",
+       [](cases::Maker& m) -> AnyParams {
+         AttentionParams p = dense_attention(m, false);
+         p.softcap = 2;
+         return p;
+       },
+       {"attention_scores", "softmax", "attention_values"}},
+      {"attention_tree",
+       tree_attention,
+       {"attention_scores", "attention_mask", "softmax", "attention_values"}},
       {"linear_full", full_linear, {"layer_norm", "linear", "activation", "binary"}},
       {"gelu_linear", gelu_linear, {"activation", "linear"}},
       {"qkv", [](cases::Maker& m) -> AnyParams { return qkv(m, {}); }, {"linear", "linear", "linear"}},
@@ -286,6 +322,13 @@ TEST(Compositions, PrimitivesHaveNone) {
   cases::Maker m("primitive");
   EXPECT_FALSE(unfused_composition(linear(m)).has_value());
   EXPECT_FALSE(unfused_composition(AnyParams(Op::softmax)).has_value());
+}
+
+TEST(Compositions, SinksHaveNone) {
+  cases::Maker m("sinks");
+  AttentionParams p = dense_attention(m, true);
+  p.sinks = f32(m, {4});
+  EXPECT_FALSE(unfused_composition(p).has_value());
 }
 
 }  // namespace

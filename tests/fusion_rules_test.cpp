@@ -90,6 +90,32 @@ TEST(FusionRules, MaskOfAnotherLengthIsNoCausalAttention) {
   expect_untouched(b, {"attention_causal", "attention_full"});
 }
 
+// A window, slopes and a mask go with the mask node, the cap with the scores; causal or not is two rules.
+TEST(FusionRules, BiasedAttention) {
+  for (const bool causal : {true, false}) {
+    GraphBuilder b(causal ? "biased_causal" : "biased");
+    AttentionScoresParams scores;
+    scores.softcap = 2.0f;
+    AttentionMaskParams mask;
+    mask.seqlen_k = 7;
+    mask.causal = causal;
+    mask.window_left = 3;
+    mask.window_right = 2;
+    const ValueId q = b.floats("q", {2, 5, 4, 8}), k = b.floats("k", {2, 7, 2, 8}),
+                  v = b.floats("v", {2, 7, 2, 24});
+    const ValueId slopes = b.input("slopes", b.make.uniform(DType::f32, {4}, 0, 1)),
+                  bias = b.floats("bias", {1, 4, 5, 7});
+    const ValueId s = b.call(
+        mask,
+        {{"scores", b.call(scores, {{"q", q}, {"k", k}})}, {"alibi_slopes", slopes}, {"attn_mask", bias}});
+    const ValueId p = b.call(SoftmaxParams{}, {{"x", s}});
+    b.graph.output("out", b.call(AttentionValuesParams{}, {{"probs", p}, {"v", v}}));
+    const std::string rule = causal ? "attention_causal" : "attention_masked";
+    expect_fused(b, {rule}, {"attention"});
+    expect_untouched(b, {"attention_full", causal ? "attention_masked" : "attention_causal"});
+  }
+}
+
 // ---- Rope and the cache
 
 struct RopeGraph : GraphBuilder {

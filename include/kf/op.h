@@ -26,6 +26,7 @@ enum class Op : std::uint8_t {
   attention_scores,
   attention_mask,
   attention_values,
+  merge_attention,
   embedding,
   argmax,
   sample,
@@ -38,7 +39,7 @@ enum class Op : std::uint8_t {
   gated_ffn,
   lm_head_argmax,
 };
-inline constexpr int kNumOps = 21;
+inline constexpr int kNumOps = 22;
 
 enum class Role : std::uint8_t { in, out, inout };
 

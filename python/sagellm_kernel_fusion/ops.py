@@ -133,7 +133,8 @@ def dequantize(x, out=None, *, selection: Selection | None = None):
 
 def attention(
     q, k, v, out=None, lse=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None,
-    kv_layout="HND", softmax_scale=0.0, causal=True, selection: Selection | None = None,
+    kv_layout="HND", softmax_scale=0.0, causal=True, window_left=-1, window_right=-1, softcap=0.0, alibi_slopes=None,
+    attn_mask=None, sinks=None, selection: Selection | None = None,
 ):  # fmt: skip
     """out[i] = sum over keys j of softmax_j(softmax_scale q[i] . k[j]) v[j], with an online softmax in f32.
 
@@ -143,28 +144,37 @@ def attention(
             page_size, head_dim] or "NHD" [num_pages, page_size, num_kv_heads, head_dim]) with block_tables i32
             [batch, max_pages] (-1 pads) and context_lens i32 [batch]; cu_seqlens_q where a sequence has several queries
 
-    Query head h reads K/V head h / (num_heads / num_kv_heads). Causal is aligned bottom-right. softmax_scale 0 means
-    1 / sqrt(head_dim). lse=True also returns the natural log-sum-exp, f32: dense [batch, num_heads, seqlen_q], else
-    [num_heads, total_q]. A row that may attend nothing gives zeros and lse -inf.
+    Query head h reads K/V head h / (num_heads / num_kv_heads). v may have a head_dim of its own, which is out's.
+    softmax_scale 0 means 1 / sqrt(head_dim). lse=True also returns the natural log-sum-exp, f32: dense [batch,
+    num_heads, seqlen_q], else [num_heads, total_q]. A row that may attend nothing gives zeros and lse -inf.
+
+    Row i stands at key p = i + seqlen_k - seqlen_q and sees keys p - window_left .. p + window_right (-1: all; causal:
+    none after p). Scores, in this order: softcap > 0 makes them softcap tanh(s / softcap); alibi_slopes f32 [num_heads]
+    or [batch, num_heads] adds -slope |p - j|; attn_mask forbids (boolean, False) or is added (f32, f16, bf16): dense
+    [batch, num_heads, seqlen_q, seqlen_k], the first three of any size 1, else [num_heads or 1, total_q, columns] with a
+    column for each key of the longest sequence. sinks f32 [num_heads] are logits that join each row's softmax and carry
+    no value.
     """
     return call("attention", locals())
 
 
 def attention_scores(
     q, k, scores=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
-    softmax_scale=0.0, seqlen_k_max=0, selection: Selection | None = None,
+    softmax_scale=0.0, softcap=0.0, seqlen_k_max=0, selection: Selection | None = None,
 ):  # fmt: skip
-    """scores = softmax_scale q . k, written whole: f32, dense [batch, num_heads, seqlen_q, seqlen_k_max], else
-    [num_heads, total_q, seqlen_k_max]; columns beyond a sequence's keys are -inf. The first of the three primitives
-    that `attention` fuses."""
+    """scores = softmax_scale q . k (capped, with softcap), written whole: f32, dense [batch, num_heads, seqlen_q,
+    seqlen_k_max], else [num_heads, total_q, seqlen_k_max]; columns beyond a sequence's keys are -inf. The first of the
+    three primitives that `attention` fuses."""
     return call("attention_scores", locals())
 
 
 def attention_mask(
     scores, out=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
-    seqlen_k=0, selection: Selection | None = None,
+    seqlen_k=0, causal=True, window_left=-1, window_right=-1, alibi_slopes=None, attn_mask=None,
+    selection: Selection | None = None,
 ):  # fmt: skip
-    """out = scores where the causal rule allows, -inf elsewhere. seqlen_k: keys a sequence, dense form only."""
+    """out = scores, biased by alibi_slopes and attn_mask, where a row may attend (see `attention`); -inf elsewhere.
+    seqlen_k: keys a sequence, dense form only."""
     return call("attention_mask", locals())
 
 
@@ -174,6 +184,16 @@ def attention_values(
 ):  # fmt: skip
     """out[t, h] = sum over keys j of probs[h, t, j] v[j, h / group]."""
     return call("attention_values", locals())
+
+
+def merge_attention(out_a, lse_a, out_b, lse_b, out=None, lse=None, *, selection: Selection | None = None):
+    """Attention over two sets of keys from the attention over each: the outputs weighted by exp(lse_a), exp(lse_b).
+
+    out_a and out_b [batch, seqlen_q, num_heads, head_dim] with lse [batch, num_heads, seqlen_q], or [total_q, num_heads,
+    head_dim] with lse [num_heads, total_q]. lse=True also returns log(exp(lse_a) + exp(lse_b)). A part whose lse is -inf
+    has none in the result; where both are, the result is zero. For batches with a common prefix (cascade inference).
+    """
+    return call("merge_attention", locals())
 
 
 # Rotary positions and the K/V cache

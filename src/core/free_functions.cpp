@@ -33,6 +33,7 @@ void attention(const AttentionParams& p) { run(p); }
 void attention_scores(const AttentionScoresParams& p) { run(p); }
 void attention_mask(const AttentionMaskParams& p) { run(p); }
 void attention_values(const AttentionValuesParams& p) { run(p); }
+void merge_attention(const MergeAttentionParams& p) { run(p); }
 void rope(const RopeParams& p) { run(p); }
 void append_kv(const AppendKvParams& p) { run(p); }
 void rope_append(const RopeAppendParams& p) { run(p); }

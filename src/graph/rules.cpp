@@ -3,6 +3,7 @@
 // before what would take a part of it away.
 
 #include "kf/rules.h"
+#include "kf/ops/attention.h"
 
 namespace kf {
 namespace {
@@ -25,30 +26,45 @@ NamePairs same(std::initializer_list<const char*> names) {
 
 // ---- Attention
 
-Rule attention(bool causal) {
+// Causal or not, with or without a window, slopes and a mask; `full`: none of them, and no mask in the pattern.
+enum class Masking : std::uint8_t { causal, masked, full };
+
+Rule attention(Masking masking, std::string name, std::string summary) {
   const NamePairs tables = same({"cu_seqlens_q?", "cu_seqlens_k?", "block_tables?", "context_lens?"});
-  std::vector<PatternNode> pattern;
+  const NamePairs biases = masking == Masking::full ? NamePairs{} : same({"alibi_slopes?", "attn_mask?"});
+  const std::string masked = masking == Masking::full ? "s" : "masked";
   NamePairs attrs = {{"softmax_scale", "scores.softmax_scale"},
+                     {"softcap", "scores.softcap"},
                      {"kv_layout", "scores.kv_layout"},
                      {"kv_layout", "values.kv_layout"}};
+  std::vector<PatternNode> pattern;
   pattern.push_back(
       {"scores", Op::attention_scores, joined({{"q", "q"}, {"k", "k"}}, tables), {{"scores", "s"}}});
-  if (causal) {
-    pattern.push_back({"mask", Op::attention_mask, joined({{"scores", "s"}}, tables), {{"out", "masked"}}});
+  if (masking != Masking::full) {
+    pattern.push_back(
+        {"mask", Op::attention_mask, joined(joined({{"scores", "s"}}, tables), biases), {{"out", masked}}});
     pattern.back().dims = {{"seqlen_k", "k", 1, {"cu_seqlens_q", "block_tables"}}};
-    attrs.emplace_back("kv_layout", "mask.kv_layout");
+    for (const char* attr : {"kv_layout", "window_left", "window_right"})
+      attrs.emplace_back(attr, std::string("mask.") + attr);
+    if (masking == Masking::masked) attrs.emplace_back("causal", "mask.causal");
   }
-  pattern.push_back(
-      {"softmax", Op::softmax, {{"x", causal ? "masked" : "s"}}, {{"out", "p"}, {"lse?", "lse"}}});
+  pattern.push_back({"softmax", Op::softmax, {{"x", masked}}, {{"out", "p"}, {"lse?", "lse"}}});
   pattern.push_back(
       {"values", Op::attention_values, joined({{"probs", "p"}, {"v", "v"}}, tables), {{"out", "out"}}});
-  Rule rule{causal ? "attention_causal" : "attention_full",
-            "attention_backend",
-            causal ? "scores, causal mask, softmax and values in one pass, without the score matrix"
-                   : "scores, softmax and values in one pass, without the score matrix",
-            std::move(pattern),
-            {Op::attention, joined(same({"q", "k", "v"}), tables), same({"out", "lse?"}), attrs}};
-  rule.replacement.constant_attrs = {{"causal", causal ? "true" : "false"}};
+  Rule rule{
+      std::move(name),
+      "attention_backend",
+      std::move(summary),
+      std::move(pattern),
+      {Op::attention, joined(joined(same({"q", "k", "v"}), tables), biases), same({"out", "lse?"}), attrs}};
+  if (masking == Masking::masked) {
+    // What is causal is the other rule's, also where that one is switched off.
+    rule.condition = [](const AnyParams& p) {
+      return p.as<AttentionParams>().causal ? Support::no("causal") : Support::yes();
+    };
+  } else {
+    rule.replacement.constant_attrs = {{"causal", masking == Masking::causal ? "true" : "false"}};
+  }
   return rule;
 }
 
@@ -257,8 +273,19 @@ Rule residual_norm(Op norm, std::string flag) {
 }
 
 std::vector<Rule> make_rules() {
-  std::vector<Rule> rules = {attention(true), attention(false), qk_norm_rope(),  rope_append(),
-                             qkv_merge(),     gated_ffn(),      lm_head_argmax()};
+  std::vector<Rule> rules = {
+      attention(Masking::causal, "attention_causal",
+                "scores, causal mask, softmax and values in one pass, without the score matrix"),
+      attention(Masking::full, "attention_full",
+                "scores, softmax and values in one pass, without the score matrix"),
+      attention(
+          Masking::masked, "attention_masked",
+          "scores, a mask that is not causal, softmax and values in one pass, without the score matrix"),
+      qk_norm_rope(),
+      rope_append(),
+      qkv_merge(),
+      gated_ffn(),
+      lm_head_argmax()};
   const std::vector<Consumer> all = consumers();
   const Consumer& linear = all.front();
   rules.push_back(linear_activation());

@@ -50,6 +50,9 @@ void store(const TensorView& t, std::int64_t flat, double value) {
     case DType::i64:
       t.as<std::int64_t>()[at] = static_cast<std::int64_t>(value);
       return;
+    case DType::boolean:
+      t.as<std::uint8_t>()[at] = value != 0;
+      return;
     default:
       return;  // zeros serve: no table or activation has another dtype
   }
@@ -117,6 +120,7 @@ std::int64_t table_entry(std::string_view slot, std::int64_t i, std::int64_t cou
   if (slot == "cu_seqlens_q") return even_split(b.total_q);
   if (slot == "cu_seqlens_k") return even_split(b.total_k);
   if (slot == "block_tables") return i % std::max<std::int64_t>(b.num_pages, 1);
+  if (slot == "attn_mask") return i % 5 != 0;  // boolean: mostly allowed
   if (slot == "context_lens") return std::min(b.max_pages * b.page_size, b.seqlen_k_max);
   return 0;
 }

@@ -85,8 +85,45 @@ void validate_score_rows(const char* op, const char* name, const TensorView& s, 
   }
 }
 
-void validate_scale(const char* op, float scale) {
+void validate_scale(const char* op, float scale, float softcap = 0.0f) {
   if (!std::isfinite(scale)) fail_attr(op, "softmax_scale", "a finite number", fmt::format("{}", scale));
+  if (!(std::isfinite(softcap) && softcap >= 0.0f))
+    fail_attr(op, "softcap", "a positive number, or 0 for none", fmt::format("{}", softcap));
+}
+
+void validate_window(const char* op, std::int64_t left, std::int64_t right) {
+  for (auto [name, keys] : {std::pair{"window_left", left}, std::pair{"window_right", right}})
+    if (keys < -1) fail_attr(op, name, "a number of keys, or -1 for all", std::to_string(keys));
+}
+
+// What biases the scores of `num_heads` heads: alibi_slopes, and attn_mask of `tokens` query tokens (of a sequence
+// where the batch is dense) and, dense, `keys` keys.
+void validate_biases(const char* op, const TensorView& slopes, const TensorView& mask,
+                     const SequenceTables& t, std::int64_t batch, std::int64_t num_heads, std::int64_t tokens,
+                     std::int64_t keys) {
+  if (slopes.present()) {
+    const Check c = check(op, "alibi_slopes", slopes);
+    c.rank_between(1, 2).dtype(DType::f32).dim(-1, num_heads, "num_heads");
+    if (slopes.rank == 2) c.dim(0, batch, "batch");
+  }
+  if (!mask.present()) return;
+  const Check c = check(op, "attn_mask", mask);
+  c.rank(is_dense(t) ? 4 : 3);
+  if (mask.dtype != DType::boolean && !is_activation_dtype(mask.dtype))
+    c.fail("boolean, f32, f16 or bf16", dtype_name(mask.dtype));
+  const auto one_or = [&](int axis, std::int64_t size, const char* what) {
+    if (mask.dim(axis) != 1) c.dim(axis, size, what);
+  };
+  if (is_dense(t)) {
+    one_or(0, batch, "batch, or 1");
+    one_or(1, num_heads, "num_heads, or 1");
+    one_or(2, tokens, "seqlen_q, or 1");
+    c.dim(3, keys, "seqlen_k");
+  } else {
+    one_or(0, num_heads, "num_heads, or 1");
+    c.dim(1, tokens, "total_q");
+  }
+  c.last_dim_contiguous();
 }
 
 // Of q and what is laid out like it: [batch, seqlen_q, num_heads, head_dim] or [total_q, num_heads, head_dim]; of
@@ -128,7 +165,10 @@ void validate_cu_seqlens(const char* op, const char* name, const TensorView& cu,
         .fail(fmt::format("{} tokens in entry {}, the last", total, batch), std::to_string(v[batch]));
 }
 
-void validate_pages(const char* op, const SequenceTables& t, std::int64_t num_pages, std::int64_t page_size) {
+// `first_key(b)`: the first key of sequence b that is read.
+template <class F>
+void validate_pages(const char* op, const SequenceTables& t, std::int64_t num_pages, std::int64_t page_size,
+                    const F& first_key) {
   const std::int64_t batch = t.block_tables.dim(0), max_pages = t.block_tables.dim(1);
   for (std::int64_t b = 0; b < batch; ++b) {
     const std::int64_t len = t.context_lens.as<std::int32_t>()[b];
@@ -138,7 +178,7 @@ void validate_pages(const char* op, const SequenceTables& t, std::int64_t num_pa
                             page_size, b),
                 std::to_string(len));
     const std::int32_t* pages = t.block_tables.as<std::int32_t>() + b * t.block_tables.stride(0);
-    for (std::int64_t i = 0; i * page_size < len; ++i)
+    for (std::int64_t i = len > 0 ? first_key(b) / page_size : 0; i * page_size < len; ++i)
       if (pages[i] < 0 || pages[i] >= num_pages)
         check(op, "block_tables", t.block_tables)
             .fail(fmt::format("a page of 0 to {} in entry {} of sequence {}, which has {} keys",
@@ -152,10 +192,25 @@ void validate_query_tokens(const char* op, const SequenceTables& t, std::int64_t
     validate_cu_seqlens(op, "cu_seqlens_q", t.cu_seqlens_q, total_q);
 }
 
-void validate_key_tokens(const char* op, const SequenceTables& t, const TensorView& kv) {
+template <class F>
+void validate_key_tokens(const char* op, const SequenceTables& t, const TensorView& kv, const F& first_key) {
   if (!tables_on_host(t)) return;
   if (t.cu_seqlens_k.present()) validate_cu_seqlens(op, "cu_seqlens_k", t.cu_seqlens_k, kv.dim(0));
-  if (t.paged()) validate_pages(op, t, kv.dim(0), kv.dim(page_rows_axis(t)));
+  if (t.paged()) validate_pages(op, t, kv.dim(0), kv.dim(page_rows_axis(t)), first_key);
+}
+void validate_key_tokens(const char* op, const SequenceTables& t, const TensorView& kv) {
+  validate_key_tokens(op, t, kv, [](std::int64_t) { return std::int64_t{0}; });
+}
+
+// Each sequence's keys have columns in the mask.
+void validate_mask_width(const char* op, const TensorView& mask, const SequenceTables& t,
+                         const Sequences& sequences) {
+  if (!mask.present() || is_dense(t) || !tables_on_host(t)) return;
+  for (std::int64_t b = 0; b < sequences.size(); ++b)
+    if (sequences[b].kv_len > mask.dim(-1))
+      check(op, "attn_mask", mask)
+          .fail(fmt::format("at least {} columns, the keys of sequence {}", sequences[b].kv_len, b),
+                shape_string(mask));
 }
 
 // No sequence has more keys than the score matrix has columns.
@@ -171,15 +226,29 @@ void validate_width(const char* op, const SequenceTables& t, const Sequences& se
 
 // ---- Cost
 
-// Query-key pairs of one sequence.
-double pairs(double seqlen_q, double seqlen_k, bool causal) {
-  if (!causal) return seqlen_q * seqlen_k;
-  const double rows = std::min(seqlen_q, seqlen_k);  // rows that attend something; the last sees all keys
-  return rows * (seqlen_k - rows) + rows * (rows + 1) / 2;
+// Query-key pairs of one sequence within a window.
+double pairs(double seqlen_q, double seqlen_k, const Window& window) {
+  // Rows that stand at keys 0 .. n - 1: how many keys there are before them.
+  const auto before = [&](double n) {
+    if (n <= 0) return 0.0;
+    return n <= seqlen_k ? n * (n - 1) / 2 : seqlen_k * (seqlen_k - 1) / 2 + (n - seqlen_k) * seqlen_k;
+  };
+  // Keys up to `shift` after each row's own. Beyond the clamp it makes no difference.
+  const auto keys_before = [&](double shift) {
+    shift = std::clamp(shift, -seqlen_k, seqlen_q);
+    return before(seqlen_k + shift) - before(seqlen_k - seqlen_q + shift);
+  };
+  return keys_before(double(window.right) + 1) - keys_before(-double(window.left));
 }
 
 struct Extent {
   double batch, seqlen_q, seqlen_k;
+
+  // Keys of a sequence that any row sees.
+  double keys_seen(const Window& window) const {
+    const double first = std::clamp(seqlen_k - seqlen_q - double(window.left), 0.0, seqlen_k);
+    return std::clamp(seqlen_k + double(window.right), 0.0, seqlen_k) - first;
+  }
 };
 
 // Average lengths from shapes alone: packed batches count as even, paged sequences as full.
@@ -191,10 +260,14 @@ Extent extent(const TensorView& q, const TensorView& kv, const SequenceTables& t
   return {batch, double(q.dim(0)) / batch, keys};
 }
 
-double key_bytes(const Extent& e, const TensorView& kv, const SequenceTables& t) {
+double key_bytes(const Extent& e, const TensorView& kv, const SequenceTables& t,
+                 const Window& window = Window()) {
   const double row = double(kv.dim(kv_heads_axis(t)) * kv.dim(-1));
-  return e.batch * e.seqlen_k * row * dtype_info(kv.dtype).block_bytes;
+  return e.batch * e.keys_seen(window) * row * dtype_info(kv.dtype).block_bytes;
 }
+
+// What there is of an optional operand.
+double bytes_of(const TensorView& t) { return t.present() ? double(t.nbytes()) : 0; }
 
 }  // namespace
 
@@ -202,7 +275,11 @@ double key_bytes(const Extent& e, const TensorView& kv, const SequenceTables& t)
 
 void infer(AttentionParams& p) {
   if (!has_token_rank(p.q, p.tables)) return;
-  if (!p.out.present()) p.out = contiguous_like(p.q, p.q.dtype);
+  if (!p.out.present() && p.v.rank >= 1) {
+    TensorView shape = p.q;
+    shape.shape[shape.rank - 1] = p.v.dim(-1);
+    p.out = contiguous_like(shape, p.q.dtype);
+  }
   if (!p.lse.present()) p.lse = head_major(p.q, p.tables);
 }
 
@@ -211,29 +288,43 @@ void validate(const AttentionParams& p) {
   validate_tables(kOp, p.tables);
   const auto [batch, num_heads, head_dim] = validate_queries(kOp, "q", p.q, p.tables);
   validate_keys(kOp, "k", p.k, p.tables, batch, num_heads, head_dim);
-  check(kOp, "v", p.v).shape_like(p.k, "k").dtype_like(p.k, "k").last_dim_contiguous();
-  check(kOp, "out", p.out)
-      .shape_like(p.q, "q")
-      .dtype_like(p.q, "q")
-      .last_dim_contiguous()
-      .no_overlap_in_itself();
+  const Check v = check(kOp, "v", p.v);
+  v.rank(p.k.rank).dtype_like(p.k, "k").last_dim_contiguous();
+  for (int i = 0; i + 1 < p.k.rank; ++i) v.dim(i, p.k.dim(i), "as k has it");
+  const Check out = check(kOp, "out", p.out);
+  out.rank(p.q.rank).dtype_like(p.q, "q").last_dim_contiguous().no_overlap_in_itself();
+  for (int i = 0; i + 1 < p.q.rank; ++i) out.dim(i, p.q.dim(i), "as q has it");
+  out.dim(-1, p.v.dim(-1), "v's head_dim");
   if (p.lse.present()) {
     check(kOp, "lse", p.lse).rank(is_dense(p.tables) ? 3 : 2).dtype(DType::f32).no_overlap_in_itself();
     validate_score_rows(kOp, "lse", p.lse, p.q, p.tables);
   }
-  validate_scale(kOp, p.softmax_scale);
+  validate_scale(kOp, p.softmax_scale, p.softcap);
+  validate_window(kOp, p.window_left, p.window_right);
+  validate_biases(kOp, p.alibi_slopes, p.attn_mask, p.tables, Sequences(p).size(), num_heads,
+                  p.q.dim(is_dense(p.tables) ? 1 : 0), p.k.dim(1));
+  if (p.sinks.present())
+    check(kOp, "sinks", p.sinks).rank(1).dtype(DType::f32).dim(0, num_heads, "num_heads");
 }
 
 void validate_data(const AttentionParams& p) {
   validate_query_tokens("attention", p.tables, p.q.dim(0));
-  validate_key_tokens("attention", p.tables, p.k);
+  const Sequences sequences(p);
+  const Window window(p);
+  validate_key_tokens("attention", p.tables, p.k, [&](std::int64_t b) {
+    const SequenceSpan s = sequences[b];
+    return s.visible_keys(0, s.seqlen_q, window).begin;
+  });
+  validate_mask_width("attention", p.attn_mask, p.tables, sequences);
 }
 
 Cost cost(const AttentionParams& p) {
   const Extent e = extent(p.q, p.k, p.tables);
-  const double heads = double(p.q.dim(-2)), head_dim = double(p.q.dim(-1));
-  return {4 * head_dim * heads * e.batch * pairs(e.seqlen_q, e.seqlen_k, p.causal),
-          double(p.q.nbytes() + p.out.nbytes()) + 2 * key_bytes(e, p.k, p.tables)};
+  const Window window(p);
+  const double heads = double(p.q.dim(-2)), dims = double(p.q.dim(-1) + p.v.dim(-1));
+  return {2 * dims * heads * e.batch * pairs(e.seqlen_q, e.seqlen_k, window),
+          double(p.q.nbytes() + p.out.nbytes()) + bytes_of(p.attn_mask) +
+              key_bytes(e, p.k, p.tables, window) + key_bytes(e, p.v, p.tables, window)};
 }
 
 // ---- attention_scores
@@ -265,7 +356,7 @@ void validate(const AttentionScoresParams& p) {
   if (is_dense(p.tables) && columns < p.k.dim(1))
     fail_attr(kOp, "seqlen_k_max", fmt::format("at least {}, the keys of a sequence", p.k.dim(1)),
               std::to_string(columns));
-  validate_scale(kOp, p.softmax_scale);
+  validate_scale(kOp, p.softmax_scale, p.softcap);
 }
 
 void validate_data(const AttentionScoresParams& p) {
@@ -277,7 +368,7 @@ void validate_data(const AttentionScoresParams& p) {
 Cost cost(const AttentionScoresParams& p) {
   const Extent e = extent(p.q, p.k, p.tables);
   const double heads = double(p.q.dim(-2)), head_dim = double(p.q.dim(-1));
-  return {2 * head_dim * heads * e.batch * pairs(e.seqlen_q, e.seqlen_k, false),
+  return {2 * head_dim * heads * e.batch * e.seqlen_q * e.seqlen_k,
           double(p.q.nbytes() + p.scores.nbytes()) + key_bytes(e, p.k, p.tables)};
 }
 
@@ -298,6 +389,10 @@ void validate(const AttentionMaskParams& p) {
   if (is_dense(p.tables) && (p.seqlen_k < 0 || p.seqlen_k > p.scores.dim(-1)))
     fail_attr(kOp, "seqlen_k", fmt::format("0 to {}, the columns of scores", p.scores.dim(-1)),
               std::to_string(p.seqlen_k));
+  validate_window(kOp, p.window_left, p.window_right);
+  const bool dense = is_dense(p.tables);
+  validate_biases(kOp, p.alibi_slopes, p.attn_mask, p.tables, Sequences(p).size(),
+                  p.scores.dim(dense ? 1 : 0), p.scores.dim(dense ? 2 : 1), p.seqlen_k);
 }
 
 void validate_data(const AttentionMaskParams& p) {
@@ -312,9 +407,12 @@ void validate_data(const AttentionMaskParams& p) {
       check("attention_mask", "context_lens", t.context_lens)
           .fail("lengths of 0 or more", std::to_string(len));
   validate_width("attention_mask", t, Sequences(p), p.scores.dim(-1));
+  validate_mask_width("attention_mask", p.attn_mask, t, Sequences(p));
 }
 
-Cost cost(const AttentionMaskParams& p) { return {0, double(p.scores.nbytes() + p.out.nbytes())}; }
+Cost cost(const AttentionMaskParams& p) {
+  return {0, double(p.scores.nbytes() + p.out.nbytes()) + bytes_of(p.attn_mask)};
+}
 
 // ---- attention_values
 
@@ -357,8 +455,46 @@ void validate_data(const AttentionValuesParams& p) {
 Cost cost(const AttentionValuesParams& p) {
   const Extent e = extent(p.out, p.v, p.tables);
   const double heads = double(p.out.dim(-2)), head_dim = double(p.out.dim(-1));
-  return {2 * head_dim * heads * e.batch * pairs(e.seqlen_q, e.seqlen_k, false),
+  return {2 * head_dim * heads * e.batch * e.seqlen_q * e.seqlen_k,
           double(p.probs.nbytes() + p.out.nbytes()) + key_bytes(e, p.v, p.tables)};
+}
+
+// ---- merge_attention
+
+void infer(MergeAttentionParams& p) {
+  if (p.out_a.present() && !p.out.present()) p.out = contiguous_like(p.out_a, p.out_a.dtype);
+  if (p.lse_a.present() && !p.lse.present()) p.lse = contiguous_like(p.lse_a, DType::f32);
+}
+
+void validate(const MergeAttentionParams& p) {
+  constexpr const char* kOp = "merge_attention";
+  check(kOp, "out_a", p.out_a).rank_between(3, 4).activation_dtype().last_dim_contiguous();
+  check(kOp, "out_b", p.out_b)
+      .shape_like(p.out_a, "out_a")
+      .dtype_like(p.out_a, "out_a")
+      .last_dim_contiguous();
+  const TensorView& o = p.out_a;
+  const Check lse = check(kOp, "lse_a", p.lse_a);
+  lse.rank(o.rank - 1).dtype(DType::f32);
+  if (o.rank == 4)
+    lse.dim(0, o.dim(0), "batch").dim(1, o.dim(2), "num_heads").dim(2, o.dim(1), "seqlen_q");
+  else
+    lse.dim(0, o.dim(1), "num_heads").dim(1, o.dim(0), "total_q");
+  check(kOp, "lse_b", p.lse_b).shape_like(p.lse_a, "lse_a").dtype(DType::f32);
+  check(kOp, "out", p.out)
+      .shape_like(o, "out_a")
+      .dtype_like(o, "out_a")
+      .last_dim_contiguous()
+      .no_overlap_in_itself();
+  if (p.lse.present())
+    check(kOp, "lse", p.lse).shape_like(p.lse_a, "lse_a").dtype(DType::f32).no_overlap_in_itself();
+}
+
+void validate_data(const MergeAttentionParams&) {}
+
+Cost cost(const MergeAttentionParams& p) {
+  return {3 * double(p.out.numel()), double(p.out_a.nbytes() + p.out_b.nbytes() + p.out.nbytes()) +
+                                         double(p.lse_a.nbytes() + p.lse_b.nbytes()) + bytes_of(p.lse)};
 }
 
 }  // namespace kf::ops

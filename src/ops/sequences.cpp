@@ -56,6 +56,12 @@ TokenRows Sequences::head_major_rows(const TensorView& x, const SequenceSpan& s)
   return {s.q_begin * x.stride(1), x.stride(1), x.stride(0)};
 }
 
+TokenRows Sequences::mask_rows(const TensorView& mask, const SequenceSpan& s) const {
+  const auto stride = [&](int axis) { return mask.dim(axis) == 1 ? 0 : mask.stride(axis); };
+  if (dense_) return {s.index * stride(0), stride(2), stride(1)};
+  return {s.q_begin * mask.stride(1), mask.stride(1), stride(0)};
+}
+
 KeyRows Sequences::key_rows(const TensorView& kv, const SequenceSpan& s) const {
   KeyRows r;
   r.head_stride = kv.stride(kv_heads_axis(tables_));

@@ -10,6 +10,27 @@
 
 namespace kf::ops {
 
+// Keys [begin, end) of a sequence.
+struct KeyRange {
+  std::int64_t begin = 0, end = 0;
+};
+
+// How many keys before and after its own a row may attend; unbounded sides are larger than any sequence.
+struct Window {
+  std::int64_t left, right;
+
+  explicit Window(bool causal = false, std::int64_t window_left = -1, std::int64_t window_right = -1)
+      : left(bound(window_left)), right(causal ? 0 : bound(window_right)) {}
+  explicit Window(const AttentionParams& p) : Window(p.causal, p.window_left, p.window_right) {}
+  explicit Window(const AttentionMaskParams& p) : Window(p.causal, p.window_left, p.window_right) {}
+
+ private:
+  static std::int64_t bound(std::int64_t keys) {
+    constexpr std::int64_t kUnbounded = std::int64_t{1} << 60;
+    return keys < 0 ? kUnbounded : std::min(keys, kUnbounded);
+  }
+};
+
 struct SequenceSpan {
   std::int64_t index = 0;    // in the batch
   std::int64_t q_begin = 0;  // packed and paged: the first query token
@@ -17,9 +38,17 @@ struct SequenceSpan {
   std::int64_t k_begin = 0;  // packed: the first key
   std::int64_t kv_len = 0;
 
-  // The keys that query token t may attend are 0 .. visible_keys(t) - 1.
-  std::int64_t visible_keys(std::int64_t t, bool causal) const {
-    return causal ? std::clamp<std::int64_t>(kv_len - seqlen_q + t + 1, 0, kv_len) : kv_len;
+  // The key that query token t stands at, which is before the first where there are fewer keys than queries.
+  std::int64_t own_key(std::int64_t t) const { return kv_len - seqlen_q + t; }
+  // The keys that query token t may attend. Neither end goes back from one token to the next.
+  KeyRange visible_keys(std::int64_t t, const Window& window) const {
+    return {std::clamp<std::int64_t>(own_key(t) - window.left, 0, kv_len),
+            std::clamp<std::int64_t>(own_key(t) + window.right + 1, 0, kv_len)};
+  }
+  // Those that any of query tokens [begin, end) may attend.
+  KeyRange visible_keys(std::int64_t begin, std::int64_t end, const Window& window) const {
+    if (begin == end) return {};
+    return {visible_keys(begin, window).begin, visible_keys(end - 1, window).end};
   }
 };
 
@@ -77,6 +106,8 @@ class Sequences {
   TokenRows token_rows(const TensorView& x, const SequenceSpan& s) const;
   // Of lse or scores: [batch, num_heads, seqlen_q, ...] or [num_heads, total_q, ...].
   TokenRows head_major_rows(const TensorView& x, const SequenceSpan& s) const;
+  // Of attn_mask: row (token, head) begins at the sequence's first key.
+  TokenRows mask_rows(const TensorView& mask, const SequenceSpan& s) const;
   // Of k or v.
   KeyRows key_rows(const TensorView& kv, const SequenceSpan& s) const;
 
@@ -93,6 +124,10 @@ int page_rows_axis(const SequenceTables& tables);  // paged only
 // What scores are multiplied by: 1 / sqrt(head_dim) unless given.
 inline double score_scale(float softmax_scale, std::int64_t head_dim) {
   return softmax_scale != 0.0f ? softmax_scale : 1.0 / std::sqrt(static_cast<double>(head_dim));
+}
+// ALiBi's slope of a head, from [num_heads] or [batch, num_heads].
+inline float alibi_slope(const TensorView& slopes, std::int64_t sequence, std::int64_t head) {
+  return slopes.as<float>()[(slopes.rank == 2 ? sequence * slopes.stride(0) : 0) + head * slopes.stride(-1)];
 }
 // The most keys that a sequence may have, from shapes alone.
 std::int64_t max_kv_len(const SequenceTables& tables, const TensorView& kv);

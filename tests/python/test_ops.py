@@ -293,6 +293,96 @@ def test_reference_attention_against_pytorch(rng):
         torch.testing.assert_close(ops.attention(q, k, v, selection=selection), expected, rtol=1e-4, atol=1e-5)
 
 
+def window_of(torch, seqlen_q, seqlen_k, left, right):
+    """True where FlashAttention's window lets row i see key j."""
+    distance = torch.arange(seqlen_k)[None, :] - (torch.arange(seqlen_q)[:, None] + seqlen_k - seqlen_q)
+    return (distance >= (-left if left >= 0 else -seqlen_k)) & (distance <= (right if right >= 0 else seqlen_k))
+
+
+@pytest.mark.parametrize("seqlen_q", [1, 19, 50])
+@pytest.mark.parametrize("feature", ["window", "causal-window", "alibi", "boolean", "additive", "value-dim", "all"])
+def test_masked_attention_against_pytorch(rng, feature, seqlen_q):
+    torch = pytest.importorskip("torch")
+    seqlen_k, every = 50, feature == "all"
+    q = torch.from_numpy(normal(rng, (2, seqlen_q, 6, 64)))
+    k = torch.from_numpy(normal(rng, (2, seqlen_k, 2, 64)))
+    v = torch.from_numpy(normal(rng, (2, seqlen_k, 2, 40 if every or feature == "value-dim" else 64)))
+    options, bias = {"causal": False}, torch.zeros(2, 6, seqlen_q, seqlen_k)
+    left, right = {"window": (9, 4), "causal-window": (20, 0), "all": (30, 2)}.get(feature, (-1, -1))
+    options |= {"window_left": left} | ({"causal": True} if right == 0 else {"window_right": right})
+    if every or feature == "alibi":
+        options["alibi_slopes"] = torch.rand(2, 6)
+        own = torch.arange(seqlen_q)[:, None] + seqlen_k - seqlen_q
+        bias -= options["alibi_slopes"][..., None, None] * (own - torch.arange(seqlen_k)).abs()
+    if feature == "boolean":
+        options["attn_mask"] = torch.rand(2, 1, seqlen_q, seqlen_k) < 0.7
+        bias = bias.masked_fill(~options["attn_mask"], -torch.inf)
+    if every or feature == "additive":
+        options["attn_mask"] = torch.randn(1, 6, seqlen_q, seqlen_k)
+        bias = bias + options["attn_mask"]
+    bias = bias.masked_fill(~window_of(torch, seqlen_q, seqlen_k, left, right), -torch.inf)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (q, k, v)), attn_mask=bias, enable_gqa=True
+    ).transpose(1, 2)
+    for selection in (kf.REFERENCE, kf.FUSED, kf.VANILLA):
+        got = ops.attention(q, k, v, selection=selection, **options)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seqlen_q", [1, 23])
+def test_softcap_and_sinks_against_pytorch(rng, seqlen_q):
+    """As Gemma 2 and GPT-OSS write them."""
+    torch = pytest.importorskip("torch")
+    q = torch.from_numpy(normal(rng, (2, seqlen_q, 4, 32)))
+    k, v = (torch.from_numpy(normal(rng, (2, 31, 2, 32))) for _ in "kv")
+    sinks = torch.randn(4)
+    keys, values = (t.repeat_interleave(2, dim=2) for t in (k, v))
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, keys) / 32**0.5
+    capped = 1.5 * torch.tanh(scores / 1.5)
+    causal = window_of(torch, seqlen_q, 31, -1, 0)
+    for softcap, with_sinks in [(True, False), (False, True), (True, True)]:
+        logits = (capped if softcap else scores).masked_fill(~causal, -torch.inf)
+        if with_sinks:
+            logits = torch.cat([logits, sinks[None, :, None, None].expand(2, -1, seqlen_q, 1)], -1)
+        expected = torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1)[..., :31], values)
+        options = {"softcap": 1.5 if softcap else 0.0, "sinks": sinks if with_sinks else None}
+        for selection in (kf.REFERENCE, kf.FUSED) if with_sinks else (kf.REFERENCE, kf.FUSED, kf.VANILLA):
+            got, lse = ops.attention(q, k, v, lse=True, selection=selection, **options)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(lse, logits.logsumexp(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_packed_mask_against_pytorch(rng):
+    torch = pytest.importorskip("torch")
+    lengths = [(3, 9), (14, 14), (1, 30)]
+    cu_q, cu_k = (np.cumsum([0, *column]).astype(np.int32) for column in zip(*lengths, strict=True))
+    q, k, v = (torch.from_numpy(normal(rng, (n, h, 32))) for n, h in [(18, 4), (53, 2), (53, 2)])
+    mask = torch.rand(4, 18, 30) < 0.6
+    got = ops.attention(q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, attn_mask=mask)
+    for b, (seqlen_q, seqlen_k) in enumerate(lengths):
+        rows, columns = slice(cu_q[b], cu_q[b + 1]), slice(cu_k[b], cu_k[b + 1])
+        allowed = mask[:, rows, :seqlen_k] & window_of(torch, seqlen_q, seqlen_k, -1, 0)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            q[rows].transpose(0, 1), *(t[columns].transpose(0, 1) for t in (k, v)), attn_mask=allowed, enable_gqa=True
+        ).transpose(0, 1)
+        attends = allowed.any(-1).T[..., None]  # PyTorch gives NaN for a row without keys
+        expected = torch.where(attends, expected, torch.zeros(()))
+        torch.testing.assert_close(got[rows], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_merged_attention_is_attention_over_all_keys(rng):
+    q, k, v = normal(rng, (2, 5, 4, 32)), normal(rng, (2, 40, 2, 32)), normal(rng, (2, 40, 2, 32))
+    parts = [
+        ops.attention(q, k[:, s], v[:, s], lse=True, causal=causal)
+        for s, causal in ((slice(0, 25), False), (slice(25, 40), True))
+    ]
+    whole, whole_lse = ops.attention(q, k, v, lse=True)
+    for selection in (kf.REFERENCE, kf.FUSED):
+        out, lse = ops.merge_attention(*parts[0], *parts[1], lse=True, selection=selection)
+        np.testing.assert_allclose(out, whole, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(lse, whole_lse, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("selection", [kf.REFERENCE, kf.FUSED, kf.VANILLA], ids=["reference", "fused", "vanilla"])
 def test_against_pytorch(rng, selection):
     torch = pytest.importorskip("torch")

@@ -1,11 +1,24 @@
 // Attention over dense, packed or paged keys and values.
 //
-//   out[i] = sum_j softmax_j( softmax_scale * q[i] . k[j] ) v[j]        over the keys j that row i may attend
+//   s[i, j] = softmax_scale * q[i] . k[j]
+//   s       = softcap * tanh(s / softcap)                                              softcap > 0
+//   s      += -alibi_slope * |i + seqlen_k - seqlen_q - j|                             alibi_slopes
+//   s       = attn_mask[i, j] ? s : -inf, or s + attn_mask[i, j]                       attn_mask
+//   out[i]  = sum_j exp(s[i, j] - lse[i]) v[j],   lse[i] = log(sum_j exp(s[i, j]) + exp(sink))
+//
+// over the keys j that row i of its sequence may attend: all seqlen_k of them, or those in its window. Row i stands at
+// key p = i + seqlen_k - seqlen_q (bottom-right: the last row at the last key) and sees keys p - window_left ..
+// p + window_right; -1 is unbounded, and causal is window_right = 0. A row that may attend nothing, or only scores of
+// -inf, gives zeros, and lse -inf (with a sink: the sink).
+//
+// What lies outside a row's window or its sequence has no part in it, whatever it is: NaN or infinite keys and values
+// there do not show, and keys outside the windows of all rows need not be there (their pages may be -1). A key that
+// attn_mask forbids weighs zero instead, so that a NaN or an infinity in its *value* shows, as 0 * NaN does in PyTorch.
 //
 // Exact, with an online softmax in f32 (Dao et al., FlashAttention, 2022). Query head h reads K/V head
-// h / (num_heads / num_kv_heads) (Ainslie et al., GQA, 2023); K/V are never expanded. Causal is aligned
-// bottom-right: row i of seqlen_q sees keys 0 .. seqlen_k - seqlen_q + i. A row that may attend nothing gives zeros
-// and lse -inf.
+// h / (num_heads / num_kv_heads) (Ainslie et al., GQA, 2023); K/V are never expanded. Sliding window: Beltagy et al.,
+// Longformer, 2020, with the convention of FlashAttention; soft cap: Gemma 2, 2024; slopes: Press et al., ALiBi, 2022;
+// sinks, which take part in the softmax and carry no value: GPT-OSS, 2025, after Xiao et al., StreamingLLM, 2023.
 #pragma once
 
 #include "kf/ops/common.h"
@@ -16,8 +29,9 @@ namespace kf {
 //   dense   q [batch, seqlen_q, num_heads, head_dim],  k, v [batch, seqlen_k, num_kv_heads, head_dim]; no tables
 //   packed  q [total_q, num_heads, head_dim],  k, v [total_k, num_kv_heads, head_dim]; cu_seqlens_q, cu_seqlens_k
 //   paged   q [total_q, num_heads, head_dim],  k, v page pools in `kv_layout`; block_tables, context_lens, and
-//           cu_seqlens_q (absent: one query token a sequence). The last seqlen_q of a sequence's context_len keys
-//           are those of the query tokens (chunked prefill: append first, then attend).
+//           cu_seqlens_q (absent: one query token a sequence). With causal, a window or slopes, the last seqlen_q of a
+//           sequence's context_len keys are those of the query tokens (chunked prefill: append first, then attend).
+// Lengths of queries and keys are independent in every form: cross attention is `causal = false`.
 struct SequenceTables {
   TensorView cu_seqlens_q;  // i32 [batch + 1]
   TensorView cu_seqlens_k;  // i32 [batch + 1]
@@ -39,12 +53,22 @@ struct AttentionParams {
   static constexpr Op kOp = Op::attention;
   TensorView q;    // activation dtype; head_dim contiguous, other strides free
   TensorView k;    // dtype of its own (f32, f16, bf16)
-  TensorView v;    // like k
-  TensorView out;  // like q
+  TensorView v;    // like k, but for a head_dim of its own
+  TensorView out;  // like q, with v's head_dim
   TensorView lse;  // f32, natural log, optional: dense [batch, num_heads, seqlen_q], else [num_heads, total_q]
   SequenceTables tables;
-  float softmax_scale = 0.0f;  // 0: 1 / sqrt(head_dim)
+  float softmax_scale = 0.0f;  // 0: 1 / sqrt(head_dim) of q and k
   bool causal = true;
+  std::int64_t window_left = -1;   // keys before a row's own that it sees; -1: all
+  std::int64_t window_right = -1;  // keys after it; causal: none, whatever this says
+  float softcap = 0.0f;            // 0: none
+  TensorView alibi_slopes;         // f32 [num_heads] or [batch, num_heads], optional
+  // Optional; boolean (true: may attend) or an activation dtype (added; -inf: may not). Dense [batch, num_heads,
+  // seqlen_q, seqlen_k], of which the first three may be 1 or have stride 0: the same for all. Packed and paged
+  // [num_heads or 1, total_q, columns]: row t is the batch's query token t, column j key j of its sequence; at least as
+  // many columns as the longest sequence has keys. A tree of draft tokens over a paged cache is such a mask.
+  TensorView attn_mask;
+  TensorView sinks;  // f32 [num_heads], optional
 
   void visit(FieldVisitor& vis) {
     vis.in("q", q);
@@ -55,20 +79,27 @@ struct AttentionParams {
     tables.visit(vis);
     vis.attr("softmax_scale", softmax_scale);
     vis.attr("causal", causal);
+    vis.attr("window_left", window_left);
+    vis.attr("window_right", window_right);
+    vis.attr("softcap", softcap);
+    vis.opt_in("alibi_slopes", alibi_slopes);
+    vis.opt_in("attn_mask", attn_mask);
+    vis.opt_in("sinks", sinks);
   }
 };
 
 // The three primitives that attention is made of when it is not fused, each writing its whole result. `seqlen_k_max`
-// is the width of the score matrix: at least the longest sequence's keys.
+// is the width of the score matrix: at least the longest sequence's keys. Sinks have no unfused form.
 
-// scores[h, t, j] = softmax_scale * q[t, h] . k[j, h / group], j over the keys of t's sequence; columns beyond them
-// are -inf.
+// scores[h, t, j] = softcap * tanh(softmax_scale * q[t, h] . k[j, h / group] / softcap), j over the keys of t's
+// sequence; columns beyond them are -inf.
 struct AttentionScoresParams {
   static constexpr Op kOp = Op::attention_scores;
   TensorView q, k;    // as in AttentionParams
   TensorView scores;  // f32: dense [batch, num_heads, seqlen_q, seqlen_k_max], else [num_heads, total_q, seqlen_k_max]
   SequenceTables tables;
   float softmax_scale = 0.0f;
+  float softcap = 0.0f;           // 0: none
   std::int64_t seqlen_k_max = 0;  // 0: dense seqlen_k, packed total_k, paged max_pages * page_size
 
   void visit(FieldVisitor& v) {
@@ -77,17 +108,24 @@ struct AttentionScoresParams {
     v.out("scores", scores);
     tables.visit(v);
     v.attr("softmax_scale", softmax_scale);
+    v.attr("softcap", softcap);
     v.attr("seqlen_k_max", seqlen_k_max);
   }
 };
 
-// out = scores where the causal rule allows, -inf elsewhere.
+// out = scores, biased by alibi_slopes and attn_mask, where a row may attend; -inf elsewhere.
 struct AttentionMaskParams {
   static constexpr Op kOp = Op::attention_mask;
   TensorView scores;  // f32, as AttentionScoresParams writes them
   TensorView out;     // like scores, may be scores
   SequenceTables tables;
   std::int64_t seqlen_k = 0;  // dense only: keys a sequence
+  // As in AttentionParams.
+  bool causal = true;
+  std::int64_t window_left = -1;
+  std::int64_t window_right = -1;
+  TensorView alibi_slopes;
+  TensorView attn_mask;
 
   void visit(FieldVisitor& v) {
     v.in("scores", scores);
@@ -95,6 +133,11 @@ struct AttentionMaskParams {
     v.may_alias("out", "scores");
     tables.visit(v);
     v.attr("seqlen_k", seqlen_k);
+    v.attr("causal", causal);
+    v.attr("window_left", window_left);
+    v.attr("window_right", window_right);
+    v.opt_in("alibi_slopes", alibi_slopes);
+    v.opt_in("attn_mask", attn_mask);
   }
 };
 
@@ -103,7 +146,7 @@ struct AttentionValuesParams {
   static constexpr Op kOp = Op::attention_values;
   TensorView probs;  // f32, like scores
   TensorView v;      // as in AttentionParams
-  TensorView out;    // like AttentionParams::q
+  TensorView out;    // like AttentionParams::out
   SequenceTables tables;
   int out_dtype = 0;  // DType of `out` when inferred
 
@@ -117,9 +160,39 @@ struct AttentionValuesParams {
   }
 };
 
+// Attention over two sets of keys from the attention over each:
+//
+//   lse = log(exp(lse_a) + exp(lse_b)),   out = exp(lse_a - lse) out_a + exp(lse_b - lse) out_b
+//
+// A part whose lse is -inf has none in the result, whatever its values; where both are, out is zero and lse -inf.
+// Batches with a common prefix (cascade inference: Juravsky et al., Hydragen, 2024) attend to the prefix once, as one
+// sequence and not causally, each to its own suffix causally, and merge. Sinks go into one of the parts only.
+struct MergeAttentionParams {
+  static constexpr Op kOp = Op::merge_attention;
+  TensorView out_a;         // activation dtype: [batch, seqlen_q, num_heads, head_dim] or [total_q, num_heads, head_dim]
+  TensorView lse_a;         // f32, natural log: [batch, num_heads, seqlen_q] or [num_heads, total_q]
+  TensorView out_b, lse_b;  // likewise
+  TensorView out;           // like out_a; may be out_a or out_b
+  TensorView lse;           // like lse_a, optional; may be lse_a or lse_b
+
+  void visit(FieldVisitor& v) {
+    v.in("out_a", out_a);
+    v.in("lse_a", lse_a);
+    v.in("out_b", out_b);
+    v.in("lse_b", lse_b);
+    v.out("out", out);
+    v.opt_out("lse", lse);
+    v.may_alias("out", "out_a");
+    v.may_alias("out", "out_b");
+    v.may_alias("lse", "lse_a");
+    v.may_alias("lse", "lse_b");
+  }
+};
+
 void attention(const AttentionParams& p);
 void attention_scores(const AttentionScoresParams& p);
 void attention_mask(const AttentionMaskParams& p);
 void attention_values(const AttentionValuesParams& p);
+void merge_attention(const MergeAttentionParams& p);
 
 }  // namespace kf

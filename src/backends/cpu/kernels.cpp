@@ -130,9 +130,9 @@ std::vector<Kernel> kernels() {
                   rope_append_run, rope_append_workspace),
       reference_row("cpu::rope_append_reference", reference::rope_append),
 
-      // --- attention, attention_scores, attention_mask, attention_values ---
+      // --- attention, attention_scores, attention_mask, attention_values, merge_attention ---
       make_kernel("cpu::attention_flash", kFused,
-                  fmt::format("head_dim a multiple of 8 up to {}", kMaxHeadDim), flash::supports, flash::run,
+                  fmt::format("head_dim of q and of v multiples of 8 up to {}", kMaxHeadDim), flash::supports, flash::run,
                   flash::workspace),
       reference_row<AttentionParams>("cpu::attention_reference", reference::attention, reference::workspace),
       make_kernel<AttentionScoresParams>("cpu::attention_scores_onednn", kFused | kVanilla, "any call",
@@ -146,6 +146,8 @@ std::vector<Kernel> kernels() {
                                          always<AttentionValuesParams>, unfused::run, unfused::workspace),
       reference_row<AttentionValuesParams>("cpu::attention_values_reference", reference::attention_values,
                                            reference::workspace),
+      plain("cpu::merge_attention_plain", merge_run),
+      reference_row("cpu::merge_attention_reference", reference::merge_attention),
 
       // --- embedding, argmax, sample ---
       plain("cpu::embedding_plain", embedding_run),

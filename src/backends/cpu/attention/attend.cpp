@@ -14,6 +14,7 @@
 #include "hwy/highway.h"
 
 #include "backends/cpu/attention/online_softmax-inl.h"
+#include "backends/cpu/attention/score_rows-inl.h"
 #include "backends/cpu/attention/stream-inl.h"
 #include "backends/cpu/attention/tile-inl.h"
 #include "backends/cpu/simd/load_store-inl.h"
@@ -21,9 +22,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-using kf::HWY_NAMESPACE::ForEachVector;
-using kf::HWY_NAMESPACE::LoadF32;
-using kf::HWY_NAMESPACE::StoreF32;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Scores are in units of log2.
+constexpr float kLog2E = std::numbers::log2e_v<float>;
 
 // A task with what its steps need.
 struct Work {
@@ -31,7 +32,7 @@ struct Work {
   const AttentionTask& task;
   const ops::Sequences sequences;
   const ops::SequenceSpan span;
-  const int head_dim, group;
+  const int head_dim, value_dim, group;
   const int head_rows, rows;  // of one K/V head, and of all
 
   Work(const AttentionParams& params, const AttentionTask& t)
@@ -40,6 +41,7 @@ struct Work {
         sequences(params),
         span(sequences[t.sequence]),
         head_dim(static_cast<int>(params.q.dim(-1))),
+        value_dim(static_cast<int>(params.v.dim(-1))),
         group(static_cast<int>(params.q.dim(-2) / params.k.dim(ops::kv_heads_axis(params.tables)))),
         head_rows(t.row_end - t.row_begin),
         rows(t.kv_heads * head_rows) {}
@@ -51,8 +53,7 @@ struct Work {
   }
 };
 
-// Queries as f32, multiplied by the scale of the scores; rows up to the next whole tile are zeros that attend
-// nothing.
+// Queries as f32, multiplied by the scale of the scores; rows up to the next whole tile are zeros.
 void LoadQueries(const Work& w, AttentionScratch& s) {
   const double scale = ops::score_scale(w.p.softmax_scale, w.head_dim);
   const hn::ScalableTag<float> d;
@@ -67,19 +68,41 @@ void LoadQueries(const Work& w, AttentionScratch& s) {
       });
     }
   });
+  // Rows that fill up the last tile see what its last row sees: neither end of what they see goes back.
+  const ops::Window window(w.p);
   const int padded = RoundUp(w.rows, kTile);
   for (int r = 0; r < padded; ++r) {
-    s.visible[r] = r < w.rows ? static_cast<std::int32_t>(w.span.visible_keys(w.token(r), w.p.causal)) : 0;
+    const ops::KeyRange keys = w.span.visible_keys(w.token(std::min(r, w.rows - 1)), window);
+    s.key_begin[r] = static_cast<std::int32_t>(keys.begin);
+    s.key_end[r] = static_cast<std::int32_t>(keys.end);
     if (r >= w.rows) std::fill_n(s.q + r * kQueryStride, w.head_dim, 0.0f);
   }
 }
 
 void ClearSums(const Work& w, AttentionScratch& s) {
   const int padded = RoundUp(w.rows, kTile);
-  std::fill_n(s.row_max, kRowBlock, -std::numeric_limits<float>::infinity());
+  std::fill_n(s.row_max, kRowBlock, -kInfinity);
   std::fill_n(s.row_sum, kRowBlock, 0.0f);
   for (int r = 0; r < padded; ++r)
-    std::fill_n(s.out + r * kOutStride, RoundUp(w.head_dim, StripWidth()), 0.0f);
+    std::fill_n(s.out + r * kOutStride, RoundUp(w.value_dim, StripWidth()), 0.0f);
+}
+
+// The soft cap and the biases of the scores of keys from `begin` on.
+void BiasScores(const Work& w, int begin, AttentionScratch& s) {
+  const AttentionParams& p = w.p;
+  const ops::TokenRows mask_rows =
+      p.attn_mask.present() ? w.sequences.mask_rows(p.attn_mask, w.span) : ops::TokenRows{};
+  for (int r = 0; r < w.rows; ++r) {
+    float* const row = s.scores + r * kKeyBlock + s.first[r];
+    const int count = s.limit[r] - s.first[r];
+    const std::int64_t token = w.token(r), head = w.head(r), key = begin + s.first[r];
+    if (p.softcap > 0.0f) CapRow(row, count, p.softcap * kLog2E);
+    if (p.alibi_slopes.present())
+      AddSlope(row, count, ops::alibi_slope(p.alibi_slopes, w.span.index, head) * kLog2E,
+               w.span.own_key(token) - key);
+    if (p.attn_mask.present())
+      ApplyMask(row, count, p.attn_mask, mask_rows.offset(token, head) + key, kLog2E);
+  }
 }
 
 // Keys [begin, begin + count) attended by all rows.
@@ -87,9 +110,11 @@ template <class T>
 void AttendBlock(const Work& w, const ops::KeyRows& key_rows, const ops::KeyRows& value_rows, int begin,
                  int count, AttentionScratch& s) {
   const int padded = RoundUp(w.rows, kTile);
-  // Rows that fill up the last tile see what its last row sees: a tile's last limit is its largest.
-  for (int r = 0; r < padded; ++r)
-    s.limit[r] = std::clamp(s.visible[std::min(r, w.rows - 1)] - begin, 0, count);
+  for (int r = 0; r < padded; ++r) {
+    s.first[r] = std::clamp(s.key_begin[r] - begin, 0, count);
+    s.limit[r] = std::clamp(s.key_end[r] - begin, 0, count);
+  }
+  const bool biased = w.p.softcap > 0.0f || w.p.alibi_slopes.present() || w.p.attn_mask.present();
   const T* const k = w.p.k.as<T>();
   const T* const v = w.p.v.as<T>();
   const int columns = RoundUp(count, StripWidth());
@@ -99,15 +124,20 @@ void AttendBlock(const Work& w, const ops::KeyRows& key_rows, const ops::KeyRows
     WithStreamShape(w.head_rows, w.head_dim,
                     [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
                       StreamScores<kRows>(d, key_rows, k, block, w.head_dim, s);
-                      SoftmaxStep(w.rows, columns, s);
-                      StreamValues<kRows>(d, value_rows, v, block, w.head_dim, s);
+                    });
+    if (biased) BiasScores(w, begin, s);
+    SoftmaxStep(w.rows, columns, s);
+    WithStreamShape(w.head_rows, w.value_dim,
+                    [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
+                      StreamValues<kRows>(d, value_rows, v, block, w.value_dim, s);
                     });
   } else {
     PackKeys(key_rows, k, head, begin, count, w.head_dim, s.keys);
     TileScores(padded, count, w.head_dim, s);
+    if (biased) BiasScores(w, begin, s);
     SoftmaxStep(padded, columns, s);
-    PackValues(value_rows, v, head, begin, count, w.head_dim, s.values);
-    TileValues(padded, w.head_dim, s);
+    PackValues(value_rows, v, head, begin, count, w.value_dim, s.values);
+    TileValues(padded, w.value_dim, s);
   }
 }
 
@@ -115,13 +145,25 @@ void AttendBlock(const Work& w, const ops::KeyRows& key_rows, const ops::KeyRows
 void WriteRow(const Work& w, std::int64_t token, std::int64_t head, const float* sums, float row_max,
               float row_sum) {
   const hn::ScalableTag<float> d;
-  // A row that attends nothing, or only scores of -inf, has no sum: zeros.
-  const auto factor = hn::Set(d, row_sum == 0.0f ? 0.0f : 1.0f / row_sum);
+  // A row that attends nothing, or only scores of -inf, has no sum: zeros, whatever the values were.
+  const bool nothing = row_sum == 0.0f;
+  float weight = 1.0f;  // of the sums, beside the sink's
+  if (w.p.sinks.present()) {
+    const float sink = w.p.sinks.as<float>()[head * w.p.sinks.stride(0)] * kLog2E;
+    const float largest = std::max(row_max, sink);
+    if (largest != -kInfinity) {
+      weight = std::exp2(row_max - largest);
+      row_sum = row_sum * weight + std::exp2(sink - largest);
+      row_max = largest;
+    }
+  }
+  const auto factor = hn::Set(d, weight / row_sum);
   const std::int64_t offset = w.sequences.token_rows(w.p.out, w.span).offset(token, head);
   with_activation_type(w.p.out.dtype, [&]<class T>(std::type_identity<T>) {
     T* const out = w.p.out.as<T>() + offset;
-    ForEachVector(w.head_dim, [&](std::int64_t i, auto extent) {
-      StoreF32(d, hn::Mul(LoadF32(d, sums + i, extent), factor), out + i, extent);
+    ForEachVector(w.value_dim, [&](std::int64_t i, auto extent) {
+      const auto value = nothing ? hn::Zero(d) : hn::Mul(LoadF32(d, sums + i, extent), factor);
+      StoreF32(d, value, out + i, extent);
     });
   });
   if (w.p.lse.present())
@@ -146,7 +188,7 @@ void Attend(const AttentionParams& p, const AttentionTask& task, const Attention
       WriteRow(w, w.token(r), w.head(r), s.out + r * kOutStride, s.row_max[r], s.row_sum[r]);
     } else {
       const std::int64_t row = task.partial_row + r;
-      std::copy_n(s.out + r * kOutStride, w.head_dim, partials.out + row * w.head_dim);
+      std::copy_n(s.out + r * kOutStride, w.value_dim, partials.out + row * w.value_dim);
       partials.stats[2 * row] = s.row_max[r];
       partials.stats[2 * row + 1] = s.row_sum[r];
     }
@@ -162,7 +204,7 @@ void MergePartials(const AttentionParams& p, const AttentionMerge& merge, const 
     const auto row_of = [&](int chunk) {
       return merge.partial_row + std::int64_t{chunk} * merge.chunk_stride + r;
     };
-    float row_max = -std::numeric_limits<float>::infinity(), row_sum = 0.0f;
+    float row_max = -kInfinity, row_sum = 0.0f;
     for (int c = 0; c < merge.chunks; ++c) row_max = std::max(row_max, partials.stats[2 * row_of(c)]);
     std::fill_n(sums, kMaxHeadDim, 0.0f);
     for (int c = 0; c < merge.chunks; ++c) {
@@ -170,8 +212,8 @@ void MergePartials(const AttentionParams& p, const AttentionMerge& merge, const 
       const float weight = chunk_max == row_max ? 1.0f : std::exp2(chunk_max - row_max);
       row_sum += weight * partials.stats[2 * row_of(c) + 1];
       const auto factor = hn::Set(d, weight);
-      const float* const source = partials.out + row_of(c) * w.head_dim;
-      ForEachVector(w.head_dim, [&](std::int64_t i, auto extent) {
+      const float* const source = partials.out + row_of(c) * w.value_dim;
+      ForEachVector(w.value_dim, [&](std::int64_t i, auto extent) {
         hn::Store(hn::MulAdd(LoadF32(d, source + i, extent), factor, hn::Load(d, sums + i)), d, sums + i);
       });
     }

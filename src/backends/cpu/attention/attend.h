@@ -29,13 +29,15 @@ struct AttentionScratch {
   alignas(64) float row_max[kRowBlock];  // of the scores so far, in units of log2
   alignas(64) float row_sum[kRowBlock];
   alignas(64) float rescale[kRowBlock];  // what the last block multiplied the row's sums by
-  std::int32_t visible[kRowBlock];       // keys that the row may attend, from the sequence's first
-  std::int32_t limit[kRowBlock];         // of the block's keys
+  std::int32_t key_begin[kRowBlock];     // the keys that the row may attend: [key_begin, key_end)
+  std::int32_t key_end[kRowBlock];
+  std::int32_t first[kRowBlock];  // of the block's keys: [first, limit)
+  std::int32_t limit[kRowBlock];
 };
 
 // Partial results of split sequences: rows of unnormalised output, and (max, sum) a row.
 struct AttentionPartials {
-  float* out = nullptr;    // [row][head_dim]
+  float* out = nullptr;    // [row][head_dim of v]
   float* stats = nullptr;  // [row][2]
 };
 

@@ -29,7 +29,7 @@ struct FlashSpace {
     Workspace parts(workspace);
     tasks = parts.take<AttentionTask>(bounds.tasks);
     merges = parts.take<AttentionMerge>(bounds.merges);
-    partials.out = parts.take<float>(bounds.partial_rows * static_cast<std::size_t>(p.q.dim(-1)));
+    partials.out = parts.take<float>(bounds.partial_rows * static_cast<std::size_t>(p.v.dim(-1)));
     partials.stats = parts.take<float>(bounds.partial_rows * 2);
     scratch = parts.take<AttentionScratch>(static_cast<std::size_t>(num_threads));
     bytes = parts.bytes();
@@ -39,10 +39,10 @@ struct FlashSpace {
 }  // namespace
 
 Support flash::supports(const AttentionParams& p, const PlanContext&) {
-  const std::int64_t head_dim = p.q.dim(-1);
-  if (head_dim % 8 != 0 || head_dim > kMaxHeadDim)
-    return Support::no(
-        fmt::format("head_dim {}: this kernel takes multiples of 8 up to {}", head_dim, kMaxHeadDim));
+  for (const std::int64_t head_dim : {p.q.dim(-1), p.v.dim(-1)})
+    if (head_dim % 8 != 0 || head_dim > kMaxHeadDim)
+      return Support::no(
+          fmt::format("head_dim {}: this kernel takes multiples of 8 up to {}", head_dim, kMaxHeadDim));
   // Tasks count keys and rows in 32 bits.
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() - kKeyBlock;
   const std::int64_t tokens = ops::is_dense(p.tables) ? p.q.dim(1) : p.q.dim(0);

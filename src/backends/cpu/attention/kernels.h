@@ -28,4 +28,7 @@ void run(const AttentionValuesParams& p, const RunContext& ctx);
 
 }  // namespace unfused
 
+// merge.cpp
+void merge_run(const MergeAttentionParams& p, const RunContext& ctx);
+
 }  // namespace kf::cpu

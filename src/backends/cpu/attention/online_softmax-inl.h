@@ -38,9 +38,8 @@ HWY_INLINE V Exp2NonPositive(D d, V x) {
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Mul(p, power));
 }
 
-// Rows 0 .. rows - 1 of scratch.scores, of which the first scratch.limit[row] columns count, become
-// probabilities, and zeros up to `columns`, which is a whole number of vectors. Updates row_max and row_sum,
-// sets rescale.
+// Rows 0 .. rows - 1 of scratch.scores, of which columns first .. limit - 1 count, become probabilities, and zeros
+// from there up to `columns`, which is a whole number of vectors. Updates row_max and row_sum, sets rescale.
 HWY_INLINE void SoftmaxStep(int rows, int columns, AttentionScratch& s) {
   const hn::ScalableTag<float> d;
   const int lanes = static_cast<int>(hn::Lanes(d));
@@ -51,9 +50,13 @@ HWY_INLINE void SoftmaxStep(int rows, int columns, AttentionScratch& s) {
   for (int r = 0; r < rows; ++r) {
     float* const row = s.scores + r * kKeyBlock;
     const int limit = s.limit[r];
-    const int whole = limit / lanes * lanes;
+    const int begin = s.first[r] / lanes * lanes, whole = limit / lanes * lanes;
+    if (begin < s.first[r]) {
+      const auto before = hn::FirstN(d, static_cast<std::size_t>(s.first[r] - begin));
+      hn::Store(hn::IfThenElse(before, hn::Set(d, -kInfinity), hn::Load(d, row + begin)), d, row + begin);
+    }
     V largest = hn::Set(d, -kInfinity);
-    for (int i = 0; i < whole; i += lanes) largest = hn::Max(hn::Load(d, row + i), largest);
+    for (int i = begin; i < whole; i += lanes) largest = hn::Max(hn::Load(d, row + i), largest);
     if (whole < limit) {
       const auto counts = hn::FirstN(d, static_cast<std::size_t>(limit - whole));
       const V last = hn::IfThenElse(counts, hn::Load(d, row + whole), hn::Set(d, -kInfinity));
@@ -76,7 +79,7 @@ HWY_INLINE void SoftmaxStep(int rows, int columns, AttentionScratch& s) {
     const float row_max = s.row_max[r];
     const V shift = hn::Set(d, row_max == -kInfinity ? 0.0f : row_max);
     V sum = hn::Zero(d);
-    int i = 0;
+    int i = s.first[r] / lanes * lanes;
     for (; i < limit; i += lanes) {
       const V e = Exp2NonPositive(d, hn::Sub(hn::Load(d, row + i), shift));
       hn::Store(e, d, row + i);

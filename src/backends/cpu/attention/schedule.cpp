@@ -69,11 +69,14 @@ Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, Attention
   const ops::Sequences sequences(p);
   const Heads heads = heads_of(p);
   const std::int64_t batch = sequences.size();
+  const ops::Window window(p);
   const auto is_split = [&](const ops::SequenceSpan& s) { return s.seqlen_q * heads.group <= kSplitRows; };
+  const auto keys_of = [&](const ops::SequenceSpan& s) { return s.visible_keys(0, s.seqlen_q, window); };
 
   std::int64_t longest = 0;
   for (std::int64_t b = 0; b < batch; ++b)
-    if (const ops::SequenceSpan s = sequences[b]; is_split(s)) longest = std::max(longest, s.kv_len);
+    if (const ops::SequenceSpan s = sequences[b]; is_split(s))
+      longest = std::max(longest, keys_of(s).end - keys_of(s).begin);
   AttentionTask* task = tasks;
   AttentionMerge* merge = merges;
   std::int64_t partial_row = 0;
@@ -83,7 +86,9 @@ Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, Attention
     if (rows == 0) continue;
     const std::int64_t wide = heads_of_task(p, heads, rows);
     const std::int64_t keys = chunk_keys(longest, batch, wide);
-    const std::int64_t chunks = is_split(s) ? std::max<std::int64_t>(ceil_div(s.kv_len, keys), 1) : 1;
+    const ops::KeyRange all = keys_of(s);
+    const std::int64_t chunks =
+        is_split(s) ? std::max<std::int64_t>(ceil_div(all.end - all.begin, keys), 1) : 1;
     for (std::int64_t kv_head = 0; kv_head < heads.kv; kv_head += wide) {
       AttentionTask t{};
       t.sequence = static_cast<std::int32_t>(b);
@@ -100,9 +105,9 @@ Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, Attention
                       static_cast<std::int32_t>(chunk_rows),
                       partial_row + h * rows};
         t.row_end = static_cast<std::int32_t>(rows);
-        for (std::int64_t begin = 0; begin < s.kv_len; begin += keys) {
+        for (std::int64_t begin = all.begin; begin < all.end; begin += keys) {
           t.key_begin = static_cast<std::int32_t>(begin);
-          t.key_end = static_cast<std::int32_t>(std::min(begin + keys, s.kv_len));
+          t.key_end = static_cast<std::int32_t>(std::min(begin + keys, all.end));
           t.partial_row = partial_row;
           partial_row += chunk_rows;
           *task++ = t;
@@ -112,7 +117,10 @@ Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, Attention
       for (std::int64_t begin = 0; begin < rows; begin += kRowBlock) {
         t.row_begin = static_cast<std::int32_t>(begin);
         t.row_end = static_cast<std::int32_t>(std::min<std::int64_t>(begin + kRowBlock, rows));
-        t.key_end = static_cast<std::int32_t>(s.visible_keys((t.row_end - 1) / heads.group, p.causal));
+        const ops::KeyRange seen =
+            s.visible_keys(t.row_begin / heads.group, (t.row_end - 1) / heads.group + 1, window);
+        t.key_begin = static_cast<std::int32_t>(seen.begin);
+        t.key_end = static_cast<std::int32_t>(seen.end);
         *task++ = t;
       }
     }

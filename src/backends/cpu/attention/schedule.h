@@ -4,8 +4,8 @@
 //
 // A sequence of many rows is cut into blocks of rows. A sequence of few rows (decode) is cut into chunks of
 // keys instead, whose partial results are merged afterwards. Where the K/V heads of a key lie near each other,
-// such a task takes all of them, and so reads memory as it lies. Sizes depend on the batch and never on the
-// number of threads.
+// such a task takes all of them, and so reads memory as it lies. Keys that none of a task's rows may attend are not
+// in its range. Sizes depend on the batch and never on the number of threads.
 #pragma once
 
 #include <cstddef>

@@ -146,21 +146,28 @@ HWY_NOINLINE void StreamValues(D d, const ops::KeyRows& rows, const T* data, con
   // A span stays in the first-level cache while the vectors of dimensions pass over it.
   constexpr int kVectors = kRows == 1 ? 8 : kRows == 2 ? 4 : kRows <= 4 ? 2 : 1;
   const std::int64_t stride = rows.token_stride;
-  ForEachSpan(rows, data, block, [&](int head, int first, int count, const T* v, const T* ahead) {
-    const float* const probs = s.scores + head * kRows * kKeyBlock + first;
+  ForEachSpan(rows, data, block, [&](int head, int key, int count, const T* v, const T* ahead) {
+    const float* const probs = s.scores + head * kRows * kKeyBlock + key;
     float* const out = s.out + head * kRows * kOutStride;
     for (int j = 0; j < count; ++j) PrefetchRow(ahead + j * stride, head_dim);
-    const std::int32_t* const limit = s.limit + head * kRows;
-    const int shared = std::clamp(limit[0] - first, 0, count);
+    const auto first = [&](int r) { return std::clamp(s.first[head * kRows + r] - key, 0, count); };
+    const auto limit = [&](int r) { return std::clamp(s.limit[head * kRows + r] - key, 0, count); };
+    // What all rows see; nothing where a window is narrower than the rows are apart.
+    const int begin = first(kRows - 1), end = std::max(begin, limit(0));
     int i = 0;
     for (; i + kVectors * lanes <= head_dim; i += kVectors * lanes)
-      AddValues<kRows, kVectors>(d, probs, v + i, stride, shared, out + i);
-    for (; i < head_dim; i += lanes) AddValues<kRows, 1>(d, probs, v + i, stride, shared, out + i);
-    for (int r = 1; r < kRows; ++r) {
-      const int seen = std::clamp(limit[r] - first, 0, count);
-      for (i = 0; seen > shared && i < head_dim; i += lanes)
-        AddValues<1, 1>(d, probs + r * kKeyBlock + shared, v + shared * stride + i, stride, seen - shared,
-                        out + r * kOutStride + i);
+      AddValues<kRows, kVectors>(d, probs + begin, v + begin * stride + i, stride, end - begin, out + i);
+    for (; i < head_dim; i += lanes)
+      AddValues<kRows, 1>(d, probs + begin, v + begin * stride + i, stride, end - begin, out + i);
+    if (kRows == 1 || end - begin == count) return;
+    const auto add = [&](int r, int from, int to) {
+      for (int c = 0; from < to && c < head_dim; c += lanes)
+        AddValues<1, 1>(d, probs + r * kKeyBlock + from, v + from * stride + c, stride, to - from,
+                        out + r * kOutStride + c);
+    };
+    for (int r = 0; r < kRows; ++r) {
+      add(r, first(r), std::min(begin, limit(r)));
+      add(r, std::max(end, first(r)), limit(r));
     }
   });
 }

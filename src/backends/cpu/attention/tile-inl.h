@@ -51,7 +51,7 @@ HWY_NOINLINE void PackKeys(const ops::KeyRows& rows, const T* data, std::int64_t
         const int end = key + static_cast<int>(run);
         while (key < end) {
           float* const to = column(key);
-          if (key % 4 == 0 && key + 4 <= end) {
+          if (key % strip + 4 <= strip && key + 4 <= end) {
             for (int r = 0; r < 4; ++r)
               PrefetchAhead(source + r * rows.token_stride, rows.token_stride, end - key - r, head_dim);
             for (int i = 0; i < head_dim; i += 4)
@@ -96,7 +96,7 @@ HWY_NOINLINE void PackValues(const ops::KeyRows& rows, const T* data, std::int64
       });
 }
 
-// scores = q k^T for the strips of keys that any row of a tile may see. Limits grow with the row.
+// scores = q k^T for the strips of keys that any row of a tile may see. Neither end goes back from row to row.
 HWY_NOINLINE void TileScores(int rows, int count, int head_dim, AttentionScratch& s) {
   const F32Tag d;
   const std::size_t lanes = hn::Lanes(d);
@@ -105,7 +105,7 @@ HWY_NOINLINE void TileScores(int rows, int count, int head_dim, AttentionScratch
   for (int key = 0; key < count; key += strip) {
     const float* const keys = s.keys + key * head_dim;
     for (int r = 0; r < rows; r += kTile)
-      if (key < s.limit[r + kTile - 1])
+      if (key < s.limit[r + kTile - 1] && key + strip > s.first[r])
         MultiplyTile<kTile, kQueryStride, 1, 2>(s.q + r * kQueryStride, keys, keys + lanes,
                                                 static_cast<std::size_t>(head_dim), nothing,
                                                 s.scores + r * kKeyBlock + key, kKeyBlock);
@@ -121,21 +121,28 @@ HWY_NOINLINE void TileValues(int rows, int head_dim, AttentionScratch& s) {
   for (int i = 0; i < head_dim; i += strip) {
     const float* const values = s.values + i * kValueStrip;
     for (int r = 0; r < rows; r += kTile) {
-      if (s.limit[r + kTile - 1] == 0) continue;
+      const int last = r + kTile - 1;
+      if (s.first[r] >= s.limit[last]) continue;
       const auto rescaled = [d, rescale = s.rescale + r](std::size_t row, const float* out)
                                 HWY_ATTR { return hn::Mul(hn::Load(d, out), hn::Set(d, rescale[row])); };
-      const int shared = s.limit[r];
-      MultiplyTile<kTile, kKeyBlock, 1, 2>(s.scores + r * kKeyBlock, values, values + lanes,
-                                           static_cast<std::size_t>(shared), rescaled,
-                                           s.out + r * kOutStride + i, kOutStride);
-      for (int row = r; row < r + kTile; ++row)
-        for (int key = shared; key < s.limit[row]; ++key) {
+      // What all rows see; nothing where a window is narrower than the tile.
+      const int begin = s.first[last], end = std::max(begin, s.limit[r]);
+      MultiplyTile<kTile, kKeyBlock, 1, 2>(
+          s.scores + r * kKeyBlock + begin, values + begin * strip, values + begin * strip + lanes,
+          static_cast<std::size_t>(end - begin), rescaled, s.out + r * kOutStride + i, kOutStride);
+      const auto add = [&](int row, int key, int key_end) HWY_ATTR {
+        float* const out = s.out + row * kOutStride + i;
+        for (; key < key_end; ++key) {
           const auto weight = hn::Set(d, s.scores[row * kKeyBlock + key]);
-          float* const out = s.out + row * kOutStride + i;
           const float* const value = values + key * strip;
           hn::Store(hn::MulAdd(weight, hn::Load(d, value), hn::Load(d, out)), d, out);
           hn::Store(hn::MulAdd(weight, hn::Load(d, value + lanes), hn::Load(d, out + lanes)), d, out + lanes);
         }
+      };
+      for (int row = r; row <= last; ++row) {
+        add(row, s.first[row], std::min(begin, s.limit[row]));
+        add(row, std::max(end, s.first[row]), s.limit[row]);
+      }
     }
   }
 }

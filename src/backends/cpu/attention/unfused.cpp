@@ -1,5 +1,5 @@
 // The primitives of attention as an eager framework runs them: batched matmuls of the best library GEMM on
-// each head's matrices, and a pass that masks. What a GEMM cannot take as it lies (16-bit types, scattered
+// each head's matrices, and a pass that biases and masks. What a GEMM cannot take as it lies (16-bit types, scattered
 // pages) is first written out as f32 matrices.
 #include <algorithm>
 #include <limits>
@@ -10,6 +10,7 @@
 
 #include "backends/cpu/attention/gemv.h"
 #include "backends/cpu/attention/kernels.h"
+#include "backends/cpu/attention/score_rows.h"
 #include "backends/cpu/simd/convert_row.h"
 #include "ops/sequences.h"
 
@@ -185,8 +186,10 @@ void unfused::run(const AttentionScoresParams& p, const RunContext& ctx) {
             for (std::int64_t t = begin; t < end; ++t)
               vector_times_rows(q.data + t * q.stride, k.data, k.stride, s.kv_len, head_dim, scale, row(t));
           }
-          for (std::int64_t t = begin; t < end; ++t)
+          for (std::int64_t t = begin; t < end; ++t) {
+            if (p.softcap > 0.0f) cap_row(row(t), s.kv_len, p.softcap);
             std::fill(row(t) + s.kv_len, row(t) + columns, -std::numeric_limits<float>::infinity());
+          }
         });
   }
 }
@@ -198,17 +201,27 @@ void unfused::run(const AttentionMaskParams& p, const RunContext& ctx) {
   const std::int64_t num_heads = p.scores.dim(p.scores.rank == 4 ? 1 : 0), columns = p.scores.dim(-1);
   if (p.scores.numel() == 0) return;
   const std::int64_t longest = longest_queries(sequences);
+  const ops::Window window(p);
 #pragma omp parallel num_threads(ctx.num_threads)
   for_each_row_block(sequences, num_heads, longest,
                      [&](const SequenceSpan& s, std::int64_t head, std::int64_t begin, std::int64_t end) {
+                       constexpr float kForbidden = -std::numeric_limits<float>::infinity();
                        const ops::TokenRows from = sequences.head_major_rows(p.scores, s),
                                             to = sequences.head_major_rows(p.out, s);
+                       const ops::TokenRows mask =
+                           p.attn_mask.present() ? sequences.mask_rows(p.attn_mask, s) : ops::TokenRows{};
                        for (std::int64_t t = begin; t < end; ++t) {
                          const float* const scores = p.scores.as<float>() + from.offset(t, head);
                          float* const out = p.out.as<float>() + to.offset(t, head);
-                         const std::int64_t visible = s.visible_keys(t, true);
-                         if (out != scores) std::copy_n(scores, visible, out);
-                         std::fill(out + visible, out + columns, -std::numeric_limits<float>::infinity());
+                         const auto [first, last] = s.visible_keys(t, window);
+                         std::fill(out, out + first, kForbidden);
+                         if (out != scores) std::copy(scores + first, scores + last, out + first);
+                         std::fill(out + last, out + columns, kForbidden);
+                         if (p.alibi_slopes.present())
+                           add_slope(out + first, last - first,
+                                     ops::alibi_slope(p.alibi_slopes, s.index, head), s.own_key(t) - first);
+                         if (p.attn_mask.present())
+                           apply_mask(out + first, last - first, p.attn_mask, mask.offset(t, head) + first);
                        }
                      });
 }

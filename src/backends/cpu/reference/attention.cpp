@@ -1,5 +1,5 @@
-// Attention and the three primitives it is made of, in plain loops over every form of batch, accumulated in
-// double.
+// Attention, the three primitives it is made of and the merge of two, in plain loops over every form of batch,
+// accumulated in double.
 #include "backends/cpu/reference/attention.h"
 
 #include <algorithm>
@@ -23,12 +23,31 @@ void read_row(const TensorView& t, std::int64_t offset, std::int64_t n, double* 
   for (std::int64_t i = 0; i < n; ++i) out[i] = read(t, offset + i);
 }
 
-// Keys 0 .. kv_len - 1 of a head as doubles, one after the other.
-void read_keys(const Sequences& sequences, const TensorView& kv, const SequenceSpan& s, std::int64_t kv_head,
-               double* out) {
+// These keys of a head as doubles, key j at out + j * head_dim.
+void read_keys(const Sequences& sequences, const TensorView& kv, const SequenceSpan& s,
+               const ops::KeyRange& keys, std::int64_t kv_head, double* out) {
   const ops::KeyRows rows = sequences.key_rows(kv, s);
-  for (std::int64_t j = 0; j < s.kv_len; ++j)
+  for (std::int64_t j = keys.begin; j < keys.end; ++j)
     read_row(kv, rows.offset(j, kv_head), kv.dim(-1), out + j * kv.dim(-1));
+}
+
+double capped(double score, double softcap) {
+  return softcap > 0 ? softcap * std::tanh(score / softcap) : score;
+}
+
+// The score of a query token and a key with what alibi_slopes and attn_mask make of it.
+double biased(double score, const Sequences& sequences, const SequenceSpan& s, const TensorView& slopes,
+              const TensorView& mask, std::int64_t head, std::int64_t token, std::int64_t key) {
+  if (slopes.present())
+    score -= ops::alibi_slope(slopes, s.index, head) * std::abs(static_cast<double>(s.own_key(token) - key));
+  if (mask.present()) {
+    const std::int64_t at = sequences.mask_rows(mask, s).offset(token, head) + key;
+    if (mask.dtype != DType::boolean)
+      score += read(mask, at);
+    else if (!mask.as<std::uint8_t>()[at])
+      score = -kInfinity;
+  }
+  return score;
 }
 
 double dot(const double* a, const double* b, std::int64_t n) {
@@ -57,10 +76,10 @@ std::int64_t group_size(const TensorView& queries, const TensorView& kv, const S
 
 // ---- attention
 
-// K and V of a head, a row of scores, and a row of q that becomes one of out.
+// K and V of a head, a row of scores, a row of q and one of out.
 std::size_t attention_doubles(const AttentionParams& p) {
-  const std::int64_t kv_len = ops::max_kv_len(p.tables, p.k), head_dim = p.q.dim(-1);
-  return static_cast<std::size_t>(2 * kv_len * head_dim + kv_len + head_dim);
+  const std::int64_t kv_len = ops::max_kv_len(p.tables, p.k), dims = p.q.dim(-1) + p.v.dim(-1);
+  return static_cast<std::size_t>(kv_len * dims + kv_len + dims);
 }
 
 }  // namespace
@@ -71,39 +90,47 @@ std::size_t workspace(const AttentionParams& p, const PlanContext& ctx) {
 
 void attention(const AttentionParams& p, const RunContext& ctx) {
   const Sequences sequences(p);
-  const std::int64_t head_dim = p.q.dim(-1), group = group_size(p.q, p.k, p.tables);
+  const std::int64_t head_dim = p.q.dim(-1), value_dim = p.v.dim(-1), group = group_size(p.q, p.k, p.tables);
   const double scale = ops::score_scale(p.softmax_scale, head_dim);
-  for_each_head(sequences, p.q.dim(-2), attention_doubles(p), ctx,
-                [&](const SequenceSpan& s, std::int64_t head, double* scratch) {
-                  double* const keys = scratch;
-                  double* const values = keys + s.kv_len * head_dim;
-                  double* const scores = values + s.kv_len * head_dim;
-                  double* const row = scores + s.kv_len;
-                  read_keys(sequences, p.k, s, head / group, keys);
-                  read_keys(sequences, p.v, s, head / group, values);
-                  for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
-                    const std::int64_t visible = s.visible_keys(t, p.causal);
-                    read_row(p.q, sequences.token_rows(p.q, s).offset(t, head), head_dim, row);
-                    double largest = -kInfinity, sum = 0;
-                    for (std::int64_t j = 0; j < visible; ++j) {
-                      scores[j] = scale * dot(row, keys + j * head_dim, head_dim);
-                      largest = std::max(largest, scores[j]);
-                    }
-                    std::fill_n(row, head_dim, 0.0);
-                    for (std::int64_t j = 0; j < visible; ++j) {
-                      // Scores of -inf weigh nothing, even where there are no others.
-                      const double weight = scores[j] == -kInfinity ? 0.0 : std::exp(scores[j] - largest);
-                      sum += weight;
-                      for (std::int64_t i = 0; i < head_dim; ++i) row[i] += weight * values[j * head_dim + i];
-                    }
-                    const std::int64_t out = sequences.token_rows(p.out, s).offset(t, head);
-                    for (std::int64_t i = 0; i < head_dim; ++i)
-                      write(p.out, out + i, sum == 0.0 ? 0.0 : row[i] / sum);
-                    if (p.lse.present())
-                      write(p.lse, sequences.head_major_rows(p.lse, s).offset(t, head),
-                            largest + std::log(sum));
-                  }
-                });
+  const ops::Window window(p);
+  for_each_head(
+      sequences, p.q.dim(-2), attention_doubles(p), ctx,
+      [&](const SequenceSpan& s, std::int64_t head, double* scratch) {
+        double* const keys = scratch;
+        double* const values = keys + s.kv_len * head_dim;
+        double* const scores = values + s.kv_len * value_dim;
+        double* const query = scores + s.kv_len;
+        double* const row = query + head_dim;
+        const ops::KeyRange all = s.visible_keys(0, s.seqlen_q, window);
+        read_keys(sequences, p.k, s, all, head / group, keys);
+        read_keys(sequences, p.v, s, all, head / group, values);
+        for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
+          const auto [begin, end] = s.visible_keys(t, window);
+          read_row(p.q, sequences.token_rows(p.q, s).offset(t, head), head_dim, query);
+          double largest = p.sinks.present() ? read(p.sinks, head * p.sinks.stride(0)) : -kInfinity;
+          const double sink = largest;
+          for (std::int64_t j = begin; j < end; ++j) {
+            const double score = capped(scale * dot(query, keys + j * head_dim, head_dim), p.softcap);
+            scores[j] = biased(score, sequences, s, p.alibi_slopes, p.attn_mask, head, t, j);
+            largest = std::max(largest, scores[j]);
+          }
+          // Scores of -inf weigh nothing, even where there are no others.
+          const auto weight_of = [&](double x) { return x == -kInfinity ? 0.0 : std::exp(x - largest); };
+          double sum = 0;
+          std::fill_n(row, value_dim, 0.0);
+          for (std::int64_t j = begin; j < end; ++j) {
+            const double weight = weight_of(scores[j]);
+            sum += weight;
+            for (std::int64_t i = 0; i < value_dim; ++i) row[i] += weight * values[j * value_dim + i];
+          }
+          if (sum == 0) std::fill_n(row, value_dim, 0.0);
+          sum += weight_of(sink);
+          const std::int64_t out = sequences.token_rows(p.out, s).offset(t, head);
+          for (std::int64_t i = 0; i < value_dim; ++i) write(p.out, out + i, sum == 0.0 ? 0.0 : row[i] / sum);
+          if (p.lse.present())
+            write(p.lse, sequences.head_major_rows(p.lse, s).offset(t, head), largest + std::log(sum));
+        }
+      });
 }
 
 // ---- primitives
@@ -133,7 +160,7 @@ void attention_scores(const AttentionScoresParams& p, const RunContext& ctx) {
                       double score = -kInfinity;
                       if (j < s.kv_len) {
                         read_row(p.k, keys.offset(j, head / group), head_dim, key);
-                        score = scale * dot(query, key, head_dim);
+                        score = capped(scale * dot(query, key, head_dim), p.softcap);
                       }
                       row[j] = static_cast<float>(score);
                     }
@@ -144,12 +171,18 @@ void attention_scores(const AttentionScoresParams& p, const RunContext& ctx) {
 void attention_mask(const AttentionMaskParams& p, const RunContext& ctx) {
   const Sequences sequences(p);
   const std::int64_t num_heads = p.scores.dim(p.scores.rank == 4 ? 1 : 0);
+  const ops::Window window(p);
   for_each_head(sequences, num_heads, 0, ctx, [&](const SequenceSpan& s, std::int64_t head, double*) {
     for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
       const float* const row = p.scores.as<float>() + sequences.head_major_rows(p.scores, s).offset(t, head);
       float* const out = p.out.as<float>() + sequences.head_major_rows(p.out, s).offset(t, head);
-      for (std::int64_t j = 0; j < p.scores.dim(-1); ++j)
-        out[j] = j < s.visible_keys(t, true) ? row[j] : -std::numeric_limits<float>::infinity();
+      const auto [begin, end] = s.visible_keys(t, window);
+      for (std::int64_t j = 0; j < p.scores.dim(-1); ++j) {
+        const double score = j >= begin && j < end
+                                 ? biased(row[j], sequences, s, p.alibi_slopes, p.attn_mask, head, t, j)
+                                 : -kInfinity;
+        out[j] = static_cast<float>(score);
+      }
     }
   });
 }
@@ -180,6 +213,34 @@ void attention_values(const AttentionValuesParams& p, const RunContext& ctx) {
                     for (std::int64_t i = 0; i < head_dim; ++i) write(p.out, out + i, sums[i]);
                   }
                 });
+}
+
+// ---- merge
+
+void merge_attention(const MergeAttentionParams& p, const RunContext&) {
+  const bool dense = p.out.rank == 4;
+  const std::int64_t batch = dense ? p.out.dim(0) : 1, tokens = p.out.dim(-3), num_heads = p.out.dim(-2);
+  const auto row = [&](const TensorView& t, std::int64_t b, std::int64_t token, std::int64_t head) {
+    return (dense ? b * t.stride(0) : 0) + token * t.stride(-3) + head * t.stride(-2);
+  };
+  const auto lse_at = [&](const TensorView& t, std::int64_t b, std::int64_t token, std::int64_t head) {
+    return (dense ? b * t.stride(0) : 0) + head * t.stride(-2) + token * t.stride(-1);
+  };
+  for (std::int64_t b = 0; b < batch; ++b)
+    for (std::int64_t t = 0; t < tokens; ++t)
+      for (std::int64_t h = 0; h < num_heads; ++h) {
+        const double lse_a = read(p.lse_a, lse_at(p.lse_a, b, t, h)),
+                     lse_b = read(p.lse_b, lse_at(p.lse_b, b, t, h)), largest = std::max(lse_a, lse_b);
+        const auto weight_of = [&](double lse) { return lse == -kInfinity ? 0.0 : std::exp(lse - largest); };
+        const double weight_a = weight_of(lse_a), weight_b = weight_of(lse_b), sum = weight_a + weight_b;
+        for (std::int64_t i = 0; i < p.out.dim(-1); ++i) {
+          double value = 0;
+          if (lse_a != -kInfinity) value += weight_a / sum * read(p.out_a, row(p.out_a, b, t, h) + i);
+          if (lse_b != -kInfinity) value += weight_b / sum * read(p.out_b, row(p.out_b, b, t, h) + i);
+          write(p.out, row(p.out, b, t, h) + i, value);
+        }
+        if (p.lse.present()) write(p.lse, lse_at(p.lse, b, t, h), largest + std::log(sum));
+      }
 }
 
 }  // namespace kf::cpu::reference

@@ -11,6 +11,7 @@ void attention(const AttentionParams& p, const RunContext& ctx);
 void attention_scores(const AttentionScoresParams& p, const RunContext& ctx);
 void attention_mask(const AttentionMaskParams& p, const RunContext& ctx);
 void attention_values(const AttentionValuesParams& p, const RunContext& ctx);
+void merge_attention(const MergeAttentionParams& p, const RunContext& ctx);
 
 std::size_t workspace(const AttentionParams& p, const PlanContext& ctx);
 std::size_t workspace(const AttentionScoresParams& p, const PlanContext& ctx);
