@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -54,17 +55,18 @@ struct DeviceCaps {
 // in a PlanContext says that weights are constant for the plan's life.
 class PackCache {
  public:
-  // The pack of `weight` in `format`, made by `make` on first use. `bytes` is what it takes.
+  // The pack in `format` of these operands (a weight, and what it is read with), made by `make` on first use. `bytes` is
+  // what it takes.
   template <class T>
-  std::shared_ptr<T> get(const TensorView& weight, const std::string& format,
+  std::shared_ptr<T> get(std::initializer_list<const TensorView*> operands, const std::string& format,
                          const std::function<std::shared_ptr<T>(std::size_t* bytes)>& make) {
     return std::static_pointer_cast<T>(get_erased(
-        weight, format, [&](std::size_t* bytes) -> std::shared_ptr<void> { return make(bytes); }));
+        operands, format, [&](std::size_t* bytes) -> std::shared_ptr<void> { return make(bytes); }));
   }
   std::size_t bytes() const;  // of all packs
 
  private:
-  std::shared_ptr<void> get_erased(const TensorView& weight, const std::string& format,
+  std::shared_ptr<void> get_erased(std::initializer_list<const TensorView*> operands, const std::string& format,
                                    const std::function<std::shared_ptr<void>(std::size_t*)>& make);
   mutable std::mutex mutex_;
   std::unordered_map<std::string, std::shared_ptr<void>> packs_;

@@ -60,9 +60,13 @@ class FieldVisitor {
   virtual void may_alias([[maybe_unused]] const char* output, [[maybe_unused]] const char* input) {}
   // The operand is i32 or i64.
   virtual void integers([[maybe_unused]] const char* name) {}
+  // The operand belongs to a model and not to a call: kernels may keep a form of it, made once, where it is constant.
+  virtual void is_weight([[maybe_unused]] const char* name) {}
 
   void in(const char* name, TensorView& t) { tensor(name, t, Role::in, false); }
   void opt_in(const char* name, TensorView& t) { tensor(name, t, Role::in, true); }
+  void weight(const char* name, TensorView& t) { in(name, t), is_weight(name); }
+  void opt_weight(const char* name, TensorView& t) { opt_in(name, t), is_weight(name); }
   void table(const char* name, TensorView& t) { in(name, t), integers(name); }
   void opt_table(const char* name, TensorView& t) { opt_in(name, t), integers(name); }
   void out(const char* name, TensorView& t) { tensor(name, t, Role::out, false); }
@@ -145,6 +149,7 @@ struct Slot {
   TensorView* tensor;
   Role role;
   bool optional;
+  bool is_weight = false;
 };
 std::vector<Slot> slots_of(Op op, void* params);
 // Pairs of an output and the input whose memory it may be, by name.

@@ -19,18 +19,22 @@ std::size_t PackCache::bytes() const {
   return bytes_;
 }
 
-std::shared_ptr<void> PackCache::get_erased(const TensorView& weight, const std::string& format,
+std::shared_ptr<void> PackCache::get_erased(std::initializer_list<const TensorView*> operands, const std::string& format,
                                             const std::function<std::shared_ptr<void>(std::size_t*)>& make) {
   std::string key = format;
   key.push_back('\0');
   auto put = [&key](const auto& value) { key.append(reinterpret_cast<const char*>(&value), sizeof value); };
-  put(weight.data);
-  put(weight.dtype);
-  put(weight.device.type);
-  put(weight.device.index);
-  for (int i = 0; i < weight.rank; ++i) {
-    put(weight.shape[i]);
-    put(weight.strides[i]);
+  for (const TensorView* t : operands) {
+    put(t->rank);  // an absent operand is told from one that is there
+    if (!t->present()) continue;
+    put(t->data);
+    put(t->dtype);
+    put(t->device.type);
+    put(t->device.index);
+    for (int i = 0; i < t->rank; ++i) {
+      put(t->shape[i]);
+      put(t->strides[i]);
+    }
   }
   std::lock_guard lock(mutex_);
   auto it = packs_.find(key);

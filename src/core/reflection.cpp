@@ -16,6 +16,7 @@ class SlotCollector final : public FieldVisitor {
   void tensor(const char* name, TensorView& t, Role role, bool optional) override {
     slots.push_back({name, &t, role, optional});
   }
+  void is_weight(const char*) override { slots.back().is_weight = true; }
   void attr(const char*, bool&) override {}
   void attr(const char*, std::int64_t&) override {}
   void attr(const char*, float&) override {}

@@ -100,7 +100,7 @@ class Compiler {
       // What an input lies in now may be replaced by binding another; the operands of a call that is being planned
       // are those that it runs with.
       const bool is_final = place_ == OutputPlace::caller && t.data != nullptr;
-      if (is_weight_slot(slots[slot].name) && !is_final) weights_constant = false;
+      if (slots[slot].is_weight && !is_final) weights_constant = false;
       step.operands.push_back({slots[slot].field, base, l.bytes});
       touch(l.root, index);
     };

@@ -120,7 +120,7 @@ class Judge {
       const Value& value = graph.graph().value(v);
       if (value.kind == ValueKind::constant)
         slots[slot].in(params.data()).data = value.tensor.data;
-      else if (is_weight_slot(slots[slot].name))
+      else if (slots[slot].is_weight)
         weights_constant = false;
     }
     const PlanContext ctx{dispatcher_.caps(), dispatcher_, dispatcher_.num_threads(),

@@ -67,7 +67,7 @@ OpDescription describe_op(Op op) {
   const auto* begin = static_cast<const std::byte*>(params.data());
   for (const Slot& s : slots_of(op, params.data())) {
     const auto field = reinterpret_cast<const std::byte*>(s.tensor) - begin;
-    d.slots.push_back({s.name, s.role, s.optional, static_cast<std::uint32_t>(field)});
+    d.slots.push_back({s.name, s.role, s.optional, s.is_weight, static_cast<std::uint32_t>(field)});
   }
   d.defaults = attrs_of(params);
   return d;
@@ -134,8 +134,6 @@ void set_attr_text(AnyParams& params, std::string_view name, std::string_view te
   }
   throw_invalid(fmt::format("{}: no attribute {} that takes '{}'", op_name(params.op()), name, text));
 }
-
-bool is_weight_slot(std::string_view name) { return name.ends_with("weight") || name == "table"; }
 
 bool is_dim_attr(std::string_view name) { return name == "seqlen_k_max" || name == "seqlen_k"; }
 

@@ -16,6 +16,7 @@ struct SlotInfo {
   std::string_view name;
   Role role{};
   bool optional = false;
+  bool is_weight = false;    // kernels may keep a form of it where it is constant
   std::uint32_t field = 0;  // offset of the TensorView in the Params struct
 
   TensorView& in(void* params) const {
@@ -49,9 +50,6 @@ std::optional<AttrValue> get_attr(const AnyParams& params, std::string_view name
 void set_attr(AnyParams& params, std::string_view name, const AttrValue& value);
 // `text` as a rule writes it ("mul", "true", "0.5").
 void set_attr_text(AnyParams& params, std::string_view name, std::string_view text);
-
-// Operands that kernels may pack where they are constant.
-bool is_weight_slot(std::string_view name);
 
 // Attributes that stand for a dimension, and so may be symbolic.
 bool is_dim_attr(std::string_view name);

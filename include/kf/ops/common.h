@@ -32,7 +32,7 @@ struct Prologue {
   bool empty() const { return norm == NormKind::none && activation == Activation::none; }
   void visit(FieldVisitor& v) {
     v.choice("norm", norm, kNormKindNames);
-    v.opt_in("norm_weight", norm_weight);
+    v.opt_weight("norm_weight", norm_weight);
     v.opt_in("norm_bias", norm_bias);
     v.attr("eps", eps);
     v.attr("norm_weight_offset", norm_weight_offset);

@@ -23,7 +23,7 @@ struct LinearParams {
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
-    v.in("weight", weight);
+    v.weight("weight", weight);
     v.opt_in("bias", bias);
     v.opt_in("residual", residual);
     v.out("out", out);
@@ -45,9 +45,9 @@ struct QkvLinearParams {
 
   void visit(FieldVisitor& vis) {
     vis.in("x", x);
-    vis.in("q_weight", q_weight);
-    vis.in("k_weight", k_weight);
-    vis.in("v_weight", v_weight);
+    vis.weight("q_weight", q_weight);
+    vis.weight("k_weight", k_weight);
+    vis.weight("v_weight", v_weight);
     vis.opt_in("q_bias", q_bias);
     vis.opt_in("k_bias", k_bias);
     vis.opt_in("v_bias", v_bias);
@@ -73,9 +73,9 @@ struct GatedFfnParams {
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
-    v.in("gate_weight", gate_weight);
-    v.in("up_weight", up_weight);
-    v.in("down_weight", down_weight);
+    v.weight("gate_weight", gate_weight);
+    v.weight("up_weight", up_weight);
+    v.weight("down_weight", down_weight);
     v.opt_in("residual", residual);
     v.out("out", out);
     v.may_alias("out", "residual");
@@ -96,7 +96,7 @@ struct LmHeadArgmaxParams {
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
-    v.in("weight", weight);
+    v.weight("weight", weight);
     v.out("ids", ids);
     v.opt_out("max", max);
     prologue.visit(v);

@@ -21,7 +21,7 @@ struct RmsNormParams {
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
-    v.in("weight", weight);
+    v.weight("weight", weight);
     v.opt_in("residual", residual);
     v.out("out", out);
     v.opt_out("residual_out", residual_out);
@@ -47,7 +47,7 @@ struct LayerNormParams {
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
-    v.in("weight", weight);
+    v.weight("weight", weight);
     v.opt_in("bias", bias);
     v.opt_in("residual", residual);
     v.out("out", out);

@@ -27,7 +27,7 @@ struct RopeParams {
     v.table("positions", positions);
     v.in("cos", cos);
     v.in("sin", sin);
-    v.opt_in("norm_weight", norm_weight);
+    v.opt_weight("norm_weight", norm_weight);
     v.out("out", out);
     v.may_alias("out", "x");
     v.attr("norm_eps", norm_eps);
@@ -80,8 +80,8 @@ struct RopeAppendParams {
     vis.table("positions", positions);
     vis.in("cos", cos);
     vis.in("sin", sin);
-    vis.opt_in("q_norm_weight", q_norm_weight);
-    vis.opt_in("k_norm_weight", k_norm_weight);
+    vis.opt_weight("q_norm_weight", q_norm_weight);
+    vis.opt_weight("k_norm_weight", k_norm_weight);
     vis.table("slot_mapping", slot_mapping);
     vis.inout("k_cache", k_cache);
     vis.inout("v_cache", v_cache);

@@ -14,7 +14,7 @@ struct EmbeddingParams {
 
   void visit(FieldVisitor& v) {
     v.table("ids", ids);
-    v.in("table", table);
+    v.weight("table", table);
     v.out("out", out);
   }
 };

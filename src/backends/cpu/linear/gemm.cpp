@@ -28,7 +28,7 @@ namespace {
 std::shared_ptr<void> pack_weight(const TensorView& weight, const PlanContext& ctx) {
   if (ctx.packs == nullptr || dtype_info(weight.dtype).is_block || weight.numel() == 0) return nullptr;
   const std::int64_t lanes = strip_lanes();
-  return ctx.packs->get<void>(weight, "strips" + std::to_string(lanes), [&](std::size_t* bytes) {
+  return ctx.packs->get<void>({&weight}, "strips" + std::to_string(lanes), [&](std::size_t* bytes) {
     const std::int64_t strips = ceil_div(weight.dim(0), lanes);
     const std::size_t strip_bytes =
         static_cast<std::size_t>(weight.dim(1) * lanes * dtype_info(weight.dtype).block_bytes);

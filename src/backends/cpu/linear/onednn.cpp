@@ -78,7 +78,7 @@ bool is_library_dtype(DType dtype) { return dtype == DType::f32 || dtype == DTyp
 // one.
 std::shared_ptr<void> pack_weight(const TensorView& weight, const memory::desc& to, const PlanContext& ctx) {
   const std::string layout(reinterpret_cast<const char*>(&to.data), sizeof to.data);
-  return ctx.packs->get<void>(weight, "onednn" + layout, [&](std::size_t* bytes) {
+  return ctx.packs->get<void>({&weight}, "onednn" + layout, [&](std::size_t* bytes) {
     *bytes = to.get_size();
     std::shared_ptr<void> packed = allocate_host(*bytes);
     memory source(weight_matrix(weight), cpu_engine(), weight.data), target(to, cpu_engine(), packed.get());
