@@ -52,7 +52,7 @@ double element(const TensorView& t, std::int64_t flat) {
   }
   const DTypeInfo& info = dtype_info(t.dtype);
   if (!info.is_block) throw_invalid(std::string("cases: cannot read elements of ") + info.name);
-  float block[32];
+  float block[kMaxBlockElems];
   dequantize_blocks(t.dtype, t.at(o), block, info.block_elems);
   return block[o % info.block_elems];
 }

@@ -18,7 +18,9 @@
 #include <fmt/format.h>
 
 #include "case.h"
+#include "core/quantized.h"
 #include "kf/ops/linear.h"
+#include "kf/quantize.h"
 
 namespace kf::cases {
 namespace {
@@ -40,8 +42,48 @@ float weight_deviation(std::int64_t in) {
   return 1.0f / std::sqrt(static_cast<float>(std::max<std::int64_t>(in, 1)));
 }
 
+// A weight's dtype, and where that is read with scales, how these lie.
+struct WeightFormat {
+  DType dtype;
+  std::int64_t group_size = 0;
+  DType scales = DType::f32;
+  bool zeros = false;
+  std::int64_t rows = 1;  // of the weight to a scale; 0: all
+
+  WeightFormat(DType dtype) : dtype(dtype) {}
+  WeightFormat(DType dtype, std::int64_t group_size, DType scales, bool zeros = false, std::int64_t rows = 1)
+      : dtype(dtype), group_size(group_size), scales(scales), zeros(zeros), rows(rows) {}
+  std::string name() const {
+    if (!needs_scales(dtype)) return dtype_name(dtype);
+    return fmt::format("{}-{}-{}{}{}", dtype_name(dtype), group_size == 0 ? "row" : fmt::format("g{}", group_size),
+                       dtype_name(scales), zeros ? "-zeros" : "",
+                       rows == 1   ? ""
+                       : rows == 0 ? "-tensor"
+                                   : "-blocks");
+  }
+};
+
+// Low-bit values are rounded from normal ones, in scales of their own.
+TensorView weight(Maker& m, const WeightFormat& format, std::int64_t out, std::int64_t in, Quantization* q) {
+  if (!needs_scales(format.dtype)) return m.normal(format.dtype, {out, in}, weight_deviation(in));
+  const TensorView values = m.normal(DType::f32, {out, in}, weight_deviation(in));
+  const auto parts = [](std::int64_t n, std::int64_t size) { return size == 0 ? 1 : (n + size - 1) / size; };
+  q->group_size = format.group_size;
+  const std::int64_t rows = parts(out, format.rows), groups = parts(in, format.group_size);
+  q->scales = m.filled(format.scales, {rows, groups}, 0.0f);
+  m.storage().push_back(Tensor::zeros(DType::i8, {rows, groups}));
+  if (format.zeros) q->zeros = m.storage().back();
+  m.storage().push_back(Tensor::zeros(format.dtype, {out, in}));
+  const TensorView data = m.storage().back();
+  quantize(values, data, *q);
+  return data;
+}
 TensorView weight(Maker& m, DType dtype, std::int64_t out, std::int64_t in) {
-  return m.normal(dtype, {out, in}, weight_deviation(in));
+  return weight(m, dtype, out, in, nullptr);
+}
+
+double weight_element(const TensorView& w, const Quantization& q, std::int64_t row, std::int64_t k) {
+  return needs_scales(w.dtype) ? dequantize_element(w, q, row, k) : element(w, row * w.dim(1) + k);
 }
 
 void add_norm(Maker& m, Prologue& pro, NormKind kind, DType dtype, std::int64_t in, float weight_offset = 0) {
@@ -81,13 +123,13 @@ struct Shape {
 
 std::string shape_name(const Shape& s) { return fmt::format("{}x{}x{}", s.num_tokens, s.in, s.out); }
 
-void add_linear(CaseList& list, DType x, DType w, Shape s, Around a = {}, bool bench = false) {
+void add_linear(CaseList& list, DType x, WeightFormat w, Shape s, Around a = {}, bool bench = false) {
   const std::string name =
-      fmt::format("linear/{}/{}/{}{}", dtype_name(x), dtype_name(w), shape_name(s), a.name());
+      fmt::format("linear/{}/{}/{}{}", dtype_name(x), w.name(), shape_name(s), a.name());
   const auto make = [=](Maker& m) {
     LinearParams p;
     p.x = m.normal(x, {s.num_tokens, s.in});
-    p.weight = weight(m, w, s.out, s.in);
+    p.weight = weight(m, w, s.out, s.in, &p.weight_quantization);
     if (a.norm != NormKind::none) add_norm(m, p.prologue, a.norm, x, s.in, a.norm_weight_offset);
     p.prologue.activation = a.before;
     if (a.bias) p.bias = m.normal(x, {s.out});
@@ -98,18 +140,18 @@ void add_linear(CaseList& list, DType x, DType w, Shape s, Around a = {}, bool b
   list.push_back({name, Op::linear, make, tolerance(x, {s.in}, a.intermediates()), bench, {}});
 }
 
-void add_qkv(CaseList& list, DType x, std::array<DType, 3> w, std::int64_t num_tokens, std::int64_t in,
+void add_qkv(CaseList& list, DType x, std::array<WeightFormat, 3> w, std::int64_t num_tokens, std::int64_t in,
              std::array<std::int64_t, 3> out, NormKind norm, bool bias, bool bench = false) {
   const std::string name =
-      fmt::format("qkv_linear/{}/{}-{}-{}/{}x{}x{}-{}-{}{}{}", dtype_name(x), dtype_name(w[0]),
-                  dtype_name(w[1]), dtype_name(w[2]), num_tokens, in, out[0], out[1], out[2],
+      fmt::format("qkv_linear/{}/{}-{}-{}/{}x{}x{}-{}-{}{}{}", dtype_name(x), w[0].name(), w[1].name(),
+                  w[2].name(), num_tokens, in, out[0], out[1], out[2],
                   Around{.norm = norm}.name(), bias ? "/bias" : "");
   const auto make = [=](Maker& m) {
     QkvLinearParams p;
     p.x = m.normal(x, {num_tokens, in});
-    p.q_weight = weight(m, w[0], out[0], in);
-    p.k_weight = weight(m, w[1], out[1], in);
-    p.v_weight = weight(m, w[2], out[2], in);
+    p.q_weight = weight(m, w[0], out[0], in, &p.q_weight_quantization);
+    p.k_weight = weight(m, w[1], out[1], in, &p.k_weight_quantization);
+    p.v_weight = weight(m, w[2], out[2], in, &p.v_weight_quantization);
     if (bias) {
       p.q_bias = m.normal(x, {out[0]});
       p.k_bias = m.normal(x, {out[1]});
@@ -125,17 +167,17 @@ struct FfnShape {
   std::int64_t num_tokens, hidden, intermediate;
 };
 
-void add_ffn(CaseList& list, DType x, DType w, FfnShape s, NormKind norm, Activation activation,
+void add_ffn(CaseList& list, DType x, WeightFormat w, FfnShape s, NormKind norm, Activation activation,
              bool residual, bool bench = false) {
   const std::string name =
-      fmt::format("gated_ffn/{}/{}/{}x{}x{}{}", dtype_name(x), dtype_name(w), s.num_tokens, s.hidden,
+      fmt::format("gated_ffn/{}/{}/{}x{}x{}{}", dtype_name(x), w.name(), s.num_tokens, s.hidden,
                   s.intermediate, Around{.norm = norm, .after = activation, .residual = residual}.name());
   const auto make = [=](Maker& m) {
     GatedFfnParams p;
     p.x = m.normal(x, {s.num_tokens, s.hidden});
-    p.gate_weight = weight(m, w, s.intermediate, s.hidden);
-    p.up_weight = weight(m, w, s.intermediate, s.hidden);
-    p.down_weight = weight(m, w, s.hidden, s.intermediate);
+    p.gate_weight = weight(m, w, s.intermediate, s.hidden, &p.gate_weight_quantization);
+    p.up_weight = weight(m, w, s.intermediate, s.hidden, &p.up_weight_quantization);
+    p.down_weight = weight(m, w, s.hidden, s.intermediate, &p.down_weight_quantization);
     if (residual) p.residual = m.normal(x, {s.num_tokens, s.hidden});
     if (norm != NormKind::none) add_norm(m, p.prologue, norm, x, s.hidden);
     p.activation = activation;
@@ -149,19 +191,19 @@ void add_ffn(CaseList& list, DType x, DType w, FfnShape s, NormKind norm, Activa
 
 // Each token is a multiple of one row of the weight, which wins by far: ids must be the same whatever is
 // rounded.
-void add_argmax(CaseList& list, DType x, DType w, Shape s, NormKind norm, bool bench = false) {
-  const std::string name = fmt::format("lm_head_argmax/{}/{}/{}{}", dtype_name(x), dtype_name(w),
+void add_argmax(CaseList& list, DType x, WeightFormat w, Shape s, NormKind norm, bool bench = false) {
+  const std::string name = fmt::format("lm_head_argmax/{}/{}/{}{}", dtype_name(x), w.name(),
                                        shape_name(s), Around{.norm = norm}.name());
   const auto make = [=](Maker& m) {
     LmHeadArgmaxParams p;
-    p.weight = weight(m, w, s.out, s.in);
+    p.weight = weight(m, w, s.out, s.in, &p.weight_quantization);
     p.x = m.normal(x, {s.num_tokens, s.in}, 0.1f);
     for (std::int64_t t = 0; t < s.num_tokens; ++t) {
       const auto winner = static_cast<std::int64_t>(m.rng()() % static_cast<std::uint64_t>(s.out));
       for (std::int64_t k = 0; k < s.in; ++k)
         set_element(
             p.x, t * s.in + k,
-            element(p.x, t * s.in + k) + element(p.weight, winner * s.in + k) / weight_deviation(s.in));
+            element(p.x, t * s.in + k) + weight_element(p.weight, p.weight_quantization, winner, k) / weight_deviation(s.in));
     }
     if (norm != NormKind::none) add_norm(m, p.prologue, norm, x, s.in);
     return p;
@@ -173,20 +215,27 @@ void add_argmax(CaseList& list, DType x, DType w, Shape s, NormKind norm, bool b
 }
 
 constexpr DType kActivationDTypes[] = {DType::f32, DType::f16, DType::bf16};
-constexpr DType kWeightDTypes[] = {DType::f32,  DType::f16,  DType::bf16,
-                                   DType::q4_0, DType::q4_1, DType::q8_0};
+constexpr DType kWeightDTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q4_0, DType::q4_1,
+                                   DType::q5_0, DType::q8_0, DType::q4_k, DType::q6_k};
 constexpr Activation kActivations[] = {Activation::silu, Activation::gelu, Activation::gelu_tanh,
                                        Activation::relu};
+
+// The next length that is whole blocks of all these formats.
+std::int64_t whole_blocks(std::initializer_list<DType> weights, std::int64_t n) {
+  std::int64_t block = 1;
+  for (const DType w : weights) block = std::max<std::int64_t>(block, dtype_info(w).block_elems);
+  return (n + block - 1) / block * block;
+}
 
 // Every dtype with every number of tokens; neither features nor the reduction are a multiple of a vector, and
 // the reduction is longer than one block where 640 or 290.
 void add_dtypes_and_sizes(CaseList& list) {
   for (const DType x : kActivationDTypes)
     for (const DType w : kWeightDTypes) {
-      const std::int64_t in = dtype_info(w).is_block ? 96 : 75;
+      const std::int64_t in = dtype_info(w).is_block ? whole_blocks({w}, 96) : 75;
       for (const std::int64_t num_tokens : {0, 1, 2, 3, 7, 17, 64, 129})
         add_linear(list, x, w, {num_tokens, in, 97});
-      add_linear(list, x, w, {19, dtype_info(w).is_block ? 640 : 290, 45});
+      add_linear(list, x, w, {19, dtype_info(w).is_block ? whole_blocks({w}, 640) : 290, 45});
       add_linear(list, x, w, {5, in, 1});
       add_linear(list, x, w, {5, in, 0});
     }
@@ -197,9 +246,9 @@ void add_dtypes_and_sizes(CaseList& list) {
 
 void add_surroundings(CaseList& list) {
   for (const DType x : kActivationDTypes)
-    for (const DType w : {x, DType::q4_1}) {
+    for (const DType w : {x, DType::q4_1, DType::q6_k}) {
       for (const std::int64_t num_tokens : {1, 3, 37}) {
-        const Shape s{num_tokens, 320, 71};
+        const Shape s{num_tokens, whole_blocks({w}, 320), 71};
         add_linear(list, x, w, s, {.bias = true});
         add_linear(list, x, w, s, {.norm = NormKind::rms});
         if (x == w)
@@ -228,7 +277,10 @@ void add_composites(CaseList& list) {
       add_ffn(list, x, DType::q4_1, {num_tokens, 96, 320}, NormKind::none, Activation::silu, false);
       add_ffn(list, x, DType::q8_0, {num_tokens, 320, 96}, NormKind::layer, Activation::gelu, true);
       add_ffn(list, x, DType::q4_0, {num_tokens, 64, 64}, NormKind::rms, Activation::silu, true);
-      for (const DType w : kWeightDTypes) add_argmax(list, x, w, {num_tokens, 128, 203}, NormKind::rms);
+      add_ffn(list, x, DType::q4_k, {num_tokens, 256, 512}, NormKind::rms, Activation::silu, true);
+      add_qkv(list, x, {DType::q4_k, DType::q4_k, DType::q6_k}, num_tokens, 512, {96, 32, 33}, NormKind::rms, false);
+      for (const DType w : kWeightDTypes)
+        add_argmax(list, x, w, {num_tokens, whole_blocks({w}, 128), 203}, NormKind::rms);
       add_argmax(list, x, x, {num_tokens, 33, 1}, NormKind::none);
     }
   }
@@ -281,9 +333,9 @@ void add_hostile_values(CaseList& list) {
   constexpr double kInf = std::numeric_limits<double>::infinity();
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   for (const DType x : kActivationDTypes)
-    for (const DType w : {x, DType::q4_0, DType::q4_1, DType::q8_0})
+    for (const DType w : {x, DType::q4_0, DType::q4_1, DType::q5_0, DType::q8_0, DType::q4_k, DType::q6_k})
       for (const std::int64_t num_tokens : {8, 20}) {
-        const std::int64_t in = 320, out = 40;
+        const std::int64_t in = whole_blocks({w}, 320), out = 40;
         const auto make = [=](Maker& m) {
           LinearParams p;
           p.x = m.normal(x, {num_tokens, in});
@@ -352,8 +404,12 @@ void add_benchmarks(CaseList& list) {
       add_ffn(list, DType::f32, w, {num_tokens, 576, 1536}, NormKind::rms, Activation::silu, true, true);
     }
     add_argmax(list, DType::f32, w, {128, 576, 49152}, NormKind::rms, true);
-    add_linear(list, DType::f32, w, {512, 4096, 4096}, {}, true);
-    add_linear(list, DType::f32, w, {512, 4096, 14336}, {}, true);
+  }
+  for (const DType w : {DType::f32, DType::bf16, DType::q4_1, DType::q5_0, DType::q8_0, DType::q4_k, DType::q6_k}) {
+    for (const std::int64_t num_tokens : {1, 4, 16, 512}) {
+      add_linear(list, DType::f32, w, {num_tokens, 4096, 4096}, {}, true);
+      add_linear(list, DType::f32, w, {num_tokens, 4096, 14336}, {}, true);
+    }
     add_linear(list, DType::f32, w, {512, 4096, 4096}, {.norm = NormKind::rms, .residual = true}, true);
   }
 }
@@ -364,19 +420,21 @@ void add_benchmarks(CaseList& list) {
 void add_few_tokens(CaseList& list) {
   for (const DType w : kWeightDTypes)
     for (const std::int64_t num_tokens : {1, 2, 3, 4, 5, 8, 15, 16}) {
-      add_linear(list, DType::f32, w, {num_tokens, 608, 203}, {.norm = NormKind::rms, .residual = true});
-      add_ffn(list, DType::f32, w, {num_tokens, 288, 416}, NormKind::rms, Activation::silu, true);
-      add_qkv(list, DType::f32, {w, DType::q8_0, DType::q4_1}, num_tokens, 288, {192, 96, 97}, NormKind::rms,
+      const std::int64_t in = whole_blocks({w}, 288), block = std::max(dtype_info(w).block_elems, 32);
+      add_linear(list, DType::f32, w, {num_tokens, whole_blocks({w}, 608), 203},
+                 {.norm = NormKind::rms, .residual = true});
+      add_ffn(list, DType::f32, w, {num_tokens, in, whole_blocks({w}, 416)}, NormKind::rms, Activation::silu, true);
+      add_qkv(list, DType::f32, {w, DType::q8_0, DType::q4_1}, num_tokens, in, {192, 96, 97}, NormKind::rms,
               true);
-      add_argmax(list, DType::f32, w, {num_tokens, 288, 1009}, NormKind::rms);
+      add_argmax(list, DType::f32, w, {num_tokens, in, 1009}, NormKind::rms);
       const auto make = [=](Maker& m) {
         LinearParams p;
-        p.x = m.normal(DType::f32, {num_tokens, 288});
+        p.x = m.normal(DType::f32, {num_tokens, in});
         set_element(p.x, 100, 1e32);
-        p.weight = weight(m, w, 203, 352).slice(1, 32, 320);
+        p.weight = weight(m, w, 203, in + 2 * block).slice(1, block, in + block);
         return p;
       };
-      const Tolerance t = tolerance(DType::f32, {288}, 0);
+      const Tolerance t = tolerance(DType::f32, {in}, 0);
       list.push_back({fmt::format("linear/f32/{}/sliced_rows/{}", dtype_name(w), num_tokens),
                       Op::linear,
                       make,
@@ -385,9 +443,9 @@ void add_few_tokens(CaseList& list) {
                       {}});
       const auto make_large = [=](Maker& m) {
         LinearParams p;
-        p.x = m.filled(DType::f32, {num_tokens, 64}, 0.0f);
+        p.x = m.filled(DType::f32, {num_tokens, whole_blocks({w}, 64)}, 0.0f);
         set_element(p.x, 40, 1e38);
-        p.weight = weight(m, w, 33, 64);
+        p.weight = weight(m, w, 33, whole_blocks({w}, 64));
         return p;
       };
       list.push_back({fmt::format("linear/f32/{}/large_element/{}", dtype_name(w), num_tokens),
@@ -406,6 +464,90 @@ void add_few_tokens(CaseList& list) {
     }
 }
 
+// Weights with scales beside them: every way in which these may lie, every number of tokens, rows that end within a
+// byte's, a step's and a group's elements, x with an element too large for arithmetic on undecoded codes.
+std::vector<WeightFormat> scaled_formats() {
+  return {{DType::int4, 0, DType::f32},
+          {DType::int4, 0, DType::f16, true},
+          {DType::int4, 32, DType::f32},
+          {DType::int4, 32, DType::bf16, true},
+          {DType::int4, 64, DType::bf16},
+          {DType::int4, 64, DType::f32, true},
+          {DType::int4, 128, DType::f16},
+          {DType::int4, 128, DType::f16, true},
+          {DType::i8, 0, DType::f32},
+          {DType::i8, 0, DType::bf16, true},
+          {DType::i8, 128, DType::f16},
+          {DType::fp8_e4m3, 0, DType::f32},
+          {DType::fp8_e4m3, 0, DType::f32, false, 0},
+          {DType::fp8_e4m3, 128, DType::f32, false, 128},
+          {DType::fp8_e4m3, 128, DType::bf16},
+          {DType::fp8_e5m2, 0, DType::f16},
+          {DType::fp8_e5m2, 0, DType::f32, false, 0},
+          {DType::fp8_e5m2, 128, DType::bf16, false, 128}};
+}
+
+void add_scaled_weights(CaseList& list) {
+  for (const WeightFormat& w : scaled_formats()) {
+    const std::int64_t odd = w.dtype == DType::int4 ? 74 : 75;
+    for (const std::int64_t num_tokens : {0, 1, 2, 3, 4, 7, 16, 17, 64, 129}) {
+      add_linear(list, DType::f32, w, {num_tokens, odd, 97});
+      add_linear(list, DType::f32, w, {num_tokens, 608, 203}, {.norm = NormKind::rms, .residual = true});
+    }
+    for (const DType x : {DType::f16, DType::bf16})
+      for (const std::int64_t num_tokens : {1, 19}) add_linear(list, x, w, {num_tokens, 9 * odd, 45}, {.bias = true});
+    for (const std::int64_t num_tokens : {1, 3, 37}) {
+      add_ffn(list, DType::f32, w, {num_tokens, odd, 320}, NormKind::rms, Activation::silu, true);
+      add_ffn(list, DType::bf16, w, {num_tokens, 288, 416}, NormKind::layer, Activation::gelu, false);
+      add_qkv(list, DType::f32, {w, DType::q4_1, {DType::int4, 32, DType::f32, true}}, num_tokens, 288, {192, 96, 97},
+              NormKind::rms, true);
+      add_qkv(list, DType::f32, {w, w, w}, num_tokens, odd, {150, 30, 33}, NormKind::layer, false);
+      add_argmax(list, DType::f32, w, {num_tokens, 288, 1009}, NormKind::rms);
+    }
+    add_linear(list, DType::f32, w, {5, 320, 1});
+    add_linear(list, DType::f32, w, {5, 320, 0});
+    add_linear(list, DType::f32, w, {1, 9000, 20});  // more groups than scales are held at a time
+    for (const std::int64_t num_tokens : {2, 20}) {
+      const auto add = [&](const char* what, Tolerance t, auto arrange) {
+        const auto make = [=](Maker& m) {
+          LinearParams p;
+          p.x = m.normal(DType::f32, {num_tokens, 288});
+          p.weight = weight(m, w, 61, 288, &p.weight_quantization);
+          arrange(m, p);
+          return p;
+        };
+        list.push_back({fmt::format("linear/f32/{}/{}/{}", w.name(), what, num_tokens), Op::linear, make, t, false, {}});
+      };
+      const Tolerance t = tolerance(DType::f32, {288}, 0);
+      add("outsized", {t.rtol, 1e25}, [](Maker&, LinearParams& p) { set_element(p.x, 100, 1e32); });
+      add("infinity", t, [](Maker&, LinearParams& p) {
+        set_element(p.x, 7, std::numeric_limits<double>::infinity());
+        set_element(p.x, 288 + 3, std::numeric_limits<double>::quiet_NaN());
+      });
+      // Rows of the weight and of its scales that lie apart: every other one.
+      add("rows_apart", t, [](Maker&, LinearParams& p) {
+        const auto every_other = [](TensorView& rows) {
+          if (!rows.present() || rows.dim(0) == 1) return;
+          rows.shape[0] = (rows.shape[0] + 1) / 2;
+          rows.strides[0] *= 2;
+        };
+        if (p.weight_quantization.scales.dim(0) != p.weight.dim(0)) return;
+        every_other(p.weight);
+        every_other(p.weight_quantization.scales);
+        every_other(p.weight_quantization.zeros);
+      });
+    }
+  }
+  const WeightFormat kBench[] = {{DType::int4, 128, DType::f16},        {DType::int4, 128, DType::f16, true},
+                                 {DType::int4, 32, DType::f16},         {DType::i8, 0, DType::f32},
+                                 {DType::fp8_e4m3, 128, DType::f32, false, 128}, {DType::fp8_e5m2, 0, DType::f32}};
+  for (const WeightFormat& w : kBench)
+    for (const std::int64_t num_tokens : {1, 4, 16, 512}) {
+      add_linear(list, DType::f32, w, {num_tokens, 4096, 4096}, {}, true);
+      add_linear(list, DType::f32, w, {num_tokens, 4096, 14336}, {}, true);
+    }
+}
+
 }  // namespace
 
 void add_linear_cases(CaseList& list) {
@@ -415,6 +557,7 @@ void add_linear_cases(CaseList& list) {
   add_strides(list);
   add_hostile_values(list);
   add_few_tokens(list);
+  add_scaled_weights(list);
   add_benchmarks(list);
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 
 namespace kf {
@@ -25,9 +26,12 @@ enum class DType : std::uint8_t {
   // (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ggml-common.h for the block structs).
   q4_0,  // 32 elements: f16 d, 16 bytes of nibbles (element i low of byte i, element i + 16 high): (q - 8) * d
   q4_1,  // 32 elements: f16 d, f16 m, 16 bytes of nibbles: q * d + m
+  q5_0,  // 32 elements: f16 d, 32 high bits (element i is bit i), 16 bytes of nibbles as in q4_0: (q - 16) * d
   q8_0,  // 32 elements: f16 d, 32 int8: q * d
+  q4_k,  // 256 elements: f16 d, f16 m, 8 pairs of 6-bit s and t (12 bytes), 128 bytes of nibbles: q * (d s) - (m t)
+  q6_k,  // 256 elements: 128 bytes of low nibbles, 64 of high bits (two each), 16 int8 s, f16 d: (q - 32) * (d s)
 };
-inline constexpr int kNumDTypes = 14;
+inline constexpr int kNumDTypes = 17;
 
 struct DTypeInfo {
   const char* name;
@@ -45,6 +49,9 @@ inline std::size_t dtype_alignment(DType dtype) {
 }
 inline const char* dtype_name(DType dtype) { return dtype_info(dtype).name; }
 std::optional<DType> dtype_from_name(std::string_view name);
+
+// What a weight without scales beside it may be, for messages: "f32, f16, bf16, q4_0, ... or q6_k".
+const std::string& weight_dtype_names();
 
 // f32, f16 and bf16: what activations may be.
 inline bool is_activation_dtype(DType t) { return t == DType::f32 || t == DType::f16 || t == DType::bf16; }

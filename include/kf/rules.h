@@ -29,7 +29,8 @@ struct PatternNode {
   std::string name;  // "h": how attributes refer to it
   Op op;
   // slot -> pattern value. A value not produced by a pattern node is an operand of the whole. A trailing '?'
-  // on the slot: bound when the node has it, absent when not. Slots not listed must be absent.
+  // on the slot: bound when the node has it, absent when not. Slots not listed must be absent. A weight listed stands
+  // for its scales, zeros and group size too.
   NamePairs inputs;
   NamePairs outputs;
   // attribute -> required value ("kind" -> "mul"), or values ("silu|relu"). An attribute that is neither

@@ -72,6 +72,27 @@ constexpr float fp8_e5m2_to_f32(std::uint8_t bits) {
   return f16_to_f32(static_cast<std::uint16_t>(bits << 8));
 }
 
+// An 8-bit float with this many bits of mantissa and this bias. What is too large, infinity too, becomes `largest`, as
+// the specification has it for quantizing; NaN is all ones.
+template <int kMantissa, int kBias, std::uint8_t kLargest>
+constexpr std::uint8_t f32_to_fp8(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 24) & 0x80u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint8_t>(sign | 0x7fu);
+  std::uint32_t byte = 0;
+  if (magnitude < std::uint32_t{128 - kBias} << 23) {  // denormal: adding this rounds to a multiple of the least one
+    const std::uint32_t unit = std::uint32_t{151 - kBias - kMantissa} << 23;
+    byte = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + std::bit_cast<float>(unit)) - unit;
+  } else {  // the carry of rounding may run into the exponent
+    constexpr int kShift = 23 - kMantissa;
+    byte = (magnitude - (std::uint32_t{127 - kBias} << 23) + (1u << (kShift - 1)) - 1 +
+            ((magnitude >> kShift) & 1u)) >> kShift;
+  }
+  return static_cast<std::uint8_t>(sign | (byte < kLargest ? byte : kLargest));
+}
+constexpr std::uint8_t f32_to_fp8_e4m3(float value) { return f32_to_fp8<3, 7, 0x7e>(value); }   // to 448
+constexpr std::uint8_t f32_to_fp8_e5m2(float value) { return f32_to_fp8<2, 15, 0x7b>(value); }  // to 57344
+
 constexpr float to_f32(float value) { return value; }
 constexpr float to_f32(F16 value) { return f16_to_f32(value.bits); }
 constexpr float to_f32(Bf16 value) { return bf16_to_f32(value.bits); }

@@ -9,6 +9,7 @@
 #include "graph/sample_data.h"
 #include "kf/error.h"
 #include "kf/executable.h"
+#include "kf/ops/quantization.h"
 
 namespace kf {
 namespace {
@@ -141,14 +142,14 @@ class Form {
 };
 
 // How far apart two forms of the same arithmetic may be: f32 sums in another order; for 16-bit data also
-// intermediates that one of them rounds; for block formats activations that kernels may quantize to 8 bits.
+// intermediates that one of them rounds; for low-bit weights activations that kernels may quantize to 8 bits.
 double tolerance(const Graph& unfused) {
   double bound = 1e-4;
   for (const Value& v : unfused.values()) {
     const DType t = v.tensor.dtype;
     if (t == DType::f16) bound = std::max(bound, 1e-2);
     if (t == DType::bf16) bound = std::max(bound, 4e-2);
-    if (dtype_info(t).is_block) bound = std::max(bound, 2e-2);
+    if (dtype_info(t).is_block || needs_scales(t)) bound = std::max(bound, 2e-2);
   }
   return bound;
 }

@@ -10,6 +10,7 @@
 #include "core/half.h"
 #include "graph/reflect.h"
 #include "kf/ops/attention.h"
+#include "kf/ops/quantization.h"
 
 namespace kf {
 namespace {
@@ -125,6 +126,13 @@ std::int64_t table_entry(std::string_view slot, std::int64_t i, std::int64_t cou
   return 0;
 }
 
+// Any codes of a weight with scales: all of int4 and i8; of fp8 those below 2, which have no infinity and no NaN.
+void fill_codes(const SampleData& data, std::size_t bytes, std::mt19937_64& rng) {
+  const bool is_fp8 = data.view.dtype == DType::fp8_e4m3 || data.view.dtype == DType::fp8_e5m2;
+  auto* const to = static_cast<std::uint8_t*>(data.storage.get());
+  for (std::size_t i = 0; i < bytes; ++i) to[i] = static_cast<std::uint8_t>(rng() & (is_fp8 ? 0xBFu : 0xFFu));
+}
+
 std::string_view first_slot(const Graph& g, ValueId v) {
   for (const Node& n : g.nodes())
     for (auto [slot, input] : n.inputs)
@@ -153,10 +161,14 @@ std::map<std::string, SampleData> sample_inputs(const Graph& graph) {
     const std::string_view slot = first_slot(graph, v);
     const std::int64_t count = data.view.numel();
     const bool is_float = is_activation_dtype(data.view.dtype);
+    // Scales are positive; zeros stay 0.
+    const bool is_scale = slot.ends_with("_scales");
+    if (needs_scales(data.view.dtype) && !slot.ends_with("_zeros")) fill_codes(data, bytes, rng);
     for (std::int64_t i = 0; i < count; ++i)
       store(data.view, i,
-            is_float ? floats[static_cast<std::size_t>(i) % floats.size()]
-                     : static_cast<double>(table_entry(slot, i, count, bounds)));
+            is_scale   ? (2 + floats[static_cast<std::size_t>(i) % floats.size()]) / 64
+            : is_float ? floats[static_cast<std::size_t>(i) % floats.size()]
+                       : static_cast<double>(table_entry(slot, i, count, bounds)));
     all.emplace(name, std::move(data));
   }
   return all;

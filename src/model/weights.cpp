@@ -61,8 +61,8 @@ std::string fault_of(const WeightSpec& spec, const TensorView& t) {
   }
   const bool is_matrix = spec.shape.size() == 2;
   if (!is_activation_dtype(t.dtype) && !(is_matrix && dtype_info(t.dtype).is_block)) {
-    return fmt::format("{}: expected dtype f32, f16, bf16{}, got {}", spec.name,
-                       is_matrix ? ", q4_0, q4_1 or q8_0" : "", dtype_name(t.dtype));
+    return fmt::format("{}: expected dtype {}, got {}", spec.name,
+                       is_matrix ? weight_dtype_names() : "f32, f16 or bf16", dtype_name(t.dtype));
   }
   if (t.data == nullptr) return fmt::format("{}: has no memory", spec.name);
   if (t.stride(-1) != 1) return fmt::format("{}: expected contiguous rows, got {}", spec.name, to_string(t));

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "core/quantized.h"
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -26,9 +27,14 @@ void validate_input(const char* op, const TensorView& x) {
   check(op, "x", x).rank(2).activation_dtype().last_dim_contiguous();
 }
 
-void validate_weight(const char* op, const char* name, const TensorView& weight, std::int64_t in,
-                     const char* in_is) {
-  check(op, name, weight).rank(2).dim(1, in, in_is).weight_dtype();
+void validate_weight(const char* op, const char* name, const TensorView& weight, const Quantization& quantization,
+                     std::int64_t in, const char* in_is) {
+  const Check c = check(op, name, weight).rank(2).dim(1, in, in_is);
+  const bool is_plain = is_activation_dtype(weight.dtype) || dtype_info(weight.dtype).is_block;
+  if (!is_plain && !needs_scales(weight.dtype))
+    c.fail(weight_dtype_names() + "; int4, i8, fp8_e4m3 or fp8_e5m2 with scales", dtype_name(weight.dtype));
+  if (is_plain) c.weight_dtype();
+  check_quantization(op, name, weight, quantization);
 }
 
 void validate_bias(const char* op, const char* name, const TensorView& bias, std::int64_t out_features) {
@@ -90,6 +96,8 @@ void validate_prologue(const char* op, const Prologue& pro, const TensorView& x)
 
 double bytes_of(const TensorView& t) { return t.present() ? static_cast<double>(t.nbytes()) : 0.0; }
 
+double bytes_of(const Quantization& q) { return bytes_of(q.scales) + bytes_of(q.zeros); }
+
 double bytes_of(const Prologue& pro) { return bytes_of(pro.norm_weight) + bytes_of(pro.norm_bias); }
 
 double matmul_flops(const TensorView& x, const TensorView& weight) {
@@ -105,7 +113,7 @@ void infer(LinearParams& p) { infer_matrix(p.out, p.x.dtype, p.x, p.weight); }
 void validate(const LinearParams& p) {
   const char* op = "linear";
   validate_input(op, p.x);
-  validate_weight(op, "weight", p.weight, p.x.dim(1), "x's columns");
+  validate_weight(op, "weight", p.weight, p.weight_quantization, p.x.dim(1), "x's columns");
   validate_bias(op, "bias", p.bias, p.weight.dim(0));
   if (p.residual.present()) validate_rows(check(op, "residual", p.residual), p.x, p.weight.dim(0));
   validate_output(op, "out", p.out, p.x, p.weight.dim(0));
@@ -116,8 +124,9 @@ void validate(const LinearParams& p) {
 void validate_data(const LinearParams&) {}
 
 Cost cost(const LinearParams& p) {
-  return {matmul_flops(p.x, p.weight), bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.bias) +
-                                           bytes_of(p.residual) + bytes_of(p.out) + bytes_of(p.prologue)};
+  return {matmul_flops(p.x, p.weight), bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.weight_quantization) +
+                                           bytes_of(p.bias) + bytes_of(p.residual) + bytes_of(p.out) +
+                                           bytes_of(p.prologue)};
 }
 
 // qkv_linear
@@ -131,9 +140,9 @@ void infer(QkvLinearParams& p) {
 void validate(const QkvLinearParams& p) {
   const char* op = "qkv_linear";
   validate_input(op, p.x);
-  validate_weight(op, "q_weight", p.q_weight, p.x.dim(1), "x's columns");
-  validate_weight(op, "k_weight", p.k_weight, p.x.dim(1), "x's columns");
-  validate_weight(op, "v_weight", p.v_weight, p.x.dim(1), "x's columns");
+  validate_weight(op, "q_weight", p.q_weight, p.q_weight_quantization, p.x.dim(1), "x's columns");
+  validate_weight(op, "k_weight", p.k_weight, p.k_weight_quantization, p.x.dim(1), "x's columns");
+  validate_weight(op, "v_weight", p.v_weight, p.v_weight_quantization, p.x.dim(1), "x's columns");
   validate_bias(op, "q_bias", p.q_bias, p.q_weight.dim(0));
   validate_bias(op, "k_bias", p.k_bias, p.k_weight.dim(0));
   validate_bias(op, "v_bias", p.v_bias, p.v_weight.dim(0));
@@ -152,6 +161,8 @@ Cost cost(const QkvLinearParams& p) {
   for (const TensorView* t :
        {&p.q_weight, &p.k_weight, &p.v_weight, &p.q_bias, &p.k_bias, &p.v_bias, &p.q, &p.k, &p.v})
     c.bytes += bytes_of(*t);
+  for (const Quantization* q : {&p.q_weight_quantization, &p.k_weight_quantization, &p.v_weight_quantization})
+    c.bytes += bytes_of(*q);
   return c;
 }
 
@@ -162,10 +173,10 @@ void infer(GatedFfnParams& p) { infer_matrix(p.out, p.x.dtype, p.x, p.down_weigh
 void validate(const GatedFfnParams& p) {
   const char* op = "gated_ffn";
   validate_input(op, p.x);
-  validate_weight(op, "gate_weight", p.gate_weight, p.x.dim(1), "x's columns");
-  validate_weight(op, "up_weight", p.up_weight, p.x.dim(1), "x's columns");
+  validate_weight(op, "gate_weight", p.gate_weight, p.gate_weight_quantization, p.x.dim(1), "x's columns");
+  validate_weight(op, "up_weight", p.up_weight, p.up_weight_quantization, p.x.dim(1), "x's columns");
   check(op, "up_weight", p.up_weight).dim(0, p.gate_weight.dim(0), "the gate's rows");
-  validate_weight(op, "down_weight", p.down_weight, p.gate_weight.dim(0), "the gate's rows");
+  validate_weight(op, "down_weight", p.down_weight, p.down_weight_quantization, p.gate_weight.dim(0), "the gate's rows");
   if (p.residual.present()) validate_rows(check(op, "residual", p.residual), p.x, p.down_weight.dim(0));
   validate_output(op, "out", p.out, p.x, p.down_weight.dim(0));
   validate_prologue(op, p.prologue, p.x);
@@ -180,6 +191,8 @@ Cost cost(const GatedFfnParams& p) {
       matmul_flops(p.x, p.gate_weight) + matmul_flops(p.x, p.up_weight) + matmul_flops(p.x, p.down_weight);
   c.bytes = bytes_of(p.x) + bytes_of(p.gate_weight) + bytes_of(p.up_weight) + bytes_of(p.down_weight) +
             bytes_of(p.residual) + bytes_of(p.out) + bytes_of(p.prologue);
+  for (const Quantization* q : {&p.gate_weight_quantization, &p.up_weight_quantization, &p.down_weight_quantization})
+    c.bytes += bytes_of(*q);
   return c;
 }
 
@@ -193,7 +206,7 @@ void infer(LmHeadArgmaxParams& p) {
 void validate(const LmHeadArgmaxParams& p) {
   const char* op = "lm_head_argmax";
   validate_input(op, p.x);
-  validate_weight(op, "weight", p.weight, p.x.dim(1), "x's columns");
+  validate_weight(op, "weight", p.weight, p.weight_quantization, p.x.dim(1), "x's columns");
   constexpr std::int64_t kMaxIds = std::numeric_limits<std::int32_t>::max();
   if (p.weight.dim(0) < 1 || p.weight.dim(0) > kMaxIds)
     check(op, "weight", p.weight)
@@ -208,7 +221,8 @@ void validate_data(const LmHeadArgmaxParams&) {}
 
 Cost cost(const LmHeadArgmaxParams& p) {
   return {matmul_flops(p.x, p.weight),
-          bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.ids) + bytes_of(p.max) + bytes_of(p.prologue)};
+          bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.weight_quantization) + bytes_of(p.ids) + bytes_of(p.max) +
+              bytes_of(p.prologue)};
 }
 
 }  // namespace kf::ops

@@ -3,11 +3,12 @@
 //   out = act( pro(x) @ weight^T + bias ) + residual        pro: identity, a norm, or an activation
 //
 // Arithmetic is f32 whatever the dtypes. Weights are [out_features, in_features] with any strides (a torch.nn.Linear
-// weight as it is; an x @ W weight as its transposed view), f32, f16 or bf16; or a GGUF block format, rows as they
-// lie in the file, which kernels dequantize in registers.
+// weight as it is; an x @ W weight as its transposed view), f32, f16 or bf16; or low-bit, rows as they lie, which
+// kernels dequantize in registers: a GGUF block format, or int4, i8 or fp8 with scales beside it (Quantization).
 #pragma once
 
 #include "kf/ops/common.h"
+#include "kf/ops/quantization.h"
 
 namespace kf {
 
@@ -20,6 +21,7 @@ struct LinearParams {
   TensorView out;       // [num_tokens, out], dtype of x
   Prologue prologue;
   Activation activation = Activation::none;
+  Quantization weight_quantization;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -30,6 +32,7 @@ struct LinearParams {
     v.may_alias("out", "residual");
     prologue.visit(v);
     v.choice("activation", activation, kActivationNames);
+    weight_quantization.visit(v, "weight_scales", "weight_zeros", "weight_group_size");
   }
 };
 
@@ -42,6 +45,7 @@ struct QkvLinearParams {
   TensorView q_bias, k_bias, v_bias;    // optional
   TensorView q, k, v;                   // [num_tokens, *_out], dtype of x; row strides are free
   Prologue prologue;
+  Quantization q_weight_quantization, k_weight_quantization, v_weight_quantization;
 
   void visit(FieldVisitor& vis) {
     vis.in("x", x);
@@ -55,6 +59,9 @@ struct QkvLinearParams {
     vis.out("k", k);
     vis.out("v", v);
     prologue.visit(vis);
+    q_weight_quantization.visit(vis, "q_weight_scales", "q_weight_zeros", "q_weight_group_size");
+    k_weight_quantization.visit(vis, "k_weight_scales", "k_weight_zeros", "k_weight_group_size");
+    v_weight_quantization.visit(vis, "v_weight_scales", "v_weight_zeros", "v_weight_group_size");
   }
 };
 
@@ -70,6 +77,7 @@ struct GatedFfnParams {
   TensorView out;          // [num_tokens, hidden_out], dtype of x
   Prologue prologue;
   Activation activation = Activation::silu;
+  Quantization gate_weight_quantization, up_weight_quantization, down_weight_quantization;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -81,6 +89,9 @@ struct GatedFfnParams {
     v.may_alias("out", "residual");
     prologue.visit(v);
     v.choice("activation", activation, kActivationNames);
+    gate_weight_quantization.visit(v, "gate_weight_scales", "gate_weight_zeros", "gate_weight_group_size");
+    up_weight_quantization.visit(v, "up_weight_scales", "up_weight_zeros", "up_weight_group_size");
+    down_weight_quantization.visit(v, "down_weight_scales", "down_weight_zeros", "down_weight_group_size");
   }
 };
 
@@ -93,6 +104,7 @@ struct LmHeadArgmaxParams {
   TensorView ids;     // i32 [num_tokens]
   TensorView max;     // f32 [num_tokens], optional: the winning logit
   Prologue prologue;
+  Quantization weight_quantization;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -100,6 +112,7 @@ struct LmHeadArgmaxParams {
     v.out("ids", ids);
     v.opt_out("max", max);
     prologue.visit(v);
+    weight_quantization.visit(v, "weight_scales", "weight_zeros", "weight_group_size");
   }
 };
 

@@ -60,7 +60,7 @@ std::vector<Kernel> kernels() {
                                 small::workspace),
       make_kernel<LinearParams>(
           "cpu::linear_small_unfused", kVanilla,
-          small::condition() + ", 16-bit or block-format weight; no prologue, activation or residual",
+          small::condition() + ", 16-bit or low-bit weight; no prologue, activation or residual",
           small::supports_primitive, small::run, small::workspace),
       make_kernel<LinearParams, GemmState>("cpu::linear_fused", kFused, "any call", always<LinearParams>,
                                            gemm::prepare, gemm::run),
@@ -70,7 +70,7 @@ std::vector<Kernel> kernels() {
           onednn::prepare, onednn::run),
       make_kernel<LinearParams, GemmState>(
           "cpu::linear_lowbit_unfused", kVanilla,
-          "16-bit or block-format operands; no prologue, activation or residual", gemm::supports_primitive,
+          "16-bit or low-bit operands; no prologue, activation or residual", gemm::supports_primitive,
           gemm::prepare, gemm::run),
       reference_row<LinearParams>("cpu::linear_reference", reference::linear, reference::workspace),
 

@@ -24,9 +24,9 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------------
 // Plan
 
-// A plain weight as strips, made once where weights are constant. Block formats stay as they are in the file.
+// A plain weight as strips, made once where weights are constant. Low-bit weights stay as they lie.
 std::shared_ptr<void> pack_weight(const TensorView& weight, const PlanContext& ctx) {
-  if (ctx.packs == nullptr || dtype_info(weight.dtype).is_block || weight.numel() == 0) return nullptr;
+  if (ctx.packs == nullptr || !is_activation_dtype(weight.dtype) || weight.numel() == 0) return nullptr;
   const std::int64_t lanes = strip_lanes();
   return ctx.packs->get<void>({&weight}, "strips" + std::to_string(lanes), [&](std::size_t* bytes) {
     const std::int64_t strips = ceil_div(weight.dim(0), lanes);
@@ -211,7 +211,7 @@ Support gemm::supports_primitive(const LinearParams& p, const PlanContext&) {
     return Support::no("an activation: this row is the unfused linear layer");
   if (p.residual.present()) return Support::no("a residual: this row is the unfused linear layer");
   if (p.weight.dtype == DType::f32 && p.x.dtype == DType::f32)
-    return Support::no("f32 throughout: this row takes 16-bit and block-format operands");
+    return Support::no("f32 throughout: this row takes 16-bit and low-bit operands");
   return Support::yes();
 }
 
@@ -225,7 +225,7 @@ void gemm::run(const LinearParams& p, const GemmState& s, const RunContext& ctx)
   const GemmSpace space(ctx.workspace, s, p.x.dim(1));
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     const StoreEpilogue products[] = {
-        {{p.weight, s.packs[0].get()}, p.bias, p.residual, p.out, p.activation, row}};
+        {{p.weight, p.weight_quantization, s.packs[0].get()}, p.bias, p.residual, p.out, p.activation, row}};
     multiply_pass(own.item, products);
   });
 }
@@ -244,9 +244,9 @@ void gemm::run(const QkvLinearParams& p, const GemmState& s, const RunContext& c
   const GemmSpace space(ctx.workspace, s, p.x.dim(1));
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     const StoreEpilogue products[] = {
-        {{p.q_weight, s.packs[0].get()}, p.q_bias, {}, p.q, Activation::none, row},
-        {{p.k_weight, s.packs[1].get()}, p.k_bias, {}, p.k, Activation::none, row},
-        {{p.v_weight, s.packs[2].get()}, p.v_bias, {}, p.v, Activation::none, row}};
+        {{p.q_weight, p.q_weight_quantization, s.packs[0].get()}, p.q_bias, {}, p.q, Activation::none, row},
+        {{p.k_weight, p.k_weight_quantization, s.packs[1].get()}, p.k_bias, {}, p.k, Activation::none, row},
+        {{p.v_weight, p.v_weight_quantization, s.packs[2].get()}, p.v_bias, {}, p.v, Activation::none, row}};
     multiply_pass(own.item, products);
   });
 }
@@ -269,12 +269,12 @@ void gemm::run(const GatedFfnParams& p, const GemmState& s, const RunContext& ct
     PackedRows hidden = space.hidden;
     hidden.rows = own.item.a.rows;
     const GateEpilogue gate[] = {
-        {{p.gate_weight, s.packs[0].get()}, {p.up_weight, s.packs[1].get()}, p.activation, hidden}};
+        {{p.gate_weight, p.gate_weight_quantization, s.packs[0].get()}, {p.up_weight, p.up_weight_quantization, s.packs[1].get()}, p.activation, hidden}};
     multiply_pass(own.item, gate);
     GemmItem item = own.item;
     item.a = hidden;
     const StoreEpilogue down[] = {
-        {{p.down_weight, s.packs[2].get()}, {}, p.residual, p.out, Activation::none, row}};
+        {{p.down_weight, p.down_weight_quantization, s.packs[2].get()}, {}, p.residual, p.out, Activation::none, row}};
     multiply_pass(item, down);
   });
 }
@@ -295,7 +295,7 @@ void gemm::run(const LmHeadArgmaxParams& p, const GemmState& s, const RunContext
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     const std::int64_t rows = own.item.a.rows;
     std::fill(own.index, own.index + rows, -1);
-    const ArgmaxEpilogue products[] = {{{p.weight, s.packs[0].get()}, own.max, own.index}};
+    const ArgmaxEpilogue products[] = {{{p.weight, p.weight_quantization, s.packs[0].get()}, own.max, own.index}};
     multiply_pass(own.item, products);
     const int threads = omp_get_num_threads();
 #pragma omp for

@@ -2,8 +2,8 @@
 //
 //   strip   as many output features (rows of the weight) as a vector has lanes, stored [in][lanes] in f32: what one
 //           vector of a register tile is multiplied with. Plain weights are packed to strips once where they are
-//           constant; block formats are decoded from the file's bytes, a strip block at a time, for all rows of an
-//           item.
+//           constant; low-bit weights are decoded from the bytes as they lie, a strip block at a time, for all rows
+//           of an item.
 //   panel   as many rows of x as a register tile has, stored [in][rows] in f32 with the prologue applied, so that a
 //           tile reads one stream and no two of its rows fall into the same sets of the cache.
 //   block   the part of the reduction dimension that is summed in registers. Blocks depend on the shape alone, so
@@ -19,10 +19,11 @@
 #include <cstdint>
 
 #include "kf/ops/common.h"
+#include "kf/ops/quantization.h"
 
 namespace kf::cpu {
 
-// A panel of this depth (AVX2: 14 KB) stays in L1 while strips stream by. A multiple of the block formats' 32.
+// A panel of this depth (AVX2: 14 KB) stays in L1 while strips stream by. A multiple of 32, as blocks are or are decoded by.
 inline constexpr std::int64_t kMaxDepth = 576;
 // Rows that the panels of every instruction set divide.
 inline constexpr std::int64_t kPanelUnit = 12;
@@ -67,7 +68,8 @@ struct PackedRows {
 
 // A weight as strips. Packed strips keep the weight's dtype: [strip][in][lanes], missing features zero.
 struct StripWeight {
-  TensorView weight;             // [out, in]
+  TensorView weight;  // [out, in]
+  Quantization quantization;
   const void* packed = nullptr;  // null: strips are made from `weight` as they are needed
 };
 

@@ -22,16 +22,14 @@ inline double read(const TensorView& t, std::int64_t offset) {
       return fp8_e4m3_to_f32(t.as<std::uint8_t>()[offset]);
     case DType::fp8_e5m2:
       return fp8_e5m2_to_f32(t.as<std::uint8_t>()[offset]);
-    case DType::q4_0:
-    case DType::q4_1:
-    case DType::q8_0: {
-      float block[kBlockElems];
-      dequantize_blocks(t.dtype, t.at(offset - offset % kBlockElems), block, kBlockElems);
-      return block[offset % kBlockElems];
-    }
     default:
-      return t.as<float>()[offset];
+      break;
   }
+  const DTypeInfo& info = dtype_info(t.dtype);
+  if (!info.is_block) return t.as<float>()[offset];
+  float block[kMaxBlockElems];
+  dequantize_blocks(t.dtype, t.at(offset), block, info.block_elems);
+  return block[offset % info.block_elems];
 }
 
 // Rounds to the dtype of `t`: f32, f16 or bf16.

@@ -5,9 +5,18 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kf/tensor.h"
+#include "kf/ops/quantization.h"
 
 namespace kf::cpu {
+
+// How eight nibbles of a word follow from the elements of 32: q4_0 and q4_1 hold one of the first half beside one of the
+// second, int4 holds neighbours.
+enum class NibbleOrder : std::uint8_t { halves, neighbours };
+inline constexpr int kNumNibbleOrders = 2;
+inline bool has_nibbles(DType dtype, NibbleOrder order) {
+  if (order == NibbleOrder::neighbours) return dtype == DType::int4;
+  return dtype == DType::q4_0 || dtype == DType::q4_1;
+}
 
 // The activations of a call in f32, in the forms that the dot products read.
 struct SmallInput {
@@ -16,23 +25,20 @@ struct SmallInput {
   // [num_tokens][value_stride], zeros behind the last feature.
   float* values = nullptr;
   std::size_t value_stride = 0;
-  // [num_tokens][nibble_stride]: in the order in which nibbles are unpacked. Null where no weight has
-  // nibbles.
-  float* nibbles = nullptr;
+  // [num_tokens][nibble_stride]: in the order in which nibbles are unpacked, one form for each NibbleOrder. Null where
+  // no weight has such nibbles.
+  float* nibbles[kNumNibbleOrders] = {};
   std::size_t nibble_stride = 0;
   // Which tokens (as bits) have outsized elements. These are left out of `nibbles`; what they contribute is
   // added one by one.
   std::uint32_t* outsized = nullptr;
 
   float* token(int t) const { return values + static_cast<std::size_t>(t) * value_stride; }
-  float* nibble_token(int t) const { return nibbles + static_cast<std::size_t>(t) * nibble_stride; }
 };
 
 // From here on an element is outsized: its product with a nibble, or that of an infinity with a zero nibble,
 // would spoil a sum that is well defined with the decoded weights. A NaN spoils every sum rightly and stays.
 inline constexpr float kOutsized = 0x1p100f;
-
-inline bool has_nibbles(DType dtype) { return dtype == DType::q4_0 || dtype == DType::q4_1; }
 
 // Floats from token to token in each form.
 std::size_t value_stride(std::int64_t in);
@@ -45,7 +51,7 @@ std::int64_t nibble_unit();
 
 // sums[t * sums_stride + r] = x[t] . weight[begin + r] for all tokens and the rows [begin, end), whose
 // elements are contiguous.
-void dot_rows(const TensorView& weight, const SmallInput& input, std::int64_t begin, std::int64_t end,
-              float* sums, std::size_t sums_stride);
+void dot_rows(const TensorView& weight, const Quantization& quantization, const SmallInput& input,
+              std::int64_t begin, std::int64_t end, float* sums, std::size_t sums_stride);
 
 }  // namespace kf::cpu

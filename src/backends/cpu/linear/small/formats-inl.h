@@ -1,9 +1,9 @@
-// How each weight format is read. A row is read in steps; a step gives kVectors vectors of weights, to be
-// multiplied with as many vectors of x. Where kScaled, the sum of a step's products is then scaled (by what
+// How each weight format is read. A row is read in steps; a step has kParts parts, each of kVectors vectors of weights, to
+// be multiplied with as many vectors of x. Where kScaled, the sum of a step's products is then scaled (by what
 // LoadScales reads, once for all tokens) and added to the row's (Close).
 //
 //   kStepBytes     of a row
-//   kInputFloats   of x for a step: its kVectors vectors, then what Close needs
+//   kInputFloats   of x for a step: its vectors, then what Close needs
 #if defined(KF_CPU_LINEAR_SMALL_FORMATS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KF_CPU_LINEAR_SMALL_FORMATS_INL_H_
 #undef KF_CPU_LINEAR_SMALL_FORMATS_INL_H_
@@ -15,7 +15,9 @@
 #include <cstdint>
 #include <cstring>
 
+#include "backends/cpu/linear/quantized-inl.h"
 #include "backends/cpu/simd/load_store-inl.h"
+#include "core/block_formats.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -29,11 +31,23 @@ using kf::HWY_NAMESPACE::LoadF32;
 using WordTag = hn::RebindToUnsigned<F32Tag>;
 using IntTag = hn::RebindToSigned<F32Tag>;
 using HalfTag = hn::Rebind<std::uint16_t, F32Tag>;  // as many 16-bit lanes
+using ByteTag = hn::Rebind<std::uint8_t, F32Tag>;
+using IntVec = hn::Vec<IntTag>;
 inline constexpr std::size_t kLanes = hn::MaxLanes(F32Tag());
+
+HWY_INLINE IntVec LoadBytes(const std::uint8_t* p) { return hn::PromoteTo(IntTag(), hn::LoadU(ByteTag(), p)); }
+
+// The f16 at `p` in all lanes.
+HWY_INLINE F32Vec LoadHalf(const std::uint8_t* p) {
+  std::uint16_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return F16ToF32(F32Tag(), hn::Set(HalfTag(), bits));
+}
 
 // Rows of f32, f16 or bf16.
 template <class T>
 struct PlainFormat {
+  static constexpr std::size_t kParts = 1;
   static constexpr std::size_t kVectors = 1;
   static constexpr std::size_t kStepBytes = kLanes * sizeof(T);
   static constexpr std::size_t kInputFloats = kLanes;
@@ -47,6 +61,7 @@ struct PlainFormat {
 // q8_0: a step is a block. Quants are scaled before they meet x: a sum of unscaled products would overflow
 // from x = 3e36 on.
 struct Q8Format {
+  static constexpr std::size_t kParts = 1;
   static constexpr std::size_t kVectors = 32 / kLanes;
   static constexpr std::size_t kStepBytes = 34;
   static constexpr std::size_t kInputFloats = 32;
@@ -55,14 +70,119 @@ struct Q8Format {
   const std::int8_t* quants;
   F32Vec scale;
   HWY_INLINE void Load(const std::uint8_t* p) {
-    std::uint16_t d;
-    std::memcpy(&d, p, sizeof d);
-    scale = F16ToF32(F32Tag(), hn::Set(HalfTag(), d));
+    scale = LoadHalf(p);
     quants = reinterpret_cast<const std::int8_t*>(p + 2);
   }
   HWY_INLINE F32Vec Get(std::size_t v) const {
     const auto bytes = hn::LoadU(hn::Rebind<std::int8_t, F32Tag>(), quants + v * kLanes);
     return hn::Mul(scale, hn::ConvertTo(F32Tag(), hn::PromoteTo(IntTag(), bytes)));
+  }
+};
+
+// q5_0: a step is a block. Like q8_0's, weights are scaled before they meet x.
+struct Q5Format {
+  static constexpr std::size_t kParts = 1;
+  static constexpr std::size_t kVectors = 32 / kLanes;
+  static constexpr std::size_t kStepBytes = sizeof(BlockQ5_0);
+  static constexpr std::size_t kInputFloats = 32;
+  static constexpr bool kScaled = false;
+
+  const std::uint8_t* nibbles;
+  std::int32_t high;
+  F32Vec scale, lowest;
+  HWY_INLINE void Load(const std::uint8_t* p) {
+    scale = LoadHalf(p);
+    lowest = hn::Mul(scale, hn::Set(F32Tag(), -16.0f));
+    std::memcpy(&high, p + 2, sizeof high);
+    nibbles = p + 6;
+  }
+  HWY_INLINE F32Vec Get(std::size_t v) const {
+    const std::size_t first = v * kLanes;
+    const IntVec both = LoadBytes(nibbles + first % 16);
+    const IntVec q = first < 16 ? hn::And(both, hn::Set(IntTag(), 15)) : hn::ShiftRight<4>(both);
+    const IntVec lane_bits = hn::Shl(hn::Set(IntTag(), 1), hn::Iota(IntTag(), 0));
+    const auto fifth = hn::RebindMask(F32Tag(), hn::TestBit(hn::Set(IntTag(), high >> first), lane_bits));
+    return hn::MulAdd(hn::ConvertTo(F32Tag(), q), scale, hn::IfThenZeroElse(fifth, lowest));
+  }
+};
+
+// q4_k: a step is a block, a part two of its eight: the low and the high halves of 32 bytes.
+struct Q4KFormat {
+  static constexpr std::size_t kParts = 4;
+  static constexpr std::size_t kVectors = 64 / kLanes;
+  static constexpr std::size_t kStepBytes = sizeof(BlockQ4_K);
+  static constexpr std::size_t kInputFloats = BlockQ4_K::kElems;
+  static constexpr bool kScaled = false;
+
+  const std::uint8_t *block, *nibbles;
+  F32Vec scale[2], min[2];
+  alignas(64) float scales[8], mins[8];
+  HWY_INLINE void Load(const std::uint8_t* p) {
+    block = p;
+    const hn::CappedTag<float, 8> d;
+    const hn::RebindToSigned<decltype(d)> di;
+    const hn::Rebind<std::uint8_t, decltype(d)> d8;
+    const ScalesQ4_K s = scales_of(p + 4);
+    const auto all = hn::Set(d, hn::GetLane(LoadHalf(p))), all_mins = hn::Set(d, hn::GetLane(LoadHalf(p + 2)));
+    for (std::size_t i = 0; i < 8; i += hn::Lanes(d)) {
+      const auto value = [&](const std::uint8_t* from) HWY_ATTR {
+        return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, from + i)));
+      };
+      hn::Store(hn::Mul(all, value(s.scale)), d, scales + i);
+      hn::Store(hn::Mul(all_mins, value(s.min)), d, mins + i);
+    }
+  }
+  HWY_INLINE void StartPart(std::size_t part) {
+    nibbles = block + 16 + 32 * part;
+    for (std::size_t i = 0; i < 2; ++i) {
+      scale[i] = hn::Set(F32Tag(), scales[2 * part + i]);
+      min[i] = hn::Set(F32Tag(), mins[2 * part + i]);
+    }
+  }
+  HWY_INLINE F32Vec Get(std::size_t v) const {
+    const std::size_t first = v * kLanes;
+    const IntVec both = LoadBytes(nibbles + first % 32);
+    const IntVec q = first < 32 ? hn::And(both, hn::Set(IntTag(), 15)) : hn::ShiftRight<4>(both);
+    return hn::MulSub(hn::ConvertTo(F32Tag(), q), scale[first / 32], min[first / 32]);
+  }
+};
+
+// q6_k: a step is a block, a part two of its sixteen.
+struct Q6KFormat {
+  static constexpr std::size_t kParts = 8;
+  static constexpr std::size_t kVectors = 32 / kLanes;
+  static constexpr std::size_t kStepBytes = sizeof(BlockQ6_K);
+  static constexpr std::size_t kInputFloats = BlockQ6_K::kElems;
+  static constexpr bool kScaled = false;
+
+  const std::uint8_t *block, *low, *high;
+  const float* scale;
+  int quarter;  // of half a block: which halves of bytes, and which pairs of bits, the part is
+  alignas(64) float scales[16];
+  HWY_INLINE void Load(const std::uint8_t* p) {
+    block = p;
+    const hn::CappedTag<float, 16> d;
+    const hn::RebindToSigned<decltype(d)> di;
+    const hn::Rebind<std::int8_t, decltype(d)> d8;
+    const auto all = hn::Set(d, hn::GetLane(LoadHalf(p + offsetof(BlockQ6_K, d))));
+    const auto* const from = reinterpret_cast<const std::int8_t*>(p + offsetof(BlockQ6_K, scales));
+    for (std::size_t i = 0; i < 16; i += hn::Lanes(d)) {
+      const auto s = hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, from + i)));
+      hn::Store(hn::Mul(all, s), d, scales + i);
+    }
+  }
+  HWY_INLINE void StartPart(std::size_t part) {
+    quarter = static_cast<int>(part % 4);
+    low = block + part / 4 * 64 + part % 2 * 32;
+    high = block + offsetof(BlockQ6_K, high) + part / 4 * 32;
+    scale = scales + 2 * part;
+  }
+  HWY_INLINE F32Vec Get(std::size_t v) const {
+    const std::size_t first = v * kLanes;
+    const IntVec low4 = hn::And(hn::ShiftRightSame(LoadBytes(low + first), quarter / 2 * 4), hn::Set(IntTag(), 15));
+    const IntVec high2 = hn::And(hn::ShiftRightSame(LoadBytes(high + first), quarter * 2), hn::Set(IntTag(), 3));
+    const IntVec q = hn::Or(low4, hn::ShiftLeft<4>(high2));
+    return hn::Mul(hn::ConvertTo(F32Tag(), hn::Sub(q, hn::Set(IntTag(), 32))), hn::Set(F32Tag(), scale[first / 16]));
   }
 };
 
@@ -95,28 +215,44 @@ HWY_INLINE hn::Vec<D> SpreadField(D d, const std::uint8_t* p) {
   }
 }
 
-// q4_0 and q4_1. A lane holds a word, eight nibbles of one block. A nibble is not shifted down: masked in
-// place it is q * 2^(4 n), which converts to f32 exactly, and x comes multiplied by 2^(-4 n). A step is eight
-// vectors, one for each nibble of the word; a ninth of x holds each lane's sum of x, by which the blocks'
-// minimum counts:
-//   sum (d q + m) x = d sum(q x) + m sum(x);   q4_0 has m = -8 d.
-template <bool kHasMin>
-struct NibbleFormat {
-  static constexpr std::size_t kHeader = kHasMin ? 4 : 2;
-  static constexpr std::size_t kBlockBytes = kHeader + 16;
+// Nibbles, a word of eight in each lane. A nibble is not shifted down: masked in place it is q * 2^(4 n), which converts
+// to f32 exactly, and x comes multiplied by 2^(-4 n). A step is eight vectors, one for each nibble of the word; a ninth
+// of x holds each lane's sum of x, by which the minimum counts:
+//   sum (d q + m) x = d sum(q x) + m sum(x)
+struct NibbleWords {
+  static constexpr std::size_t kParts = 1;
   static constexpr std::size_t kVectors = 8;
   static constexpr std::size_t kStepElems = kVectors * kLanes;
-  static constexpr std::size_t kStepBytes = kLanes / 4 * kBlockBytes;
   static constexpr std::size_t kInputFloats = (kVectors + 1) * kLanes;
   static constexpr bool kScaled = true;
 
-  const std::uint8_t* blocks;
   hn::Vec<WordTag> low, high;
   F32Vec scale, min;
+  HWY_INLINE void SetWords(hn::Vec<WordTag> words) {
+    low = words;
+    high = hn::ShiftRight<16>(words);
+  }
+  // Shifting by at most 12 bits keeps x * 2^(-4 n) exact down to 2^-114.
+  HWY_INLINE F32Vec Get(std::size_t v) const {
+    const auto mask = hn::Set(WordTag(), 0xFu << (4 * (v % 4)));
+    return hn::ConvertTo(F32Tag(), hn::BitCast(IntTag(), hn::And(v < 4 ? low : high, mask)));
+  }
+  HWY_INLINE F32Vec Close(F32Vec sum, const float* x_sum, F32Vec acc) const {
+    return hn::MulAdd(min, hn::Load(F32Tag(), x_sum), hn::MulAdd(scale, sum, acc));
+  }
+};
+
+// q4_0 and q4_1: a block is four lanes. q4_0 has the minimum -8 d.
+template <bool kHasMin>
+struct NibbleFormat : NibbleWords {
+  static constexpr std::size_t kHeader = kHasMin ? 4 : 2;
+  static constexpr std::size_t kBlockBytes = kHeader + 16;
+  static constexpr std::size_t kStepBytes = kLanes / 4 * kBlockBytes;
+
+  const std::uint8_t* blocks;
   HWY_INLINE void Load(const std::uint8_t* p) {
     blocks = p;
-    low = LoadNibbles<kBlockBytes>(WordTag(), p + kHeader);
-    high = hn::ShiftRight<16>(low);
+    SetWords(LoadNibbles<kBlockBytes>(WordTag(), p + kHeader));
   }
   HWY_INLINE void LoadScales() {
     const F32Tag d;
@@ -131,13 +267,54 @@ struct NibbleFormat {
       min = hn::Mul(hn::Set(d, -8.0f), scale);
     }
   }
-  // Shifting by at most 12 bits keeps x * 2^(-4 n) exact down to 2^-114.
-  HWY_INLINE F32Vec Get(std::size_t v) const {
-    const auto mask = hn::Set(WordTag(), 0xFu << (4 * (v % 4)));
-    return hn::ConvertTo(F32Tag(), hn::BitCast(IntTag(), hn::And(v < 4 ? low : high, mask)));
+};
+
+// Formats with scales beside the weight: SetScales() gives them and the zeros, a lane each.
+
+// int4: neighbours are the nibbles of a word, and 32 elements are four lanes.
+struct Int4Format : NibbleWords {
+  static constexpr std::size_t kElemsPerByte = 2;
+  static constexpr std::size_t kStepBytes = kStepElems / kElemsPerByte;
+
+  HWY_INLINE void Load(const std::uint8_t* p) {
+    const auto words = hn::LoadU(WordTag(), reinterpret_cast<const std::uint32_t*>(p));
+    SetWords(hn::Xor(words, hn::Set(WordTag(), kInt4Signs)));
   }
-  HWY_INLINE F32Vec Close(F32Vec sum, const float* x_sum, F32Vec acc) const {
-    return hn::MulAdd(min, hn::Load(F32Tag(), x_sum), hn::MulAdd(scale, sum, acc));
+  HWY_INLINE void SetScales(F32Vec of_q, F32Vec zero) {
+    scale = of_q;
+    min = hn::Mul(of_q, hn::Sub(hn::Set(F32Tag(), -8.0f), zero));
+  }
+  HWY_INLINE void LoadScales() {}
+};
+
+// i8 and fp8: scaled before they meet x, as q8_0.
+template <DType kType>
+struct ByteFormat {
+  static constexpr std::size_t kElemsPerByte = 1;
+  static constexpr std::size_t kParts = 1;
+  static constexpr std::size_t kStepElems = 32;
+  static constexpr std::size_t kVectors = kStepElems / kLanes;
+  static constexpr std::size_t kStepBytes = kStepElems;
+  static constexpr std::size_t kInputFloats = kStepElems;
+  static constexpr bool kScaled = false;
+
+  const std::uint8_t* codes;
+  F32Vec scale, zero;
+  HWY_INLINE void Load(const std::uint8_t* p) { codes = p; }
+  HWY_INLINE void SetScales(F32Vec of_q, F32Vec of_zero) {
+    scale = of_q;
+    zero = of_zero;
+  }
+  HWY_INLINE F32Vec Get(std::size_t v) const {
+    const F32Tag d;
+    if constexpr (kType == DType::i8) {
+      const auto bytes = hn::LoadU(hn::RebindToSigned<ByteTag>(), reinterpret_cast<const std::int8_t*>(codes) + v * kLanes);
+      return hn::Mul(hn::Sub(hn::ConvertTo(d, hn::PromoteTo(IntTag(), bytes)), zero), scale);
+    } else {
+      const auto code = hn::PromoteTo(HalfTag(), hn::LoadU(ByteTag(), codes + v * kLanes));
+      const F32Vec value = hn::Mul(F16ToF32(d, Fp8ToF16<kType>(HalfTag(), code)), hn::Set(d, kFp8Unit<kType>));
+      return hn::Mul(value, scale);
+    }
   }
 };
 

@@ -35,16 +35,18 @@ Range part_of(std::int64_t count, std::int64_t unit, std::int64_t thread, std::i
           std::min(count, units * (thread + 1) / threads * unit)};
 }
 
-SmallInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in, bool nibbles) {
+SmallInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in,
+                      std::initializer_list<DType> weights) {
   SmallInput input;
   input.in = in;
   input.num_tokens = static_cast<int>(num_tokens);
   input.value_stride = value_stride(in);
   input.values = space.take<float>(static_cast<std::size_t>(num_tokens) * input.value_stride);
-  if (nibbles) {
-    input.nibble_stride = nibble_stride(in);
-    input.nibbles = space.take<float>(static_cast<std::size_t>(num_tokens) * input.nibble_stride);
-  }
+  input.nibble_stride = nibble_stride(in);
+  for (const NibbleOrder order : {NibbleOrder::halves, NibbleOrder::neighbours})
+    if (std::any_of(weights.begin(), weights.end(), [&](DType w) { return has_nibbles(w, order); }))
+      input.nibbles[static_cast<int>(order)] =
+          space.take<float>(static_cast<std::size_t>(num_tokens) * input.nibble_stride);
   input.outsized = space.take<std::uint32_t>(1);
   if (!space.counting()) *input.outsized = 0;
   return input;
@@ -89,6 +91,7 @@ void prepare_together(const TensorView& x, const Prologue& prologue, const Small
 // A weight and what becomes of its sums.
 struct Layer {
   const TensorView& weight;
+  const Quantization& quantization;
   SmallEpilogue epilogue;
 };
 
@@ -96,7 +99,7 @@ void run_rows(const Layer& layer, const SmallInput& input, Range rows) {
   float sums[kMaxTokens * kChunk];
   for (std::int64_t begin = rows.begin; begin < rows.end; begin += kChunk) {
     const std::int64_t end = std::min(rows.end, begin + kChunk);
-    dot_rows(layer.weight, input, begin, end, sums, kChunk);
+    dot_rows(layer.weight, layer.quantization, input, begin, end, sums, kChunk);
     store_sums(layer.epilogue, sums, kChunk, input.num_tokens, begin, end - begin);
   }
 }
@@ -122,13 +125,11 @@ void run_layers(std::span<const Layer> layers, const SmallInput& input, int thre
 }
 
 SmallInput input_of(const LinearParams& p, Workspace& space) {
-  return take_input(space, p.x.dim(0), p.x.dim(1), has_nibbles(p.weight.dtype));
+  return take_input(space, p.x.dim(0), p.x.dim(1), {p.weight.dtype});
 }
 
 SmallInput input_of(const QkvLinearParams& p, Workspace& space) {
-  return take_input(
-      space, p.x.dim(0), p.x.dim(1),
-      has_nibbles(p.q_weight.dtype) || has_nibbles(p.k_weight.dtype) || has_nibbles(p.v_weight.dtype));
+  return take_input(space, p.x.dim(0), p.x.dim(1), {p.q_weight.dtype, p.k_weight.dtype, p.v_weight.dtype});
 }
 
 template <class P>
@@ -159,7 +160,7 @@ Support supports_primitive(const LinearParams& p, const PlanContext& ctx) {
 void run(const LinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
   const SmallInput input = input_of(p, space);
-  const Layer layer{p.weight, {p.bias, p.residual, p.out, p.activation}};
+  const Layer layer{p.weight, p.weight_quantization, {p.bias, p.residual, p.out, p.activation}};
   prepare_alone(p.x, p.prologue, input);
 #pragma omp parallel num_threads(team_of(ctx, {&p.weight}))
   {
@@ -177,9 +178,9 @@ Support supports(const QkvLinearParams& p, const PlanContext&) {
 void run(const QkvLinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
   const SmallInput input = input_of(p, space);
-  const Layer layers[] = {{p.q_weight, {p.q_bias, {}, p.q}},
-                          {p.k_weight, {p.k_bias, {}, p.k}},
-                          {p.v_weight, {p.v_bias, {}, p.v}}};
+  const Layer layers[] = {{p.q_weight, p.q_weight_quantization, {p.q_bias, {}, p.q}},
+                          {p.k_weight, p.k_weight_quantization, {p.k_bias, {}, p.k}},
+                          {p.v_weight, p.v_weight_quantization, {p.v_bias, {}, p.v}}};
   prepare_alone(p.x, p.prologue, input);
 #pragma omp parallel num_threads(team_of(ctx, {&p.q_weight, &p.k_weight, &p.v_weight}))
   {
@@ -201,9 +202,8 @@ FfnSpace take_ffn(const GatedFfnParams& p, void* workspace) {
   Workspace space(workspace);
   const std::int64_t num_tokens = p.x.dim(0);
   FfnSpace s;
-  s.input = take_input(space, num_tokens, p.x.dim(1),
-                       has_nibbles(p.gate_weight.dtype) || has_nibbles(p.up_weight.dtype));
-  s.hidden = take_input(space, num_tokens, p.gate_weight.dim(0), has_nibbles(p.down_weight.dtype));
+  s.input = take_input(space, num_tokens, p.x.dim(1), {p.gate_weight.dtype, p.up_weight.dtype});
+  s.hidden = take_input(space, num_tokens, p.gate_weight.dim(0), {p.down_weight.dtype});
   s.bytes = space.bytes();
   return s;
 }
@@ -224,8 +224,8 @@ void run_gates(const GatedFfnParams& p, const SmallInput& input, const SmallInpu
   float gate[kMaxTokens * kChunk], up[kMaxTokens * kChunk];
   for (std::int64_t begin = mine.begin; begin < mine.end; begin += kChunk) {
     const std::int64_t end = std::min(mine.end, begin + kChunk);
-    dot_rows(p.gate_weight, input, begin, end, gate, kChunk);
-    dot_rows(p.up_weight, input, begin, end, up, kChunk);
+    dot_rows(p.gate_weight, p.gate_weight_quantization, input, begin, end, gate, kChunk);
+    dot_rows(p.up_weight, p.up_weight_quantization, input, begin, end, up, kChunk);
     for (int t = 0; t < input.num_tokens; ++t)
       gate_sums(p.activation, gate + t * kChunk, up + t * kChunk, end - begin, hidden.token(t) + begin);
   }
@@ -233,7 +233,7 @@ void run_gates(const GatedFfnParams& p, const SmallInput& input, const SmallInpu
   for (int t = 0; t < input.num_tokens; ++t) {
     if (mine.end == hidden.in)
       std::fill(hidden.token(t) + hidden.in, hidden.token(t) + hidden.value_stride, 0.0f);
-    if (hidden.nibbles) fill_nibbles(hidden, t, mine.begin, mine.end);
+    fill_nibbles(hidden, t, mine.begin, mine.end);
   }
 }
 
@@ -241,7 +241,7 @@ void run_gates(const GatedFfnParams& p, const SmallInput& input, const SmallInpu
 
 void run(const GatedFfnParams& p, const RunContext& ctx) {
   const FfnSpace s = take_ffn(p, ctx.workspace);
-  const Layer down{p.down_weight, {{}, p.residual, p.out}};
+  const Layer down{p.down_weight, p.down_weight_quantization, {{}, p.residual, p.out}};
   const std::int64_t unit = nibble_unit();
   prepare_alone(p.x, p.prologue, s.input);
 #pragma omp parallel num_threads(team_of(ctx, {&p.gate_weight, &p.up_weight, &p.down_weight}))
@@ -272,7 +272,7 @@ struct ArgmaxSpace {
 ArgmaxSpace take_argmax(const LmHeadArgmaxParams& p, int num_threads, void* workspace) {
   Workspace space(workspace);
   ArgmaxSpace s;
-  s.input = take_input(space, p.x.dim(0), p.x.dim(1), has_nibbles(p.weight.dtype));
+  s.input = take_input(space, p.x.dim(0), p.x.dim(1), {p.weight.dtype});
   s.best = space.take<Best>(static_cast<std::size_t>(num_threads));
   s.bytes = space.bytes();
   return s;
@@ -296,11 +296,11 @@ void offer(Best& best, int t, float value, std::int32_t index) {
   best.index[t] = index;
 }
 
-void best_of_rows(const TensorView& weight, const SmallInput& input, Range rows, Best& best) {
+void best_of_rows(const LmHeadArgmaxParams& p, const SmallInput& input, Range rows, Best& best) {
   float sums[kMaxTokens * kChunk];
   for (std::int64_t begin = rows.begin; begin < rows.end; begin += kChunk) {
     const std::int64_t end = std::min(rows.end, begin + kChunk);
-    dot_rows(weight, input, begin, end, sums, kChunk);
+    dot_rows(p.weight, p.weight_quantization, input, begin, end, sums, kChunk);
     for (int t = 0; t < input.num_tokens; ++t)
       for (std::int64_t i = 0; i < end - begin; ++i)
         offer(best, t, sums[t * kChunk + i], static_cast<std::int32_t>(begin + i));
@@ -317,7 +317,7 @@ void run(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     prepare_together(p.x, p.prologue, s.input, thread, threads);
-    best_of_rows(p.weight, s.input, part_of(p.weight.dim(0), kRowUnit, thread, threads), s.best[thread]);
+    best_of_rows(p, s.input, part_of(p.weight.dim(0), kRowUnit, thread, threads), s.best[thread]);
   }
   for (int t = 0; t < s.input.num_tokens; ++t) {
     for (int i = 1; i < ctx.num_threads; ++i)

@@ -68,7 +68,7 @@ HWY_EXPORT(GateSums);
 
 void prepare_token(const TensorView& x, const Prologue& prologue, const SmallInput& input, int t) {
   HWY_DYNAMIC_DISPATCH(LoadToken)(x, prologue, input, t);
-  if (input.nibbles) fill_nibbles(input, t, 0, input.in);
+  fill_nibbles(input, t, 0, input.in);
 }
 
 void store_sums(const SmallEpilogue& epilogue, const float* sums, std::size_t sums_stride, int num_tokens,
