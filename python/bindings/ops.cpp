@@ -164,6 +164,43 @@ nb::list explain(const std::string& op, const nb::dict& fields, const Selection&
   return rows;
 }
 
+// A quantized weight's companions as views; `holders` keep their memory.
+Quantization companions(const nb::object& scales, const nb::object& zeros, std::int64_t group_size,
+                        Access access, std::vector<Array>& holders) {
+  Quantization q;
+  holders.push_back(to_array(scales, "scales", access));
+  q.scales = holders.back().view;
+  if (!zeros.is_none()) {
+    holders.push_back(to_array(zeros, "zeros", access));
+    q.zeros = holders.back().view;
+  }
+  q.group_size = group_size;
+  return q;
+}
+
+// `data` is bytes, since not every library has the dtype.
+void quantize_array(const nb::object& values, const nb::object& data, const std::string& dtype,
+                    const nb::object& scales, const nb::object& zeros, std::int64_t group_size) {
+  std::vector<Array> holders;
+  const Quantization q = companions(scales, zeros, group_size, Access::write, holders);
+  const Array from = to_array(values, "x"), bytes = to_array(data, "data", Access::write);
+  const TensorView to = TensorView::contiguous(bytes.view.data, parse_dtype(dtype), shape_of(from.view));
+  if (!bytes.view.is_contiguous() || to.nbytes() != bytes.view.nbytes())
+    throw_invalid(
+        fmt::format("data: expected {} contiguous bytes, got {}", to.nbytes(), to_string(bytes.view)));
+  nb::gil_scoped_release release;
+  quantize(from.view, to, q);
+}
+
+void dequantize_array(const nb::object& data, const nb::object& scales, const nb::object& zeros,
+                      std::int64_t group_size, const nb::object& values) {
+  std::vector<Array> holders;
+  const Quantization q = companions(scales, zeros, group_size, Access::read, holders);
+  const Array from = to_array(data, "data"), to = to_array(values, "values", Access::write);
+  nb::gil_scoped_release release;
+  dequantize(from.view, q, to.view);
+}
+
 // An op's fields in order, with defaults: what the Python functions and `kf explain` are checked against.
 class FieldLister final : public FieldVisitor {
  public:
@@ -243,6 +280,10 @@ void bind_ops(nb::module_& m) {
         nb::arg("selection") = Selection{}, "Runs an op; returns [(output name, array)].");
   m.def("explain", &explain, nb::arg("op"), nb::arg("fields"), nb::arg("selection") = Selection{},
         "Every kernel of the op in order: taken, or why not.");
+  m.def("quantize", &quantize_array, nb::arg("values"), nb::arg("data"), nb::arg("dtype"), nb::arg("scales"),
+        nb::arg("zeros").none(), nb::arg("group_size"), "Rounds values to data and fills scales and zeros.");
+  m.def("dequantize", &dequantize_array, nb::arg("data"), nb::arg("scales"), nb::arg("zeros").none(),
+        nb::arg("group_size"), nb::arg("values"), "values = (data - zeros) * scales");
 }
 
 }  // namespace kf::python

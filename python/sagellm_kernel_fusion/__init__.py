@@ -25,6 +25,7 @@ from .errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from .quantized import QuantizedTensor, quantize
 
 __all__ = [
     "FUSED",
@@ -41,6 +42,7 @@ __all__ = [
     "KernelFusionError",
     "Model",
     "NotServedError",
+    "QuantizedTensor",
     "ResourceExhaustedError",
     "Selection",
     "UnavailableError",
@@ -52,6 +54,7 @@ __all__ = [
     "layout",
     "load_model",
     "ops",
+    "quantize",
     "rules",
 ]
 

@@ -7,6 +7,7 @@ from inspect import Parameter, Signature
 
 from . import _kf
 from .arrays import allocate, as_kind_of
+from .quantized import as_quantized
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,22 @@ def _bound(selection: Selection | None) -> _kf.Selection:
     return _DEFAULT if selection is None else selection.bound()
 
 
+def _with_scales(fields: dict) -> dict:
+    """Weights with scales beside them as the operands that an op has for them."""
+    out = dict(fields)
+    for name, value in fields.items():
+        if (weight := as_quantized(value)) is not None:
+            out |= weight.fields(name)
+    return out
+
+
 def call(op: str, fields: dict):
     """Runs `op`. `fields` are its operands and attributes, and "selection".
 
     Returns its one output, a tuple where there are several, or None where it only writes in place.
     """
     selection = _bound(fields.pop("selection", None))
+    fields = _with_scales(fields)
     first = next((x for x in fields.values() if hasattr(x, "__dlpack__")), None)
     results = [as_kind_of(array, first) for _, array in _kf.call(op, fields, allocate, selection)]
     return results[0] if len(results) == 1 else tuple(results) or None
@@ -79,4 +90,4 @@ def explain(op: str, selection: Selection | None = None, **fields) -> list[dict]
 
     Operands may be arrays or `layout(dtype, shape)`. A row has kernel, families, selected, supported, allowed, reason.
     """
-    return _kf.explain(op, fields, _bound(selection))
+    return _kf.explain(op, _with_scales(fields), _bound(selection))

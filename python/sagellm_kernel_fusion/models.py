@@ -276,7 +276,7 @@ def model_weights(file: ModelFile, weights: Weights) -> dict:
             name, dtype = next(iter(file.unserved.items()))
             raise NotServedError(
                 f"{file.path}: {name} is stored as {dtype}, which no kernel takes (served are f32, f16, bf16, "
-                f'q4_0, q4_1, q8_0); weights="f32" dequantizes it'
+                f'{", ".join(n for n, d in _kf.dtypes().items() if d["is_block"])}); weights="f32" dequantizes it'
             )
         return dict(file.tensors)
     return {name: _as_f32(file, name) for name in [*file.tensors, *file.unserved]}

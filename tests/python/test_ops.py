@@ -264,7 +264,7 @@ def test_linear_of_any_size_and_row_stride(tokens, features, pad, seed):
     assert_close(ops.linear(x, weight), f64(x) @ f64(weight).T, np.float32, terms=features)
 
 
-@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q8_0"])
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q5_0", "q8_0"])
 def test_low_bit_weights(rng, kind):
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize, quantize

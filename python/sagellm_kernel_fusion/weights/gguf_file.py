@@ -20,7 +20,10 @@ _BLOCK_ALIGNMENT = 2  # blocks hold 16-bit scales and bytes
 _BLOCK_FORMATS = {
     GGMLQuantizationType.Q4_0: "q4_0",
     GGMLQuantizationType.Q4_1: "q4_1",
+    GGMLQuantizationType.Q5_0: "q5_0",
     GGMLQuantizationType.Q8_0: "q8_0",
+    GGMLQuantizationType.Q4_K: "q4_k",
+    GGMLQuantizationType.Q6_K: "q6_k",
 }
 
 

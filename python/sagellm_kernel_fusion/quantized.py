@@ -1,0 +1,202 @@
+"""Weights of integers or 8-bit floats with scales beside them: made of arrays, or taken from the files of AWQ and GPTQ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import _kf
+from .arrays import NUMPY_DTYPES
+from .errors import NotServedError, refusing
+
+_DTYPES = {"int4": "int4", "int8": "i8", "i8": "i8", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
+_DEFAULT_GROUPS = {"int4": 128}
+# The column that nibble i of a word of AWQ's holds, among the word's eight.
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def _dtype_named(name: str) -> str:
+    if name not in _DTYPES:
+        raise refusing(f"dtype: expected int4, int8, fp8 (that is fp8_e4m3) or fp8_e5m2, got {name}")
+    return _DTYPES[name]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """A weight [out, in] = (data - zeros) * scales, for every op that takes a weight of a linear layer.
+
+    data: of "int4" uint8 [out, in / 2], two's complement, the low half of a byte first; of "int8" int8 [out, in]; of
+    "fp8_e4m3" and "fp8_e5m2" bytes or ml_dtypes' floats [out, in]. scales f32, f16 or bf16 [out, ceil(in / group_size)];
+    group_size 0 is the row. fp8 also takes scales [1, 1] and, with groups of 128, [ceil(out / 128), ceil(in / 128)].
+    zeros int8, like scales, for integers only.
+    """
+
+    data: object
+    scales: object
+    zeros: object | None = None
+    group_size: int = 0
+    dtype: str = "int4"
+
+    def __post_init__(self):
+        object.__setattr__(self, "dtype", _dtype_named(self.dtype))
+        if len(self.data.shape) != 2:
+            raise refusing(f"QuantizedTensor: data: expected a matrix, got shape {list(self.data.shape)}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, width = self.data.shape
+        return int(rows), int(width) * (2 if self.dtype == "int4" else 1)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(part.nbytes) for part in (self.data, self.scales, self.zeros) if part is not None)
+
+    def fields(self, name: str) -> dict:
+        """The operands and attributes that an op has for a weight of this name."""
+        return {
+            name: _kf.TypedArray(self.data, self.dtype, self.shape),
+            f"{name}_scales": self.scales,
+            f"{name}_zeros": self.zeros,
+            f"{name}_group_size": self.group_size,
+        }
+
+    def dequantize(self) -> np.ndarray:
+        """float32 values."""
+        values = np.empty(self.shape, np.float32)
+        weight = self.fields("weight")
+        _kf.dequantize(weight["weight"], self.scales, self.zeros, self.group_size, values)
+        return values
+
+
+def quantize(
+    x, dtype: str, *, group_size: int | None = None, symmetric: bool = True, rows_per_scale: int = 1, scales_dtype: str = "f32"
+) -> QuantizedTensor:
+    """Rounds a matrix [out, in] of f32, f16 or bf16 to "int4", "int8" or "fp8" (e4m3; or "fp8_e5m2").
+
+    group_size: elements of a row to a scale, 0 for the row; by default 128 for int4 and the row otherwise. symmetric=False
+    gives integers a zero for each scale. rows_per_scale, for fp8: 1, 128 with groups of 128, or 0 for one scale in all.
+    """
+    dtype = _dtype_named(dtype)
+    if len(x.shape) != 2:
+        raise refusing(f"quantize: x: expected a matrix, got shape {list(x.shape)}")
+    if scales_dtype not in ("f32", "f16", "bf16"):
+        raise refusing(f"quantize: scales_dtype: expected f32, f16 or bf16, got {scales_dtype}")
+    group_size = _DEFAULT_GROUPS.get(dtype, 0) if group_size is None else int(group_size)
+    rows, n = (int(size) for size in x.shape)
+    if dtype == "int4" and n % 2:
+        raise refusing(f"quantize: x: expected an even number of columns for int4, got {n}")
+    if rows_per_scale not in (0, 1, 128):
+        raise refusing(f"quantize: rows_per_scale: expected 0 (all), 1 or 128, got {rows_per_scale}")
+    groups = 1 if group_size <= 0 else -(-n // group_size)
+    scale_rows = 1 if rows_per_scale == 0 else -(-rows // rows_per_scale)
+    data = np.zeros((rows, n // 2 if dtype == "int4" else n), np.uint8)
+    scales = np.zeros((scale_rows, groups), NUMPY_DTYPES[scales_dtype])
+    zeros = None if symmetric else np.zeros((scale_rows, groups), np.int8)
+    _kf.quantize(x, data, dtype, scales, zeros, group_size)
+    return QuantizedTensor(data if dtype == "int4" else data.view(NUMPY_DTYPES[dtype]), scales, zeros, group_size, dtype)
+
+
+def pack_int4(codes: np.ndarray) -> np.ndarray:
+    """Codes -8 to 7 [out, in] as QuantizedTensor has them: two a byte, the low half first."""
+    if codes.ndim != 2 or codes.shape[1] % 2:
+        raise refusing(f"int4: expected a matrix with an even number of columns, got shape {list(codes.shape)}")
+    if codes.size and not (-8 <= codes.min() and codes.max() <= 7):
+        raise refusing(f"int4: expected codes -8 to 7, got {codes.min()} to {codes.max()}")
+    low, high = codes[:, 0::2].astype(np.uint8) & 15, codes[:, 1::2].astype(np.uint8) & 15
+    return low | high << 4
+
+
+def _nibbles(words: np.ndarray) -> np.ndarray:
+    """The eight nibbles of every 32-bit word, the lowest first, in a new last dimension."""
+    words = np.ascontiguousarray(words).view(np.uint32)
+    return (words[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & np.uint32(15)).astype(np.int16)
+
+
+def _of_columns(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> QuantizedTensor:
+    """Unsigned codes [in, out], scales and zeros [groups, out]: x @ W, as AWQ and GPTQ store it, turned to [out, in]."""
+    n, groups = codes.shape[0], scales.shape[0]
+    if scales.shape != zeros.shape or scales.shape[1:] != codes.shape[1:] or groups == 0 or n % groups:
+        raise refusing(
+            f"expected scales and zeros of whole groups for a weight of {list(codes.shape)}, got {list(scales.shape)} and "
+            f"{list(zeros.shape)}"
+        )
+    return QuantizedTensor(
+        pack_int4(codes.T - 8),
+        np.ascontiguousarray(scales.T),
+        np.ascontiguousarray((zeros.T - 8).astype(np.int8)),
+        0 if groups == 1 else n // groups,
+        "int4",
+    )
+
+
+def _words(name: str, array) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype not in (np.int32, np.uint32) or array.ndim != 2:
+        raise refusing(f"{name}: expected a matrix of int32, got {array.dtype} of shape {list(array.shape)}")
+    return array
+
+
+def from_awq(qweight, scales, qzeros) -> QuantizedTensor:
+    """A 4-bit layer as AutoAWQ's files have it: qweight int32 [in, out / 8] and qzeros int32 [groups, out / 8], whose words
+    hold eight columns in AWQ's order; scales [groups, out]."""
+
+    def columns(words):
+        in_order = np.empty((*words.shape, 8), np.int16)
+        in_order[..., _AWQ_ORDER] = _nibbles(words)
+        return in_order.reshape(words.shape[0], -1)
+
+    return _of_columns(columns(_words("qweight", qweight)), np.asarray(scales), columns(_words("qzeros", qzeros)))
+
+
+def from_gptq(qweight, scales, qzeros, g_idx=None, *, zeros_less_one: bool = True) -> QuantizedTensor:
+    """A 4-bit layer as AutoGPTQ's files have it: qweight int32 [in / 8, out], a word eight rows of a column; qzeros int32
+    [groups, out / 8], a word eight columns; scales [groups, out].
+
+    zeros_less_one: zeros are stored less one, as the format named "gptq" has it ("gptq_v2" stores them as they are). g_idx,
+    the group of each row, must be in order: with act-order rows of a group lie apart, which no kernel reads.
+    """
+    qweight, qzeros, scales = _words("qweight", qweight), _words("qzeros", qzeros), np.asarray(scales)
+    codes = _nibbles(qweight).transpose(0, 2, 1).reshape(-1, qweight.shape[1])
+    zeros = _nibbles(qzeros).reshape(qzeros.shape[0], -1) + int(zeros_less_one)
+    if g_idx is not None:
+        size = -(-codes.shape[0] // max(scales.shape[0], 1))
+        if not np.array_equal(np.asarray(g_idx), np.arange(codes.shape[0]) // size):
+            raise NotServedError(
+                "g_idx: the weight was quantized with act-order (desc_act), under which rows of a group lie apart; served "
+                "are groups of neighbouring rows"
+            )
+    return _of_columns(codes, scales, zeros)
+
+
+def from_codes(codes, scales, zeros=None, group_size: int = 0, dtype: str = "int4") -> QuantizedTensor:
+    """Integers, one an element [out, in]: int4 of -8 to 7 or 0 to 15 (zeros then alike), int8 of -128 to 127. scales [out] or
+    [out, groups]; zeros like scales, whole numbers."""
+    codes, scales, dtype = np.asarray(codes), np.asarray(scales), _dtype_named(dtype)
+    if dtype not in ("int4", "i8"):
+        raise refusing(f"dtype: expected int4 or int8 for integer codes, got {dtype}")
+    shift = 8 if dtype == "int4" and codes.size and codes.min() >= 0 and codes.max() > 7 else 0
+    scales = np.ascontiguousarray(scales.reshape(codes.shape[0], -1))
+    if zeros is None:
+        zeros = np.full(scales.shape, -shift, np.int8) if shift else None
+    else:
+        zeros = np.asarray(zeros).reshape(scales.shape) - shift
+        if not np.array_equal(zeros, np.round(zeros)) or (zeros.size and np.abs(zeros).max() > 127):
+            raise refusing("zeros: expected whole numbers of a byte: kernels subtract them from codes")
+        zeros = np.ascontiguousarray(zeros, np.int8)
+    data = pack_int4(codes.astype(np.int16) - shift) if dtype == "int4" else np.ascontiguousarray(codes, np.int8)
+    whole_row = scales.shape[1] == 1 and (group_size <= 0 or group_size >= codes.shape[1])
+    return QuantizedTensor(data, scales, zeros, 0 if whole_row else int(group_size), dtype)
+
+
+def as_quantized(weight) -> QuantizedTensor | None:
+    """A QuantizedTensor, or what the quantization module makes (quantized_weight, scales, zeros, group_size; its int4 one
+    an element), as one; None for anything else."""
+    if isinstance(weight, QuantizedTensor):
+        return weight
+    codes = getattr(weight, "quantized_weight", None)
+    if codes is None:
+        return None
+    codes = np.asarray(codes)
+    dtype = "int4" if codes.size == 0 or (codes.min() >= -8 and codes.max() <= 15) else "int8"
+    return from_codes(codes, weight.scales, getattr(weight, "zeros", None), int(getattr(weight, "group_size", 0) or 0), dtype)
