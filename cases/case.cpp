@@ -31,24 +31,35 @@ std::int64_t element_offset(const TensorView& t, std::int64_t flat) {
 
 double unit_roundoff(DType dtype) {
   switch (dtype) {
-    case DType::f16: return std::ldexp(1.0, -11);
-    case DType::bf16: return std::ldexp(1.0, -8);
-    default: return std::ldexp(1.0, -24);
+    case DType::f16:
+      return std::ldexp(1.0, -11);
+    case DType::bf16:
+      return std::ldexp(1.0, -8);
+    default:
+      return std::ldexp(1.0, -24);
   }
 }
 
 double element(const TensorView& t, std::int64_t flat) {
   const std::int64_t o = element_offset(t, flat);
   switch (t.dtype) {
-    case DType::f32: return t.as<float>()[o];
-    case DType::f16: return f16_to_f32(t.as<std::uint16_t>()[o]);
-    case DType::bf16: return bf16_to_f32(t.as<std::uint16_t>()[o]);
-    case DType::i8: return t.as<std::int8_t>()[o];
+    case DType::f32:
+      return t.as<float>()[o];
+    case DType::f16:
+      return f16_to_f32(t.as<std::uint16_t>()[o]);
+    case DType::bf16:
+      return bf16_to_f32(t.as<std::uint16_t>()[o]);
+    case DType::i8:
+      return t.as<std::int8_t>()[o];
     case DType::u8:
-    case DType::boolean: return t.as<std::uint8_t>()[o];
-    case DType::i32: return t.as<std::int32_t>()[o];
-    case DType::i64: return static_cast<double>(t.as<std::int64_t>()[o]);
-    default: break;
+    case DType::boolean:
+      return t.as<std::uint8_t>()[o];
+    case DType::i32:
+      return t.as<std::int32_t>()[o];
+    case DType::i64:
+      return static_cast<double>(t.as<std::int64_t>()[o]);
+    default:
+      break;
   }
   const DTypeInfo& info = dtype_info(t.dtype);
   if (!info.is_block) throw_invalid(std::string("cases: cannot read elements of ") + info.name);
@@ -60,13 +71,26 @@ double element(const TensorView& t, std::int64_t flat) {
 void set_element(const TensorView& t, std::int64_t flat, double value) {
   const std::int64_t o = element_offset(t, flat);
   switch (t.dtype) {
-    case DType::f32: t.as<float>()[o] = static_cast<float>(value); return;
-    case DType::f16: t.as<std::uint16_t>()[o] = f32_to_f16(static_cast<float>(value)); return;
-    case DType::bf16: t.as<std::uint16_t>()[o] = f32_to_bf16(static_cast<float>(value)); return;
-    case DType::i32: t.as<std::int32_t>()[o] = static_cast<std::int32_t>(value); return;
-    case DType::i64: t.as<std::int64_t>()[o] = static_cast<std::int64_t>(value); return;
-    case DType::boolean: t.as<std::uint8_t>()[o] = value != 0; return;
-    default: throw_invalid(std::string("cases: cannot write elements of ") + dtype_name(t.dtype));
+    case DType::f32:
+      t.as<float>()[o] = static_cast<float>(value);
+      return;
+    case DType::f16:
+      t.as<std::uint16_t>()[o] = f32_to_f16(static_cast<float>(value));
+      return;
+    case DType::bf16:
+      t.as<std::uint16_t>()[o] = f32_to_bf16(static_cast<float>(value));
+      return;
+    case DType::i32:
+      t.as<std::int32_t>()[o] = static_cast<std::int32_t>(value);
+      return;
+    case DType::i64:
+      t.as<std::int64_t>()[o] = static_cast<std::int64_t>(value);
+      return;
+    case DType::boolean:
+      t.as<std::uint8_t>()[o] = value != 0;
+      return;
+    default:
+      throw_invalid(std::string("cases: cannot write elements of ") + dtype_name(t.dtype));
   }
 }
 
@@ -104,7 +128,8 @@ TensorView Maker::integers(DType dtype, const std::vector<std::int64_t>& values)
 
 TensorView Maker::table(const std::vector<std::vector<std::int32_t>>& rows) {
   const std::int64_t width = rows.empty() ? 0 : static_cast<std::int64_t>(rows[0].size());
-  storage_.emplace_back(DType::i32, std::initializer_list<std::int64_t>{static_cast<std::int64_t>(rows.size()), width});
+  storage_.emplace_back(DType::i32,
+                        std::initializer_list<std::int64_t>{static_cast<std::int64_t>(rows.size()), width});
   const TensorView t = storage_.back();
   for (std::size_t r = 0; r < rows.size(); ++r)
     std::memcpy(t.as<std::int32_t>() + r * static_cast<std::size_t>(width), rows[r].data(),

@@ -211,11 +211,12 @@ void add_softmax(CaseList& list) {
 }
 
 void add_dequantize(CaseList& list) {
-  for (const DType from : {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q8_0,
-                           DType::q4_k, DType::q6_k}) {
+  for (const DType from : {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0,
+                           DType::q8_0, DType::q4_k, DType::q6_k}) {
     for (const DType to : kActivationDtypes) {
       for (const bool bench : {false, true}) {
-        const std::int64_t rows = bench ? 4096 : 7, n = bench ? 4096 : std::max(96, 2 * dtype_info(from).block_elems);
+        const std::int64_t rows = bench ? 4096 : 7,
+                           n = bench ? 4096 : std::max(96, 2 * dtype_info(from).block_elems);
         Case c;
         c.name = fmt::format("dequantize/{}_to_{}/{}x{}", dtype_name(from), dtype_name(to), rows, n);
         c.op = Op::dequantize;

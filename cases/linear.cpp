@@ -55,8 +55,9 @@ struct WeightFormat {
       : dtype(dtype), group_size(group_size), scales(scales), zeros(zeros), rows(rows) {}
   std::string name() const {
     if (!needs_scales(dtype)) return dtype_name(dtype);
-    return fmt::format("{}-{}-{}{}{}", dtype_name(dtype), group_size == 0 ? "row" : fmt::format("g{}", group_size),
-                       dtype_name(scales), zeros ? "-zeros" : "",
+    return fmt::format("{}-{}-{}{}{}", dtype_name(dtype),
+                       group_size == 0 ? "row" : fmt::format("g{}", group_size), dtype_name(scales),
+                       zeros ? "-zeros" : "",
                        rows == 1   ? ""
                        : rows == 0 ? "-tensor"
                                    : "-blocks");
@@ -124,8 +125,7 @@ struct Shape {
 std::string shape_name(const Shape& s) { return fmt::format("{}x{}x{}", s.num_tokens, s.in, s.out); }
 
 void add_linear(CaseList& list, DType x, WeightFormat w, Shape s, Around a = {}, bool bench = false) {
-  const std::string name =
-      fmt::format("linear/{}/{}/{}{}", dtype_name(x), w.name(), shape_name(s), a.name());
+  const std::string name = fmt::format("linear/{}/{}/{}{}", dtype_name(x), w.name(), shape_name(s), a.name());
   const auto make = [=](Maker& m) {
     LinearParams p;
     p.x = m.normal(x, {s.num_tokens, s.in});
@@ -142,10 +142,9 @@ void add_linear(CaseList& list, DType x, WeightFormat w, Shape s, Around a = {},
 
 void add_qkv(CaseList& list, DType x, std::array<WeightFormat, 3> w, std::int64_t num_tokens, std::int64_t in,
              std::array<std::int64_t, 3> out, NormKind norm, bool bias, bool bench = false) {
-  const std::string name =
-      fmt::format("qkv_linear/{}/{}-{}-{}/{}x{}x{}-{}-{}{}{}", dtype_name(x), w[0].name(), w[1].name(),
-                  w[2].name(), num_tokens, in, out[0], out[1], out[2],
-                  Around{.norm = norm}.name(), bias ? "/bias" : "");
+  const std::string name = fmt::format("qkv_linear/{}/{}-{}-{}/{}x{}x{}-{}-{}{}{}", dtype_name(x),
+                                       w[0].name(), w[1].name(), w[2].name(), num_tokens, in, out[0], out[1],
+                                       out[2], Around{.norm = norm}.name(), bias ? "/bias" : "");
   const auto make = [=](Maker& m) {
     QkvLinearParams p;
     p.x = m.normal(x, {num_tokens, in});
@@ -192,8 +191,8 @@ void add_ffn(CaseList& list, DType x, WeightFormat w, FfnShape s, NormKind norm,
 // Each token is a multiple of one row of the weight, which wins by far: ids must be the same whatever is
 // rounded.
 void add_argmax(CaseList& list, DType x, WeightFormat w, Shape s, NormKind norm, bool bench = false) {
-  const std::string name = fmt::format("lm_head_argmax/{}/{}/{}{}", dtype_name(x), w.name(),
-                                       shape_name(s), Around{.norm = norm}.name());
+  const std::string name = fmt::format("lm_head_argmax/{}/{}/{}{}", dtype_name(x), w.name(), shape_name(s),
+                                       Around{.norm = norm}.name());
   const auto make = [=](Maker& m) {
     LmHeadArgmaxParams p;
     p.weight = weight(m, w, s.out, s.in, &p.weight_quantization);
@@ -201,9 +200,9 @@ void add_argmax(CaseList& list, DType x, WeightFormat w, Shape s, NormKind norm,
     for (std::int64_t t = 0; t < s.num_tokens; ++t) {
       const auto winner = static_cast<std::int64_t>(m.rng()() % static_cast<std::uint64_t>(s.out));
       for (std::int64_t k = 0; k < s.in; ++k)
-        set_element(
-            p.x, t * s.in + k,
-            element(p.x, t * s.in + k) + weight_element(p.weight, p.weight_quantization, winner, k) / weight_deviation(s.in));
+        set_element(p.x, t * s.in + k,
+                    element(p.x, t * s.in + k) +
+                        weight_element(p.weight, p.weight_quantization, winner, k) / weight_deviation(s.in));
     }
     if (norm != NormKind::none) add_norm(m, p.prologue, norm, x, s.in);
     return p;
@@ -278,7 +277,8 @@ void add_composites(CaseList& list) {
       add_ffn(list, x, DType::q8_0, {num_tokens, 320, 96}, NormKind::layer, Activation::gelu, true);
       add_ffn(list, x, DType::q4_0, {num_tokens, 64, 64}, NormKind::rms, Activation::silu, true);
       add_ffn(list, x, DType::q4_k, {num_tokens, 256, 512}, NormKind::rms, Activation::silu, true);
-      add_qkv(list, x, {DType::q4_k, DType::q4_k, DType::q6_k}, num_tokens, 512, {96, 32, 33}, NormKind::rms, false);
+      add_qkv(list, x, {DType::q4_k, DType::q4_k, DType::q6_k}, num_tokens, 512, {96, 32, 33}, NormKind::rms,
+              false);
       for (const DType w : kWeightDTypes)
         add_argmax(list, x, w, {num_tokens, whole_blocks({w}, 128), 203}, NormKind::rms);
       add_argmax(list, x, x, {num_tokens, 33, 1}, NormKind::none);
@@ -405,7 +405,8 @@ void add_benchmarks(CaseList& list) {
     }
     add_argmax(list, DType::f32, w, {128, 576, 49152}, NormKind::rms, true);
   }
-  for (const DType w : {DType::f32, DType::bf16, DType::q4_1, DType::q5_0, DType::q8_0, DType::q4_k, DType::q6_k}) {
+  for (const DType w :
+       {DType::f32, DType::bf16, DType::q4_1, DType::q5_0, DType::q8_0, DType::q4_k, DType::q6_k}) {
     for (const std::int64_t num_tokens : {1, 4, 16, 512}) {
       add_linear(list, DType::f32, w, {num_tokens, 4096, 4096}, {}, true);
       add_linear(list, DType::f32, w, {num_tokens, 4096, 14336}, {}, true);
@@ -423,7 +424,8 @@ void add_few_tokens(CaseList& list) {
       const std::int64_t in = whole_blocks({w}, 288), block = std::max(dtype_info(w).block_elems, 32);
       add_linear(list, DType::f32, w, {num_tokens, whole_blocks({w}, 608), 203},
                  {.norm = NormKind::rms, .residual = true});
-      add_ffn(list, DType::f32, w, {num_tokens, in, whole_blocks({w}, 416)}, NormKind::rms, Activation::silu, true);
+      add_ffn(list, DType::f32, w, {num_tokens, in, whole_blocks({w}, 416)}, NormKind::rms, Activation::silu,
+              true);
       add_qkv(list, DType::f32, {w, DType::q8_0, DType::q4_1}, num_tokens, in, {192, 96, 97}, NormKind::rms,
               true);
       add_argmax(list, DType::f32, w, {num_tokens, in, 1009}, NormKind::rms);
@@ -495,12 +497,13 @@ void add_scaled_weights(CaseList& list) {
       add_linear(list, DType::f32, w, {num_tokens, 608, 203}, {.norm = NormKind::rms, .residual = true});
     }
     for (const DType x : {DType::f16, DType::bf16})
-      for (const std::int64_t num_tokens : {1, 19}) add_linear(list, x, w, {num_tokens, 9 * odd, 45}, {.bias = true});
+      for (const std::int64_t num_tokens : {1, 19})
+        add_linear(list, x, w, {num_tokens, 9 * odd, 45}, {.bias = true});
     for (const std::int64_t num_tokens : {1, 3, 37}) {
       add_ffn(list, DType::f32, w, {num_tokens, odd, 320}, NormKind::rms, Activation::silu, true);
       add_ffn(list, DType::bf16, w, {num_tokens, 288, 416}, NormKind::layer, Activation::gelu, false);
-      add_qkv(list, DType::f32, {w, DType::q4_1, {DType::int4, 32, DType::f32, true}}, num_tokens, 288, {192, 96, 97},
-              NormKind::rms, true);
+      add_qkv(list, DType::f32, {w, DType::q4_1, {DType::int4, 32, DType::f32, true}}, num_tokens, 288,
+              {192, 96, 97}, NormKind::rms, true);
       add_qkv(list, DType::f32, {w, w, w}, num_tokens, odd, {150, 30, 33}, NormKind::layer, false);
       add_argmax(list, DType::f32, w, {num_tokens, 288, 1009}, NormKind::rms);
     }
@@ -516,7 +519,8 @@ void add_scaled_weights(CaseList& list) {
           arrange(m, p);
           return p;
         };
-        list.push_back({fmt::format("linear/f32/{}/{}/{}", w.name(), what, num_tokens), Op::linear, make, t, false, {}});
+        list.push_back(
+            {fmt::format("linear/f32/{}/{}/{}", w.name(), what, num_tokens), Op::linear, make, t, false, {}});
       };
       const Tolerance t = tolerance(DType::f32, {288}, 0);
       add("outsized", {t.rtol, 1e25}, [](Maker&, LinearParams& p) { set_element(p.x, 100, 1e32); });
@@ -538,9 +542,12 @@ void add_scaled_weights(CaseList& list) {
       });
     }
   }
-  const WeightFormat kBench[] = {{DType::int4, 128, DType::f16},        {DType::int4, 128, DType::f16, true},
-                                 {DType::int4, 32, DType::f16},         {DType::i8, 0, DType::f32},
-                                 {DType::fp8_e4m3, 128, DType::f32, false, 128}, {DType::fp8_e5m2, 0, DType::f32}};
+  const WeightFormat kBench[] = {{DType::int4, 128, DType::f16},
+                                 {DType::int4, 128, DType::f16, true},
+                                 {DType::int4, 32, DType::f16},
+                                 {DType::i8, 0, DType::f32},
+                                 {DType::fp8_e4m3, 128, DType::f32, false, 128},
+                                 {DType::fp8_e5m2, 0, DType::f32}};
   for (const WeightFormat& w : kBench)
     for (const std::int64_t num_tokens : {1, 4, 16, 512}) {
       add_linear(list, DType::f32, w, {num_tokens, 4096, 4096}, {}, true);

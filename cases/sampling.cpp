@@ -16,8 +16,8 @@ namespace {
 constexpr DType kActivationDtypes[] = {DType::f32, DType::f16, DType::bf16};
 
 void add_embedding(CaseList& list) {
-  for (const DType table : {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q8_0,
-                            DType::q4_k, DType::q6_k}) {
+  for (const DType table : {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0,
+                            DType::q8_0, DType::q4_k, DType::q6_k}) {
     for (const DType out : kActivationDtypes) {
       for (const std::int64_t blocks : {1, 18}) {
         const std::int64_t hidden = blocks * std::max(32, dtype_info(table).block_elems);

@@ -319,7 +319,8 @@ TEST(ModelWeights, FaultsNameTheTensor) {
             "model weights: model.norm.weight: expected dtype f32, f16 or bf16, got i32");
   EXPECT_EQ(
       fault_after(Architecture::llama, [](TinyModel& m) { m.weights["lm_head.weight"].dtype = DType::i8; }),
-      "model weights: lm_head.weight: expected dtype f32, f16, bf16, q4_0, q4_1, q5_0, q8_0, q4_k or q6_k, got i8");
+      "model weights: lm_head.weight: expected dtype f32, f16, bf16, q4_0, q4_1, q5_0, q8_0, q4_k or q6_k, "
+      "got i8");
   EXPECT_EQ(fault_after(Architecture::llama,
                         [](TinyModel& m) {
                           m.weights["model.layers.0.self_attn.q_proj.bias"] = m.weights["model.norm.weight"];

@@ -29,7 +29,8 @@ struct Rounding {
 };
 
 TEST(BlockFormats, ValuesComeBackToHalfAStep) {
-  for (const auto& [format, steps] : {Rounding{DType::q5_0, 31}, Rounding{DType::q4_k, 15}, Rounding{DType::q6_k, 63}}) {
+  for (const auto& [format, steps] :
+       {Rounding{DType::q5_0, 31}, Rounding{DType::q4_k, 15}, Rounding{DType::q6_k, 63}}) {
     const auto n = static_cast<std::int64_t>(dtype_info(format).block_elems);
     Maker m(dtype_name(format));
     const TensorView values = m.normal(DType::f32, {5, n}, 0.02f);
@@ -87,8 +88,8 @@ struct Quantized {
   Quantization q;
 };
 
-Quantized quantized(Maker& m, const TensorView& values, DType dtype, std::int64_t group_size, bool zeros = false,
-                    std::int64_t scale_rows = -1, DType scales = DType::f32) {
+Quantized quantized(Maker& m, const TensorView& values, DType dtype, std::int64_t group_size,
+                    bool zeros = false, std::int64_t scale_rows = -1, DType scales = DType::f32) {
   const std::int64_t out = values.dim(0), in = values.dim(1);
   const std::int64_t groups = group_size == 0 ? 1 : (in + group_size - 1) / group_size;
   Quantized w;
@@ -123,7 +124,8 @@ TEST(Quantize, IntegersComeBackToHalfAStep) {
 
 TEST(Quantize, Fp8IsNearToOneInSixteenOrEight) {
   for (const auto& [dtype, part] : {std::pair(DType::fp8_e4m3, 16.0), std::pair(DType::fp8_e5m2, 8.0)})
-    for (const auto& [group_size, rows] : {std::pair(0, 200), std::pair(0, 1), std::pair(128, 2), std::pair(128, 200)}) {
+    for (const auto& [group_size, rows] :
+         {std::pair(0, 200), std::pair(0, 1), std::pair(128, 2), std::pair(128, 200)}) {
       Maker m("fp8");
       const TensorView values = m.normal(DType::f32, {200, 150}, 0.02f);
       const Quantized w = quantized(m, values, dtype, group_size, false, rows);
@@ -174,7 +176,8 @@ struct Call {
   LinearParams p;
 
   Call(DType dtype, std::int64_t group_size, bool zeros = false, std::int64_t scale_rows = -1) {
-    const Quantized w = quantized(m, m.normal(DType::f32, {200, 256}, 0.1f), dtype, group_size, zeros, scale_rows);
+    const Quantized w =
+        quantized(m, m.normal(DType::f32, {200, 256}, 0.1f), dtype, group_size, zeros, scale_rows);
     p.x = m.normal(DType::f32, {2, 256});
     p.weight = w.data;
     p.weight_quantization = w.q;
@@ -274,7 +277,9 @@ TEST(QuantizedWeight, WhatDoesNotFitIsRefusedByName) {
   {
     Call c(DType::i8, 0);
     c.p.weight.dtype = DType::u8;
-    c.expect_refused("weight", "f32, f16, bf16, q4_0, q4_1, q5_0, q8_0, q4_k or q6_k; int4, i8, fp8_e4m3 or fp8_e5m2 with scales");
+    c.expect_refused(
+        "weight",
+        "f32, f16, bf16, q4_0, q4_1, q5_0, q8_0, q4_k or q6_k; int4, i8, fp8_e4m3 or fp8_e5m2 with scales");
   }
 }
 
@@ -342,7 +347,8 @@ TEST(QuantizedWeight, SameBitsWhateverTheThreads) {
       d.run(c.p);
       const std::vector<float> got(c.p.out.as<float>(), c.p.out.as<float>() + c.p.out.numel());
       if (first.empty()) first = got;
-      EXPECT_EQ(std::memcmp(got.data(), first.data(), got.size() * sizeof(float)), 0) << threads << " threads";
+      EXPECT_EQ(std::memcmp(got.data(), first.data(), got.size() * sizeof(float)), 0)
+          << threads << " threads";
     }
   }
 }
@@ -357,7 +363,8 @@ struct BlockGraph : GraphBuilder {
     graph.output("q", q);
     graph.output("k", k);
     graph.output("v", v);
-    const ValueId gate = layer("gate", x, 96, 64, DType::int4, 64), up = layer("up", x, 96, 64, DType::int4, 32);
+    const ValueId gate = layer("gate", x, 96, 64, DType::int4, 64),
+                  up = layer("up", x, 96, 64, DType::int4, 32);
     const ValueId h = binary(BinaryKind::mul, activation(Activation::silu, gate), up);
     const ValueId sum = binary(BinaryKind::add, layer("down", h, 64, 96, DType::i8, 32, true), x);
     graph.output("out", sum);
@@ -370,21 +377,25 @@ struct BlockGraph : GraphBuilder {
     LinearParams p;
     p.weight_quantization.group_size = group_size;
     const auto add = [&](const std::string& what, const TensorView& t) {
-      return as_inputs ? graph.input(what, t.dtype, {t.shape.begin(), t.shape.begin() + t.rank}) : graph.constant(what, t);
+      return as_inputs ? graph.input(what, t.dtype, {t.shape.begin(), t.shape.begin() + t.rank})
+                       : graph.constant(what, t);
     };
-    Bindings operands = {{"x", x}, {"weight", add(name, w.data)}, {"weight_scales", add(name + "_s", w.q.scales)}};
+    Bindings operands = {
+        {"x", x}, {"weight", add(name, w.data)}, {"weight_scales", add(name + "_s", w.q.scales)}};
     if (zeros) operands.emplace_back("weight_zeros", add(name + "_z", w.q.zeros));
     return call(p, operands);
   }
   bool as_inputs;
 };
 
-const std::vector<std::string> kBlockRules = {"qkv_merge", "gated_ffn", "lm_head_argmax", "rms_norm_qkv", "ffn_residual"};
+const std::vector<std::string> kBlockRules = {"qkv_merge", "gated_ffn", "lm_head_argmax", "rms_norm_qkv",
+                                              "ffn_residual"};
 
 TEST(QuantizedWeight, RulesPassScalesZerosAndGroupSizesOn) {
   const BlockGraph b;
   const Graph after = apply_rules(b.graph, kBlockRules);
-  ASSERT_EQ(ops_of(after), (std::vector<std::string>{"qkv_linear", "gated_ffn", "lm_head_argmax"})) << after.to_text();
+  ASSERT_EQ(ops_of(after), (std::vector<std::string>{"qkv_linear", "gated_ffn", "lm_head_argmax"}))
+      << after.to_text();
   for (const Node& n : after.nodes())
     if (n.op() == Op::qkv_linear) {
       const auto& p = n.params.as<QkvLinearParams>();

@@ -44,9 +44,9 @@ std::string family_names(unsigned families);  // "fused|vanilla"
 // What a device offers, probed once.
 struct DeviceCaps {
   Device device;
-  std::string name;       // "AMD EPYC 7763, 2 threads"
-  std::string isa;        // the best that may be used: "avx2", "avx512"; "sm_90a"; "910B"
-  int num_threads = 1;    // cpu: default team size; devices: host threads of one call
+  std::string name;     // "AMD EPYC 7763, 2 threads"
+  std::string isa;      // the best that may be used: "avx2", "avx512"; "sm_90a"; "910B"
+  int num_threads = 1;  // cpu: default team size; devices: host threads of one call
   std::size_t l1_bytes = 0, l2_bytes = 0, l3_bytes = 0;
   std::size_t memory_bytes = 0;
 };
@@ -66,7 +66,8 @@ class PackCache {
   std::size_t bytes() const;  // of all packs
 
  private:
-  std::shared_ptr<void> get_erased(std::initializer_list<const TensorView*> operands, const std::string& format,
+  std::shared_ptr<void> get_erased(std::initializer_list<const TensorView*> operands,
+                                   const std::string& format,
                                    const std::function<std::shared_ptr<void>(std::size_t*)>& make);
   mutable std::mutex mutex_;
   std::unordered_map<std::string, std::shared_ptr<void>> packs_;
@@ -76,9 +77,9 @@ class PackCache {
 // What supports() and prepare() may look at.
 struct PlanContext {
   const DeviceCaps& caps;
-  Dispatcher& dispatcher;        // to plan the ops that a composition is made of
+  Dispatcher& dispatcher;  // to plan the ops that a composition is made of
   int num_threads = 1;
-  PackCache* packs = nullptr;    // non-null: weights are constant and may be packed
+  PackCache* packs = nullptr;  // non-null: weights are constant and may be packed
 };
 
 // What run() works with.
@@ -90,7 +91,7 @@ struct RunContext {
 
 // What prepare() hands over to run().
 struct Prepared {
-  std::shared_ptr<void> state;       // the kernel's own; shared by concurrent runs, so run() must not change it
+  std::shared_ptr<void> state;  // the kernel's own; shared by concurrent runs, so run() must not change it
   std::size_t workspace_bytes = 0;
   int launches = 1;        // kernels that one run launches
   bool graph_safe = true;  // as Kernel::graph_safe, where it depends on the call
@@ -115,14 +116,17 @@ struct Kernel {
 // A row whose run() needs only a workspace (or nothing).
 template <class P>
 Kernel make_kernel(std::string name, unsigned families, std::string condition,
-                   Support (*supports)(const P&, const PlanContext&), void (*run)(const P&, const RunContext&),
+                   Support (*supports)(const P&, const PlanContext&),
+                   void (*run)(const P&, const RunContext&),
                    std::size_t (*workspace)(const P&, const PlanContext&) = nullptr) {
   Kernel k;
   k.name = std::move(name);
   k.op = P::kOp;
   k.families = families;
   k.condition = std::move(condition);
-  k.supports = [supports](const void* p, const PlanContext& c) { return supports(*static_cast<const P*>(p), c); };
+  k.supports = [supports](const void* p, const PlanContext& c) {
+    return supports(*static_cast<const P*>(p), c);
+  };
   k.prepare = [workspace](const void* p, const PlanContext& c) {
     Prepared r;
     if (workspace) r.workspace_bytes = workspace(*static_cast<const P*>(p), c);
@@ -136,14 +140,17 @@ Kernel make_kernel(std::string name, unsigned families, std::string condition,
 template <class P, class State>
 Kernel make_kernel(std::string name, unsigned families, std::string condition,
                    Support (*supports)(const P&, const PlanContext&),
-                   std::shared_ptr<State> (*prepare)(const P&, const PlanContext&, std::size_t* workspace_bytes),
+                   std::shared_ptr<State> (*prepare)(const P&, const PlanContext&,
+                                                     std::size_t* workspace_bytes),
                    void (*run)(const P&, const State&, const RunContext&)) {
   Kernel k;
   k.name = std::move(name);
   k.op = P::kOp;
   k.families = families;
   k.condition = std::move(condition);
-  k.supports = [supports](const void* p, const PlanContext& c) { return supports(*static_cast<const P*>(p), c); };
+  k.supports = [supports](const void* p, const PlanContext& c) {
+    return supports(*static_cast<const P*>(p), c);
+  };
   k.prepare = [prepare](const void* p, const PlanContext& c) {
     Prepared r;
     r.state = prepare(*static_cast<const P*>(p), c, &r.workspace_bytes);

@@ -97,9 +97,12 @@ void encode(const float* x, BlockQ4_K& block) {
   const float d = f16_to_f32(block.d), m = f16_to_f32(block.m);
   const float inv_d = inverse(d), inv_m = inverse(m);
   std::fill(block.scales, block.scales + 12, std::uint8_t{0});
-  const auto put = [&](int at, int bits) { block.scales[at] = static_cast<std::uint8_t>(block.scales[at] | bits); };
+  const auto put = [&](int at, int bits) {
+    block.scales[at] = static_cast<std::uint8_t>(block.scales[at] | bits);
+  };
   for (int part = 0; part < 8; ++part) {
-    const std::uint8_t s = to_bits(scale[part] * inv_d + 0.5f, 63.0f), t = to_bits(min[part] * inv_m + 0.5f, 63.0f);
+    const std::uint8_t s = to_bits(scale[part] * inv_d + 0.5f, 63.0f),
+                       t = to_bits(min[part] * inv_m + 0.5f, 63.0f);
     if (part < 4) {
       put(part, s);
       put(part + 4, t);

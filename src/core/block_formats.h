@@ -37,7 +37,8 @@ struct BlockQ4_K {
   static constexpr int kElems = 256;
   std::uint16_t d, m;  // f16
   std::uint8_t scales[12];
-  std::uint8_t nibbles[128];  // parts 2 i and 2 i + 1 are the low and the high halves of bytes 32 i to 32 i + 31
+  std::uint8_t
+      nibbles[128];  // parts 2 i and 2 i + 1 are the low and the high halves of bytes 32 i to 32 i + 31
 };
 // Sixteen parts of 16 elements, each with a scale s: (q - 32) * (d * s).
 struct BlockQ6_K {

@@ -80,13 +80,15 @@ constexpr std::uint8_t f32_to_fp8(float value) {
   const std::uint32_t sign = (bits >> 24) & 0x80u, magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<std::uint8_t>(sign | 0x7fu);
   std::uint32_t byte = 0;
-  if (magnitude < std::uint32_t{128 - kBias} << 23) {  // denormal: adding this rounds to a multiple of the least one
+  if (magnitude < std::uint32_t{128 - kBias}
+                      << 23) {  // denormal: adding this rounds to a multiple of the least one
     const std::uint32_t unit = std::uint32_t{151 - kBias - kMantissa} << 23;
     byte = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + std::bit_cast<float>(unit)) - unit;
   } else {  // the carry of rounding may run into the exponent
     constexpr int kShift = 23 - kMantissa;
     byte = (magnitude - (std::uint32_t{127 - kBias} << 23) + (1u << (kShift - 1)) - 1 +
-            ((magnitude >> kShift) & 1u)) >> kShift;
+            ((magnitude >> kShift) & 1u)) >>
+           kShift;
   }
   return static_cast<std::uint8_t>(sign | (byte < kLargest ? byte : kLargest));
 }

@@ -3,8 +3,11 @@
 namespace kf {
 
 std::string family_names(unsigned families) {
-  static constexpr std::pair<Family, const char*> kNames[] = {
-      {kCustom, "custom"}, {kFused, "fused"}, {kLibrary, "library"}, {kVanilla, "vanilla"}, {kReference, "reference"}};
+  static constexpr std::pair<Family, const char*> kNames[] = {{kCustom, "custom"},
+                                                              {kFused, "fused"},
+                                                              {kLibrary, "library"},
+                                                              {kVanilla, "vanilla"},
+                                                              {kReference, "reference"}};
   std::string s;
   for (auto [bit, name] : kNames) {
     if (!(families & bit)) continue;
@@ -19,7 +22,8 @@ std::size_t PackCache::bytes() const {
   return bytes_;
 }
 
-std::shared_ptr<void> PackCache::get_erased(std::initializer_list<const TensorView*> operands, const std::string& format,
+std::shared_ptr<void> PackCache::get_erased(std::initializer_list<const TensorView*> operands,
+                                            const std::string& format,
                                             const std::function<std::shared_ptr<void>(std::size_t*)>& make) {
   std::string key = format;
   key.push_back('\0');

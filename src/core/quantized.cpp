@@ -24,14 +24,17 @@ bool rows_contiguous(const TensorView& t) { return t.dim(1) <= 1 || t.stride(1) 
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return a / b + (a % b != 0); }
 
-[[noreturn]] void fail(const char* op, const std::string& name, const std::string& expected, const std::string& got) {
-  throw Error(ErrorCode::invalid_argument, fmt::format("{}: {}: expected {}, got {}", op, name, expected, got),
+[[noreturn]] void fail(const char* op, const std::string& name, const std::string& expected,
+                       const std::string& got) {
+  throw Error(ErrorCode::invalid_argument,
+              fmt::format("{}: {}: expected {}, got {}", op, name, expected, got),
               {{"op", op}, {"operand", name}, {"expected", expected}, {"got", got}});
 }
 
 void check_absent(const char* op, const std::string& name, const TensorView& t, const TensorView& weight,
                   const char* weight_name) {
-  if (t.present()) fail(op, name, fmt::format("none, since {} is {}", weight_name, dtype_name(weight.dtype)), to_string(t));
+  if (t.present())
+    fail(op, name, fmt::format("none, since {} is {}", weight_name, dtype_name(weight.dtype)), to_string(t));
 }
 
 // [rows, groups] of scales or zeros, once their group size is known to be good.
@@ -75,7 +78,8 @@ float read(const TensorView& t, std::int64_t offset) {
 }
 
 void write(const TensorView& t, std::int64_t offset, float value) {
-  with_activation_type(t.dtype, [&]<class T>(std::type_identity<T>) { t.as<T>()[offset] = from_f32<T>(value); });
+  with_activation_type(t.dtype,
+                       [&]<class T>(std::type_identity<T>) { t.as<T>()[offset] = from_f32<T>(value); });
 }
 
 // How a dtype rounds: the ends of its values, and the largest magnitude that a scale brings to an end.
@@ -103,9 +107,9 @@ void put(const TensorView& data, std::int64_t offset, float code) {
 }
 
 // The elements [row_begin, row_end) x [begin, end), which share a scale.
-void quantize_group(const TensorView& values, const TensorView& data, const Quantization& q, std::int64_t row_begin,
-                    std::int64_t row_end, std::int64_t begin, std::int64_t end, std::int64_t scale_row,
-                    std::int64_t group) {
+void quantize_group(const TensorView& values, const TensorView& data, const Quantization& q,
+                    std::int64_t row_begin, std::int64_t row_end, std::int64_t begin, std::int64_t end,
+                    std::int64_t scale_row, std::int64_t group) {
   const Code code = code_of(data.dtype);
   float low = 0, high = 0;
   for (std::int64_t row = row_begin; row < row_end; ++row)
@@ -117,7 +121,8 @@ void quantize_group(const TensorView& values, const TensorView& data, const Quan
     }
   const bool has_zeros = q.zeros.present();
   // Halves first: the difference of the ends may be more than the largest float.
-  const float wanted = has_zeros ? (high / 2 - low / 2) / (code.highest - code.lowest) * 2 : std::max(high, -low) / code.most;
+  const float wanted =
+      has_zeros ? (high / 2 - low / 2) / (code.highest - code.lowest) * 2 : std::max(high, -low) / code.most;
   const std::int64_t at = scale_row * q.scales.stride(0) + group;
   write(q.scales, at, wanted);
   const float scale = read(q.scales, at);
@@ -143,10 +148,12 @@ void check_pair(const char* op, const TensorView& values, const TensorView& data
   }
   if (!is_activation_dtype(values.dtype)) fail(op, "values", "f32, f16 or bf16", dtype_name(values.dtype));
   if (!needs_scales(data.dtype)) fail(op, "data", "int4, i8, fp8_e4m3 or fp8_e5m2", dtype_name(data.dtype));
-  if (!values.same_shape(data)) fail(op, "values", "the shape of data, " + shape_string(data), shape_string(values));
+  if (!values.same_shape(data))
+    fail(op, "values", "the shape of data, " + shape_string(data), shape_string(values));
   check_quantization(op, "data", data, q);
   for (const TensorView* t : {&values, &data, &q.scales, &q.zeros}) {
-    if (t->present() && t->device != Device{}) fail(op, "data", "tensors on cpu:0", "one on " + to_string(t->device));
+    if (t->present() && t->device != Device{})
+      fail(op, "data", "tensors on cpu:0", "one on " + to_string(t->device));
     check_memory(op, t == &values ? "values" : t == &data ? "data" : t == &q.scales ? "scales" : "zeros", *t);
   }
 }
@@ -160,15 +167,20 @@ void check_quantization(const char* op, const char* name, const TensorView& weig
     check_absent(op, scales, q.scales, weight, name);
     check_absent(op, zeros, q.zeros, weight, name);
     if (q.group_size != 0)
-      fail(op, group_size, fmt::format("0, since {} is {}", name, dtype_name(weight.dtype)), std::to_string(q.group_size));
+      fail(op, group_size, fmt::format("0, since {} is {}", name, dtype_name(weight.dtype)),
+           std::to_string(q.group_size));
     return;
   }
-  if (!rows_contiguous(weight)) fail(op, name, "contiguous rows for " + std::string(dtype_name(weight.dtype)), to_string(weight));
-  if (weight.dtype == DType::int4 && (weight.dim(1) % 2 != 0 || (weight.dim(0) > 1 && weight.stride(0) % 2 != 0)))
+  if (!rows_contiguous(weight))
+    fail(op, name, "contiguous rows for " + std::string(dtype_name(weight.dtype)), to_string(weight));
+  if (weight.dtype == DType::int4 &&
+      (weight.dim(1) % 2 != 0 || (weight.dim(0) > 1 && weight.stride(0) % 2 != 0)))
     fail(op, name, "rows of whole bytes, two elements each, for int4", to_string(weight));
-  if (q.group_size != 0 && q.group_size != 32 && q.group_size != 64 && (q.group_size < 0 || q.group_size % 128 != 0))
+  if (q.group_size != 0 && q.group_size != 32 && q.group_size != 64 &&
+      (q.group_size < 0 || q.group_size % 128 != 0))
     fail(op, group_size, "0 (a row), 32, 64 or a multiple of 128", std::to_string(q.group_size));
-  if (!q.scales.present()) fail(op, scales, fmt::format("scales, since {} is {}", name, dtype_name(weight.dtype)), "none");
+  if (!q.scales.present())
+    fail(op, scales, fmt::format("scales, since {} is {}", name, dtype_name(weight.dtype)), "none");
   if (!is_activation_dtype(q.scales.dtype)) fail(op, scales, "f32, f16 or bf16", dtype_name(q.scales.dtype));
   check_shape(op, scales, q.scales, weight, q.group_size);
   if (is_fp8(weight.dtype)) check_absent(op, zeros, q.zeros, weight, name);
@@ -179,7 +191,9 @@ void check_quantization(const char* op, const char* name, const TensorView& weig
 
 ScaleGrid scale_grid(const TensorView& weight, const Quantization& q) {
   const std::int64_t rows = weight.dim(0), stored = q.scales.dim(0);
-  return {stored == rows ? 1 : stored == 1 ? std::max<std::int64_t>(rows, 1) : kBlockRows,
+  return {stored == rows ? 1
+          : stored == 1  ? std::max<std::int64_t>(rows, 1)
+                         : kBlockRows,
           q.group_size == 0 ? std::max<std::int64_t>(weight.dim(1), 1) : q.group_size};
 }
 
@@ -194,7 +208,8 @@ float zero_at(const Quantization& q, const ScaleGrid& grid, std::int64_t row, st
 float dequantize_element(const TensorView& weight, const Quantization& q, std::int64_t row, std::int64_t k) {
   const ScaleGrid grid = scale_grid(weight, q);
   const std::int64_t group = k / grid.columns;
-  return (read(weight, row * weight.stride(0) + k) - zero_at(q, grid, row, group)) * scale_at(q, grid, row, group);
+  return (read(weight, row * weight.stride(0) + k) - zero_at(q, grid, row, group)) *
+         scale_at(q, grid, row, group);
 }
 
 void dequantize_row(const TensorView& weight, const Quantization& q, std::int64_t row, float* values) {
@@ -218,7 +233,8 @@ void dequantize(const TensorView& data, const Quantization& q, const TensorView&
   for (std::int64_t row = 0; row < data.dim(0); ++row) {
     std::vector<float> x(static_cast<std::size_t>(data.dim(1)));
     dequantize_row(data, q, row, x.data());
-    for (std::int64_t k = 0; k < data.dim(1); ++k) write(values, row * values.stride(0) + k, x[static_cast<std::size_t>(k)]);
+    for (std::int64_t k = 0; k < data.dim(1); ++k)
+      write(values, row * values.stride(0) + k, x[static_cast<std::size_t>(k)]);
   }
 }
 

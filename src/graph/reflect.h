@@ -16,7 +16,7 @@ struct SlotInfo {
   std::string_view name;
   Role role{};
   bool optional = false;
-  bool is_weight = false;    // kernels may keep a form of it where it is constant
+  bool is_weight = false;   // kernels may keep a form of it where it is constant
   std::uint32_t field = 0;  // offset of the TensorView in the Params struct
 
   TensorView& in(void* params) const {

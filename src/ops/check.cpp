@@ -72,8 +72,7 @@ const Check& Check::activation_dtype() const {
 const Check& Check::weight_dtype() const {
   present();
   const DTypeInfo& info = dtype_info(t_.dtype);
-  if (!is_activation_dtype(t_.dtype) && !info.is_block)
-    fail(weight_dtype_names(), dtype_name(t_.dtype));
+  if (!is_activation_dtype(t_.dtype) && !info.is_block) fail(weight_dtype_names(), dtype_name(t_.dtype));
   bool whole_blocks = t_.rank > 0 && t_.dim(-1) % info.block_elems == 0 && t_.stride(-1) == 1;
   for (int i = 0; i < t_.rank - 1; ++i)
     whole_blocks = whole_blocks && (t_.shape[i] <= 1 || t_.strides[i] % info.block_elems == 0);

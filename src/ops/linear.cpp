@@ -27,8 +27,8 @@ void validate_input(const char* op, const TensorView& x) {
   check(op, "x", x).rank(2).activation_dtype().last_dim_contiguous();
 }
 
-void validate_weight(const char* op, const char* name, const TensorView& weight, const Quantization& quantization,
-                     std::int64_t in, const char* in_is) {
+void validate_weight(const char* op, const char* name, const TensorView& weight,
+                     const Quantization& quantization, std::int64_t in, const char* in_is) {
   const Check c = check(op, name, weight).rank(2).dim(1, in, in_is);
   const bool is_plain = is_activation_dtype(weight.dtype) || dtype_info(weight.dtype).is_block;
   if (!is_plain && !needs_scales(weight.dtype))
@@ -176,7 +176,8 @@ void validate(const GatedFfnParams& p) {
   validate_weight(op, "gate_weight", p.gate_weight, p.gate_weight_quantization, p.x.dim(1), "x's columns");
   validate_weight(op, "up_weight", p.up_weight, p.up_weight_quantization, p.x.dim(1), "x's columns");
   check(op, "up_weight", p.up_weight).dim(0, p.gate_weight.dim(0), "the gate's rows");
-  validate_weight(op, "down_weight", p.down_weight, p.down_weight_quantization, p.gate_weight.dim(0), "the gate's rows");
+  validate_weight(op, "down_weight", p.down_weight, p.down_weight_quantization, p.gate_weight.dim(0),
+                  "the gate's rows");
   if (p.residual.present()) validate_rows(check(op, "residual", p.residual), p.x, p.down_weight.dim(0));
   validate_output(op, "out", p.out, p.x, p.down_weight.dim(0));
   validate_prologue(op, p.prologue, p.x);
@@ -191,7 +192,8 @@ Cost cost(const GatedFfnParams& p) {
       matmul_flops(p.x, p.gate_weight) + matmul_flops(p.x, p.up_weight) + matmul_flops(p.x, p.down_weight);
   c.bytes = bytes_of(p.x) + bytes_of(p.gate_weight) + bytes_of(p.up_weight) + bytes_of(p.down_weight) +
             bytes_of(p.residual) + bytes_of(p.out) + bytes_of(p.prologue);
-  for (const Quantization* q : {&p.gate_weight_quantization, &p.up_weight_quantization, &p.down_weight_quantization})
+  for (const Quantization* q :
+       {&p.gate_weight_quantization, &p.up_weight_quantization, &p.down_weight_quantization})
     c.bytes += bytes_of(*q);
   return c;
 }
@@ -220,9 +222,8 @@ void validate(const LmHeadArgmaxParams& p) {
 void validate_data(const LmHeadArgmaxParams&) {}
 
 Cost cost(const LmHeadArgmaxParams& p) {
-  return {matmul_flops(p.x, p.weight),
-          bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.weight_quantization) + bytes_of(p.ids) + bytes_of(p.max) +
-              bytes_of(p.prologue)};
+  return {matmul_flops(p.x, p.weight), bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.weight_quantization) +
+                                           bytes_of(p.ids) + bytes_of(p.max) + bytes_of(p.prologue)};
 }
 
 }  // namespace kf::ops

@@ -40,10 +40,10 @@ struct LinearParams {
 // The three weights may be of different dtypes and widths (GQA).
 struct QkvLinearParams {
   static constexpr Op kOp = Op::qkv_linear;
-  TensorView x;                         // [num_tokens, in]
+  TensorView x;                             // [num_tokens, in]
   TensorView q_weight, k_weight, v_weight;  // [q_out, in], [k_out, in], [v_out, in]
-  TensorView q_bias, k_bias, v_bias;    // optional
-  TensorView q, k, v;                   // [num_tokens, *_out], dtype of x; row strides are free
+  TensorView q_bias, k_bias, v_bias;        // optional
+  TensorView q, k, v;                       // [num_tokens, *_out], dtype of x; row strides are free
   Prologue prologue;
   Quantization q_weight_quantization, k_weight_quantization, v_weight_quantization;
 

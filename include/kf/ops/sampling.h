@@ -47,7 +47,7 @@ struct SampleParams {
   float top_p = 1.0f;        // (0, 1]
   float min_p = 0.0f;        // [0, 1]
   std::int64_t seed = 0;
-  std::int64_t step = 0;     // position of the draw in the stream of this seed
+  std::int64_t step = 0;  // position of the draw in the stream of this seed
 
   void visit(FieldVisitor& v) {
     v.in("logits", logits);

@@ -68,10 +68,9 @@ std::vector<Kernel> kernels() {
           "cpu::linear_onednn", kVanilla,
           "f32 (bf16 where the processor has it); no prologue, activation or residual", onednn::supports,
           onednn::prepare, onednn::run),
-      make_kernel<LinearParams, GemmState>(
-          "cpu::linear_lowbit_unfused", kVanilla,
-          "16-bit or low-bit operands; no prologue, activation or residual", gemm::supports_primitive,
-          gemm::prepare, gemm::run),
+      make_kernel<LinearParams, GemmState>("cpu::linear_lowbit_unfused", kVanilla,
+                                           "16-bit or low-bit operands; no prologue, activation or residual",
+                                           gemm::supports_primitive, gemm::prepare, gemm::run),
       reference_row<LinearParams>("cpu::linear_reference", reference::linear, reference::workspace),
 
       // --- qkv_linear, gated_ffn, lm_head_argmax ---
@@ -132,8 +131,8 @@ std::vector<Kernel> kernels() {
 
       // --- attention, attention_scores, attention_mask, attention_values, merge_attention ---
       make_kernel("cpu::attention_flash", kFused,
-                  fmt::format("head_dim of q and of v multiples of 8 up to {}", kMaxHeadDim), flash::supports, flash::run,
-                  flash::workspace),
+                  fmt::format("head_dim of q and of v multiples of 8 up to {}", kMaxHeadDim), flash::supports,
+                  flash::run, flash::workspace),
       reference_row<AttentionParams>("cpu::attention_reference", reference::attention, reference::workspace),
       make_kernel<AttentionScoresParams>("cpu::attention_scores_onednn", kFused | kVanilla, "any call",
                                          always<AttentionScoresParams>, unfused::run, unfused::workspace),

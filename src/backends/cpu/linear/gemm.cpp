@@ -268,13 +268,19 @@ void gemm::run(const GatedFfnParams& p, const GemmState& s, const RunContext& ct
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     PackedRows hidden = space.hidden;
     hidden.rows = own.item.a.rows;
-    const GateEpilogue gate[] = {
-        {{p.gate_weight, p.gate_weight_quantization, s.packs[0].get()}, {p.up_weight, p.up_weight_quantization, s.packs[1].get()}, p.activation, hidden}};
+    const GateEpilogue gate[] = {{{p.gate_weight, p.gate_weight_quantization, s.packs[0].get()},
+                                  {p.up_weight, p.up_weight_quantization, s.packs[1].get()},
+                                  p.activation,
+                                  hidden}};
     multiply_pass(own.item, gate);
     GemmItem item = own.item;
     item.a = hidden;
-    const StoreEpilogue down[] = {
-        {{p.down_weight, p.down_weight_quantization, s.packs[2].get()}, {}, p.residual, p.out, Activation::none, row}};
+    const StoreEpilogue down[] = {{{p.down_weight, p.down_weight_quantization, s.packs[2].get()},
+                                   {},
+                                   p.residual,
+                                   p.out,
+                                   Activation::none,
+                                   row}};
     multiply_pass(item, down);
   });
 }
@@ -295,7 +301,8 @@ void gemm::run(const LmHeadArgmaxParams& p, const GemmState& s, const RunContext
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     const std::int64_t rows = own.item.a.rows;
     std::fill(own.index, own.index + rows, -1);
-    const ArgmaxEpilogue products[] = {{{p.weight, p.weight_quantization, s.packs[0].get()}, own.max, own.index}};
+    const ArgmaxEpilogue products[] = {
+        {{p.weight, p.weight_quantization, s.packs[0].get()}, own.max, own.index}};
     multiply_pass(own.item, products);
     const int threads = omp_get_num_threads();
 #pragma omp for

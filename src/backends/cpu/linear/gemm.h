@@ -36,9 +36,9 @@ inline constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return 
 
 // The reduction dimension cut into blocks of equal depth (the last may be less), a multiple of 32.
 struct Blocks {
-  std::int64_t in = 0;     // whole length
+  std::int64_t in = 0;      // whole length
   std::int64_t depth = 32;  // of a block
-  std::int64_t count = 1;  // at least one: an empty sum is a sum
+  std::int64_t count = 1;   // at least one: an empty sum is a sum
 };
 inline Blocks cut_blocks(std::int64_t in) {
   Blocks b;

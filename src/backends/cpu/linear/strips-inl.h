@@ -143,7 +143,8 @@ HWY_INLINE std::size_t RowsOfStrip(const TensorView& weight, std::int64_t strip,
   const std::int64_t first = strip * lanes, count = std::min(lanes, weight.dim(0) - first);
   for (std::int64_t lane = 0; lane < lanes; ++lane)
     rows[lane] =
-        static_cast<const std::uint8_t*>(weight.at((first + (lane < count ? lane : 0)) * weight.stride(0))) + skip;
+        static_cast<const std::uint8_t*>(weight.at((first + (lane < count ? lane : 0)) * weight.stride(0))) +
+        skip;
   return static_cast<std::size_t>(count);
 }
 
@@ -192,7 +193,8 @@ HWY_INLINE void DecodeStrip(const TensorView& weight, std::int64_t strip, std::i
 #pragma GCC unroll 4
       for (std::size_t w = 0; w < 4; ++w) {
 #pragma GCC unroll 8
-        for (std::size_t n = 0; n < 8; ++n) {  // low nibbles are the first half of the block, high ones the second
+        for (std::size_t n = 0; n < 8;
+             ++n) {  // low nibbles are the first half of the block, high ones the second
           const std::size_t k = 4 * w + n / 2 + n % 2 * 16;
           F32Vec from = offset;
           if constexpr (kType == DType::q5_0)  // a fifth bit is 16, by which the offset is less
@@ -212,8 +214,8 @@ struct PartScales {
 
 // q4_k and q6_k, 32 elements at a time, which blocks of the reduction divide.
 template <DType kType>
-HWY_INLINE void DecodeStripK(const TensorView& weight, std::int64_t strip, std::int64_t k_begin, std::int64_t depth,
-                             float* HWY_RESTRICT to) {
+HWY_INLINE void DecodeStripK(const TensorView& weight, std::int64_t strip, std::int64_t k_begin,
+                             std::int64_t depth, float* HWY_RESTRICT to) {
   constexpr bool kIsQ4 = kType == DType::q4_k;
   constexpr std::int64_t kElems = BlockQ4_K::kElems;
   constexpr std::size_t kBytes = kIsQ4 ? sizeof(BlockQ4_K) : sizeof(BlockQ6_K);
@@ -269,9 +271,10 @@ HWY_INLINE void DecodeStripK(const TensorView& weight, std::int64_t strip, std::
                        high = LoadWords(rows, at + offsetof(BlockQ6_K, high) + half * 32 + 16 * h);
 #pragma GCC unroll 4
         for (std::size_t w = 0; w < 4; ++w) {
-          const auto low4 = hn::And(quarter < 2 ? low.w[w] : hn::ShiftRight<4>(low.w[w]), hn::Set(du, 0x0f0f0f0fu));
-          const auto high2 = hn::And(hn::ShiftRightSame(high.w[w], static_cast<int>(2 * quarter)),
-                                     hn::Set(du, 0x03030303u));
+          const auto low4 =
+              hn::And(quarter < 2 ? low.w[w] : hn::ShiftRight<4>(low.w[w]), hn::Set(du, 0x0f0f0f0fu));
+          const auto high2 =
+              hn::And(hn::ShiftRightSame(high.w[w], static_cast<int>(2 * quarter)), hn::Set(du, 0x03030303u));
           auto q = hn::Or(low4, hn::ShiftLeft<4>(high2));
 #pragma GCC unroll 4
           for (std::size_t byte = 0; byte < 4; ++byte) {

@@ -150,14 +150,15 @@ void lm_head_argmax(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   auto* const max = y + p.x.numel();
   auto* const weight_row = reinterpret_cast<float*>(max + p.x.dim(0));
   apply_prologue_to_all(p.x, p.prologue, y);
-  for_each_dot(y, p.x.dim(0), p.weight, p.weight_quantization, weight_row, 1, [&](std::int64_t t, std::int64_t n, double sum) {
-    const double logit = static_cast<float>(sum);
-    const bool better = n == 0 || logit > max[t] || (std::isnan(logit) && !std::isnan(max[t]));
-    if (!better) return;
-    max[t] = logit;
-    p.ids.as<std::int32_t>()[t * p.ids.stride(0)] = static_cast<std::int32_t>(n);
-    if (p.max.present()) p.max.as<float>()[t * p.max.stride(0)] = static_cast<float>(logit);
-  });
+  for_each_dot(y, p.x.dim(0), p.weight, p.weight_quantization, weight_row, 1,
+               [&](std::int64_t t, std::int64_t n, double sum) {
+                 const double logit = static_cast<float>(sum);
+                 const bool better = n == 0 || logit > max[t] || (std::isnan(logit) && !std::isnan(max[t]));
+                 if (!better) return;
+                 max[t] = logit;
+                 p.ids.as<std::int32_t>()[t * p.ids.stride(0)] = static_cast<std::int32_t>(n);
+                 if (p.max.present()) p.max.as<float>()[t * p.max.stride(0)] = static_cast<float>(logit);
+               });
 }
 
 }  // namespace kf::cpu::reference

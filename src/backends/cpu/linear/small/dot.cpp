@@ -24,8 +24,8 @@ inline constexpr int kRowsAtOnce = kTokens == 1 ? 4 : 2;
 
 // One step of all rows and tokens: acc += weights * x. `w` has the rows' scales where they lie beside the weight.
 template <class Format, int kTokens, int kRows>
-HWY_INLINE void Step(Format (&w)[kRows], const std::uint8_t* const (&at)[kRows], const float* x, std::size_t x_stride,
-                     F32Vec (&acc)[kRows][kTokens]) {
+HWY_INLINE void Step(Format (&w)[kRows], const std::uint8_t* const (&at)[kRows], const float* x,
+                     std::size_t x_stride, F32Vec (&acc)[kRows][kTokens]) {
   const F32Tag d;
   F32Vec sum[kRows][kTokens];
 #pragma GCC unroll 4
@@ -184,15 +184,16 @@ HWY_INLINE hn::Vec<D> SpreadGroups(D d, const float* p) {
     return hn::Set(d, *p);
   } else {
     const hn::Half<D> half;
-    return hn::Combine(d, SpreadGroups<kGroups / 2>(half, p + kGroups / 2), SpreadGroups<kGroups / 2>(half, p));
+    return hn::Combine(d, SpreadGroups<kGroups / 2>(half, p + kGroups / 2),
+                       SpreadGroups<kGroups / 2>(half, p));
   }
 }
 
 // As DotTile, where a step has kGroups groups, or with kGroups 1 a group has one or more steps. `row` is the first.
 template <class Format, int kTokens, int kGroups, int kRows = kRowsAtOnce<kTokens>>
 HWY_NOINLINE void ScaledTile(const Rows& w, const Quantization& q, const ScaleGrid& grid, std::int64_t row,
-                             std::size_t num_rows, const float* x, std::size_t x_stride,
-                             float* sums, std::size_t sums_stride) {
+                             std::size_t num_rows, const float* x, std::size_t x_stride, float* sums,
+                             std::size_t sums_stride) {
   constexpr std::int64_t kMaxGroups = 64;  // whose scales are held at a time
   alignas(64) float scales[kRows][kMaxGroups + kLanes + kMaxGroupsPerStep];
   alignas(64) float zeros[kRows][kMaxGroups + kLanes + kMaxGroupsPerStep];
@@ -200,7 +201,8 @@ HWY_NOINLINE void ScaledTile(const Rows& w, const Quantization& q, const ScaleGr
   alignas(64) typename Cursor<Format::kStepBytes, kRows>::Padded padded;
   F32Vec acc[kRows][kTokens];
   Clear(acc);
-  const std::size_t group_bytes = (static_cast<std::size_t>(grid.columns) + Format::kElemsPerByte - 1) / Format::kElemsPerByte;
+  const std::size_t group_bytes =
+      (static_cast<std::size_t>(grid.columns) + Format::kElemsPerByte - 1) / Format::kElemsPerByte;
   const auto groups = static_cast<std::int64_t>((w.bytes + group_bytes - 1) / group_bytes);
   for (std::int64_t first = 0; first < groups; first += kMaxGroups) {
     const std::int64_t count = std::min(kMaxGroups, groups - first);
@@ -214,7 +216,8 @@ HWY_NOINLINE void ScaledTile(const Rows& w, const Quantization& q, const ScaleGr
         formats[r].SetScales(SpreadGroups<kGroups>(F32Tag(), scales[r] + group),
                              SpreadGroups<kGroups>(F32Tag(), zeros[r] + group));
       // Steps divide groups, or groups steps: only the last may be short.
-      const std::size_t end = std::min(w.bytes, static_cast<std::size_t>(first + group + kGroups) * group_bytes);
+      const std::size_t end =
+          std::min(w.bytes, static_cast<std::size_t>(first + group + kGroups) * group_bytes);
       for (; cursor.left > w.bytes - end; x += Format::kInputFloats) {
         const std::uint8_t* at[kRows];
         cursor.Next(padded, at);
@@ -236,7 +239,8 @@ void DotScaled(const TensorView& weight, const Quantization& q, const Rows& w, s
     for (std::size_t r = 0; r < num_rows; r += kRows)
       ScaledTile<Format, kTokens, kGroups>(
           {w.first + static_cast<std::ptrdiff_t>(r) * w.stride, w.stride, w.bytes}, q, grid,
-          begin + static_cast<std::int64_t>(r), std::min(kRows, num_rows - r), x, x_stride, sums + r, sums_stride);
+          begin + static_cast<std::int64_t>(r), std::min(kRows, num_rows - r), x, x_stride, sums + r,
+          sums_stride);
   };
   for (; num_tokens >= 4; num_tokens -= 4, x += 4 * x_stride, sums += 4 * sums_stride)
     tokens(std::integral_constant<int, 4>());
@@ -259,7 +263,8 @@ void DotRows(const TensorView& weight, const Quantization& q, const SmallInput& 
   };
   const auto scaled = [&]<class Format, int kGroups = 1>(Format, const float* x, std::size_t x_stride,
                                                          std::integral_constant<int, kGroups> = {}) {
-    DotScaled<Format, kGroups>(weight, q, w, begin, num_rows, x, x_stride, input.num_tokens, sums, sums_stride);
+    DotScaled<Format, kGroups>(weight, q, w, begin, num_rows, x, x_stride, input.num_tokens, sums,
+                               sums_stride);
   };
   switch (weight.dtype) {
     case DType::f32:
@@ -320,7 +325,8 @@ bool FillNibbles(const float* values, float* nibbles, NibbleOrder order, std::si
   for (std::size_t i = begin; i < end; i += 32) {
     const std::size_t block = i / 32;
     float* out = nibbles + block / kBlocksPerStep * Format::kInputFloats + block % kBlocksPerStep * 4;
-    V4 first[4], second[4], v[8];  // of either half of the block, elements 4 j + p of [p]; then of nibble n those of [n]
+    V4 first[4], second[4],
+        v[8];  // of either half of the block, elements 4 j + p of [p]; then of nibble n those of [n]
     hn::LoadInterleaved4(d, values + i, first[0], first[1], first[2], first[3]);
     hn::LoadInterleaved4(d, values + i + 16, second[0], second[1], second[2], second[3]);
     for (std::size_t p = 0; p < 4; ++p) {
@@ -391,8 +397,9 @@ void fill_nibbles(const SmallInput& input, int t, std::int64_t begin, std::int64
   for (const NibbleOrder order : {NibbleOrder::halves, NibbleOrder::neighbours}) {
     float* const nibbles = input.nibbles[static_cast<int>(order)];
     if (nibbles == nullptr) continue;
-    if (HWY_DYNAMIC_DISPATCH(FillNibbles)(input.token(t), nibbles + static_cast<std::size_t>(t) * input.nibble_stride,
-                                          order, static_cast<std::size_t>(begin), static_cast<std::size_t>(end)))
+    if (HWY_DYNAMIC_DISPATCH(FillNibbles)(input.token(t),
+                                          nibbles + static_cast<std::size_t>(t) * input.nibble_stride, order,
+                                          static_cast<std::size_t>(begin), static_cast<std::size_t>(end)))
       std::atomic_ref<std::uint32_t>(*input.outsized).fetch_or(1u << t, std::memory_order_relaxed);
   }
 }

@@ -35,7 +35,9 @@ using ByteTag = hn::Rebind<std::uint8_t, F32Tag>;
 using IntVec = hn::Vec<IntTag>;
 inline constexpr std::size_t kLanes = hn::MaxLanes(F32Tag());
 
-HWY_INLINE IntVec LoadBytes(const std::uint8_t* p) { return hn::PromoteTo(IntTag(), hn::LoadU(ByteTag(), p)); }
+HWY_INLINE IntVec LoadBytes(const std::uint8_t* p) {
+  return hn::PromoteTo(IntTag(), hn::LoadU(ByteTag(), p));
+}
 
 // The f16 at `p` in all lanes.
 HWY_INLINE F32Vec LoadHalf(const std::uint8_t* p) {
@@ -123,7 +125,8 @@ struct Q4KFormat {
     const hn::RebindToSigned<decltype(d)> di;
     const hn::Rebind<std::uint8_t, decltype(d)> d8;
     const ScalesQ4_K s = scales_of(p + 4);
-    const auto all = hn::Set(d, hn::GetLane(LoadHalf(p))), all_mins = hn::Set(d, hn::GetLane(LoadHalf(p + 2)));
+    const auto all = hn::Set(d, hn::GetLane(LoadHalf(p))),
+               all_mins = hn::Set(d, hn::GetLane(LoadHalf(p + 2)));
     for (std::size_t i = 0; i < 8; i += hn::Lanes(d)) {
       const auto value = [&](const std::uint8_t* from) HWY_ATTR {
         return hn::ConvertTo(d, hn::PromoteTo(di, hn::LoadU(d8, from + i)));
@@ -179,10 +182,13 @@ struct Q6KFormat {
   }
   HWY_INLINE F32Vec Get(std::size_t v) const {
     const std::size_t first = v * kLanes;
-    const IntVec low4 = hn::And(hn::ShiftRightSame(LoadBytes(low + first), quarter / 2 * 4), hn::Set(IntTag(), 15));
-    const IntVec high2 = hn::And(hn::ShiftRightSame(LoadBytes(high + first), quarter * 2), hn::Set(IntTag(), 3));
+    const IntVec low4 =
+        hn::And(hn::ShiftRightSame(LoadBytes(low + first), quarter / 2 * 4), hn::Set(IntTag(), 15));
+    const IntVec high2 =
+        hn::And(hn::ShiftRightSame(LoadBytes(high + first), quarter * 2), hn::Set(IntTag(), 3));
     const IntVec q = hn::Or(low4, hn::ShiftLeft<4>(high2));
-    return hn::Mul(hn::ConvertTo(F32Tag(), hn::Sub(q, hn::Set(IntTag(), 32))), hn::Set(F32Tag(), scale[first / 16]));
+    return hn::Mul(hn::ConvertTo(F32Tag(), hn::Sub(q, hn::Set(IntTag(), 32))),
+                   hn::Set(F32Tag(), scale[first / 16]));
   }
 };
 
@@ -308,11 +314,13 @@ struct ByteFormat {
   HWY_INLINE F32Vec Get(std::size_t v) const {
     const F32Tag d;
     if constexpr (kType == DType::i8) {
-      const auto bytes = hn::LoadU(hn::RebindToSigned<ByteTag>(), reinterpret_cast<const std::int8_t*>(codes) + v * kLanes);
+      const auto bytes =
+          hn::LoadU(hn::RebindToSigned<ByteTag>(), reinterpret_cast<const std::int8_t*>(codes) + v * kLanes);
       return hn::Mul(hn::Sub(hn::ConvertTo(d, hn::PromoteTo(IntTag(), bytes)), zero), scale);
     } else {
       const auto code = hn::PromoteTo(HalfTag(), hn::LoadU(ByteTag(), codes + v * kLanes));
-      const F32Vec value = hn::Mul(F16ToF32(d, Fp8ToF16<kType>(HalfTag(), code)), hn::Set(d, kFp8Unit<kType>));
+      const F32Vec value =
+          hn::Mul(F16ToF32(d, Fp8ToF16<kType>(HalfTag(), code)), hn::Set(d, kFp8Unit<kType>));
       return hn::Mul(value, scale);
     }
   }
