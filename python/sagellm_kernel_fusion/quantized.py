@@ -104,7 +104,7 @@ def pack_int4(codes: np.ndarray) -> np.ndarray:
     if codes.size and not (-8 <= codes.min() and codes.max() <= 7):
         raise refusing(f"int4: expected codes -8 to 7, got {codes.min()} to {codes.max()}")
     low, high = codes[:, 0::2].astype(np.uint8) & 15, codes[:, 1::2].astype(np.uint8) & 15
-    return low | high << 4
+    return np.ascontiguousarray(low | high << 4)
 
 
 def _nibbles(words: np.ndarray) -> np.ndarray:
