@@ -95,8 +95,8 @@ class Model:
             length, longest = 0 if afresh else self.engine.length(self._sequence), self.engine.max_seq_len
             if length + ids.size > longest:
                 raise ResourceExhaustedError(
-                    f"tokens: {ids.size} after {length} are more than this model was loaded for: max_seq_len is {longest}; "
-                    "load it with a longer context"
+                    f"tokens: {ids.size} after {length} are more than this model was loaded for: max_seq_len is "
+                    f"{longest}; load it with a longer context"
                 )
             if afresh:
                 self._forget()
@@ -224,8 +224,8 @@ def load_model(
     a list; `sagellm_kernel_fusion.rules()`) take all of these; `only_rules` and `except_rules` restrict them. weights:
     "file" computes with them as they are stored, "f32" dequantizes them first. context: the longest sequence (0: the
     model's, at most 4096). max_step_tokens: longer prompts are fed in chunks of as many. threads 0: all. families: the
-    kernels that may be used, as in `Selection` (none: the fused ones and, for what no rule joins, the vanilla ones; for the
-    baseline the vanilla ones). verdicts:
+    kernels that may be used, as in `Selection` (none: the fused ones and, for what no rule joins, the vanilla ones;
+    for the baseline the vanilla ones). verdicts:
     where measured fusions are kept (None: on disk, in the user's cache).
     """
     file = path if isinstance(path, ModelFile) else open_model(path)

@@ -32,9 +32,9 @@ def linear(
 ):  # fmt: skip
     """out = act( pro(x) @ weight^T + bias ) + residual
 
-    x [num_tokens, in], weight [out, in] (any strides, a GgufTensor or a QuantizedTensor), bias [out], residual and out [num_tokens, out].
-    pro is nothing, a norm over x's rows (`norm` "rms" or "layer" with norm_weight [in], and norm_bias [in] for
-    "layer") or a `pre_activation`. Activations: "none", "silu", "gelu", "gelu_tanh", "relu".
+    x [num_tokens, in], weight [out, in] (any strides, a GgufTensor or a QuantizedTensor), bias [out], residual and out
+    [num_tokens, out]. pro is nothing, a norm over x's rows (`norm` "rms" or "layer" with norm_weight [in], and
+    norm_bias [in] for "layer") or a `pre_activation`. Activations: "none", "silu", "gelu", "gelu_tanh", "relu".
     """
     return call("linear", locals())
 
@@ -158,9 +158,9 @@ def attention(
     Row i stands at key p = i + seqlen_k - seqlen_q and sees keys p - window_left .. p + window_right (-1: all; causal:
     none after p). Scores, in this order: softcap > 0 makes them softcap tanh(s / softcap); alibi_slopes f32 [num_heads]
     or [batch, num_heads] adds -slope |p - j|; attn_mask forbids (boolean, False) or is added (f32, f16, bf16): dense
-    [batch, num_heads, seqlen_q, seqlen_k], the first three of any size 1, else [num_heads or 1, total_q, columns] with a
-    column for each key of the longest sequence. sinks f32 [num_heads] are logits that join each row's softmax and carry
-    no value.
+    [batch, num_heads, seqlen_q, seqlen_k], the first three of any size 1, else [num_heads or 1, total_q, columns] with
+    a column for each key of the longest sequence. sinks f32 [num_heads] are logits that join each row's softmax and
+    carry no value.
     """
     return call("attention", locals())
 
@@ -196,9 +196,10 @@ def attention_values(
 def merge_attention(out_a, lse_a, out_b, lse_b, out=None, lse=None, *, selection: Selection | None = None):
     """Attention over two sets of keys from the attention over each: the outputs weighted by exp(lse_a), exp(lse_b).
 
-    out_a and out_b [batch, seqlen_q, num_heads, head_dim] with lse [batch, num_heads, seqlen_q], or [total_q, num_heads,
-    head_dim] with lse [num_heads, total_q]. lse=True also returns log(exp(lse_a) + exp(lse_b)). A part whose lse is -inf
-    has none in the result; where both are, the result is zero. For batches with a common prefix (cascade inference).
+    out_a and out_b [batch, seqlen_q, num_heads, head_dim] with lse [batch, num_heads, seqlen_q], or [total_q,
+    num_heads, head_dim] with lse [num_heads, total_q]. lse=True also returns log(exp(lse_a) + exp(lse_b)). A part
+    whose lse is -inf has none in the result; where both are, the result is zero. For batches with a common prefix
+    (cascade inference).
     """
     return call("merge_attention", locals())
 

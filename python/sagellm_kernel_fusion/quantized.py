@@ -1,4 +1,5 @@
-"""Weights of integers or 8-bit floats with scales beside them: made of arrays, or taken from the files of AWQ and GPTQ."""
+"""Weights of integers or 8-bit floats with scales beside them: made of arrays, or taken from the files of AWQ and
+GPTQ."""
 
 from __future__ import annotations
 
@@ -27,9 +28,9 @@ class QuantizedTensor:
     """A weight [out, in] = (data - zeros) * scales, for every op that takes a weight of a linear layer.
 
     data: of "int4" uint8 [out, in / 2], two's complement, the low half of a byte first; of "int8" int8 [out, in]; of
-    "fp8_e4m3" and "fp8_e5m2" bytes or ml_dtypes' floats [out, in]. scales f32, f16 or bf16 [out, ceil(in / group_size)];
-    group_size 0 is the row. fp8 also takes scales [1, 1] and, with groups of 128, [ceil(out / 128), ceil(in / 128)].
-    zeros int8, like scales, for integers only.
+    "fp8_e4m3" and "fp8_e5m2" bytes or ml_dtypes' floats [out, in]. scales f32, f16 or bf16 [out, ceil(in /
+    group_size)]; group_size 0 is the row. fp8 also takes scales [1, 1] and, with groups of 128, [ceil(out / 128),
+    ceil(in / 128)]. zeros int8, like scales, for integers only.
     """
 
     data: object
@@ -70,12 +71,19 @@ class QuantizedTensor:
 
 
 def quantize(
-    x, dtype: str, *, group_size: int | None = None, symmetric: bool = True, rows_per_scale: int = 1, scales_dtype: str = "f32"
+    x,
+    dtype: str,
+    *,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    rows_per_scale: int = 1,
+    scales_dtype: str = "f32",
 ) -> QuantizedTensor:
     """Rounds a matrix [out, in] of f32, f16 or bf16 to "int4", "int8" or "fp8" (e4m3; or "fp8_e5m2").
 
-    group_size: elements of a row to a scale, 0 for the row; by default 128 for int4 and the row otherwise. symmetric=False
-    gives integers a zero for each scale. rows_per_scale, for fp8: 1, 128 with groups of 128, or 0 for one scale in all.
+    group_size: elements of a row to a scale, 0 for the row; by default 128 for int4 and the row otherwise.
+    symmetric=False gives integers a zero for each scale. rows_per_scale, for fp8: 1, 128 with groups of 128, or 0 for
+    one scale in all.
     """
     dtype = _dtype_named(dtype)
     if len(x.shape) != 2:
@@ -94,14 +102,16 @@ def quantize(
     scales = np.zeros((scale_rows, groups), NUMPY_DTYPES[scales_dtype])
     zeros = None if symmetric else np.zeros((scale_rows, groups), np.int8)
     _kf.quantize(x, data, dtype, scales, zeros, group_size)
-    return QuantizedTensor(data if dtype == "int4" else data.view(NUMPY_DTYPES[dtype]), scales, zeros, group_size, dtype)
+    return QuantizedTensor(
+        data if dtype == "int4" else data.view(NUMPY_DTYPES[dtype]), scales, zeros, group_size, dtype
+    )
 
 
 def pack_int4(codes: np.ndarray) -> np.ndarray:
     """Codes -8 to 7 [out, in] as QuantizedTensor has them: two a byte, the low half first."""
     if codes.ndim != 2 or codes.shape[1] % 2:
         raise refusing(f"int4: expected a matrix with an even number of columns, got shape {list(codes.shape)}")
-    if codes.size and not (-8 <= codes.min() and codes.max() <= 7):
+    if codes.size and not (codes.min() >= -8 and codes.max() <= 7):
         raise refusing(f"int4: expected codes -8 to 7, got {codes.min()} to {codes.max()}")
     low, high = codes[:, 0::2].astype(np.uint8) & 15, codes[:, 1::2].astype(np.uint8) & 15
     return np.ascontiguousarray(low | high << 4)
@@ -114,12 +124,12 @@ def _nibbles(words: np.ndarray) -> np.ndarray:
 
 
 def _of_columns(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> QuantizedTensor:
-    """Unsigned codes [in, out], scales and zeros [groups, out]: x @ W, as AWQ and GPTQ store it, turned to [out, in]."""
+    """Unsigned codes [in, out], scales and zeros [groups, out], x @ W as AWQ and GPTQ store it, turned to [out, in]."""
     n, groups = codes.shape[0], scales.shape[0]
     if scales.shape != zeros.shape or scales.shape[1:] != codes.shape[1:] or groups == 0 or n % groups:
         raise refusing(
-            f"expected scales and zeros of whole groups for a weight of {list(codes.shape)}, got {list(scales.shape)} and "
-            f"{list(zeros.shape)}"
+            f"expected scales and zeros of whole groups for a weight of {list(codes.shape)}, "
+            f"got {list(scales.shape)} and {list(zeros.shape)}"
         )
     return QuantizedTensor(
         pack_int4(codes.T - 8),
@@ -138,8 +148,8 @@ def _words(name: str, array) -> np.ndarray:
 
 
 def from_awq(qweight, scales, qzeros) -> QuantizedTensor:
-    """A 4-bit layer as AutoAWQ's files have it: qweight int32 [in, out / 8] and qzeros int32 [groups, out / 8], whose words
-    hold eight columns in AWQ's order; scales [groups, out]."""
+    """A 4-bit layer as AutoAWQ's files have it: qweight int32 [in, out / 8] and qzeros int32 [groups, out / 8], whose
+    words hold eight columns in AWQ's order; scales [groups, out]."""
 
     def columns(words):
         in_order = np.empty((*words.shape, 8), np.int16)
@@ -150,11 +160,11 @@ def from_awq(qweight, scales, qzeros) -> QuantizedTensor:
 
 
 def from_gptq(qweight, scales, qzeros, g_idx=None, *, zeros_less_one: bool = True) -> QuantizedTensor:
-    """A 4-bit layer as AutoGPTQ's files have it: qweight int32 [in / 8, out], a word eight rows of a column; qzeros int32
-    [groups, out / 8], a word eight columns; scales [groups, out].
+    """A 4-bit layer as AutoGPTQ's files have it: qweight int32 [in / 8, out], a word eight rows of a column; qzeros
+    int32 [groups, out / 8], a word eight columns; scales [groups, out].
 
-    zeros_less_one: zeros are stored less one, as the format named "gptq" has it ("gptq_v2" stores them as they are). g_idx,
-    the group of each row, must be in order: with act-order rows of a group lie apart, which no kernel reads.
+    zeros_less_one: zeros are stored less one, as the format named "gptq" has it ("gptq_v2" stores them as they are).
+    g_idx, the group of each row, must be in order: with act-order rows of a group lie apart, which no kernel reads.
     """
     qweight, qzeros, scales = _words("qweight", qweight), _words("qzeros", qzeros), np.asarray(scales)
     codes = _nibbles(qweight).transpose(0, 2, 1).reshape(-1, qweight.shape[1])
@@ -163,15 +173,15 @@ def from_gptq(qweight, scales, qzeros, g_idx=None, *, zeros_less_one: bool = Tru
         size = -(-codes.shape[0] // max(scales.shape[0], 1))
         if not np.array_equal(np.asarray(g_idx), np.arange(codes.shape[0]) // size):
             raise NotServedError(
-                "g_idx: the weight was quantized with act-order (desc_act), under which rows of a group lie apart; served "
-                "are groups of neighbouring rows"
+                "g_idx: the weight was quantized with act-order (desc_act), under which rows of a group lie apart; "
+                "served are groups of neighbouring rows"
             )
     return _of_columns(codes, scales, zeros)
 
 
 def from_codes(codes, scales, zeros=None, group_size: int = 0, dtype: str = "int4") -> QuantizedTensor:
-    """Integers, one an element [out, in]: int4 of -8 to 7 or 0 to 15 (zeros then alike), int8 of -128 to 127. scales [out] or
-    [out, groups]; zeros like scales, whole numbers."""
+    """Integers, one an element [out, in]: int4 of -8 to 7 or 0 to 15 (zeros then alike), int8 of -128 to 127. scales
+    [out] or [out, groups]; zeros like scales, whole numbers."""
     codes, scales, dtype = np.asarray(codes), np.asarray(scales), _dtype_named(dtype)
     if dtype not in ("int4", "i8"):
         raise refusing(f"dtype: expected int4 or int8 for integer codes, got {dtype}")
@@ -190,8 +200,8 @@ def from_codes(codes, scales, zeros=None, group_size: int = 0, dtype: str = "int
 
 
 def as_quantized(weight) -> QuantizedTensor | None:
-    """A QuantizedTensor, or what the quantization module makes (quantized_weight, scales, zeros, group_size; its int4 one
-    an element), as one; None for anything else."""
+    """A QuantizedTensor, or what the quantization module makes (quantized_weight, scales, zeros, group_size; its int4
+    one an element), as one; None for anything else."""
     if isinstance(weight, QuantizedTensor):
         return weight
     codes = getattr(weight, "quantized_weight", None)
@@ -199,4 +209,6 @@ def as_quantized(weight) -> QuantizedTensor | None:
         return None
     codes = np.asarray(codes)
     dtype = "int4" if codes.size == 0 or (codes.min() >= -8 and codes.max() <= 15) else "int8"
-    return from_codes(codes, weight.scales, getattr(weight, "zeros", None), int(getattr(weight, "group_size", 0) or 0), dtype)
+    return from_codes(
+        codes, weight.scales, getattr(weight, "zeros", None), int(getattr(weight, "group_size", 0) or 0), dtype
+    )

@@ -544,6 +544,8 @@ def test_prompt_gflop_counts_every_product():
     config = {"num_layers": 2, "num_heads": 6, "num_kv_heads": 2, "head_dim": 8, "hidden_size": 40,
               "intermediate_size": 56, "vocab_size": 100}  # fmt: skip
     length, product = 5, lambda *sizes: 2 * float(np.prod(sizes))
-    layer = sum(product(length, n, k) for n, k in [(48, 40), (16, 40), (16, 40), (40, 48), (56, 40), (56, 40), (40, 56)])
+    layer = sum(
+        product(length, n, k) for n, k in [(48, 40), (16, 40), (16, 40), (40, 48), (56, 40), (56, 40), (40, 56)]
+    )
     layer += sum(2 * product(6, 8, seen) for seen in range(1, length + 1))  # scores and values of each row
     assert prompt_gflop(config, length) == pytest.approx((2 * layer + product(1, 100, 40)) / 1e9)

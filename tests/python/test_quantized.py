@@ -1,5 +1,5 @@
-"""Low-bit weights: GGUF's K formats against the gguf library, scales beside weights against NumPy, AWQ's and GPTQ's files
-against a packing written from their descriptions."""
+"""Low-bit weights: GGUF's K formats against the gguf library, scales beside weights against NumPy, AWQ's and GPTQ's
+files against a packing written from their descriptions."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def numpy_quantize(x, kind, group_size, symmetric, rows_per_scale=1):
 
 
 FORMS = [
-    ("int4", 32, True, 1), ("int4", 64, False, 1), ("int4", 128, True, 1), ("int4", 128, False, 1), ("int4", 0, True, 1),
+    ("int4", 32, True, 1), ("int4", 64, False, 1), ("int4", 128, True, 1), ("int4", 128, False, 1),
+    ("int4", 0, True, 1),
     ("int8", 0, True, 1), ("int8", 0, False, 1), ("int8", 128, True, 1),
     ("fp8_e4m3", 0, True, 1), ("fp8_e4m3", 0, True, 0), ("fp8_e4m3", 128, True, 128), ("fp8_e5m2", 0, True, 1),
     ("fp8_e5m2", 128, True, 128),
@@ -123,7 +124,10 @@ def test_quantize_and_every_kernel_against_numpy(rng, kind, group_size, symmetri
 
 def test_quantized_weights_in_the_other_ops(rng):
     x = rng.standard_normal((3, 64), np.float32)
-    q, k, v = (kf.quantize(rng.standard_normal((n, 64), np.float32), kind) for n, kind in ((32, "int4"), (16, "int8"), (16, "fp8")))
+    q, k, v = (
+        kf.quantize(rng.standard_normal((n, 64), np.float32), kind)
+        for n, kind in ((32, "int4"), (16, "int8"), (16, "fp8"))
+    )
     for got, weight in zip(ops.qkv_linear(x, q, k, v), (q, k, v), strict=True):
         close_to_product(got, x, weight.dequantize())
     gate, up = (kf.quantize(rng.standard_normal((96, 64), np.float32), "int4", group_size=32) for _ in range(2))
@@ -133,7 +137,10 @@ def test_quantized_weights_in_the_other_ops(rng):
     np.testing.assert_array_equal(ops.lm_head_argmax(x, gate), np.argmax(ops.linear(x, gate), 1))
     weight = rng.standard_normal(64).astype(np.float32)
     np.testing.assert_allclose(
-        ops.linear(x, gate, norm="rms", norm_weight=weight), ops.linear(ops.rms_norm(x, weight, eps=1e-5), gate), rtol=1e-4, atol=1e-4
+        ops.linear(x, gate, norm="rms", norm_weight=weight),
+        ops.linear(ops.rms_norm(x, weight, eps=1e-5), gate),
+        rtol=1e-4,
+        atol=1e-4,
     )
     row = next(r for r in kf.explain("linear", x=x, weight=gate) if r["selected"])
     assert row["kernel"] == "cpu::linear_small"

@@ -327,7 +327,7 @@ def measure_model(
 
 
 def prompt_gflop(config: dict, length: int) -> float:
-    """GFLOP of a prompt's matrix products, attention's over the keys that each row sees; the last layer's for one row."""
+    """GFLOP of a prompt's matrix products: attention's over the keys that rows see, the last layer's for one row."""
     heads, kv_heads, dim = config["num_heads"], config["num_kv_heads"], config["head_dim"]
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
     linear = hidden * dim * (2 * heads + 2 * kv_heads) + 3 * hidden * intermediate

@@ -17,7 +17,7 @@ PLAIN_WIDTH = 200  # where the output is no terminal, whose width would wrap it
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704  (called while the error is handled; the program ends in one place)
+        raise
 
 
 def out() -> Console:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ..bench.model_bench import DECODE_AFTER, PrecisionResult, RuleGain, Scenario, peak_share, tpot_scenario, weights_gb_s
+from ..bench.model_bench import (
+    DECODE_AFTER,
+    PrecisionResult,
+    RuleGain,
+    Scenario,
+    peak_share,
+    tpot_scenario,
+    weights_gb_s,
+)
 from .document import Document, Section, Table, environment_facts, ms, percent_less, times
 from .plots import grouped_bars, signed_bars
 
@@ -58,8 +66,12 @@ def peak_table(results: Sequence[PrecisionResult]) -> Table:
     for r in results:
         for i, gflop in enumerate(r.prompt_gflop):
             least = gflop / r.peak_gflops * 1e3
-            shares = (f"{ms(s.ttft())} ms ({peak_share(r, m, i):.0%})" for m, s in zip(_MODES, _pair(r, i), strict=True))
-            rows.append([r.label, str(r.scenarios["fused"][i].prompt), f"{gflop:.0f} GFLOP", f"{ms(least)} ms", *shares])
+            shares = (
+                f"{ms(s.ttft())} ms ({peak_share(r, m, i):.0%})" for m, s in zip(_MODES, _pair(r, i), strict=True)
+            )
+            rows.append(
+                [r.label, str(r.scenarios["fused"][i].prompt), f"{gflop:.0f} GFLOP", f"{ms(least)} ms", *shares]
+            )
     table = Table(["weights", "prompt", "arithmetic", "takes at least", "unfused", "fused"], rows, text_columns=1)
     peaks = ", ".join(dict.fromkeys(f"{r.peak_gflops:.0f}" for r in results))
     table.caption = (
