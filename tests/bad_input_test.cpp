@@ -258,14 +258,18 @@ TEST(BadData, SlotBeyondTheCache) {
   EXPECT_EQ(p.k_cache.as<float>()[0], 9) << "a good slot before the bad one was written";
 }
 
+// One query over five keys, the last of them on a page that the pool of three has not.
+AttentionParams paged_call(cases::Maker& m) {
+  return {.q = m.normal(DType::f32, {1, 2, 32}),
+          .k = m.normal(DType::f32, {3, 1, 4, 32}),
+          .v = m.normal(DType::f32, {3, 1, 4, 32}),
+          .out = m.filled(DType::f32, {1, 2, 32}, 9),
+          .tables = {.block_tables = m.table({{0, 3}}), .context_lens = m.integers(DType::i32, {5})}};
+}
+
 TEST(BadData, PageIdsAndLengthsOfAPagedCache) {
   cases::Maker m("pages");
-  AttentionParams p{
-      .q = m.normal(DType::f32, {1, 2, 32}),
-      .k = m.normal(DType::f32, {3, 1, 4, 32}),
-      .v = m.normal(DType::f32, {3, 1, 4, 32}),
-      .out = m.filled(DType::f32, {1, 2, 32}, 9),
-      .tables = {.block_tables = m.table({{0, 3}}), .context_lens = m.integers(DType::i32, {5})}};
+  AttentionParams p = paged_call(m);
   expect_data_refused(p, "3");  // page 3 of 3
   p.tables.block_tables = m.table({{0, -1}});
   expect_data_refused(p, "-1");  // padding where a page is needed
@@ -311,7 +315,9 @@ TEST(BadData, FeaturesOfAttention) {
     change(p);
     expect_data_refused(p, quoted);
   };
-  const auto mask = [&](DType dtype, std::initializer_list<std::int64_t> shape) { return m.filled(dtype, shape, 1); };
+  const auto mask = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
+    return m.filled(dtype, shape, 1);
+  };
   refused("window_left", [](auto& p) { p.window_left = -2; });
   refused("window_right", [](auto& p) { p.window_right = -7; });
   refused("softcap", [](auto& p) { p.softcap = -1; });
@@ -489,12 +495,7 @@ TEST(BadData, ResultsTooLargeToCount) {
 // The tables of a device are its kernels' business: this dispatcher must not follow their addresses.
 TEST(BadData, TablesOnADeviceAreNotRead) {
   cases::Maker m("device");
-  AttentionParams p{
-      .q = m.normal(DType::f32, {1, 2, 32}),
-      .k = m.normal(DType::f32, {3, 1, 4, 32}),
-      .v = m.normal(DType::f32, {3, 1, 4, 32}),
-      .out = m.filled(DType::f32, {1, 2, 32}, 9),
-      .tables = {.block_tables = m.table({{0, 3}}), .context_lens = m.integers(DType::i32, {5})}};
+  AttentionParams p = paged_call(m);
   for (TensorView* t : {&p.tables.block_tables, &p.tables.context_lens}) {
     t->device = {DeviceType::cuda, 0};
     t->data = nullptr;

@@ -15,13 +15,6 @@
 namespace kf {
 namespace {
 
-[[noreturn]] void fail(const char* op, const char* name, const std::string& expected,
-                       const std::string& got) {
-  throw Error(ErrorCode::invalid_argument,
-              fmt::format("{}: {}: expected {}, got {}", op, name, expected, got),
-              {{"op", op}, {"operand", name}, {"expected", expected}, {"got", got}});
-}
-
 class FirstDevice final : public FieldVisitor {
  public:
   Device device;
@@ -44,19 +37,19 @@ class LayoutChecker final : public FieldVisitor {
   void tensor(const char* name, TensorView& t, Role, bool) override {
     if (!t.present()) return;
     if (t.rank > kMaxRank)
-      fail(op_, name, fmt::format("at most {} dimensions", kMaxRank), std::to_string(t.rank));
+      fail_operand(op_, name, fmt::format("at most {} dimensions", kMaxRank), std::to_string(t.rank));
     if (t.device != device_)
-      fail(op_, name, fmt::format("a tensor on {}", to_string(device_)),
-           fmt::format("one on {}", to_string(t.device)));
+      fail_operand(op_, name, fmt::format("a tensor on {}", to_string(device_)),
+                   fmt::format("one on {}", to_string(t.device)));
     if (const std::string problem = layout_problem(t); !problem.empty())
-      fail(op_, name, problem, to_string(t));
+      fail_operand(op_, name, problem, to_string(t));
   }
   void attr(const char*, bool&) override {}
   void attr(const char*, std::int64_t&) override {}
   void attr(const char*, float&) override {}
   void attr(const char* name, int& value, std::span<const char* const> names) override {
     if (value < 0 || static_cast<std::size_t>(value) >= names.size())
-      fail(op_, name, fmt::format("0 to {}", names.size() - 1), std::to_string(value));
+      fail_operand(op_, name, fmt::format("0 to {}", names.size() - 1), std::to_string(value));
   }
 
  private:
@@ -87,7 +80,8 @@ class MemoryChecker final : public FieldVisitor {
         const Operand &written = operands_[i], &other = operands_[j];
         if (i == j || written.role == Role::in || (other.role != Role::in && j > i)) continue;
         if (!share_memory(*written.view, *other.view) || in_place(written, other)) continue;
-        fail(op_, written.name, "memory of its own", fmt::format("memory shared with {}", other.name));
+        fail_operand(op_, written.name, "memory of its own",
+                     fmt::format("memory shared with {}", other.name));
       }
   }
 
@@ -166,6 +160,13 @@ bool is_distance(std::int64_t distance, std::span<const CommonAxis> axes) {
 
 }  // namespace
 
+void fail_operand(const char* op, const std::string& name, const std::string& expected,
+                  const std::string& got) {
+  throw Error(ErrorCode::invalid_argument,
+              fmt::format("{}: {}: expected {}, got {}", op, name, expected, got),
+              {{"op", op}, {"operand", name}, {"expected", expected}, {"got", got}});
+}
+
 std::string layout_problem(const TensorView& t) {
   const DTypeInfo& info = dtype_info(t.dtype);
   std::int64_t numel = 1, reach = 0, part = 0;
@@ -200,11 +201,12 @@ void check_layouts(Op op, const void* params, Device device) {
 
 void check_memory(const char* op, const char* name, const TensorView& t) {
   if (!t.present() || t.numel() == 0) return;
-  if (t.data == nullptr) fail(op, name, "memory", fmt::format("a null pointer for {}", to_string(t)));
+  if (t.data == nullptr) fail_operand(op, name, "memory", fmt::format("a null pointer for {}", to_string(t)));
   const std::size_t alignment = dtype_alignment(t.dtype);
   if (const auto past = reinterpret_cast<std::uintptr_t>(t.data) % alignment; past != 0)
-    fail(op, name, fmt::format("an address that is a multiple of {} for {}", alignment, dtype_name(t.dtype)),
-         fmt::format("{}, which is {} past one", t.data, past));
+    fail_operand(op, name,
+                 fmt::format("an address that is a multiple of {} for {}", alignment, dtype_name(t.dtype)),
+                 fmt::format("{}, which is {} past one", t.data, past));
 }
 
 void check_memory(Op op, const void* params) {

@@ -7,6 +7,10 @@
 
 namespace kf {
 
+// Throws invalid_argument: "op: name: expected ..., got ...".
+[[noreturn]] void fail_operand(const char* op, const std::string& name, const std::string& expected,
+                               const std::string& got);
+
 // Why no op can take a view of this shape and these strides; empty: it can.
 std::string layout_problem(const TensorView& t);
 

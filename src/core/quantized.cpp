@@ -10,7 +10,6 @@
 
 #include "core/half.h"
 #include "core/operands.h"
-#include "kf/error.h"
 #include "kf/quantize.h"
 
 namespace kf {
@@ -24,17 +23,11 @@ bool rows_contiguous(const TensorView& t) { return t.dim(1) <= 1 || t.stride(1) 
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return a / b + (a % b != 0); }
 
-[[noreturn]] void fail(const char* op, const std::string& name, const std::string& expected,
-                       const std::string& got) {
-  throw Error(ErrorCode::invalid_argument,
-              fmt::format("{}: {}: expected {}, got {}", op, name, expected, got),
-              {{"op", op}, {"operand", name}, {"expected", expected}, {"got", got}});
-}
-
 void check_absent(const char* op, const std::string& name, const TensorView& t, const TensorView& weight,
                   const char* weight_name) {
   if (t.present())
-    fail(op, name, fmt::format("none, since {} is {}", weight_name, dtype_name(weight.dtype)), to_string(t));
+    fail_operand(op, name, fmt::format("none, since {} is {}", weight_name, dtype_name(weight.dtype)),
+                 to_string(t));
 }
 
 // [rows, groups] of scales or zeros, once their group size is known to be good.
@@ -49,11 +42,11 @@ void check_shape(const char* op, const std::string& name, const TensorView& t, c
     fits = fits || (t.rank == 2 && t.dim(0) == shared && t.dim(1) == groups);
   }
   if (!fits)
-    fail(op, name,
-         fmt::format("shape {} for {} in groups of {}", expected, to_string(weight),
-                     group_size == 0 ? "a row" : std::to_string(group_size)),
-         shape_string(t));
-  if (!rows_contiguous(t)) fail(op, name, "contiguous rows", to_string(t));
+    fail_operand(op, name,
+                 fmt::format("shape {} for {} in groups of {}", expected, to_string(weight),
+                             group_size == 0 ? "a row" : std::to_string(group_size)),
+                 shape_string(t));
+  if (!rows_contiguous(t)) fail_operand(op, name, "contiguous rows", to_string(t));
 }
 
 float read(const TensorView& t, std::int64_t offset) {
@@ -143,17 +136,19 @@ void quantize_group(const TensorView& values, const TensorView& data, const Quan
 
 void check_pair(const char* op, const TensorView& values, const TensorView& data, const Quantization& q) {
   for (const auto& [name, t] : {std::pair("values", &values), std::pair("data", &data)}) {
-    if (t->rank != 2) fail(op, name, "2 dimensions", shape_string(*t));
-    if (!rows_contiguous(*t)) fail(op, name, "contiguous rows", to_string(*t));
+    if (t->rank != 2) fail_operand(op, name, "2 dimensions", shape_string(*t));
+    if (!rows_contiguous(*t)) fail_operand(op, name, "contiguous rows", to_string(*t));
   }
-  if (!is_activation_dtype(values.dtype)) fail(op, "values", "f32, f16 or bf16", dtype_name(values.dtype));
-  if (!needs_scales(data.dtype)) fail(op, "data", "int4, i8, fp8_e4m3 or fp8_e5m2", dtype_name(data.dtype));
+  if (!is_activation_dtype(values.dtype))
+    fail_operand(op, "values", "f32, f16 or bf16", dtype_name(values.dtype));
+  if (!needs_scales(data.dtype))
+    fail_operand(op, "data", "int4, i8, fp8_e4m3 or fp8_e5m2", dtype_name(data.dtype));
   if (!values.same_shape(data))
-    fail(op, "values", "the shape of data, " + shape_string(data), shape_string(values));
+    fail_operand(op, "values", "the shape of data, " + shape_string(data), shape_string(values));
   check_quantization(op, "data", data, q);
   for (const TensorView* t : {&values, &data, &q.scales, &q.zeros}) {
     if (t->present() && t->device != Device{})
-      fail(op, "data", "tensors on cpu:0", "one on " + to_string(t->device));
+      fail_operand(op, "data", "tensors on cpu:0", "one on " + to_string(t->device));
     check_memory(op, t == &values ? "values" : t == &data ? "data" : t == &q.scales ? "scales" : "zeros", *t);
   }
 }
@@ -167,25 +162,26 @@ void check_quantization(const char* op, const char* name, const TensorView& weig
     check_absent(op, scales, q.scales, weight, name);
     check_absent(op, zeros, q.zeros, weight, name);
     if (q.group_size != 0)
-      fail(op, group_size, fmt::format("0, since {} is {}", name, dtype_name(weight.dtype)),
-           std::to_string(q.group_size));
+      fail_operand(op, group_size, fmt::format("0, since {} is {}", name, dtype_name(weight.dtype)),
+                   std::to_string(q.group_size));
     return;
   }
   if (!rows_contiguous(weight))
-    fail(op, name, "contiguous rows for " + std::string(dtype_name(weight.dtype)), to_string(weight));
+    fail_operand(op, name, "contiguous rows for " + std::string(dtype_name(weight.dtype)), to_string(weight));
   if (weight.dtype == DType::int4 &&
       (weight.dim(1) % 2 != 0 || (weight.dim(0) > 1 && weight.stride(0) % 2 != 0)))
-    fail(op, name, "rows of whole bytes, two elements each, for int4", to_string(weight));
+    fail_operand(op, name, "rows of whole bytes, two elements each, for int4", to_string(weight));
   if (q.group_size != 0 && q.group_size != 32 && q.group_size != 64 &&
       (q.group_size < 0 || q.group_size % 128 != 0))
-    fail(op, group_size, "0 (a row), 32, 64 or a multiple of 128", std::to_string(q.group_size));
+    fail_operand(op, group_size, "0 (a row), 32, 64 or a multiple of 128", std::to_string(q.group_size));
   if (!q.scales.present())
-    fail(op, scales, fmt::format("scales, since {} is {}", name, dtype_name(weight.dtype)), "none");
-  if (!is_activation_dtype(q.scales.dtype)) fail(op, scales, "f32, f16 or bf16", dtype_name(q.scales.dtype));
+    fail_operand(op, scales, fmt::format("scales, since {} is {}", name, dtype_name(weight.dtype)), "none");
+  if (!is_activation_dtype(q.scales.dtype))
+    fail_operand(op, scales, "f32, f16 or bf16", dtype_name(q.scales.dtype));
   check_shape(op, scales, q.scales, weight, q.group_size);
   if (is_fp8(weight.dtype)) check_absent(op, zeros, q.zeros, weight, name);
   if (!q.zeros.present()) return;
-  if (q.zeros.dtype != DType::i8) fail(op, zeros, "i8", dtype_name(q.zeros.dtype));
+  if (q.zeros.dtype != DType::i8) fail_operand(op, zeros, "i8", dtype_name(q.zeros.dtype));
   check_shape(op, zeros, q.zeros, weight, q.group_size);
 }
 

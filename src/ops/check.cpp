@@ -7,12 +7,12 @@
 
 #include <fmt/format.h>
 
+#include "core/operands.h"
+
 namespace kf::ops {
 
 void Check::fail(const std::string& expected, const std::string& got) const {
-  throw Error(ErrorCode::invalid_argument,
-              fmt::format("{}: {}: expected {}, got {}", op_, name_, expected, got),
-              {{"op", op_}, {"operand", name_}, {"expected", expected}, {"got", got}});
+  fail_operand(op_, name_, expected, got);
 }
 
 void fail_attr(const char* op, const char* name, const std::string& expected, const std::string& got) {
