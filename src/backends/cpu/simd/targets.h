@@ -12,3 +12,7 @@
 // products (https://gcc.gnu.org/bugzilla/show_bug.cgi?id=106322); no kernel uses them.
 #define HWY_BROKEN_EMU128 0
 #include "hwy/detect_targets.h"
+// The sanitizers' build, which compiles these kernels for one instruction set: for this one, and no lesser.
+#if defined(KF_EXPECT_AVX2) && HWY_STATIC_TARGET != HWY_AVX2
+#error "the flags of this build do not give AVX2"
+#endif
