@@ -34,7 +34,7 @@ build: setup
 
 test-cpp: build
 	@echo "== C++ tests"
-	@ctest --test-dir build --output-on-failure
+	@ctest --test-dir build -j $(JOBS) --output-on-failure
 
 test-python: build $(MODEL)
 	@scripts/setup.sh requirements/test.txt
@@ -46,7 +46,7 @@ test-sanitize: setup
 	@echo "== C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@cmake --preset sanitize >build-sanitize.log 2>&1 || { cat build-sanitize.log; exit 1; }
 	@cmake --build build-sanitize -j $(JOBS)
-	@ctest --test-dir build-sanitize --output-on-failure
+	@ctest --test-dir build-sanitize -j $(JOBS) --output-on-failure
 
 test-install: build
 	@echo "== the installed package, from a separate CMake project and from a clean virtual environment"

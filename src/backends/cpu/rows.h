@@ -46,4 +46,8 @@ inline std::int64_t num_rows(const TensorView& t) {
   return rows;
 }
 
+// Whether a kernel that goes through a row several times is to fetch the next one meanwhile: not where two rows crowd
+// each other out of the nearer caches.
+inline bool fetches_next_row(const TensorView& t) { return t.dim(-1) <= std::int64_t{16} << 10; }
+
 }  // namespace kf::cpu

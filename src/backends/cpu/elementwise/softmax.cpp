@@ -22,11 +22,14 @@ void softmax_run(const SoftmaxParams& p, const RunContext& ctx) {
   const std::int64_t rows = num_rows(p.x), n = p.x.dim(-1), buffer = row_buffer(p.x);
   const RowOffsets x_rows(p.x), out_rows(p.out), lse_rows(p.lse, 0);
   const bool stream = streams(p.out, {&p.x});
+  const bool fetch_next = fetches_next_row(p.x);
   parallel_ranges(ctx.num_threads, rows, n, [&](std::int64_t begin, std::int64_t end, int thread) {
     float* exponentials = static_cast<float*>(ctx.workspace) + thread * buffer;
     for (std::int64_t row = begin; row < end; ++row) {
-      const float lse = softmax_row(p.x.dtype, p.x.at(x_rows(row)), p.out.at(out_rows(row)), n, p.scale,
-                                    exponentials, stream);
+      const void* x = p.x.at(x_rows(row));
+      const void* next = fetch_next && row + 1 < end ? p.x.at(x_rows(row + 1)) : x;
+      const float lse =
+          softmax_row(p.x.dtype, x, next, p.out.at(out_rows(row)), n, p.scale, exponentials, stream);
       if (p.lse.present()) p.lse.as<float>()[lse_rows(row)] = lse;
     }
   });

@@ -1,5 +1,5 @@
-// Three passes: the largest element, the exponentials (kept in f32 and summed), their quotients. All but the
-// first find the row in a cache.
+// Three passes: the largest element, the exponentials (kept in f32 and summed), their quotients. The second, which
+// computes most, fetches the next row, so that all find theirs in a cache.
 
 #include "backends/cpu/elementwise/softmax_row.h"
 
@@ -44,7 +44,7 @@ float ScaledMax(const T* x, std::int64_t n, float scale) {
 }
 
 template <class T>
-float Row(const T* x, T* out, std::int64_t n, float scale, float* exponentials, bool stream) {
+float Row(const T* x, const T* next, T* out, std::int64_t n, float scale, float* exponentials, bool stream) {
   const F32Tag d;
   const float max = ScaledMax(x, n, scale);
   // A row of -inf has no shift that leaves it finite: e^-inf is 0 under any other.
@@ -55,6 +55,7 @@ float Row(const T* x, T* out, std::int64_t n, float scale, float* exponentials, 
   const double sum = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent) HWY_ATTR {
     const auto e = Within(d, Each(exponential, LoadF32(d, x + i, extent)), extent);
     StoreF32(d, e, exponentials + i, extent);
+    hwy::Prefetch(next + i);
     return Each(add, acc, e);
   });
   const auto inverse = hn::Set(d, sum == 0 ? 0.0f : static_cast<float>(1 / sum));
@@ -68,10 +69,11 @@ float Row(const T* x, T* out, std::int64_t n, float scale, float* exponentials, 
   return static_cast<float>(shift + std::log(sum));
 }
 
-float SoftmaxRow(DType dtype, const void* x, void* out, std::int64_t n, float scale, float* exponentials,
-                 bool stream) {
+float SoftmaxRow(DType dtype, const void* x, const void* next, void* out, std::int64_t n, float scale,
+                 float* exponentials, bool stream) {
   return with_activation_type(dtype, [&]<class T>(std::type_identity<T>) {
-    return Row(static_cast<const T*>(x), static_cast<T*>(out), n, scale, exponentials, stream);
+    return Row(static_cast<const T*>(x), static_cast<const T*>(next), static_cast<T*>(out), n, scale,
+               exponentials, stream);
   });
 }
 
@@ -83,9 +85,9 @@ HWY_AFTER_NAMESPACE();
 namespace kf {
 HWY_EXPORT(SoftmaxRow);
 
-float cpu::softmax_row(DType dtype, const void* x, void* out, std::int64_t n, float scale,
+float cpu::softmax_row(DType dtype, const void* x, const void* next, void* out, std::int64_t n, float scale,
                        float* exponentials, bool stream) {
-  return HWY_DYNAMIC_DISPATCH(SoftmaxRow)(dtype, x, out, n, scale, exponentials, stream);
+  return HWY_DYNAMIC_DISPATCH(SoftmaxRow)(dtype, x, next, out, n, scale, exponentials, stream);
 }
 
 }  // namespace kf

@@ -65,6 +65,7 @@ void run_norm(const P& p, bool centred, const RunContext& ctx) {
   rows.eps = p.eps;
   rows.centred = centred;
   rows.stream = streams(p.out, {&p.x, &p.residual});
+  rows.fetch_next = fetches_next_row(p.x);
   parallel_ranges(ctx.num_threads, num_rows(p.x), rows.n,
                   [&](std::int64_t begin, std::int64_t end, int) { norm_rows(rows, begin, end); });
 }

@@ -36,6 +36,10 @@ struct NormInput {
       return v;
     }
   }
+  HWY_INLINE void Fetch(std::int64_t i) const {
+    hwy::Prefetch(x + i);
+    if constexpr (kResidual) hwy::Prefetch(residual + i);
+  }
 };
 
 // h becomes (h - mean) * inv_std.
@@ -71,9 +75,13 @@ void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
   const F32Tag d;
   const auto* weight = static_cast<const W*>(a.weight);
   const auto* bias = static_cast<const W*>(a.bias);
+  const auto input_of = [&](std::int64_t row) {
+    return NormInput<T, kResidual>{a.x.as<T>() + a.x_rows(row),
+                                   kResidual ? a.residual.as<T>() + a.residual_rows(row) : nullptr};
+  };
   for (std::int64_t row = begin; row < end; ++row) {
-    const NormInput<T, kResidual> input{a.x.as<T>() + a.x_rows(row),
-                                        kResidual ? a.residual.as<T>() + a.residual_rows(row) : nullptr};
+    const NormInput<T, kResidual> input = input_of(row);
+    const NormInput<T, kResidual> next = a.fetch_next && row + 1 < end ? input_of(row + 1) : input;
     T* residual_out = a.residual_out.present() ? a.residual_out.as<T>() + a.residual_out_rows(row) : nullptr;
     const Statistics s = RowStatistics<kCentred>(input, a.n, a.eps);
     const auto mean = hn::Set(d, s.mean), inv_std = hn::Set(d, s.inv_std);
@@ -90,6 +98,7 @@ void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
         if constexpr (kCentred)
           if (bias) y = Each(add, y, LoadInOrder<T>(d, bias + i, extent));
         out.Put(d, y, i, extent);
+        next.Fetch(i);
       });
     });
   }

@@ -16,8 +16,9 @@ struct NormRows {
   const void* bias = nullptr;  // layer norm only, optional
   std::int64_t n = 0;
   float eps = 0;
-  bool centred = false;  // layer norm: the mean is taken off first
-  bool stream = false;   // `out` is written past the caches
+  bool centred = false;     // layer norm: the mean is taken off first
+  bool stream = false;      // `out` is written past the caches
+  bool fetch_next = false;  // while a row is written, the next is fetched
 };
 
 void norm_rows(const NormRows& rows, std::int64_t begin, std::int64_t end);
