@@ -19,8 +19,10 @@ namespace kf {
 // Which kernels a call may use.
 struct Selection {
   unsigned families = kCustom | kFused | kLibrary;
-  bool allow_fallback = false;  // else a call that these families cannot serve is an error listing every reason
-  std::string kernel = {};      // non-empty: exactly this row
+  bool allow_fallback =
+      false;                // else a call that these families cannot serve is an error listing every reason
+  std::string kernel = {};  // non-empty: exactly this row
+  bool graph_safe = false;  // only kernels whose launches may be recorded and replayed
   bool operator==(const Selection&) const = default;
 };
 
@@ -35,13 +37,17 @@ class Plan {
   const Kernel& kernel() const { return *kernel_; }
   std::size_t workspace_bytes() const { return prepared_.workspace_bytes; }
   int launches() const { return prepared_.launches; }
-  bool is_fallback() const { return fallback_; }
+  bool is_fallback() const { return !fallback_reason_.empty(); }
+  // What the kernels of the configured families said, where another took the call.
+  const std::string& fallback_reason() const { return fallback_reason_; }
   // Whether run() may be recorded into a graph of launches.
   bool graph_safe() const { return kernel_->graph_safe && prepared_.graph_safe; }
   Cost cost() const { return cost_; }
   const std::string& shapes() const { return shapes_; }
   // Runs on params of the planned layout; does not allocate, search, validate or record.
-  void run(const void* params, const RunContext& ctx) const { kernel_->run(params, prepared_.state.get(), ctx); }
+  void run(const void* params, const RunContext& ctx) const {
+    kernel_->run(params, prepared_.state.get(), ctx);
+  }
 
  private:
   friend class Dispatcher;
@@ -49,17 +55,17 @@ class Plan {
   Prepared prepared_;
   Cost cost_;
   std::string shapes_;
-  bool fallback_ = false;
+  std::string fallback_reason_;
 };
 
 // One row of an explanation, in table order.
 struct Explained {
   std::string kernel;
   std::string families;
-  bool selected = false;    // would run
-  bool supported = false;   // would accept the call
-  bool allowed = false;     // is of a configured family
-  std::string reason;       // why not, where not supported or not allowed
+  bool selected = false;   // would run
+  bool supported = false;  // would accept the call
+  bool allowed = false;    // is of a configured family
+  std::string reason;      // why not, where not supported or not allowed
 };
 
 inline constexpr int kMaxThreads = 4096;
@@ -81,7 +87,8 @@ class Dispatcher {
   std::shared_ptr<const Plan> plan(Op op, const void* params, const Selection& selection = {},
                                    PackCache* packs = nullptr);
   template <class P>
-  std::shared_ptr<const Plan> plan(const P& params, const Selection& selection = {}, PackCache* packs = nullptr) {
+  std::shared_ptr<const Plan> plan(const P& params, const Selection& selection = {},
+                                   PackCache* packs = nullptr) {
     return plan(P::kOp, &params, selection, packs);
   }
   // One call: validates shapes, memory and tables, plans, runs, records. On error nothing was written. On a device it
@@ -126,7 +133,8 @@ class Dispatcher {
   void set_sink(Sink* sink) { sink_ = sink; }
 
  private:
-  std::shared_ptr<const Plan> make_plan(Op op, const void* params, const Selection& selection, PackCache* packs);
+  std::shared_ptr<const Plan> make_plan(Op op, const void* params, const Selection& selection,
+                                        PackCache* packs);
   struct Cached {
     std::shared_ptr<const Plan> plan;
     std::list<const std::string*>::iterator age;

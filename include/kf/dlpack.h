@@ -11,6 +11,9 @@ namespace kf {
 // rank that the library does not have.
 TensorView from_dlpack(const DLTensor& tensor);
 
+// DLPack's name of a dtype. Throws invalid_argument for those that it has none for (block formats, int4).
+DLDataType dlpack_dtype(DType dtype);
+
 // Shares ownership of `tensor`'s memory with the consumer, who calls the deleter. Block formats have no DLPack dtype
 // and are refused.
 DLManagedTensor* to_dlpack(const Tensor& tensor);

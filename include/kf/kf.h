@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kf/backend.h"
+#include "kf/call_log.h"
 #include "kf/dispatch.h"
 #include "kf/dtype.h"
 #include "kf/engine.h"
@@ -22,6 +23,7 @@
 #include "kf/ops/rope.h"
 #include "kf/ops/sampling.h"
 #include "kf/quantize.h"
+#include "kf/replay.h"
 #include "kf/rules.h"
 #include "kf/telemetry.h"
 #include "kf/tensor.h"

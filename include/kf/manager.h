@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kf/call_log.h"
 #include "kf/dispatch.h"
 #include "kf/ops/attention.h"
 #include "kf/ops/elementwise.h"
@@ -115,14 +116,20 @@ class KernelFusionManager {
   void run(const P& params, const Launch& launch = {}) {
     run(P::kOp, &params, launch);
   }
-  std::vector<Explained> explain(Op op, const void* params);
+  // The same under another configuration for this call. Threads, telemetry and custom kernels remain the manager's.
+  void run(Op op, const void* params, const KernelFusionConfig& config, const Launch& launch = {});
+  std::vector<Explained> explain(Op op, const void* params) { return explain(op, params, config_); }
+  std::vector<Explained> explain(Op op, const void* params, const KernelFusionConfig& config);
   template <class P>
   std::vector<Explained> explain(const P& params) {
     return explain(P::kOp, &params);
   }
 
+  // The choice of a kernel ahead of the first call: searching, tuning and compiling are done then.
+  std::shared_ptr<const Plan> plan(Op op, const void* params, const KernelFusionConfig& config);
   // The kernels that the configuration lets a call use.
-  Selection selection(Op op, const void* params) const;
+  Selection selection(Op op, const void* params) const { return selection(config_, op, params); }
+  static Selection selection(const KernelFusionConfig& config, Op op, const void* params);
   // The rules that it lets a graph use.
   FusionPolicy fusion_policy() const;
 
@@ -131,20 +138,21 @@ class KernelFusionManager {
   // Of the CPU, and of the devices that calls have come for.
   std::vector<const Kernel*> kernels() const;
   // Calls so far by (op, kernel).
-  std::map<std::pair<std::string, std::string>, Counters::Entry> stats() const {
-    return counters_.snapshot();
-  }
-  void reset() { counters_.reset(); }
+  std::map<std::pair<std::string, std::string>, Counters::Entry> stats() const { return log_.counts(); }
+  const CallLog& log() const { return log_; }
+  void reset() { log_.reset(); }
 
   const KernelFusionConfig& config() const { return config_; }
   // The dispatcher of a device. Throws unavailable with the cause.
   Dispatcher& dispatcher(Device device = {}) { return dispatchers_.on(device); }
 
  private:
-  void check(Op op, const void* params) const;
+  static void check(const KernelFusionConfig& config, Op op, const void* params);
+  // The dispatcher of the call's device. Throws unavailable, naming the backend that the configuration has for devices.
+  Dispatcher& serving(Op op, const void* params, const KernelFusionConfig& config);
 
   const KernelFusionConfig config_;
-  Counters counters_;
+  CallLog log_;
   DispatcherSet dispatchers_;
 };
 

@@ -16,8 +16,11 @@ struct CallRecord {
   const char* shapes = "";  // describe() of the planned params
   Cost cost;
   int launches = 1;
-  bool fallback = false;   // served outside the configured families
-  double seconds = -1.0;   // -1: not timed
+  bool fallback = false;         // served outside the configured families
+  const char* reason = "";       // of a fallback: what the configured kernels said
+  double seconds = -1.0;         // -1: not timed
+  double start = 0.0;            // of a timed call: seconds of the steady clock
+  const void* params = nullptr;  // the call's
 };
 
 // Receives every call; must be safe to call from several threads. The pointers live only during the call.
@@ -34,6 +37,7 @@ class Counters : public Sink {
   struct Entry {
     std::int64_t calls = 0, launches = 0, fallbacks = 0;
     double bytes = 0, flops = 0, seconds = 0;
+    std::string fallback_reason;  // of the latest fallback
   };
   explicit Counters(bool timed = false) : timed_(timed) {}
   bool wants_time() const override { return timed_; }

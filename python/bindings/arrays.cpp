@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "bindings.h"
+#include "exchange_api.h"
 #include "kf/dlpack.h"
 #include "kf/error.h"
 
@@ -78,9 +79,14 @@ std::optional<nb::ndarray<nb::ro>> import_array(nb::handle object, Access access
 }
 
 // Results carry no gradient, so an input that asks for one would lose it silently.
+bool wants_gradients(nb::handle object) {
+  static PyObject* const name = PyUnicode_InternFromString("requires_grad");
+  nb::object wanted = nb::getattr(object, nb::handle(name), nb::none());
+  return wanted.is(Py_True);
+}
+
 void refuse_gradients(nb::handle object, const std::string& what) {
-  nb::object wanted = nb::getattr(object, "requires_grad", nb::none());
-  if (!wanted.is(Py_True)) return;
+  if (!wants_gradients(object)) return;
   nb::handle torch = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
   if (torch.is_valid() && !nb::cast<bool>(torch.attr("is_grad_enabled")())) return;
   throw_invalid(what +
@@ -90,7 +96,10 @@ void refuse_gradients(nb::handle object, const std::string& what) {
 
 [[noreturn]] void refuse(nb::handle object, const std::string& what, Access access) {
   if (access == Access::write && import_array(object, Access::read))
-    throw_invalid(what + ": expected an array that may be written, got a read-only one");
+    throw_invalid(
+        what +
+        ": expected an array that may be written, got a read-only one (JAX's always are: take the result "
+        "that the call returns)");
   throw_invalid(fmt::format("{}: expected an array (anything with __dlpack__), got {} of dtype {}", what,
                             python_type_name(object), python_dtype_name(object)));
 }
@@ -127,7 +136,36 @@ TypedArray make_typed(nb::object data, const std::string& dtype_name_,
   return t;
 }
 
+// The memory as NumPy has it, written where it is written: the types that NumPy lacks as the integers that carry their
+// bits. `owner` keeps the memory.
+nb::object numpy_view(const TensorView& t, nb::handle owner) {
+  if (t.data == nullptr && t.numel() > 0)
+    throw_invalid("numpy: expected an array with memory, got a layout " + to_string(t));
+  if (t.device.type != DeviceType::cpu)
+    throw_invalid("numpy: expected memory of the host, got " + to_string(t.device));
+  const DTypeInfo& info = dtype_info(t.dtype);
+  if (info.block_elems > 1) throw_invalid(fmt::format("numpy: {} is no type of elements", info.name));
+  nb::dlpack::dtype type{};
+  const DLDataType own = dlpack_dtype(t.dtype);
+  type.code = own.code;
+  type.bits = own.bits;
+  type.lanes = own.lanes;
+  for (const CarriedType& c : kCarriedTypes)
+    if (c.type.code == own.code && c.type.bits == own.bits)
+      type.code = static_cast<std::uint8_t>(nb::dlpack::dtype_code::UInt);
+  std::size_t shape[kMaxRank];
+  for (int i = 0; i < t.rank; ++i) shape[i] = static_cast<std::size_t>(t.shape[i]);
+  return nb::cast(
+      nb::ndarray<nb::numpy>(t.data, static_cast<std::size_t>(t.rank), shape, owner, t.strides.data(), type));
+}
+
 }  // namespace
+
+nb::object lend(const TensorView& view) {
+  TypedArray t;
+  t.array.view = view;
+  return nb::cast(std::move(t));
+}
 
 Array to_array(nb::handle object, const std::string& what, Access access) {
   if (nb::isinstance<TypedArray>(object)) {
@@ -146,6 +184,22 @@ Array to_array(nb::handle object, const std::string& what, Access access) {
     }
   if (!a) refuse(object, what, access);
   return {view_of(*a, carried, what), *a};
+}
+
+TensorView borrow_array(nb::handle object, const char* op, const char* operand, Access access,
+                        std::vector<Array>& holders) {
+  if (const ExchangeApi* api = exchange_api(object); api != nullptr && !wants_gradients(object)) {
+    DLTensor t;
+    if (api->borrow(object.ptr(), &t) == 0) try {
+        const TensorView view = from_dlpack(t);
+        return view.numel() > 0 ? view : contiguous_like(view);
+      } catch (const Error& e) {
+        throw Error(e.code(), fmt::format("{}: {}: {}", op, operand, e.what()), e.context());
+      }
+    PyErr_Clear();  // what the library would not lend, it may export, or is refused below
+  }
+  holders.push_back(to_array(object, fmt::format("{}: {}", op, operand), access));
+  return holders.back().view;
 }
 
 DType parse_dtype(const std::string& name) {
@@ -174,6 +228,19 @@ void bind_arrays(nb::module_& m) {
           nb::arg("data").none(), nb::arg("dtype"), nb::arg("shape"))
       .def_prop_ro("dtype", [](const TypedArray& t) { return dtype_name(t.array.view.dtype); })
       .def_prop_ro("shape", [](const TypedArray& t) { return nb::tuple(nb::cast(shape_of(t.array.view))); })
+      .def_prop_ro("strides",
+                   [](const TypedArray& t) {
+                     const TensorView& v = t.array.view;
+                     return nb::tuple(
+                         nb::cast(std::vector<std::int64_t>(v.strides.begin(), v.strides.begin() + v.rank)));
+                   })
+      .def_prop_ro("device", [](const TypedArray& t) { return to_string(t.array.view.device); })
+      .def(
+          "numpy",
+          [](nb::handle self) { return numpy_view(nb::cast<const TypedArray&>(self).array.view, self); },
+          "The memory as NumPy has it; bf16 and fp8 as unsigned integers. Of an array lent to a custom "
+          "kernel it lives as\n"
+          "long as the call.")
       .def_prop_ro("nbytes", [](const TypedArray& t) { return t.array.view.nbytes(); })
       .def("__repr__", [](const TypedArray& t) { return "TypedArray(" + to_string(t.array.view) + ")"; });
   m.def(

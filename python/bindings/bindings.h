@@ -28,16 +28,27 @@ enum class Access { read, write };
 // ("rms_norm: x"). Throws invalid_argument.
 Array to_array(nb::handle object, const std::string& what, Access access = Access::read);
 
+// As to_array, for the length of a call during which `object` stays alive: what can be lent is not held.
+TensorView borrow_array(nb::handle object, const char* op, const char* operand, Access access,
+                        std::vector<Array>& holders);
+
+// A TypedArray over memory that somebody else keeps.
+nb::object lend(const TensorView& view);
+
 DType parse_dtype(const std::string& name);
 Selection make_selection(const std::vector<std::string>& families, const std::string& kernel,
                          bool allow_fallback);
 std::vector<std::int64_t> shape_of(const TensorView& t);
+// Fields of KernelFusionConfig by name; those not given keep their defaults. Throws invalid_argument.
+KernelFusionConfig fusion_config_from(const nb::dict& values);
+nb::list explained_rows(const std::vector<Explained>& rows);
 
 void bind_errors(nb::module_& m);
 void bind_arrays(nb::module_& m);
 void bind_ops(nb::module_& m);
 void bind_info(nb::module_& m);
 void bind_fusion(nb::module_& m);
+void bind_manager(nb::module_& m);
 void bind_cases(nb::module_& m);
 void bind_engine(nb::module_& m);
 

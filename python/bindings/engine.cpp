@@ -15,8 +15,6 @@
 namespace kf::python {
 namespace {
 
-constexpr const char* kModeNames[] = {"none", "all", "measured"};
-
 ModelConfig config_from(const nb::dict& values) {
   std::string architecture = "llama";
   Fields fields("config", values);
@@ -52,7 +50,7 @@ ModelConfig config_from(const nb::dict& values) {
 FusionPolicy policy_from(const nb::dict& values) {
   FusionPolicy p;
   Fields("fusion", values)
-      .choose("mode", p.mode, kModeNames)
+      .choose("mode", p.mode, kFusionModeNames)
       .read("only", p.only)
       .read("except", p.except)
       .finish();

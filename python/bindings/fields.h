@@ -13,6 +13,9 @@
 
 namespace kf::python {
 
+// FusionPolicy::Mode.
+inline constexpr const char* kFusionModeNames[] = {"none", "all", "measured"};
+
 // Reads the fields of a struct from a dictionary; every key must name one.
 class Fields {
  public:

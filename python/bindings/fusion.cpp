@@ -30,27 +30,6 @@ nb::dict verdict_dict(const Verdict& v) {
   return d;
 }
 
-// The fields that say what is fused; the others concern single calls.
-KernelFusionConfig config_from(const nb::dict& values) {
-  KernelFusionConfig c;
-  Fields("KernelFusionConfig", values)
-      .choose("attention_backend", c.attention_backend, kAttentionBackendNames)
-      .read("fuse_ffn", c.fuse_ffn)
-      .read("fuse_gelu_linear", c.fuse_gelu_linear)
-      .read("fuse_silu_linear", c.fuse_silu_linear)
-      .read("fuse_ln", c.fuse_ln)
-      .read("fuse_ln_linear", c.fuse_ln_linear)
-      .read("fuse_rmsnorm", c.fuse_rmsnorm)
-      .read("fuse_softmax", c.fuse_softmax)
-      .read("use_online_softmax", c.use_online_softmax)
-      .read("fuse_rope", c.fuse_rope)
-      .read("fuse_qkv", c.fuse_qkv)
-      .read("fuse_residual", c.fuse_residual)
-      .read("fuse_lm_head", c.fuse_lm_head)
-      .finish();
-  return c;
-}
-
 // Any known fields of a verdict; the rest keep their defaults.
 Verdict verdict_from(const nb::dict& values) {
   Verdict v;
@@ -84,7 +63,9 @@ void bind_fusion(nb::module_& m) {
 
   m.def(
       "rules_off",
-      [](const nb::dict& config) { return KernelFusionManager(config_from(config)).fusion_policy().except; },
+      [](const nb::dict& config) {
+        return KernelFusionManager(fusion_config_from(config)).fusion_policy().except;
+      },
       nb::arg("config"), "The rules that a configuration's switches turn off.");
 
   nb::class_<VerdictStore>(m, "VerdictStore", "Measured fusions on disk. Without a path: in memory only.")

@@ -9,6 +9,7 @@ NB_MODULE(_kf, m) {
   bind_ops(m);
   bind_info(m);
   bind_fusion(m);
+  bind_manager(m);
   bind_cases(m);
   bind_engine(m);
 }

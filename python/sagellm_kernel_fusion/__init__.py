@@ -14,8 +14,10 @@ from __future__ import annotations
 from . import ops
 from ._kf import VerdictStore, __version__, backends, kernels, rules
 from .arrays import GgufTensor, layout
+from .backends import register_builtin
 from .call import FUSED, REFERENCE, VANILLA, Selection, explain
 from .config import AttentionBackend, FusionBackend, FusionTarget, KernelFusionConfig
+from .custom import CudaSource, FusedKernel, TritonKernel
 from .errors import (
     DeadlineExceededError,
     ErrorCode,
@@ -25,26 +27,39 @@ from .errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from .manager import KernelFusionManager
+from .paged import BlockTables
+from .protocol import KernelFusionProtocol
 from .quantized import QuantizedTensor, quantize
+from .registry import KernelFusionBackendRegistry
+
+register_builtin()
 
 __all__ = [
     "FUSED",
     "REFERENCE",
     "VANILLA",
     "AttentionBackend",
+    "BlockTables",
+    "CudaSource",
     "DeadlineExceededError",
     "ErrorCode",
+    "FusedKernel",
     "FusionBackend",
     "FusionTarget",
     "GgufTensor",
     "InvalidArgumentError",
+    "KernelFusionBackendRegistry",
     "KernelFusionConfig",
     "KernelFusionError",
+    "KernelFusionManager",
+    "KernelFusionProtocol",
     "Model",
     "NotServedError",
     "QuantizedTensor",
     "ResourceExhaustedError",
     "Selection",
+    "TritonKernel",
     "UnavailableError",
     "VerdictStore",
     "__version__",

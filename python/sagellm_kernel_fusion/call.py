@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from inspect import Parameter, Signature
 
 from . import _kf
-from .arrays import allocate, as_kind_of
 from .quantized import as_quantized
 
 
@@ -53,10 +52,7 @@ def call(op: str, fields: dict):
     Returns its one output, a tuple where there are several, or None where it only writes in place.
     """
     selection = _bound(fields.pop("selection", None))
-    fields = _with_scales(fields)
-    first = next((x for x in fields.values() if hasattr(x, "__dlpack__")), None)
-    results = [as_kind_of(array, first) for _, array in _kf.call(op, fields, allocate, selection)]
-    return results[0] if len(results) == 1 else tuple(results) or None
+    return _kf.call(op, _with_scales(fields), selection)
 
 
 def function_of(op: str):

@@ -37,7 +37,16 @@ void check_row(const Kernel& k) {
 }
 
 bool allows(const Selection& selection, const Kernel& k) {
+  if (selection.graph_safe && !k.graph_safe) return false;
   return selection.kernel.empty() ? (k.families & selection.families) != 0 : k.name == selection.kernel;
+}
+
+// Why a kernel that would serve may not.
+std::string why_not_allowed(const Selection& selection, const Kernel& k) {
+  if (selection.graph_safe && !k.graph_safe) return "one whose launches may not be recorded into a graph";
+  if (!selection.kernel.empty()) return "not the kernel asked for, " + selection.kernel;
+  return fmt::format("of family {}, configured is {}", family_names(k.families),
+                     family_names(selection.families));
 }
 
 // With every row and its reason: kernels that would serve but are not allowed say so.
@@ -53,10 +62,7 @@ bool allows(const Selection& selection, const Kernel& k) {
   for (const Kernel* k : rows) {
     const Support s = k->supports(params, ctx);
     reasons += fmt::format("\n  {}: ", k->name);
-    reasons += !s ? s.reason()
-               : selection.kernel.empty()
-                   ? fmt::format("would serve, but is of family {}", family_names(k->families))
-                   : "would serve, but is not the kernel asked for";
+    reasons += !s ? s.reason() : "would serve, but is " + why_not_allowed(selection, *k);
     other_serves |= static_cast<bool>(s);
   }
   throw Error(
@@ -111,10 +117,7 @@ std::vector<Explained> Dispatcher::explain(Op op, const void* params, const Sele
     e.supported = static_cast<bool>(s);
     e.reason = s.reason();
     e.allowed = allows(selection, *k);
-    if (e.supported && !e.allowed)
-      e.reason = selection.kernel.empty() ? fmt::format("of family {}, configured is {}", e.families,
-                                                        family_names(selection.families))
-                                          : fmt::format("not the kernel asked for, {}", selection.kernel);
+    if (e.supported && !e.allowed) e.reason = why_not_allowed(selection, *k);
     const int i = static_cast<int>(rows.size());
     if (e.supported && e.allowed && first_allowed < 0) first_allowed = i;
     if (e.supported && !e.allowed && first_other < 0) first_other = i;
@@ -133,10 +136,14 @@ std::shared_ptr<const Plan> Dispatcher::make_plan(Op op, const void* params, con
   const std::vector<const Kernel*> rows = kernels(op);
   const Kernel* chosen = nullptr;
   const Kernel* other = nullptr;  // first that would serve, outside the configured families
+  std::string declined;           // what the configured ones say
   for (const Kernel* k : rows) {
     const bool allowed = allows(selection, *k);
     if (!allowed && (other != nullptr || !selection.allow_fallback)) continue;
-    if (!k->supports(params, ctx)) continue;
+    if (const Support s = k->supports(params, ctx); !s) {
+      if (allowed) declined += fmt::format("{}{}: {}", declined.empty() ? "" : "; ", k->name, s.reason());
+      continue;
+    }
     if (allowed) {
       chosen = k;
       break;
@@ -151,7 +158,9 @@ std::shared_ptr<const Plan> Dispatcher::make_plan(Op op, const void* params, con
   plan->prepared_ = chosen->prepare(params, ctx);
   plan->cost_ = op_info(op).cost(params);
   plan->shapes_ = describe(op, params);
-  plan->fallback_ = fallback;
+  if (fallback)
+    plan->fallback_reason_ =
+        !declined.empty() ? declined : "there is no kernel of " + family_names(selection.families);
   return plan;
 }
 
@@ -167,7 +176,7 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
   key.reserve(512);
   append_plan_key(op, params, key);
   key.append(reinterpret_cast<const char*>(&selection.families), sizeof selection.families);
-  key.push_back(selection.allow_fallback ? 1 : 0);
+  key.push_back(static_cast<char>((selection.allow_fallback ? 1 : 0) | (selection.graph_safe ? 2 : 0)));
   key += selection.kernel;
   std::uint64_t table_version = 0;
   {
@@ -198,18 +207,15 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
 void Dispatcher::execute(const Plan& plan, const void* params, void* workspace, const Launch& launch) const {
   const RunContext ctx{workspace, num_threads_, launch.stream};
   if (sink_ == nullptr) return plan.run(params, ctx);
-  CallRecord record{plan.kernel().op,
-                    plan.kernel().name.c_str(),
-                    plan.shapes().c_str(),
-                    plan.cost(),
-                    plan.launches(),
-                    plan.is_fallback(),
-                    -1.0};
+  CallRecord record{plan.kernel().op, plan.kernel().name.c_str(), plan.shapes().c_str(),         plan.cost(),
+                    plan.launches(),  plan.is_fallback(),         plan.fallback_reason().c_str()};
+  record.params = params;
   if (sink_->wants_time()) {
     synchronize(launch);  // what was enqueued before is not this call's time
     const auto start = std::chrono::steady_clock::now();
     plan.run(params, ctx);
     synchronize(launch);
+    record.start = std::chrono::duration<double>(start.time_since_epoch()).count();
     record.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   } else {
     plan.run(params, ctx);

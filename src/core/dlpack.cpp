@@ -16,10 +16,11 @@ struct Coded {
   int code, bits;
 };
 constexpr Coded kCodes[] = {
-    {DType::f32, kDLFloat, 32},          {DType::f16, kDLFloat, 16},     {DType::bf16, kDLBfloat, 16},
-    {DType::fp8_e4m3, kFloat8E4m3fn, 8}, {DType::fp8_e5m2, kFloat8E5m2, 8}, {DType::i8, kDLInt, 8},
-    {DType::u8, kDLUInt, 8},             {DType::i32, kDLInt, 32},       {DType::i64, kDLInt, 64},
-    {DType::boolean, kBool, 8},
+    {DType::f32, kDLFloat, 32},        {DType::f16, kDLFloat, 16},
+    {DType::bf16, kDLBfloat, 16},      {DType::fp8_e4m3, kFloat8E4m3fn, 8},
+    {DType::fp8_e5m2, kFloat8E5m2, 8}, {DType::i8, kDLInt, 8},
+    {DType::u8, kDLUInt, 8},           {DType::i32, kDLInt, 32},
+    {DType::i64, kDLInt, 64},          {DType::boolean, kBool, 8},
 };
 
 struct CodedDevice {
@@ -55,8 +56,9 @@ TensorView from_dlpack(const DLTensor& d) {
       known = true;
     }
   if (!known)
-    throw_invalid(fmt::format("from_dlpack: expected a tensor on cpu, cuda or rocm, got DLPack device type {}",
-                              static_cast<int>(d.device.device_type)));
+    throw_invalid(
+        fmt::format("from_dlpack: expected a tensor on cpu, cuda or rocm, got DLPack device type {}",
+                    static_cast<int>(d.device.device_type)));
   if (d.ndim < 0 || d.ndim > kMaxRank)
     throw_invalid(fmt::format("from_dlpack: expected at most {} dimensions, got {}", kMaxRank, d.ndim));
   if (d.ndim > 0 && d.shape == nullptr)
@@ -65,8 +67,8 @@ TensorView from_dlpack(const DLTensor& d) {
     if (d.shape[i] < 0)
       throw_invalid(fmt::format("from_dlpack: expected dimensions of 0 or more, got {} in dimension {}",
                                 d.shape[i], i));
-  const TensorView packed =
-      TensorView::contiguous(nullptr, t.dtype, std::span(d.shape, static_cast<std::size_t>(d.ndim)), t.device);
+  const TensorView packed = TensorView::contiguous(
+      nullptr, t.dtype, std::span(d.shape, static_cast<std::size_t>(d.ndim)), t.device);
   t.rank = d.ndim;
   t.shape = packed.shape;
   t.strides = packed.strides;
@@ -78,25 +80,21 @@ TensorView from_dlpack(const DLTensor& d) {
   return t;
 }
 
+DLDataType dlpack_dtype(DType dtype) {
+  for (const Coded& c : kCodes)
+    if (c.dtype == dtype) return {static_cast<std::uint8_t>(c.code), static_cast<std::uint8_t>(c.bits), 1};
+  throw_invalid(fmt::format("to_dlpack: expected a dtype that DLPack has, got {}", dtype_name(dtype)));
+}
+
 DLManagedTensor* to_dlpack(const Tensor& tensor) {
-  const TensorView& v = tensor.view();
-  for (const Coded& c : kCodes) {
-    if (c.dtype != v.dtype) continue;
-    auto* e = new Exported{tensor, {}};
-    // The shape and strides arrays are those of the exported copy, which lives until the deleter runs.
-    TensorView& own = const_cast<TensorView&>(e->tensor.view());
-    e->managed.dl_tensor = {own.data,
-                            {kDLCPU, 0},
-                            own.rank,
-                            {static_cast<std::uint8_t>(c.code), static_cast<std::uint8_t>(c.bits), 1},
-                            own.shape.data(),
-                            own.strides.data(),
-                            0};
-    e->managed.manager_ctx = e;
-    e->managed.deleter = [](DLManagedTensor* m) { delete static_cast<Exported*>(m->manager_ctx); };
-    return &e->managed;
-  }
-  throw_invalid(fmt::format("to_dlpack: expected a dtype that DLPack has, got {}", dtype_name(v.dtype)));
+  const DLDataType dtype = dlpack_dtype(tensor.view().dtype);
+  auto* e = new Exported{tensor, {}};
+  // The shape and strides arrays are those of the exported copy, which lives until the deleter runs.
+  TensorView& own = const_cast<TensorView&>(e->tensor.view());
+  e->managed.dl_tensor = {own.data, {kDLCPU, 0}, own.rank, dtype, own.shape.data(), own.strides.data(), 0};
+  e->managed.manager_ctx = e;
+  e->managed.deleter = [](DLManagedTensor* m) { delete static_cast<Exported*>(m->manager_ctx); };
+  return &e->managed;
 }
 
 }  // namespace kf

@@ -177,20 +177,20 @@ bool KernelFusionConfig::is_on(std::string_view flag) const {
 
 KernelFusionManager::KernelFusionManager(KernelFusionConfig config)
     : config_((config.validate(), std::move(config))),
-      counters_(config_.profile_kernels),
-      dispatchers_(
-          {.num_threads = config_.num_threads, .sink = config_.log_fusion_stats ? &counters_ : nullptr}) {
+      log_(config_.profile_kernels),
+      dispatchers_({.num_threads = config_.num_threads, .sink = config_.log_fusion_stats ? &log_ : nullptr}) {
   dispatchers_.on({});  // what the CPU's refuses (a bad environment) is said now
   // Each goes in front of the table: backwards, so that the first given is the first tried.
   std::for_each(config_.custom_kernels.rbegin(), config_.custom_kernels.rend(),
                 [&](const Kernel& kernel) { register_custom_kernel(kernel); });
 }
 
-Selection KernelFusionManager::selection(Op op, const void* params) const {
+Selection KernelFusionManager::selection(const KernelFusionConfig& config, Op op, const void* params) {
   Selection s;
-  s.allow_fallback = config_.allow_fallback;
-  s.families = op == Op::attention ? attention_families(config_.attention_backend) : kAnyFused;
-  if (!Allowed(config_, op, params)) s.families = kUnfused;
+  s.allow_fallback = config.allow_fallback;
+  s.graph_safe = config.use_cuda_graph;
+  s.families = op == Op::attention ? attention_families(config.attention_backend) : kAnyFused;
+  if (!Allowed(config, op, params)) s.families = kUnfused;
   return s;
 }
 
@@ -204,45 +204,68 @@ FusionPolicy KernelFusionManager::fusion_policy() const {
 }
 
 // What the configuration says about attention, beyond the choice of kernels.
-void KernelFusionManager::check(Op op, const void* params) const {
+void KernelFusionManager::check(const KernelFusionConfig& config, Op op, const void* params) {
   if (op != Op::attention) return;
   const auto& p = *static_cast<const AttentionParams*>(params);
   const bool paged = p.tables.paged();
-  if (paged && !config_.use_paged_attention)
+  if (paged && !config.use_paged_attention)
     throw_invalid("attention: block_tables given, but use_paged_attention is off");
-  if (!paged && config_.attention_backend == AttentionBackend::paged) {
+  if (!paged && config.attention_backend == AttentionBackend::paged) {
     throw_invalid("attention: attention_backend paged expects block_tables and context_lens, got none");
   }
   if (p.q.rank < 2 || p.k.rank < 2 || p.q.rank > kMaxRank || p.k.rank > kMaxRank)
     return;  // refused when planned
   const std::int64_t num_heads = p.q.dim(-2);
   const std::int64_t num_kv_heads = paged && p.tables.kv_layout == KvLayout::hnd ? p.k.dim(1) : p.k.dim(-2);
-  if (config_.num_kv_heads && *config_.num_kv_heads != num_kv_heads) {
-    throw_invalid(fmt::format("attention: num_kv_heads is configured as {}, k has {}", *config_.num_kv_heads,
+  if (config.num_kv_heads && *config.num_kv_heads != num_kv_heads) {
+    throw_invalid(fmt::format("attention: num_kv_heads is configured as {}, k has {}", *config.num_kv_heads,
                               num_kv_heads));
   }
-  if (!config_.enable_gqa && num_heads != num_kv_heads) {
+  if (!config.enable_gqa && num_heads != num_kv_heads) {
     throw_invalid(
         fmt::format("attention: enable_gqa is off, but q has {} heads and k {}", num_heads, num_kv_heads));
   }
 }
 
-void KernelFusionManager::run(Op op, const void* params, const Launch& launch) {
-  check(op, params);
+Dispatcher& KernelFusionManager::serving(Op op, const void* params, const KernelFusionConfig& config) {
   try {
-    dispatchers_.serving(op, params).run(op, params, selection(op, params), launch);
+    return dispatchers_.serving(op, params);
+  } catch (const Error& e) {
+    if (e.code() != ErrorCode::unavailable) throw;
+    auto context = e.context();
+    context["backend"] = kFusionBackendNames[static_cast<int>(config.backend)];
+    throw Error(e.code(), fmt::format("backend {}: {}", context["backend"], e.what()), context);
+  }
+}
+
+void KernelFusionManager::run(Op op, const void* params, const Launch& launch) {
+  run(op, params, config_, launch);
+}
+
+void KernelFusionManager::run(Op op, const void* params, const KernelFusionConfig& config,
+                              const Launch& launch) {
+  check(config, op, params);
+  try {
+    serving(op, params, config).run(op, params, selection(config, op, params), launch);
   } catch (const Error& e) {
     if (op != Op::attention || e.code() != ErrorCode::not_implemented) throw;
     auto context = e.context();
-    context["attention_backend"] = backend_name(config_.attention_backend);
+    context["attention_backend"] = backend_name(config.attention_backend);
     throw Error(e.code(), fmt::format("attention_backend {}: {}", context["attention_backend"], e.what()),
                 context);
   }
 }
 
-std::vector<Explained> KernelFusionManager::explain(Op op, const void* params) {
-  check(op, params);
-  return dispatchers_.serving(op, params).explain(op, params, selection(op, params));
+std::vector<Explained> KernelFusionManager::explain(Op op, const void* params,
+                                                    const KernelFusionConfig& config) {
+  check(config, op, params);
+  return serving(op, params, config).explain(op, params, selection(config, op, params));
+}
+
+std::shared_ptr<const Plan> KernelFusionManager::plan(Op op, const void* params,
+                                                      const KernelFusionConfig& config) {
+  check(config, op, params);
+  return serving(op, params, config).plan(op, params, selection(config, op, params));
 }
 
 std::vector<const Kernel*> KernelFusionManager::kernels() const {

@@ -7,7 +7,10 @@ void Counters::on_call(const CallRecord& r) {
   Entry& e = entries_[{r.op, r.kernel}];
   ++e.calls;
   e.launches += r.launches;
-  e.fallbacks += r.fallback ? 1 : 0;
+  if (r.fallback) {
+    ++e.fallbacks;
+    e.fallback_reason = r.reason;
+  }
   e.bytes += r.cost.bytes;
   e.flops += r.cost.flops;
   if (r.seconds > 0) e.seconds += r.seconds;

@@ -86,6 +86,25 @@ def test_the_namespace_of_sagellm_is_the_same_package():
     from sage.llm.engines.sagellm.accel import kernel_fusion
 
     assert kernel_fusion.ops is ops and set(kernel_fusion.__all__) == set(kf.__all__)
+    assert all(getattr(kernel_fusion, name) is getattr(kf, name) for name in kf.__all__)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_the_namespace_is_shared_with_another_distribution(tmp_path, first):
+    """Other distributions own other parts of it, wherever they stand on the path."""
+    for part in ("accel/quantization", "kv_runtime/kv_pool"):
+        module = tmp_path / "sage/llm/engines/sagellm" / f"{part}.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text("HERE = __name__")
+    code = (
+        f"import sys; sys.path.insert({0 if first else len(sys.path)}, {str(tmp_path)!r})\n"
+        "from sage.llm.engines.sagellm.accel import kernel_fusion, quantization\n"
+        "from sage.llm.engines.sagellm.kv_runtime import kv_pool\n"
+        "import sagellm_kernel_fusion\n"
+        "assert kernel_fusion.KernelFusionManager is sagellm_kernel_fusion.KernelFusionManager\n"
+        "assert quantization.HERE.endswith('accel.quantization') and kv_pool.HERE.endswith('kv_pool')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

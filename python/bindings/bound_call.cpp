@@ -1,0 +1,202 @@
+#include "bound_call.h"
+
+#include <algorithm>
+#include <array>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "exchange_api.h"
+#include "kf/error.h"
+
+namespace kf::python {
+namespace {
+
+// The names of an op's fields in the order of visits, made once: looking a keyword up makes no string then. Guarded by
+// the GIL, and kept for the life of the process.
+const std::vector<PyObject*>& field_names(const OpInfo& info) {
+  class Names final : public FieldVisitor {
+   public:
+    std::vector<PyObject*> names;
+    void tensor(const char* name, TensorView&, Role, bool) override { add(name); }
+    void attr(const char* name, bool&) override { add(name); }
+    void attr(const char* name, std::int64_t&) override { add(name); }
+    void attr(const char* name, float&) override { add(name); }
+    void attr(const char* name, int&, std::span<const char* const>) override { add(name); }
+
+   private:
+    void add(const char* name) { names.push_back(PyUnicode_InternFromString(name)); }
+  };
+  static std::array<std::vector<PyObject*>, kNumOps> known;
+  std::vector<PyObject*>& names = known[static_cast<std::size_t>(info.op)];
+  if (names.empty()) {
+    Names collector;
+    AnyParams params(info.op);
+    params.visit(collector);
+    names = std::move(collector.names);
+  }
+  return names;
+}
+
+std::string text_of(nb::handle h) { return nb::cast<std::string>(nb::repr(h)); }
+
+// A function of sagellm_kernel_fusion.arrays, found once.
+nb::handle arrays_function(const char* name) {
+  return nb::object(nb::module_::import_("sagellm_kernel_fusion.arrays").attr(name)).release();
+}
+
+bool is_numpy(nb::handle array) {
+  static const nb::handle type = nb::object(nb::module_::import_("numpy").attr("ndarray")).release();
+  return PyObject_TypeCheck(array.ptr(), reinterpret_cast<PyTypeObject*>(type.ptr()));
+}
+
+}  // namespace
+
+const OpInfo& op_named(const std::string& name) {
+  if (const OpInfo* info = find_op(name)) return *info;
+  std::vector<std::string> names;
+  for (const OpInfo& info : all_ops()) names.push_back(info.name);
+  throw_invalid(fmt::format("op: expected one of {}, got {}", fmt::join(names, ", "), name));
+}
+
+class BoundCall::Binder final : public FieldVisitor {
+ public:
+  Binder(BoundCall& call, const nb::dict& fields, nb::handle transposed)
+      : call_(call),
+        op_(call.info_.name),
+        fields_(fields),
+        transposed_(transposed),
+        names_(field_names(call.info_)) {}
+
+  void tensor(const char* name, TensorView& t, Role role, bool optional) override {
+    const nb::handle key = names_[next_];
+    nb::handle value = take();
+    const bool make = PyBool_Check(value.ptr());
+    if (make && role != Role::out)
+      throw_invalid(fmt::format("{}: expected an array, got {}", what(name), text_of(value)));
+    const bool given = !value.is_none() && !make;
+    if (given) {
+      t = borrow_array(value, op_, name, role == Role::in ? Access::read : Access::write, call_.holders_);
+      if (transposed_.is_valid() && t.rank == 2 && is_transposed(key)) t = t.transpose(0, 1);
+      if (!call_.first_array_.is_valid() && (exchange_api(value) || nb::hasattr(value, "__dlpack__")))
+        call_.first_array_ = nb::borrow(value);
+    } else if (role != Role::out && !optional) {
+      throw Error(ErrorCode::invalid_argument, what(name) + ": expected an array, got none",
+                  {{"op", op_}, {"operand", name}});
+    }
+    if (role == Role::out)
+      call_.outputs_.push_back({name, &t, given ? nb::borrow(value) : nb::object(nb::none()),
+                                !optional || given || (make && value.is(Py_True))});
+  }
+  void attr(const char* name, bool& value) override { read(name, value, "True or False"); }
+  void attr(const char* name, std::int64_t& value) override { read(name, value, "an integer"); }
+  void attr(const char* name, float& value) override { read(name, value, "a number"); }
+  void attr(const char* name, int& value, std::span<const char* const> names) override {
+    nb::handle given = take();
+    if (given.is_none()) return;
+    const char* text = PyUnicode_Check(given.ptr()) ? PyUnicode_AsUTF8AndSize(given.ptr(), nullptr) : nullptr;
+    if (text != nullptr)
+      for (std::size_t i = 0; i < names.size(); ++i)
+        if (names[i] == std::string_view(text)) {
+          value = static_cast<int>(i);
+          return;
+        }
+    PyErr_Clear();  // a str that has no UTF-8 form
+    throw_invalid(
+        fmt::format("{}: expected one of {}, got {}", what(name), fmt::join(names, ", "), text_of(given)));
+  }
+
+  // Every keyword must have named a field.
+  void finish() const {
+    if (taken_ == fields_.size()) return;
+    std::vector<std::string> names;
+    for (PyObject* name : names_) names.push_back(nb::cast<std::string>(nb::handle(name)));
+    for (auto [key, value] : fields_)
+      if (const std::string name = nb::cast<std::string>(nb::str(key));
+          std::find(names.begin(), names.end(), name) == names.end())
+        throw_invalid(
+            fmt::format("{}: no operand or attribute {}; there are {}", op_, name, fmt::join(names, ", ")));
+  }
+
+ private:
+  std::string what(const char* name) const { return fmt::format("{}: {}", op_, name); }
+
+  bool is_transposed(nb::handle name) const {
+    const int found = PySequence_Contains(transposed_.ptr(), name.ptr());
+    if (found < 0) throw nb::python_error();
+    return found == 1;
+  }
+  // The next field's value; the dictionary keeps it alive.
+  nb::handle take() {
+    PyObject* value = PyDict_GetItemWithError(fields_.ptr(), names_[next_++]);
+    if (value == nullptr) return Py_None;
+    ++taken_;
+    return value;
+  }
+  template <class T>
+  void read(const char* name, T& value, const char* expected) {
+    nb::handle given = take();
+    if (!given.is_none() && !nb::try_cast(given, value, true))
+      throw_invalid(fmt::format("{}: expected {}, got {}", what(name), expected, text_of(given)));
+  }
+
+  BoundCall& call_;
+  const char* op_;
+  const nb::dict& fields_;
+  nb::handle transposed_;
+  const std::vector<PyObject*>& names_;
+  std::size_t next_ = 0, taken_ = 0;
+};
+
+BoundCall::BoundCall(const OpInfo& info, const nb::dict& fields, const nb::handle& transposed)
+    : info_(info), params_(info.op) {
+  Binder binder(*this, fields, transposed);
+  params_.visit(binder);
+  binder.finish();
+  info.infer(params_.data());
+  for (const Output& o : outputs_) {
+    if (!o.wanted) *o.view = TensorView{};
+    // infer() leaves an output absent where the operands' ranks are wrong; validate() says which.
+    else if (!o.view->present())
+      info.validate(params_.data());
+  }
+}
+
+nb::object BoundCall::make(Output& o) {
+  if (first_array_.is_valid())
+    if (const ExchangeApi* api = exchange_api(first_array_)) return make_tensor(*api, *o.view);
+  static const nb::handle allocate = arrays_function("allocate");
+  nb::object like = first_array_.is_valid() ? first_array_ : nb::object(nb::none());
+  nb::object made = allocate(dtype_name(o.view->dtype), nb::tuple(nb::cast(shape_of(*o.view))), like);
+  holders_.push_back(to_array(made, fmt::format("{}: {}", info_.name, o.name), Access::write));
+  *o.view = holders_.back().view;
+  return made;
+}
+
+nb::object BoundCall::run(const std::function<void(Op, const void*)>& run) {
+  nb::object results[4];
+  std::size_t count = 0;
+  for (Output& o : outputs_) {
+    if (!o.wanted) continue;
+    if (o.object.is_none()) o.object = make(o);
+    if (count == std::size(results))
+      throw_invalid(fmt::format("{}: more outputs than can be returned", info_.name));
+    results[count++] = o.object;
+  }
+  {
+    nb::gil_scoped_release release;
+    run(info_.op, params_.data());
+  }
+  // What was allocated with NumPy for a library that has its own arrays becomes one of these.
+  if (first_array_.is_valid() && !exchange_api(first_array_) && !is_numpy(first_array_)) {
+    static const nb::handle as_kind_of = arrays_function("as_kind_of");
+    for (std::size_t i = 0; i < count; ++i) results[i] = as_kind_of(results[i], first_array_);
+  }
+  if (count == 0) return nb::none();
+  if (count == 1) return results[0];
+  nb::list all;
+  for (std::size_t i = 0; i < count; ++i) all.append(results[i]);
+  return nb::tuple(all);
+}
+
+}  // namespace kf::python

@@ -1,0 +1,64 @@
+#include "exchange_api.h"
+
+#include <mutex>
+
+#include "kf/error.h"
+
+namespace kf::python {
+namespace {
+
+const ExchangeApi* look_up(PyObject* type) {
+  nb::object capsule = nb::getattr(nb::handle(type), "__dlpack_c_exchange_api__", nb::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
+  auto* api = static_cast<ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  while (api != nullptr && api->major != 1) api = api->previous;
+  return api != nullptr && api->borrow != nullptr ? api : nullptr;
+}
+
+// Reports what the library's allocator says.
+void set_error(void*, const char*, const char* message) { PyErr_SetString(PyExc_MemoryError, message); }
+
+}  // namespace
+
+const ExchangeApi* exchange_api(nb::handle object) {
+  // A few types for the life of the process, each found by comparing pointers; guarded by the GIL.
+  struct Known {
+    PyObject* type;
+    const ExchangeApi* api;
+  };
+  static Known known[8];
+  static int count = 0;
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+  for (int i = 0; i < count; ++i)
+    if (known[i].type == type) return known[i].api;
+  const ExchangeApi* api = look_up(type);
+  if (count < 8) {
+    Py_INCREF(type);  // so that no other type gets its address
+    known[count++] = {type, api};
+  }
+  return api;
+}
+
+nb::object make_tensor(const ExchangeApi& api, TensorView& prototype) {
+  const DLDevice device{prototype.device.type == DeviceType::cuda   ? kDLCUDA
+                        : prototype.device.type == DeviceType::rocm ? kDLROCM
+                                                                    : kDLCPU,
+                        prototype.device.index};
+  DLTensor like{nullptr, device, prototype.rank, dlpack_dtype(prototype.dtype), prototype.shape.data(),
+                nullptr, 0};
+  ManagedTensor* made = nullptr;
+  void* object = nullptr;
+  if (api.allocate(&like, &made, nullptr, &set_error) != 0 || api.object_from_managed(made, &object) != 0) {
+    if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
+      PyErr_Clear();
+      throw Error(ErrorCode::resource_exhausted, "no memory for " + to_string(prototype));
+    }
+    throw nb::python_error();
+  }
+  nb::object owner = nb::steal(static_cast<PyObject*>(object));
+  if (api.borrow(owner.ptr(), &like) != 0) throw nb::python_error();
+  prototype = from_dlpack(like);
+  return owner;
+}
+
+}  // namespace kf::python

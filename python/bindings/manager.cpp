@@ -1,0 +1,183 @@
+// KernelFusionManager: ops run as a configuration says, with counts of what ran.
+#include "bindings.h"
+#include "bound_call.h"
+#include "custom_kernel.h"
+#include "kf/error.h"
+#include "kf/replay.h"
+
+namespace kf::python {
+namespace {
+
+class PyManager {
+ public:
+  explicit PyManager(const KernelFusionConfig& config) : manager_(config) {}
+
+  nb::object call(const std::string& op, const nb::dict& fields, const KernelFusionConfig& config,
+                  const nb::object& transposed, std::uintptr_t stream) {
+    BoundCall bound(op_named(op), fields, transposed);
+    return bound.run([&](Op op, const void* params) {
+      manager_.run(op, params, config, {.stream = reinterpret_cast<void*>(stream)});
+    });
+  }
+
+  nb::list explain(const std::string& op, const nb::dict& fields, const KernelFusionConfig& config,
+                   const nb::object& transposed) {
+    const BoundCall bound(op_named(op), fields, transposed);
+    return explained_rows(manager_.explain(bound.op(), bound.params(), config));
+  }
+
+  nb::dict plan(const std::string& op, const nb::dict& fields, const KernelFusionConfig& config,
+                const nb::object& transposed) {
+    const BoundCall bound(op_named(op), fields, transposed);
+    std::shared_ptr<const Plan> p;
+    {
+      nb::gil_scoped_release release;
+      p = manager_.plan(bound.op(), bound.params(), config);
+    }
+    nb::dict d;
+    d["op"] = op;
+    d["kernel"] = p->kernel().name;
+    d["shapes"] = p->shapes();
+    d["workspace_bytes"] = p->workspace_bytes();
+    d["launches"] = p->launches();
+    d["flops"] = p->cost().flops;
+    d["bytes"] = p->cost().bytes;
+    d["graph_safe"] = p->graph_safe();
+    d["fallback"] = p->is_fallback();
+    d["fallback_reason"] = p->fallback_reason();
+    return d;
+  }
+
+  nb::list counts() const {
+    nb::list all;
+    for (const auto& [key, e] : manager_.stats()) {
+      nb::dict d;
+      d["op"] = key.first;
+      d["kernel"] = key.second;
+      d["calls"] = e.calls;
+      d["launches"] = e.launches;
+      d["fallbacks"] = e.fallbacks;
+      d["fallback_reason"] = e.fallback_reason;
+      d["bytes"] = e.bytes;
+      d["flops"] = e.flops;
+      d["seconds"] = e.seconds;
+      all.append(d);
+    }
+    return all;
+  }
+
+  nb::list distinct() const {
+    nb::list all;
+    for (const CallLog::Distinct& c : manager_.log().distinct()) {
+      nb::dict d;
+      d["op"] = op_name(c.params.op());
+      d["kernel"] = c.kernel;
+      d["shapes"] = c.shapes;
+      d["calls"] = c.calls;
+      d["launches"] = c.launches;
+      d["fallback"] = c.fallback;
+      all.append(d);
+    }
+    return all;
+  }
+
+  nb::list spans() const {
+    nb::list all;
+    for (const CallLog::Span& s : manager_.log().spans())
+      all.append(nb::make_tuple(op_name(s.op), s.kernel, s.shapes, s.start, s.seconds, s.thread));
+    return all;
+  }
+
+  // The remembered call of this kernel and shapes against the unfused composition; None: not remembered.
+  nb::object replay(const std::string& kernel, const std::string& shapes, double seconds) {
+    for (const CallLog::Distinct& c : manager_.log().distinct()) {
+      if (c.kernel != kernel || c.shapes != shapes) continue;
+      Replayed r;
+      {
+        nb::gil_scoped_release release;
+        Dispatcher& d = manager_.dispatcher(device_of(c.params));
+        r = kf::replay(c.params.op(), c.params.data(), d, {.families = 0, .kernel = kernel},
+                       {.families = kVanilla, .kernel = {}}, seconds);
+      }
+      nb::dict out;
+      out["kernel"] = r.kernel;
+      out["baseline"] = r.baseline;
+      out["seconds"] = r.seconds;
+      out["baseline_seconds"] = r.baseline_seconds;
+      out["bytes"] = r.bytes;
+      out["baseline_bytes"] = r.baseline_bytes;
+      out["launches"] = r.launches;
+      out["baseline_launches"] = r.baseline_launches;
+      out["max_error"] = r.max_error;
+      out["agreed"] = r.agreed;
+      out["problem"] = r.problem;
+      return out;
+    }
+    return nb::none();
+  }
+
+  nb::list kernels() const {
+    nb::list all;
+    for (const Kernel* k : manager_.kernels()) {
+      nb::dict d;
+      d["name"] = k->name;
+      d["op"] = op_name(k->op);
+      d["families"] = family_names(k->families);
+      d["condition"] = k->condition;
+      d["graph_safe"] = k->graph_safe;
+      d["device"] = device_type_name(k->device_type);
+      all.append(d);
+    }
+    return all;
+  }
+
+  void add_kernel(const std::string& name, const std::string& op, const std::string& condition,
+                  bool graph_safe, const nb::object& supports, const nb::object& run,
+                  const nb::object& reference) {
+    for (Kernel& row :
+         python_kernel_rows({name, condition, op_named(op).op, graph_safe, supports, run, reference}))
+      manager_.register_custom_kernel(std::move(row));
+  }
+
+  void reset() { manager_.reset(); }
+
+ private:
+  static Device device_of(const AnyParams& params) {
+    AnyParams copy = params;
+    for (const Slot& s : slots_of(copy.op(), copy.data()))
+      if (s.tensor->present()) return s.tensor->device;
+    return {};
+  }
+
+  KernelFusionManager manager_;
+};
+
+}  // namespace
+
+void bind_manager(nb::module_& m) {
+  nb::class_<KernelFusionConfig>(m, "Config", "A checked configuration, from a dictionary of its fields.")
+      .def("__init__", [](KernelFusionConfig* self, const nb::dict& fields) {
+        new (self) KernelFusionConfig(fusion_config_from(fields));
+      });
+  nb::class_<PyManager>(m, "Manager", "Runs ops as a configuration says, and counts what ran.")
+      .def(nb::init<const KernelFusionConfig&>(), nb::arg("config"))
+      .def("call", &PyManager::call, nb::arg("op"), nb::arg("fields"), nb::arg("config"),
+           nb::arg("transposed") = nb::tuple(), nb::arg("stream") = 0,
+           "Runs an op; returns its output, a tuple of several, or None.")
+      .def("explain", &PyManager::explain, nb::arg("op"), nb::arg("fields"), nb::arg("config"),
+           nb::arg("transposed") = nb::tuple(), "Every kernel of the op in order: taken, or why not.")
+      .def("plan", &PyManager::plan, nb::arg("op"), nb::arg("fields"), nb::arg("config"),
+           nb::arg("transposed") = nb::tuple(), "The choice of a kernel, ahead of the first call.")
+      .def("counts", &PyManager::counts, "Calls so far by op and kernel.")
+      .def("distinct", &PyManager::distinct, "The distinct calls so far.")
+      .def("spans", &PyManager::spans, "Timed calls: (op, kernel, shapes, start, seconds, thread).")
+      .def("replay", &PyManager::replay, nb::arg("kernel"), nb::arg("shapes"), nb::arg("seconds"),
+           "A remembered call again, beside its unfused composition.")
+      .def("kernels", &PyManager::kernels, "Every kernel of the devices that calls came for, in order.")
+      .def("add_kernel", &PyManager::add_kernel, nb::arg("name"), nb::arg("op"), nb::arg("condition"),
+           nb::arg("graph_safe"), nb::arg("supports"), nb::arg("run"), nb::arg("reference").none(),
+           "Puts a kernel of Python before the others of its op.")
+      .def("reset", &PyManager::reset, "Forgets counts, calls and spans.");
+}
+
+}  // namespace kf::python

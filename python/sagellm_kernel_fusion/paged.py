@@ -1,0 +1,87 @@
+"""Block tables of paged K/V caches, from whatever a pool gives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import refusing
+
+_log = logging.getLogger("sagellm_kernel_fusion")
+_said_full = False
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTables:
+    """Which pages of a cache hold each sequence, and how many of its tokens.
+
+    tables: int32 [batch, max_blocks], -1 pads; or a list of page numbers for each sequence. context_lens: int32
+    [batch], the keys of each sequence, those of the query tokens included; None: every listed page is full."""
+
+    tables: object
+    context_lens: object | None = None
+
+    @classmethod
+    def from_pool(cls, pool, request_ids: Sequence) -> BlockTables:
+        """Of a K/V pool: one with `get_block_tables(request_ids)`, or with `get_sequence_blocks(request_id)`, whose
+        blocks are page numbers or have an `id` or `block_id`."""
+        if hasattr(pool, "get_block_tables"):
+            tables = pool.get_block_tables(request_ids)
+            return tables if isinstance(tables, cls) else cls(tables)
+        if hasattr(pool, "get_sequence_blocks"):
+            return cls([[_number(block) for block in pool.get_sequence_blocks(r)] for r in request_ids])
+        raise refusing(
+            "BlockTables: expected a pool with get_block_tables(request_ids) or get_sequence_blocks(request_id), got "
+            f"{type(pool).__name__}"
+        )
+
+
+def _number(block) -> int:
+    for name in ("block_id", "id"):
+        block = getattr(block, name, block)
+    return int(block)
+
+
+def tables_and_lengths(block_tables, context_lens, page_size: int) -> tuple[object, object]:
+    """The two operands that attention has: block_tables [batch, max_blocks] and context_lens [batch]."""
+    if isinstance(block_tables, BlockTables):
+        given = block_tables.context_lens
+        block_tables, context_lens = block_tables.tables, given if context_lens is None else context_lens
+    if isinstance(block_tables, (list, tuple)):
+        block_tables = _padded(block_tables)
+    if context_lens is None:
+        context_lens = _full_pages(block_tables, page_size)
+    elif isinstance(context_lens, (list, tuple)):
+        context_lens = np.asarray(context_lens, np.int32)
+    return block_tables, context_lens
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    try:
+        tables = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
+        for table, row in zip(tables, rows, strict=True):
+            table[: len(row)] = row
+    except (TypeError, ValueError, OverflowError) as error:
+        raise refusing(f"block_tables: expected a list of page numbers for each sequence: {error}") from error
+    return tables
+
+
+def _full_pages(block_tables, page_size: int) -> np.ndarray:
+    global _said_full
+    if not _said_full:
+        _said_full = True
+        _log.warning(
+            "block_tables without context_lens: every listed page is taken to be full (%d tokens); "
+            "give context_lens, or BlockTables(tables, context_lens)",
+            page_size,
+        )
+    try:
+        table = np.from_dlpack(block_tables)
+    except (AttributeError, TypeError, RuntimeError, BufferError) as error:
+        raise refusing(f"block_tables: expected an int32 array [batch, max_blocks] or BlockTables: {error}") from error
+    if table.ndim != 2:
+        raise refusing(f"block_tables: expected int32 [batch, max_blocks], got shape {list(table.shape)}")
+    return ((table >= 0).sum(1) * page_size).astype(np.int32)
