@@ -258,7 +258,7 @@ def test_the_configuration_sets_the_pages(tiny_gguf):
         pages.append(engine.shape_of("ids", 64, 1, 1, 64).max_pages)
     assert pages == [1, 4, 1]
     with pytest.raises(kf.InvalidArgumentError, match="page_size must be 0 to"):
-        kf.load_model(tiny_gguf, fusion_config=kf.KernelFusionConfig(page_size=-1))
+        kf.load_model(tiny_gguf, fusion_config=kf.KernelFusionConfig(page_size=2**40))
 
 
 def test_attention_without_online_softmax_is_unfused(tiny_gguf):
