@@ -10,7 +10,8 @@
 //
 // A score's error also has what the features add: softcap tanh is within 4 u of the cap, and passes on no more error than
 // it gets; a slope's product, its factor and the sum are rounded once each, 4 u of the largest bias with the conversion
-// of the unit; likewise an additive mask and a sink, which are within 5.
+// of the unit; likewise an additive mask and a sink, which are within 5. A scale of quantized keys and values that
+// multiplies a sum, and not its terms, is one rounding of a score within 5, and one of a probability.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -21,7 +22,9 @@
 #include <fmt/format.h>
 
 #include "case.h"
+#include "core/quantized.h"
 #include "kf/ops/attention.h"
+#include "kf/quantize.h"
 
 namespace kf::cases {
 namespace {
@@ -50,12 +53,57 @@ struct Heads {
   }
 };
 
-struct Types {
-  DType q = DType::f32, kv = DType::f32;
+// The dtype of keys and values, and where that is read with scales, what shares one.
+struct KvFormat {
+  enum Share { tensor, head, token, row };  // all; a head; a token; a token and head, or each group of it
+
+  DType dtype = DType::f32;
+  Share share = tensor;
+  std::int64_t group_size = 0;
+  bool zeros = false;
+  DType scales = DType::f32;
+
+  KvFormat(DType d = DType::f32) : dtype(d) {}
+  KvFormat(DType d, Share s, std::int64_t group = 0, bool has_zeros = false, DType scales_dtype = DType::f32)
+      : dtype(d), share(s), group_size(group), zeros(has_zeros), scales(scales_dtype) {}
   std::string name() const {
-    return q == kv ? dtype_name(q) : fmt::format("{}-kv-{}", dtype_name(q), dtype_name(kv));
+    static constexpr const char* kShares[] = {"tensor", "head", "token", "row"};
+    if (!needs_scales(dtype)) return dtype_name(dtype);
+    return fmt::format("{}-{}{}-{}{}", dtype_name(dtype), kShares[share],
+                       group_size ? fmt::format("-g{}", group_size) : "", dtype_name(scales),
+                       zeros ? "-zeros" : "");
   }
 };
+
+struct Types {
+  DType q = DType::f32;
+  KvFormat kv;
+  std::string name() const {
+    return q == kv.dtype ? dtype_name(q) : fmt::format("{}-kv-{}", dtype_name(q), kv.name());
+  }
+};
+
+// Codes of these values, with scales of their own.
+TensorView quantized(Maker& m, const KvFormat& f, const TensorView& values, int heads_axis, Quantization& q) {
+  const auto count = [&](int axis) -> std::int64_t {
+    const bool full = f.share == KvFormat::row || (f.share == KvFormat::head && axis == heads_axis) ||
+                      (f.share == KvFormat::token && axis != heads_axis);
+    return full ? values.dim(axis) : 1;
+  };
+  const std::int64_t groups = f.group_size ? values.dim(-1) / f.group_size : 1;
+  const auto like_scales = [&](DType dtype) {
+    m.storage().push_back(values.rank == 4 ? Tensor::zeros(dtype, {count(0), count(1), count(2), groups})
+                                           : Tensor::zeros(dtype, {count(0), count(1), groups}));
+    return m.storage().back().view();
+  };
+  q.scales = like_scales(f.scales);
+  if (f.zeros) q.zeros = like_scales(DType::i8);
+  q.group_size = f.group_size;
+  m.storage().emplace_back(f.dtype, std::span(values.shape.data(), static_cast<std::size_t>(values.rank)));
+  const TensorView codes = m.storage().back();
+  quantize_kv(values, codes, q);
+  return codes;
+}
 
 // One batch in any form. Lengths of each sequence; dense batches are even.
 struct Batch {
@@ -108,10 +156,11 @@ TensorView page_table(Maker& m, const Batch& b, std::int32_t* num_pages) {
   return m.table(rows);
 }
 
-// A page pool whose slots hold NaN where no sequence has a key.
-TensorView page_pool(Maker& m, const Batch& b, const Heads& h, std::int64_t dim, DType dtype,
-                     const SequenceTables& t, std::int32_t num_pages) {
+// A page pool whose slots hold NaN where no sequence has a key; so do scales of such slots.
+TensorView page_pool(Maker& m, const Batch& b, const Heads& h, std::int64_t dim, const KvFormat& format,
+                     const SequenceTables& t, std::int32_t num_pages, Quantization& q) {
   const bool is_hnd = b.form == Batch::hnd;
+  const DType dtype = needs_scales(format.dtype) ? DType::f32 : format.dtype;
   const TensorView pool = is_hnd ? m.normal(dtype, {num_pages, h.kv, b.page_size, dim})
                                  : m.normal(dtype, {num_pages, b.page_size, h.kv, dim});
   std::vector<bool> used(static_cast<std::size_t>(num_pages * b.page_size));
@@ -121,35 +170,47 @@ TensorView page_pool(Maker& m, const Batch& b, const Heads& h, std::int64_t dim,
       used[static_cast<std::size_t>(t.block_tables.as<std::int32_t>()[entry] * b.page_size +
                                     j % b.page_size)] = true;
     }
-  for (std::int64_t i = 0; i < pool.numel(); ++i) {
-    const std::int64_t row = i / dim;
+  const auto is_used = [&](std::int64_t row) {
     const std::int64_t slot =
         is_hnd ? row / (h.kv * b.page_size) * b.page_size + row % b.page_size : row / h.kv;
-    if (!used[static_cast<std::size_t>(slot)]) set_element(pool, i, kNan);
-  }
-  return pool;
+    return used[static_cast<std::size_t>(slot)];
+  };
+  for (std::int64_t i = 0; i < pool.numel(); ++i)
+    if (!is_used(i / dim)) set_element(pool, i, kNan);
+  if (!needs_scales(format.dtype)) return pool;
+  const TensorView codes = quantized(m, format, pool, is_hnd ? 1 : 2, q);
+  const std::int64_t groups = q.scales.dim(-1);
+  if (format.share == KvFormat::row)
+    for (std::int64_t i = 0; i < q.scales.numel(); ++i)
+      if (!is_used(i / groups)) set_element(q.scales, i, kNan);
+  return codes;
 }
 
 struct Operands {
   TensorView q, k, v;
   SequenceTables tables;
+  Quantization k_quantization, v_quantization;
 };
 
 Operands operands(Maker& m, const Batch& b, const Heads& h, const Types& types) {
   Operands o;
+  const auto normal = [&](std::initializer_list<std::int64_t> shape, int heads_axis, Quantization& q) {
+    if (!needs_scales(types.kv.dtype)) return m.normal(types.kv.dtype, shape);
+    return quantized(m, types.kv, m.normal(DType::f32, shape), heads_axis, q);
+  };
   const auto batch = static_cast<std::int64_t>(b.seqlens_q.size());
   if (b.form == Batch::dense) {
     const std::int64_t seqlen_q = batch ? b.seqlens_q[0] : 3, seqlen_k = batch ? b.seqlens_k[0] : 3;
     o.q = m.normal(types.q, {batch, seqlen_q, h.query, h.dim});
-    o.k = m.normal(types.kv, {batch, seqlen_k, h.kv, h.dim});
-    o.v = m.normal(types.kv, {batch, seqlen_k, h.kv, h.value_dim()});
+    o.k = normal({batch, seqlen_k, h.kv, h.dim}, 2, o.k_quantization);
+    o.v = normal({batch, seqlen_k, h.kv, h.value_dim()}, 2, o.v_quantization);
     return o;
   }
   const std::int64_t total_q = b.total(b.seqlens_q), total_k = b.total(b.seqlens_k);
   o.q = m.normal(types.q, {total_q, h.query, h.dim});
   if (b.form == Batch::packed) {
-    o.k = m.normal(types.kv, {total_k, h.kv, h.dim});
-    o.v = m.normal(types.kv, {total_k, h.kv, h.value_dim()});
+    o.k = normal({total_k, h.kv, h.dim}, 1, o.k_quantization);
+    o.v = normal({total_k, h.kv, h.value_dim()}, 1, o.v_quantization);
     o.tables.cu_seqlens_q = cumulative(m, b.seqlens_q);
     o.tables.cu_seqlens_k = cumulative(m, b.seqlens_k);
     return o;
@@ -160,8 +221,8 @@ Operands operands(Maker& m, const Batch& b, const Heads& h, const Types& types) 
   o.tables.context_lens = m.integers(DType::i32, b.seqlens_k);
   if (std::any_of(b.seqlens_q.begin(), b.seqlens_q.end(), [](std::int64_t n) { return n != 1; }))
     o.tables.cu_seqlens_q = cumulative(m, b.seqlens_q);
-  o.k = page_pool(m, b, h, h.dim, types.kv, o.tables, num_pages);
-  o.v = page_pool(m, b, h, h.value_dim(), types.kv, o.tables, num_pages);
+  o.k = page_pool(m, b, h, h.dim, types.kv, o.tables, num_pages, o.k_quantization);
+  o.v = page_pool(m, b, h, h.value_dim(), types.kv, o.tables, num_pages, o.v_quantization);
   return o;
 }
 
@@ -261,12 +322,15 @@ class Cases {
   }
   void featured(const Batch& b, const Heads& h, const Types& types, const Features& f, bool bench = false,
                 const std::string& suffix = "") {
-    const Tolerance tolerance = attention_tolerance(types.q, h.dim, b.longest(), feature_error(f, b));
+    const double scaled = needs_scales(types.kv.dtype) ? 4 * unit_roundoff(DType::f32) * 5 : 0;
+    const Tolerance tolerance =
+        attention_tolerance(types.q, h.dim, b.longest(), feature_error(f, b) + scaled);
     add(fmt::format("attention/{}/{}/{}{}{}", types.name(), b.name(), h.name(), f.name(), suffix), tolerance,
         bench, [=](Maker& m) {
           const Operands o = operands(m, b, h, types);
           AttentionParams p;
           p.q = o.q, p.k = o.k, p.v = o.v, p.tables = o.tables;
+          p.k_quantization = o.k_quantization, p.v_quantization = o.v_quantization;
           p.softcap = f.softcap;
           set_biases(m, b, h, f, p);
           if (f.sinks) p.sinks = m.normal(DType::f32, {h.query});
@@ -275,11 +339,13 @@ class Cases {
   }
   // A case of its own: `change` edits the params of a plain one.
   template <class F>
-  void special(const std::string& name, const Batch& b, const Heads& h, Tolerance tolerance, F change) {
+  void special(const std::string& name, const Batch& b, const Heads& h, Tolerance tolerance, F change,
+               const Types& types = {}) {
     add("attention/" + name, tolerance, false, [=](Maker& m) {
-      const Operands o = operands(m, b, h, {});
+      const Operands o = operands(m, b, h, types);
       AttentionParams p;
       p.q = o.q, p.k = o.k, p.v = o.v, p.tables = o.tables;
+      p.k_quantization = o.k_quantization, p.v_quantization = o.v_quantization;
       change(m, p);
       return p;
     });
@@ -291,9 +357,10 @@ class Cases {
       const Operands o = operands(m, b, h, types);
       AttentionScoresParams p;
       p.q = o.q, p.k = o.k, p.tables = o.tables;
+      p.k_quantization = o.k_quantization;
       return p;
     });
-    mask(b, h, {});
+    if (!needs_scales(types.kv.dtype)) mask(b, h, {});
     // Probabilities are uniform up to 2 / keys: they sum to about 1.
     const auto keys = static_cast<double>(std::max<std::int64_t>(b.longest(), 1));
     const double sums = 5.0 * kLambda * u32 * std::sqrt(keys);
@@ -302,6 +369,7 @@ class Cases {
       AttentionValuesParams p;
       p.probs = score_matrix(m, b, h, 0.0f, static_cast<float>(2 / keys));
       p.v = o.v;
+      p.v_quantization = o.v_quantization;
       p.tables = o.tables;
       p.out_dtype = static_cast<int>(types.q);
       return p;
@@ -552,6 +620,141 @@ void add_features(Cases& cases) {
   }
 }
 
+// Quantized keys and values: every dtype and what may share a scale, over the forms and stages; with the features; and
+// what codes and scales may hold.
+void add_quantized(Cases& cases) {
+  using Kv = KvFormat;
+  const DType dtypes[] = {DType::int4, DType::i8, DType::fp8_e4m3, DType::fp8_e5m2};
+  std::vector<KvFormat> formats;
+  for (const DType dtype : dtypes) {
+    const bool is_integer = dtype == DType::int4 || dtype == DType::i8;
+    for (const auto share : {Kv::tensor, Kv::head, Kv::token, Kv::row}) {
+      formats.push_back({dtype, share});
+      if (is_integer) formats.push_back({dtype, share, 0, true});
+    }
+    formats.push_back({dtype, Kv::row, 0, false, DType::f16});
+    formats.push_back({dtype, Kv::row, 16, false, DType::bf16});
+    formats.push_back({dtype, Kv::row, 32, is_integer, DType::f16});
+    formats.push_back({dtype, Kv::head, 32});
+  }
+  std::vector<Batch> batches = {even(2, 33, 33), even(1, 1, 307), even(3, 7, 101), even(1, 113, 271),
+                                even(1, 3, 0),   even(2, 12, 5),  even(0, 3, 3)};
+  batches.push_back({{0, 5, 1, 37, 100}, {3, 0, 19, 37, 131}, Batch::packed});
+  for (const auto form : {Batch::hnd, Batch::nhd}) {
+    batches.push_back({{1, 1, 1, 1}, {1, 0, 300, 67}, form, 16, true});
+    batches.push_back({{4, 0, 61, 9, 1}, {129, 7, 61, 2, 530}, form, 5});
+  }
+  for (const KvFormat& format : formats)
+    for (const Batch& b : batches) {
+      cases.attention(b, {6, 2, 64}, {DType::f32, format});
+      if (!b.seqlens_q.empty() && format.scales == DType::f32)
+        cases.primitives(b, {6, 2, 64}, {DType::f32, format});
+    }
+  // The unfused form alone takes head_dims that are no multiples of 8.
+  for (const DType dtype : dtypes) {
+    cases.attention(even(1, 19, 37), {2, 1, 20}, {DType::f32, {dtype, Kv::row}});
+    for (const std::int64_t head_dim : {8, 40, 72, 128, 192, 256})
+      for (const std::int64_t seqlen_q : {1, 19}) {
+        cases.attention(even(1, seqlen_q, 150), {4, 2, head_dim}, {DType::f16, {dtype, Kv::row}});
+        cases.attention(even(1, seqlen_q, 150), {4, 2, head_dim, 64}, {DType::bf16, {dtype, Kv::token}},
+                        false);
+      }
+    for (const std::int64_t group : {1, 2, 3, 5, 8, 9, 12})
+      cases.attention(even(2, 1, 290), {2 * group, 2, 64}, {DType::f32, {dtype, Kv::row}});
+  }
+  cases.attention(even(1, 1, 9001), {8, 2, 128}, {DType::f32, {DType::int4, Kv::row, 64, true, DType::f16}});
+
+  std::mt19937_64 rng(21);
+  const auto one_of = [&](const auto& choices) { return choices[rng() % std::size(choices)]; };
+  for (int i = 0; i < 96; ++i) {
+    Features f;
+    f.causal = rng() % 2 == 0;
+    if (rng() % 2) f.window_left = one_of(std::array{0, 2, 17, 64, 200});
+    if (rng() % 4 == 0) f.window_right = one_of(std::array{0, 3, 40});
+    if (rng() % 2) f.softcap = 30.0f;
+    if (rng() % 3 == 0) f.alibi = Features::slopes;
+    if (rng() % 3 == 0) f.mask = one_of(std::array{DType::boolean, DType::f32}), f.one_head = true;
+    f.sinks = rng() % 4 == 0;
+    const Batch& b = batches[rng() % 2 ? 1 + rng() % 3 : 7 + rng() % 5];
+    const std::int64_t kv = one_of(std::array{1, 2, 3}), group = one_of(std::array{1, 2, 4, 8});
+    cases.featured(b, {kv * group, kv, 64, rng() % 3 ? 0 : std::int64_t{128}},
+                   {DType::f32, formats[rng() % formats.size()]}, f, false, fmt::format("-{}", i));
+  }
+
+  const Heads h{4, 2, 64};
+  const Tolerance plain = attention_tolerance(DType::f32, h.dim, 150, 20 * unit_roundoff(DType::f32));
+  for (const DType dtype : dtypes) {
+    const std::string suffix = fmt::format("/kv-{}", dtype_name(dtype));
+    const Types rows{DType::f32, {dtype, Kv::row}}, groups{DType::f32, {dtype, Kv::row, 32}};
+    // Keys and values are the halves of one pool, and so are their scales.
+    cases.special(
+        "halves" + suffix, even(2, 3, 150), h, plain,
+        [dtype](Maker& m, AttentionParams& p) {
+          const auto halve = [](const TensorView& both, TensorView& k, TensorView& v) {
+            k = both.slice(2, 0, 2), v = both.slice(2, 2, 4);
+          };
+          Quantization q;
+          const TensorView both =
+              quantized(m, {dtype, KvFormat::row}, m.normal(DType::f32, {2, 150, 4, 64}), 2, q);
+          halve(both, p.k, p.v);
+          halve(q.scales, p.k_quantization.scales, p.v_quantization.scales);
+        },
+        rows);
+    for (const std::int64_t seqlen_q : {1, 40}) {
+      const Batch b = even(1, seqlen_q, 150);
+      const std::string name = fmt::format("/q{}{}", seqlen_q, suffix);
+      for (const Types& types : {rows, groups}) {
+        const std::string own = (types.kv.group_size ? "-of-group" : "") + name;
+        const std::int64_t key = types.kv.group_size ? 7 * 4 : 7 * 2;  // the scale of key 7's first head
+        cases.special(
+            "nan-scale" + own, b, h, plain,
+            [=](Maker&, AttentionParams& p) { set_element(p.k_quantization.scales, key, kNan); }, types);
+        cases.special(
+            "nan-value-scale" + own, b, h, plain,
+            [=](Maker&, AttentionParams& p) { set_element(p.v_quantization.scales, key, kNan); }, types);
+        cases.special(
+            "zero-scales" + own, b, h, plain,
+            [](Maker&, AttentionParams& p) {
+              for (std::int64_t i = 0; i < p.k_quantization.scales.numel(); i += 3)
+                set_element(p.k_quantization.scales, i, 0), set_element(p.v_quantization.scales, i, 0);
+            },
+            types);
+        cases.special(
+            "denormal-scales" + own, b, h, plain,
+            [](Maker&, AttentionParams& p) {
+              for (std::int64_t i = 0; i < p.k_quantization.scales.numel(); ++i)
+                set_element(p.k_quantization.scales, i, 1e-39),
+                    set_element(p.v_quantization.scales, i, 1e-39);
+            },
+            types);
+      }
+      // Every code there is, NaN and infinities of fp8 among them; values of key 3 alone, so that other rows show.
+      cases.special(
+          "all-codes" + name, b, h, plain,
+          [](Maker&, AttentionParams& p) {
+            auto* const codes = p.v.as<std::uint8_t>();
+            const std::int64_t row = 2 * 64 / dtype_info(p.v.dtype).block_elems;
+            for (std::int64_t i = 0; i < row; ++i)
+              codes[3 * row + i] = static_cast<std::uint8_t>(2 * i + i % 2);
+          },
+          rows);
+    }
+  }
+  // The farthest that codes and zeros may be apart: 255, 135.
+  for (const DType dtype : {DType::int4, DType::i8})
+    for (const std::int64_t seqlen_q : {1, 40})
+      cases.special(fmt::format("extreme-zeros/q{}/kv-{}", seqlen_q, dtype_name(dtype)),
+                    even(1, seqlen_q, 150), h, plain,
+                    [](Maker&, AttentionParams& p) {
+                      for (Quantization* q : {&p.k_quantization, &p.v_quantization})
+                        for (std::int64_t i = 0; i < q->zeros.numel(); ++i) {
+                          q->zeros.as<std::int8_t>()[i] = i % 2 ? 127 : -128;
+                          set_element(q->scales, i, 1.0 / 256);
+                        }
+                    },
+                    {DType::f32, {dtype, Kv::row, 0, true}});
+}
+
 void add_merges(Cases& cases) {
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     cases.merge("dense", {2, 5, 3, 40}, dtype);
@@ -589,6 +792,12 @@ void add_bench(Cases& cases) {
   for (const Types& types : {Types{}, Types{DType::f32, DType::f16}, Types{DType::bf16, DType::bf16}})
     cases.attention(even(1, 1, 4096), {32, 8, 128}, types, true, true);
   cases.attention(even(1, 1, 512), {9, 3, 64}, {}, true, true);
+  for (const KvFormat& kv : {KvFormat(DType::f32),
+                             {DType::i8, KvFormat::row},
+                             {DType::fp8_e4m3, KvFormat::row},
+                             {DType::int4, KvFormat::row},
+                             {DType::int4, KvFormat::row, 32, true, DType::f16}})
+    cases.attention(even(1, 1, 32768), {32, 8, 128}, {DType::f32, kv}, true, true);
   cases.attention({{1, 1, 1, 1, 1, 1, 1, 1}, {100, 4000, 700, 30, 2500, 512, 1024, 64}, Batch::hnd},
                   {32, 8, 128}, {}, true, true);
   cases.attention({{256}, {2048}, Batch::hnd}, {9, 3, 64}, {}, true, true);
@@ -614,6 +823,7 @@ void add_attention_cases(CaseList& list) {
   add_head_shapes(cases);
   add_hostile(cases);
   add_features(cases);
+  add_quantized(cases);
   add_merges(cases);
   add_bench(cases);
 }

@@ -6,6 +6,7 @@
 
 #include "core/block_formats.h"
 #include "core/half.h"
+#include "core/quantized.h"
 #include "kf/error.h"
 
 namespace kf::cases {
@@ -49,8 +50,11 @@ double element(const TensorView& t, std::int64_t flat) {
       return f16_to_f32(t.as<std::uint16_t>()[o]);
     case DType::bf16:
       return bf16_to_f32(t.as<std::uint16_t>()[o]);
+    case DType::int4:
     case DType::i8:
-      return t.as<std::int8_t>()[o];
+    case DType::fp8_e4m3:
+    case DType::fp8_e5m2:
+      return read_element(t, o);
     case DType::u8:
     case DType::boolean:
       return t.as<std::uint8_t>()[o];
@@ -79,6 +83,9 @@ void set_element(const TensorView& t, std::int64_t flat, double value) {
       return;
     case DType::bf16:
       t.as<std::uint16_t>()[o] = f32_to_bf16(static_cast<float>(value));
+      return;
+    case DType::i8:
+      t.as<std::int8_t>()[o] = static_cast<std::int8_t>(value);
       return;
     case DType::i32:
       t.as<std::int32_t>()[o] = static_cast<std::int32_t>(value);

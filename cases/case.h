@@ -37,8 +37,11 @@ class Maker {
 // How far a kernel may be from the reference, derived from the arithmetic and not tuned:
 //   |got - ref| <= atol + rtol * |ref|,
 // where atol is given relative to the scale of the terms that were summed: see each case file's derivation.
+// Outputs of codes (int4, i8, fp8) may be so many codes apart. A code of fp8 is the distance of neighbours, but where these lie
+// closer than int8's would, 1/128 of the largest. What is NaN or infinite must be so in both, whatever the codes.
 struct Tolerance {
   double rtol = 0, atol = 0;
+  int codes = 0;
 };
 
 struct Case {

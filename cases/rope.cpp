@@ -2,6 +2,11 @@
 // |x|: it is off by 3 u of |x1| + |x2|, and |x| stays below 6. QK-norm adds its own error, below 20 u
 // relative. Kernel and reference round once to the dtype of the output; unfused forms round the normed, and
 // the turned, head in between.
+//
+// Codes. append_kv rounds the same values by the same steps: bit for bit. What rope_append rounds is off by some e of the
+// largest value: e is u of the dtype for each of the roundings in between, and 50 u of f32. Of N codes between the ends
+// (N = 255 for i8, as for fp8, 15 for int4) x / scale is then off by N e for x, N e for the scale and N e for the zero,
+// and the code by one more; a zero is a code itself.
 #include "case.h"
 
 #include <algorithm>
@@ -11,6 +16,7 @@
 
 #include <fmt/format.h>
 
+#include "core/quantizer.h"
 #include "kf/ops/rope.h"
 
 namespace kf::cases {
@@ -84,11 +90,56 @@ struct Cache {
   KvLayout layout;
   std::int64_t page_size;
   DType slot_dtype = DType::i64;
+  // Of a quantized cache: what has a scale of its own, computed (a token, or a token and head) or given.
+  enum Share { row, token, given_head, given_tensor } share = row;
+  std::int64_t group_size = 0;
+  bool zeros = false;
+  DType scales = DType::f32;
+
+  bool given() const { return share == given_head || share == given_tensor; }
   std::string name() const {
-    return fmt::format("{}_{}_page{}_{}", dtype_name(dtype), kKvLayoutNames[static_cast<int>(layout)],
-                       page_size, dtype_name(slot_dtype));
+    static constexpr const char* kShares[] = {"row", "token", "given-head", "given-tensor"};
+    std::string s = fmt::format("{}_{}_page{}_{}", dtype_name(dtype),
+                                kKvLayoutNames[static_cast<int>(layout)], page_size, dtype_name(slot_dtype));
+    if (needs_scales(dtype))
+      s += fmt::format("_{}{}-{}{}", kShares[share], group_size ? fmt::format("-g{}", group_size) : "",
+                       dtype_name(scales), zeros ? "-zeros" : "");
+    return s;
   }
 };
+
+// A pool of codes and, in `q`, what lies beside it; given scales are such that some values lie beyond the ends.
+TensorView quantized_pool(Maker& m, const Cache& c, std::int64_t pages, std::int64_t heads,
+                          std::int64_t head_dim, Quantization& q) {
+  const auto tensor = [&](DType dtype, std::int64_t a, std::int64_t b, std::int64_t d, std::int64_t e) {
+    m.storage().push_back(c.layout == KvLayout::hnd ? Tensor::zeros(dtype, {a, d, b, e})
+                                                    : Tensor::zeros(dtype, {a, b, d, e}));
+    return m.storage().back().view();
+  };
+  const std::int64_t scale_pages = c.given() ? 1 : pages, scale_rows = c.given() ? 1 : c.page_size;
+  const std::int64_t scale_heads = c.share == Cache::row || c.share == Cache::given_head ? heads : 1;
+  q.group_size = c.group_size;
+  const std::int64_t groups = c.group_size ? head_dim / c.group_size : 1;
+  q.scales = tensor(c.scales, scale_pages, scale_rows, scale_heads, groups);
+  std::uniform_real_distribution<float> factor(0.6f, 1.2f);
+  for (std::int64_t i = 0; i < q.scales.numel(); ++i)
+    set_element(q.scales, i, factor(m.rng()) * 3 / code_ends(c.dtype).highest);
+  if (c.zeros) {
+    q.zeros = tensor(DType::i8, scale_pages, scale_rows, scale_heads, groups);
+    for (std::int64_t i = 0; i < q.zeros.numel(); ++i)
+      q.zeros.as<std::int8_t>()[i] = static_cast<std::int8_t>(i % 5 - 2);
+  }
+  const TensorView pool = tensor(c.dtype, pages, c.page_size, heads, head_dim);
+  std::fill_n(pool.as<std::uint8_t>(), pool.nbytes(), std::uint8_t{0x35});
+  return pool;
+}
+
+int code_tolerance(DType dtype, const Heads& h, const Cache& c) {
+  if (!needs_scales(c.dtype)) return 0;
+  const double n = c.dtype == DType::int4 ? 15 : 255;
+  const double error = (h.norm ? 2 : 1) * unit_roundoff(dtype) + 50 * kU;
+  return (c.zeros ? 2 : 1) * (1 + static_cast<int>(3 * n * error));
+}
 
 // Pages for all tokens and one more; the slots are scattered, every fifth token is skipped.
 template <class P>
@@ -101,8 +152,13 @@ void add_cache(Maker& m, P& p, const Heads& h, const Cache& cache) {
   };
   p.k = heads(m, p.k.dtype, h.num_tokens, h.num_kv_heads, h);
   p.v = heads(m, p.k.dtype, h.num_tokens, h.num_kv_heads, h);
-  p.k_cache = pool();
-  p.v_cache = pool();
+  if (needs_scales(cache.dtype)) {
+    p.k_cache = quantized_pool(m, cache, pages, h.num_kv_heads, h.head_dim, p.k_cache_quantization);
+    p.v_cache = quantized_pool(m, cache, pages, h.num_kv_heads, h.head_dim, p.v_cache_quantization);
+  } else {
+    p.k_cache = pool();
+    p.v_cache = pool();
+  }
   p.kv_layout = cache.layout;
   std::vector<std::int64_t> slots(static_cast<std::size_t>(pages * cache.page_size));
   std::iota(slots.begin(), slots.end(), 0);
@@ -145,7 +201,9 @@ Case rope_append_case(DType dtype, const Heads& h, const Cache& cache, bool benc
     return p;
   };
   const Tolerance out = tolerance(dtype, h), cached = tolerance(cache.dtype, h);
-  c.tolerance = {out.rtol + cached.rtol, out.atol + cached.atol};
+  c.tolerance = {out.rtol + cached.rtol, out.atol + cached.atol, code_tolerance(dtype, h, cache)};
+  // Scales are within 4 / 7 of a largest value within 6, and off by as much of it as that; and rounded.
+  if (needs_scales(cache.dtype)) c.tolerance.rtol += 2 * unit_roundoff(cache.scales);
   c.bench = bench;
   return c;
 }
@@ -168,8 +226,32 @@ void add_rope_cases(CaseList& list) {
                           {DType::f16, KvLayout::nhd, 16, DType::i32},
                           {DType::bf16, KvLayout::hnd, 7},
                           {DType::bf16, KvLayout::nhd, 1}};
+  using C = Cache;
+  const KvLayout hnd = KvLayout::hnd, nhd = KvLayout::nhd;
+  const DType i64 = DType::i64, f32 = DType::f32, f16 = DType::f16;
+  std::vector<Cache> codes;
+  for (const DType dtype : {DType::int4, DType::i8, DType::fp8_e4m3, DType::fp8_e5m2}) {
+    const bool is_integer = dtype == DType::int4 || dtype == DType::i8;
+    codes.push_back({dtype, hnd, 16, i64, C::row, 0, false, f32});
+    codes.push_back({dtype, nhd, 7, DType::i32, C::token, 0, is_integer, f16});
+    codes.push_back({dtype, hnd, 7, i64, C::given_head, 0, is_integer, f32});
+    codes.push_back({dtype, nhd, 16, i64, C::given_tensor, 0, false, DType::bf16});
+  }
+  const Cache groups[] = {{DType::int4, hnd, 16, i64, C::row, 16, true, f16},
+                          {DType::i8, nhd, 1, i64, C::token, 32, false, f32},
+                          {DType::fp8_e4m3, hnd, 16, i64, C::given_head, 32, false, f32}};
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const Heads& h : forms) {
+      for (const Cache& cache : codes) {
+        list.push_back(append_case(dtype, h, cache));
+        list.push_back(rope_append_case(dtype, h, cache));
+      }
+      for (const Cache& cache : groups) {
+        if (h.head_dim % 32 != 0) continue;
+        list.push_back(append_case(dtype, h, cache));
+        list.push_back(rope_append_case(dtype, h, cache));
+      }
+
       list.push_back(rope_case(dtype, h));
       for (const Cache& cache : caches) {
         list.push_back(append_case(dtype, h, cache));
@@ -182,6 +264,8 @@ void add_rope_cases(CaseList& list) {
     list.push_back(rope_append_case(dtype, prefill, paged, /*bench=*/true));
     list.push_back(rope_append_case(dtype, smollm, paged, /*bench=*/true));
     list.push_back(append_case(dtype, prefill, paged, /*bench=*/true));
+    for (const DType code : {DType::i8, DType::int4})
+      list.push_back(rope_append_case(dtype, prefill, {code, KvLayout::hnd, 16}, /*bench=*/true));
   }
 }
 

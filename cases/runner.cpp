@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "backends/cpu/simd/peak.h"
+#include "core/quantizer.h"
 #include "kf/error.h"
 
 namespace kf::cases {
@@ -179,12 +180,21 @@ std::string broken_guard(const Operands& o) {
   return {};
 }
 
+// How many codes of int4, i8 or fp8 two values are apart, as Tolerance counts them.
+double codes_apart(DType dtype, double a, double b) {
+  if (dtype == DType::int4 || dtype == DType::i8) return std::abs(a - b);
+  const int mantissa_bits = dtype == DType::fp8_e4m3 ? 3 : 2;
+  const double largest = std::max(std::abs(a), std::abs(b)), least = code_ends(dtype).highest / 128.0;
+  const double distance = largest > 0 ? std::ldexp(1.0, std::ilogb(largest) - mantissa_bits) : 0;
+  return std::abs(a - b) / std::max(distance, least);
+}
+
 Comparison compare(const Case& c, const Operands& got, const Operands& ref) {
   Comparison r;
   double largest = 0;
   for (std::size_t k = 0; k < got.outputs.size(); ++k) {
     const TensorView &g = got.outputs[k].view, &f = ref.outputs[k].view;
-    const bool exact = !dtype_info(g.dtype).is_float;
+    const bool codes = needs_scales(g.dtype), exact = !codes && !dtype_info(g.dtype).is_float;
     for (std::int64_t i = 0, n = g.numel(); i < n; ++i) {
       const double a = element(g, i), b = element(f, i);
       bool ok;
@@ -193,6 +203,9 @@ Comparison compare(const Case& c, const Operands& got, const Operands& ref) {
         ok = std::isnan(a) && std::isnan(b);
       } else if (std::isinf(b) || std::isinf(a)) {
         ok = a == b;
+      } else if (codes) {
+        error = codes_apart(g.dtype, a, b);
+        ok = error <= c.tolerance.codes;
       } else {
         error = std::abs(a - b);
         ok = error <= (exact ? 0.0 : c.tolerance.atol + c.tolerance.rtol * std::abs(b));
@@ -201,9 +214,12 @@ Comparison compare(const Case& c, const Operands& got, const Operands& ref) {
       r.max_error = std::max(r.max_error, error);
       if (!ok && r.ok) {
         r.ok = false;
-        r.detail = fmt::format("{}[{}]: expected {:.9g}, got {:.9g}, difference {:.3g}, allowed {:.3g}",
-                               got.outputs[k].name, i, b, a, std::abs(a - b),
-                               exact ? 0.0 : c.tolerance.atol + c.tolerance.rtol * std::abs(b));
+        const double allowed = exact   ? 0.0
+                               : codes ? c.tolerance.codes
+                                       : c.tolerance.atol + c.tolerance.rtol * std::abs(b);
+        r.detail = fmt::format("{}[{}]: expected {:.9g}, got {:.9g}, difference {:.3g}{}, allowed {:.3g}",
+                               got.outputs[k].name, i, b, a, codes ? error : std::abs(a - b),
+                               codes ? " codes" : "", allowed);
       }
     }
   }

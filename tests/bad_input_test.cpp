@@ -359,6 +359,106 @@ TEST(BadData, FeaturesOfAttention) {
   EXPECT_EQ(packed.out.as<float>()[0], 9);
 }
 
+// What scales and zeros of quantized keys and values may not be.
+TEST(BadData, QuantizedKeysAndValues) {
+  cases::Maker m("quantized");
+  const auto tensor = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
+    m.storage().push_back(Tensor::zeros(dtype, shape));
+    return m.storage().back().view();
+  };
+  const auto with = [&](DType dtype) {
+    return AttentionParams{.q = m.normal(DType::f32, {2, 4, 6, 32}),
+                           .k = tensor(dtype, {2, 9, 2, 32}),
+                           .v = tensor(dtype, {2, 9, 2, 32}),
+                           .out = m.filled(DType::f32, {2, 4, 6, 32}, 9),
+                           .k_quantization = {.scales = tensor(DType::f32, {2, 9, 2, 1})},
+                           .v_quantization = {.scales = tensor(DType::f16, {1, 1, 2, 1})}};
+  };
+  const auto refused = [&](DType dtype, const std::string& quoted, auto change) {
+    AttentionParams p = with(dtype);
+    change(p);
+    expect_data_refused(p, quoted);
+    EXPECT_EQ(p.out.as<float>()[0], 9);
+  };
+  for (const DType dtype : {DType::int4, DType::i8, DType::fp8_e4m3, DType::fp8_e5m2}) {
+    EXPECT_NO_THROW(Dispatcher(backend_by_name("cpu")).run(with(dtype)));
+    refused(dtype, "k_scales: expected scales, since k is", [](auto& p) { p.k_quantization = {}; });
+    refused(dtype, "v_scales: expected scales, since v is", [](auto& p) { p.v_quantization = {}; });
+    refused(dtype, "k_scales: expected f32, f16 or bf16", [&](auto& p) {
+      p.k_quantization.scales = tensor(DType::i8, {2, 9, 2, 1});
+    });
+    refused(dtype, "k_scales: expected shape [2 or 1, 9 or 1, 2 or 1, 1]", [&](auto& p) {
+      p.k_quantization.scales = tensor(DType::f32, {2, 8, 2, 1});
+    });
+    refused(dtype, "k_scales: expected shape", [&](auto& p) {
+      p.k_quantization.scales = tensor(DType::f32, {9, 2, 1});
+    });
+    refused(dtype, "v_scales: expected shape [2 or 1, 9 or 1, 2 or 1, 2]",
+            [&](auto& p) { p.v_quantization.group_size = 16; });
+    for (const std::int64_t size : {-16, 8, 24, 48, 64})
+      refused(dtype, "k_group_size: expected 0", [&](auto& p) { p.k_quantization.group_size = size; });
+    refused(dtype, "v: expected", [&](auto& p) { p.v = m.normal(DType::f32, {2, 9, 2, 32}); });
+    refused(dtype, "k_scales: expected a contiguous last dimension", [&](auto& p) {
+      p.k_quantization = {.scales = tensor(DType::f32, {2, 9, 2, 4}), .group_size = 16};
+      p.k_quantization.scales.shape[3] = 2, p.k_quantization.scales.strides[3] = 2;
+    });
+  }
+  refused(DType::i8, "k_zeros: expected i8", [&](auto& p) {
+    p.k_quantization.zeros = tensor(DType::f32, {2, 9, 2, 1});
+  });
+  refused(DType::int4, "k_zeros: expected shape", [&](auto& p) {
+    p.k_quantization.zeros = tensor(DType::i8, {2, 9, 3, 1});
+  });
+  refused(DType::fp8_e4m3, "v_zeros: expected none, since v is fp8_e4m3", [&](auto& p) {
+    p.v_quantization.zeros = tensor(DType::i8, {1, 1, 2, 1});
+  });
+  refused(DType::f32, "k_scales: expected none, since k is f32", [](auto&) {});
+  refused(DType::i32, "k: expected f32, f16 or bf16; int4", [](auto&) {});
+  refused(DType::int4, "k: expected rows of whole bytes", [&](auto& p) {
+    p.k = tensor(DType::int4, {2, 9, 2, 34});
+    p.k.shape[3] = 32, p.k.strides[2] = 33;
+  });
+}
+
+// What the scales of a quantized cache may not be, beyond that.
+TEST(BadData, QuantizedCaches) {
+  cases::Maker m("quantized caches");
+  const auto tensor = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
+    m.storage().push_back(Tensor::zeros(dtype, shape));
+    return m.storage().back().view();
+  };
+  const AppendKvParams good{.k = m.normal(DType::f32, {3, 2, 32}),
+                            .v = m.normal(DType::f32, {3, 2, 32}),
+                            .slot_mapping = m.integers(DType::i64, {5, -1, 2}),
+                            .k_cache = tensor(DType::i8, {2, 2, 4, 32}),
+                            .v_cache = tensor(DType::i8, {2, 2, 4, 32}),
+                            .k_cache_quantization = {.scales = tensor(DType::f32, {2, 2, 4, 1})},
+                            .v_cache_quantization = {.scales = tensor(DType::f32, {1, 1, 1, 1})}};
+  const auto refused = [&](const std::string& quoted, auto change) {
+    AppendKvParams p = good;
+    change(p);
+    expect_data_refused(p, quoted);
+    EXPECT_EQ(p.k_cache.as<std::int8_t>()[0], 0);
+  };
+  refused("k_cache_scales: expected scales", [](auto& p) { p.k_cache_quantization = {}; });
+  refused("k_cache_scales: expected 2 and 4 in dimensions 0 and 2", [&](auto& p) {
+    p.k_cache_quantization.scales = tensor(DType::f32, {2, 2, 1, 1});
+  });
+  refused("v_cache_scales: expected 2 and 4 in dimensions 0 and 2", [&](auto& p) {
+    p.v_cache_quantization.scales = tensor(DType::f32, {1, 2, 4, 1});
+  });
+  refused("k_cache_scales: expected strides", [&](auto& p) { p.k_cache_quantization.scales.strides[1] = 0; });
+  refused("k_cache_group_size", [](auto& p) { p.k_cache_quantization.group_size = 24; });
+  refused("k_cache_zeros: expected shape [2, 2, 4, 1], that of the scales", [&](auto& p) {
+    p.k_cache_quantization.zeros = tensor(DType::i8, {1, 2, 1, 1});
+  });
+  refused("v_cache_scales", [](auto& p) { p.v_cache_quantization.scales = p.k_cache_quantization.scales; });
+  refused("k_cache: expected f32, f16 or bf16; int4", [&](auto& p) {
+    p.k_cache = p.v_cache = tensor(DType::i32, {2, 2, 4, 32});
+  });
+  EXPECT_NO_THROW(Dispatcher(backend_by_name("cpu")).run(good));
+}
+
 TEST(BadData, OneSlotForTwoTokens) {
   cases::Maker m("twice");
   AppendKvParams p{.k = m.normal(DType::f32, {4, 1, 8}),

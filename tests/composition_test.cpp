@@ -54,6 +54,24 @@ AnyParams paged_attention(cases::Maker& m) {
   return p;
 }
 
+// Codes as they come, and scales for each token and head.
+TensorView codes(cases::Maker& m, std::initializer_list<std::int64_t> shape) {
+  m.storage().push_back(Tensor(DType::i8, shape));
+  const TensorView t = m.storage().back();
+  for (std::int64_t i = 0; i < t.numel(); ++i)
+    cases::set_element(t, i, static_cast<double>(m.rng()() % 255) - 127);
+  return t;
+}
+
+AnyParams quantized_attention(cases::Maker& m) {
+  AttentionParams p = dense_attention(m, true);
+  p.k = codes(m, {2, 5, 2, 8}), p.v = codes(m, {2, 5, 2, 8});
+  p.k_quantization.scales = m.uniform(DType::f32, {2, 5, 2, 1}, 0.005f, 0.01f);
+  p.v_quantization.scales = m.uniform(DType::f16, {1, 1, 2, 1}, 0.005f, 0.01f);
+  p.v_quantization.zeros = codes(m, {1, 1, 2, 1});
+  return p;
+}
+
 // All that attention's primitives know of.
 AnyParams featured_attention(cases::Maker& m, bool causal) {
   AttentionParams p = dense_attention(m, causal);
@@ -180,6 +198,14 @@ AnyParams rope_append(cases::Maker& m) {
   return p;
 }
 
+AnyParams quantized_rope_append(cases::Maker& m) {
+  RopeAppendParams p = rope_append(m).as<RopeAppendParams>();
+  p.k_cache = codes(m, {2, 2, 4, 8}), p.v_cache = codes(m, {2, 2, 4, 8});
+  p.k_cache_quantization.scales = m.uniform(DType::f32, {2, 2, 4, 1}, 0.005f, 0.01f);
+  p.v_cache_quantization.scales = m.uniform(DType::f32, {1, 1, 1, 1}, 0.005f, 0.01f);
+  return p;
+}
+
 const std::vector<Composite>& composites() {
   static const std::vector<Composite> kAll = {
       {"attention_causal",
@@ -204,6 +230,9 @@ const std::vector<Composite>& composites() {
          return p;
        },
        {"attention_scores", "softmax", "attention_values"}},
+      {"attention_quantized",
+       quantized_attention,
+       {"attention_scores", "attention_mask", "softmax", "attention_values"}},
       {"attention_tree",
        tree_attention,
        {"attention_scores", "attention_mask", "softmax", "attention_values"}},
@@ -226,6 +255,7 @@ const std::vector<Composite>& composites() {
       {"gated_activation", gated_activation, {"activation", "binary"}},
       {"qk_norm_rope", qk_norm_rope, {"rms_norm", "rope"}},
       {"rope_append", rope_append, {"rms_norm", "rope", "rms_norm", "rope", "append_kv"}},
+      {"rope_append_quantized", quantized_rope_append, {"rms_norm", "rope", "rms_norm", "rope", "append_kv"}},
   };
   return kAll;
 }

@@ -49,7 +49,8 @@ TEST(KvCache, RefusesOptionsOutOfRange) {
   EXPECT_THROW(KvCache(1, 1, 8, {.page_size = 0, .num_pages = 1}), Error);
   EXPECT_THROW(KvCache(1, 1, 8, {.page_size = 4, .num_pages = 0}), Error);
   EXPECT_THROW(KvCache(1, 1, 8, {.page_size = 4, .num_pages = std::int64_t{1} << 31}), Error);
-  EXPECT_THROW(KvCache(1, 1, 8, {.dtype = DType::i8, .page_size = 4, .num_pages = 1}), Error);
+  EXPECT_THROW(KvCache(1, 1, 8, {.dtype = DType::i32, .page_size = 4, .num_pages = 1}), Error);
+  EXPECT_THROW(KvCache(1, 1, 7, {.dtype = DType::int4, .page_size = 4, .num_pages = 1}), Error);
   EXPECT_THROW(KvCache(1, 1, 8, {.page_size = std::int64_t{1} << 31, .num_pages = 1}), Error);
   EXPECT_THROW(KvCache(0, 1, 8, {.page_size = 4, .num_pages = 1}), Error);
   constexpr std::int64_t kMax = std::numeric_limits<std::int32_t>::max();

@@ -13,7 +13,8 @@
 namespace kf {
 
 struct KvCacheOptions {
-  DType dtype = DType::f32;  // f32, f16 or bf16
+  // f32, f16 or bf16; or int4, i8, fp8_e4m3 or fp8_e5m2, with a scale for each token and head.
+  DType dtype = DType::f32;
   std::int64_t page_size = 16;
   std::int64_t num_pages = 0;
   KvLayout layout = KvLayout::hnd;
@@ -66,6 +67,9 @@ class KvCache {
   // The pools of a layer, which is 0 to num_layers() - 1: not checked.
   const TensorView& k(std::int64_t layer) const { return k_[layer].view(); }
   const TensorView& v(std::int64_t layer) const { return v_[layer].view(); }
+  // Their scales, f32, with 1 in the place of head_dim; absent where the dtype needs none.
+  const TensorView& k_scales(std::int64_t layer) const { return k_scales_[layer].view(); }
+  const TensorView& v_scales(std::int64_t layer) const { return v_scales_[layer].view(); }
 
  private:
   struct Sequence {
@@ -78,7 +82,7 @@ class KvCache {
   void drop(std::int32_t page);
 
   KvCacheOptions options_;
-  std::vector<Tensor> k_, v_;
+  std::vector<Tensor> k_, v_, k_scales_, v_scales_;
   std::vector<int> references_;     // of each page
   std::vector<std::int32_t> free_;  // pages without a reference, the next to hand out last
   std::unordered_map<SequenceId, Sequence> sequences_;

@@ -98,7 +98,8 @@ inline constexpr char kSeqlenKMax[] =
 // One decoder pass over packed tokens of a batch, appending to the cache before it attends. Inputs:
 //   ids i32 [num_tokens], positions i32 [num_tokens], slot_mapping i64 [num_tokens], cu_seqlens_q i32
 //   [batch_size + 1], block_tables i32 [batch_size, max_pages], context_lens i32 [batch_size], rows i32
-//   [num_rows] (which tokens' outputs are wanted), and k_cache.N, v_cache.N, the page pools of layer N.
+//   [num_rows] (which tokens' outputs are wanted), and k_cache.N, v_cache.N, the page pools of layer N;
+// of a quantized cache k_cache_scales.N and v_cache_scales.N too.
 // `rope` and the weights must outlive the graph. Activations are f32, or the dtype of the embedding table.
 Graph build_graph(const ModelConfig& config, const NamedTensors& weights, const RopeTables& rope,
                   const KvCacheOptions& cache, StepOutput output, DType activation_dtype = DType::f32);

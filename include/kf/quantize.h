@@ -1,4 +1,4 @@
-// Weights with scales beside them, made of floats, and back.
+// Weights, and keys and values, with scales beside them, made of floats, and back.
 #pragma once
 
 #include "kf/ops/quantization.h"
@@ -17,5 +17,10 @@ void quantize(const TensorView& values, const TensorView& data, const Quantizati
 
 // values = (data - zeros) * scales; `values` is f32, f16 or bf16.
 void dequantize(const TensorView& data, const Quantization& q, const TensorView& values);
+
+// The same for keys and values of rank 3 or 4, in any form that attention takes: what shares a scale is said by the shape
+// of the scales (kf/ops/attention.h). Of a page pool whole pages are quantized; append_kv does tokens.
+void quantize_kv(const TensorView& values, const TensorView& data, const Quantization& q);
+void dequantize_kv(const TensorView& data, const Quantization& q, const TensorView& values);
 
 }  // namespace kf

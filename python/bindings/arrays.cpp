@@ -13,6 +13,7 @@ namespace {
 // A view of `data`'s memory under another element type and shape.
 struct TypedArray {
   Array array;
+  nb::object data;  // whose memory it is; None of a layout
 };
 
 // The types that ml_dtypes adds to NumPy, by their names there, the integers that carry their bits, and what
@@ -120,7 +121,7 @@ TypedArray make_typed(nb::object data, const std::string& dtype_name_,
   if (info.block_elems > 1 && (shape.empty() || shape.back() % info.block_elems != 0))
     throw_invalid(fmt::format("shape: expected a last dimension of whole blocks of {} for {}, got {}",
                               info.block_elems, info.name, shape.empty() ? 0 : shape.back()));
-  TypedArray t;
+  TypedArray t{{}, data};
   if (data.is_none()) {  // a layout without memory: what explain() takes
     t.array.view = TensorView::contiguous(nullptr, dtype, shape);
     return t;
@@ -169,9 +170,9 @@ nb::object lend(const TensorView& view) {
 
 Array to_array(nb::handle object, const std::string& what, Access access) {
   if (nb::isinstance<TypedArray>(object)) {
-    if (access == Access::write)
-      throw_invalid(what + ": expected an array that may be written, got a TypedArray");
-    return nb::cast<const TypedArray&>(object).array;
+    const TypedArray& typed = nb::cast<const TypedArray&>(object);
+    if (access == Access::write) to_array(typed.data, what, access);  // refuses what may not be written
+    return typed.array;
   }
   refuse_gradients(object, what);
   std::optional<nb::ndarray<nb::ro>> a = import_array(object, access);

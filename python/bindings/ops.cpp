@@ -21,7 +21,7 @@ nb::list explain(const std::string& op, const nb::dict& fields, const Selection&
       default_dispatcher(bound.op(), bound.params()).explain(bound.op(), bound.params(), selection));
 }
 
-// A quantized weight's companions as views; `holders` keep their memory.
+// A quantized operand's companions as views; `holders` keep their memory.
 Quantization companions(const nb::object& scales, const nb::object& zeros, std::int64_t group_size,
                         Access access, std::vector<Array>& holders) {
   Quantization q;
@@ -46,7 +46,7 @@ void quantize_array(const nb::object& values, const nb::object& data, const std:
     throw_invalid(
         fmt::format("data: expected {} contiguous bytes, got {}", to.nbytes(), to_string(bytes.view)));
   nb::gil_scoped_release release;
-  quantize(from.view, to, q);
+  to.rank == 2 ? quantize(from.view, to, q) : quantize_kv(from.view, to, q);
 }
 
 void dequantize_array(const nb::object& data, const nb::object& scales, const nb::object& zeros,
@@ -55,7 +55,7 @@ void dequantize_array(const nb::object& data, const nb::object& scales, const nb
   const Quantization q = companions(scales, zeros, group_size, Access::read, holders);
   const Array from = to_array(data, "data"), to = to_array(values, "values", Access::write);
   nb::gil_scoped_release release;
-  dequantize(from.view, q, to.view);
+  from.view.rank == 2 ? dequantize(from.view, q, to.view) : dequantize_kv(from.view, q, to.view);
 }
 
 // An op's fields in order, with defaults: what the Python functions and `kf explain` are checked against.
@@ -153,7 +153,7 @@ void bind_ops(nb::module_& m) {
   m.def("explain", &explain, nb::arg("op"), nb::arg("fields"), nb::arg("selection") = Selection{},
         "Every kernel of the op in order: taken, or why not.");
   m.def("quantize", &quantize_array, nb::arg("values"), nb::arg("data"), nb::arg("dtype"), nb::arg("scales"),
-        nb::arg("zeros").none(), nb::arg("group_size"), "Rounds values to data and fills scales and zeros.");
+        nb::arg("zeros").none(), nb::arg("group_size"), "Rounds a matrix, or keys or values, to data and fills scales and zeros.");
   m.def("dequantize", &dequantize_array, nb::arg("data"), nb::arg("scales"), nb::arg("zeros").none(),
         nb::arg("group_size"), nb::arg("values"), "values = (data - zeros) * scales");
 }

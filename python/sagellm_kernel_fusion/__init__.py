@@ -30,7 +30,7 @@ from .errors import (
 from .manager import KernelFusionManager
 from .paged import BlockTables
 from .protocol import KernelFusionProtocol
-from .quantized import QuantizedTensor, quantize
+from .quantized import QuantizedTensor, quantize, quantize_kv, quantized_cache
 from .registry import KernelFusionBackendRegistry
 
 register_builtin()
@@ -70,6 +70,8 @@ __all__ = [
     "load_model",
     "ops",
     "quantize",
+    "quantize_kv",
+    "quantized_cache",
     "rules",
 ]
 

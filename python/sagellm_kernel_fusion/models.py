@@ -16,6 +16,7 @@ from . import _kf
 from .arrays import to_numpy
 from .config import FusionChoice, KernelFusionConfig
 from .errors import NotServedError, ResourceExhaustedError, refusing
+from .quantized import CODE_DTYPES
 from .tokens import TextStream, TokenizerOf, load_tokenizer
 from .weights import ModelFile, open_model
 
@@ -225,7 +226,8 @@ def load_model(
     "file" computes with them as they are stored, "f32" dequantizes them first. context: the longest sequence (0: the
     model's, at most 4096). max_step_tokens: longer prompts are fed in chunks of as many. threads 0: all. families: the
     kernels that may be used, as in `Selection` (none: the fused ones and, for what no rule joins, the vanilla ones;
-    for the baseline the vanilla ones). verdicts:
+    for the baseline the vanilla ones). cache_dtype: of keys and values, "f32", "f16", "bf16", or quantized with a scale
+    for each token and head: "int8", "int4", "fp8", "fp8_e5m2". verdicts:
     where measured fusions are kept (None: on disk, in the user's cache).
     """
     file = path if isinstance(path, ModelFile) else open_model(path)
@@ -244,7 +246,10 @@ def load_model(
         "num_threads": threads,
         "allow_fallback": config.allow_fallback,
         # The baseline's cache is contiguous: it has no use for pages.
-        "cache": {"dtype": cache_dtype, "page_size": config.page_size if mode != "none" else 0},
+        "cache": {
+            "dtype": CODE_DTYPES.get(cache_dtype, cache_dtype),
+            "page_size": config.page_size if mode != "none" else 0,
+        },
         "fusion": {
             "mode": mode,
             "only": _restricted(named, [*config.only_rules, *only_rules]),

@@ -1,6 +1,6 @@
 """The ops as functions. Operands are arrays of NumPy, torch (CPU), JAX or any library with `__dlpack__`, taken without
 a copy; what is made is of the first array's kind. Weights of linear layers may also be `GgufTensor`s or
-`QuantizedTensor`s, whose scales, zeros and group size then come with them.
+`QuantizedTensor`s, keys and values `QuantizedTensor`s, whose scales, zeros and group size then come with them.
 
 Everywhere: activations are f32, f16 or bf16 (computed in f32), with a contiguous last dimension and free row strides.
 `out=` gives the memory to write to. An optional output is wanted with True, or given as an array. `selection` restricts
@@ -141,7 +141,8 @@ def dequantize(x, out=None, *, selection: Selection | None = None):
 def attention(
     q, k, v, out=None, lse=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None,
     kv_layout="HND", softmax_scale=0.0, causal=True, window_left=-1, window_right=-1, softcap=0.0, alibi_slopes=None,
-    attn_mask=None, sinks=None, selection: Selection | None = None,
+    attn_mask=None, sinks=None, k_scales=None, k_zeros=None, k_group_size=0, v_scales=None, v_zeros=None,
+    v_group_size=0, selection: Selection | None = None,
 ):  # fmt: skip
     """out[i] = sum over keys j of softmax_j(softmax_scale q[i] . k[j]) v[j], with an online softmax in f32.
 
@@ -161,13 +162,16 @@ def attention(
     [batch, num_heads, seqlen_q, seqlen_k], the first three of any size 1, else [num_heads or 1, total_q, columns] with
     a column for each key of the longest sequence. sinks f32 [num_heads] are logits that join each row's softmax and
     carry no value.
+
+    k and v may be quantized: `QuantizedTensor`s (`quantize_kv`), or codes with their scales, zeros and group sizes.
     """
     return call("attention", locals())
 
 
 def attention_scores(
     q, k, scores=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
-    softmax_scale=0.0, softcap=0.0, seqlen_k_max=0, selection: Selection | None = None,
+    softmax_scale=0.0, softcap=0.0, seqlen_k_max=0, k_scales=None, k_zeros=None, k_group_size=0,
+    selection: Selection | None = None,
 ):  # fmt: skip
     """scores = softmax_scale q . k (capped, with softcap), written whole: f32, dense [batch, num_heads, seqlen_q,
     seqlen_k_max], else [num_heads, total_q, seqlen_k_max]; columns beyond a sequence's keys are -inf. The first of the
@@ -187,7 +191,7 @@ def attention_mask(
 
 def attention_values(
     probs, v, out=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
-    out_dtype="f32", selection: Selection | None = None,
+    out_dtype="f32", v_scales=None, v_zeros=None, v_group_size=0, selection: Selection | None = None,
 ):  # fmt: skip
     """out[t, h] = sum over keys j of probs[h, t, j] v[j, h / group]."""
     return call("attention_values", locals())
@@ -220,19 +224,28 @@ def rope(
     return call("rope", locals())
 
 
-def append_kv(k, v, slot_mapping, k_cache, v_cache, *, kv_layout="HND", selection: Selection | None = None):
+def append_kv(
+    k, v, slot_mapping, k_cache, v_cache, k_cache_scales=None, k_cache_zeros=None, v_cache_scales=None,
+    v_cache_zeros=None, *, kv_layout="HND", k_cache_group_size=0, v_cache_group_size=0,
+    selection: Selection | None = None,
+):  # fmt: skip
     """Writes k and v [num_tokens, num_kv_heads, head_dim] to page pools, in place.
 
     Slot s is page s / page_size, row s % page_size; a negative slot is skipped. slot_mapping i64 or i32 [num_tokens].
+    The caches may be quantized: `QuantizedTensor`s (`quantized_cache`), or codes with their scales, zeros and group
+    sizes. Scales that have each slot of the pool are computed and written; scales that serve all slots are read.
     """
     return call("append_kv", locals())
 
 
 def rope_append(
     q, k, v, positions, cos, sin, slot_mapping, k_cache, v_cache, q_norm_weight=None, k_norm_weight=None, q_out=None,
-    *, norm_eps=1e-6, norm_weight_offset=0.0, interleaved=False, kv_layout="HND", selection: Selection | None = None,
+    k_cache_scales=None, k_cache_zeros=None, v_cache_scales=None, v_cache_zeros=None, *, norm_eps=1e-6,
+    norm_weight_offset=0.0, interleaved=False, kv_layout="HND", k_cache_group_size=0, v_cache_group_size=0,
+    selection: Selection | None = None,
 ):  # fmt: skip
-    """Returns rope(q); writes rope(k) and v to the caches: `rope` twice and `append_kv`, in one call."""
+    """Returns rope(q); writes rope(k) and v to the caches, quantized where these are: `rope` twice and `append_kv`, in
+    one call."""
     return call("rope_append", locals())
 
 

@@ -1,5 +1,5 @@
-"""Weights of integers or 8-bit floats with scales beside them: made of arrays, or taken from the files of AWQ and
-GPTQ."""
+"""Weights, and keys and values, of integers or 8-bit floats with scales beside them: made of arrays, or taken from the
+files of AWQ and GPTQ."""
 
 from __future__ import annotations
 
@@ -11,26 +11,36 @@ from . import _kf
 from .arrays import NUMPY_DTYPES
 from .errors import NotServedError, refusing
 
-_DTYPES = {"int4": "int4", "int8": "i8", "i8": "i8", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
+# By the names that people use.
+CODE_DTYPES = {
+    "int4": "int4",
+    "int8": "i8",
+    "i8": "i8",
+    "fp8": "fp8_e4m3",
+    "fp8_e4m3": "fp8_e4m3",
+    "fp8_e5m2": "fp8_e5m2",
+}
 _DEFAULT_GROUPS = {"int4": 128}
 # The column that nibble i of a word of AWQ's holds, among the word's eight.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def _dtype_named(name: str) -> str:
-    if name not in _DTYPES:
+    if name not in CODE_DTYPES:
         raise refusing(f"dtype: expected int4, int8, fp8 (that is fp8_e4m3) or fp8_e5m2, got {name}")
-    return _DTYPES[name]
+    return CODE_DTYPES[name]
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
-    """A weight [out, in] = (data - zeros) * scales, for every op that takes a weight of a linear layer.
+    """(data - zeros) * scales: a weight [out, in] for every op that takes one of a linear layer; or, of 3 or 4
+    dimensions, keys or values in any form that `ops.attention` takes.
 
-    data: of "int4" uint8 [out, in / 2], two's complement, the low half of a byte first; of "int8" int8 [out, in]; of
-    "fp8_e4m3" and "fp8_e5m2" bytes or ml_dtypes' floats [out, in]. scales f32, f16 or bf16 [out, ceil(in /
-    group_size)]; group_size 0 is the row. fp8 also takes scales [1, 1] and, with groups of 128, [ceil(out / 128),
-    ceil(in / 128)]. zeros int8, like scales, for integers only.
+    data: of "int4" uint8 with half the last dimension, two's complement, the low half of a byte first; of "int8" int8;
+    of "fp8_e4m3" and "fp8_e5m2" bytes or ml_dtypes' floats. scales f32, f16 or bf16, of a weight [out, ceil(in /
+    group_size)]; group_size 0 is the row. fp8 weights also take scales [1, 1] and, with groups of 128, [ceil(out /
+    128), ceil(in / 128)]. Scales of keys and values have their dimensions, each of full size or 1 (one for all), and
+    last head_dim / group_size. zeros int8, like scales, for integers only.
     """
 
     data: object
@@ -41,20 +51,23 @@ class QuantizedTensor:
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", _dtype_named(self.dtype))
-        if len(self.data.shape) != 2:
-            raise refusing(f"QuantizedTensor: data: expected a matrix, got shape {list(self.data.shape)}")
+        if len(self.data.shape) not in (2, 3, 4):
+            raise refusing(
+                "QuantizedTensor: data: expected a matrix, or keys or values of 3 or 4 dimensions, "
+                f"got shape {list(self.data.shape)}"
+            )
 
     @property
-    def shape(self) -> tuple[int, int]:
-        rows, width = self.data.shape
-        return int(rows), int(width) * (2 if self.dtype == "int4" else 1)
+    def shape(self) -> tuple[int, ...]:
+        *outer, width = (int(size) for size in self.data.shape)
+        return (*outer, width * (2 if self.dtype == "int4" else 1))
 
     @property
     def nbytes(self) -> int:
         return sum(int(part.nbytes) for part in (self.data, self.scales, self.zeros) if part is not None)
 
     def fields(self, name: str) -> dict:
-        """The operands and attributes that an op has for a weight of this name."""
+        """The operands and attributes that an op has for an operand of this name."""
         return {
             name: _kf.TypedArray(self.data, self.dtype, self.shape),
             f"{name}_scales": self.scales,
@@ -104,6 +117,90 @@ def quantize(
     _kf.quantize(x, data, dtype, scales, zeros, group_size)
     return QuantizedTensor(
         data if dtype == "int4" else data.view(NUMPY_DTYPES[dtype]), scales, zeros, group_size, dtype
+    )
+
+
+def quantize_kv(
+    x,
+    dtype: str,
+    *,
+    per: str = "row",
+    group_size: int = 0,
+    symmetric: bool = True,
+    heads_axis: int = -2,
+    scales_dtype: str = "f32",
+) -> QuantizedTensor:
+    """Rounds keys or values of f32, f16 or bf16, in any form that `ops.attention` takes, to "int4", "int8" or "fp8"
+    (e4m3; or "fp8_e5m2").
+
+    per: what has a scale of its own: "row" (each token and head), "token", "head" or "tensor". group_size: elements of
+    head_dim to a scale, a multiple of 16 that divides it; 0 is all. symmetric=False gives integers a zero for each
+    scale. heads_axis: where num_kv_heads is, -2 but for a page pool in "HND" (1).
+    """
+    shape = tuple(int(size) for size in x.shape)
+    made = _empty_kv("quantize_kv", shape, dtype, per, group_size, symmetric, heads_axis, scales_dtype)
+    _kf.quantize(x, made.data.view(np.uint8), made.dtype, made.scales, made.zeros, made.group_size)
+    return made
+
+
+def quantized_cache(
+    shape,
+    dtype: str,
+    *,
+    kv_layout: str = "HND",
+    per: str = "row",
+    group_size: int = 0,
+    symmetric: bool = True,
+    scales_dtype: str = "f32",
+) -> QuantizedTensor:
+    """An empty page pool of keys or of values for `ops.append_kv` and `ops.rope_append`: [num_pages, num_kv_heads,
+    page_size, head_dim], or in "NHD" [num_pages, page_size, num_kv_heads, head_dim].
+
+    per "row" and "token": scales are computed for each token (and head) that is appended. "head" and "tensor": they
+    are given, and all 1 until they are set (`cache.scales[:] = ...`). The rest is as of `quantize_kv`.
+    """
+    shape = tuple(int(size) for size in shape)
+    if len(shape) != 4:
+        raise refusing(f"quantized_cache: shape: expected 4 dimensions, got {list(shape)}")
+    if kv_layout not in ("HND", "NHD"):
+        raise refusing(f"quantized_cache: kv_layout: expected HND or NHD, got {kv_layout}")
+    heads_axis = 1 if kv_layout == "HND" else 2
+    made = _empty_kv("quantized_cache", shape, dtype, per, group_size, symmetric, heads_axis, scales_dtype)
+    made.scales[...] = 1
+    return made
+
+
+def _empty_kv(function, shape, dtype, per, group_size, symmetric, heads_axis, scales_dtype) -> QuantizedTensor:
+    dtype = _dtype_named(dtype)
+    if len(shape) not in (3, 4):
+        raise refusing(f"{function}: x: expected 3 or 4 dimensions, got shape {list(shape)}")
+    if per not in ("tensor", "head", "token", "row"):
+        raise refusing(f"{function}: per: expected tensor, head, token or row, got {per}")
+    if scales_dtype not in ("f32", "f16", "bf16"):
+        raise refusing(f"{function}: scales_dtype: expected f32, f16 or bf16, got {scales_dtype}")
+    outer, head_dim = len(shape) - 1, shape[-1]
+    if heads_axis % len(shape) == outer or not -len(shape) <= heads_axis < len(shape):
+        raise refusing(f"{function}: heads_axis: expected a dimension before the last, got {heads_axis}")
+    if dtype == "int4" and head_dim % 2:
+        raise refusing(f"{function}: expected an even head_dim for int4, got {head_dim}")
+    if group_size < 0 or (group_size and (group_size % 16 or head_dim % group_size)):
+        raise refusing(
+            f"{function}: group_size: expected 0 (the row), or a multiple of 16 that divides head_dim {head_dim}, "
+            f"got {group_size}"
+        )
+    if not symmetric and dtype not in ("int4", "i8"):
+        raise refusing(f"{function}: symmetric: expected True for {dtype}, which has no zeros, got False")
+    heads = {heads_axis % len(shape)}
+    own = {"tensor": set(), "head": heads, "token": set(range(outer)) - heads, "row": set(range(outer))}[per]
+    groups = head_dim // group_size if group_size else 1
+    scales_shape = (*(size if axis in own else 1 for axis, size in enumerate(shape[:-1])), groups)
+    data = np.zeros((*shape[:-1], head_dim // 2 if dtype == "int4" else head_dim), np.uint8)
+    return QuantizedTensor(
+        data if dtype == "int4" else data.view(NUMPY_DTYPES[dtype]),
+        np.zeros(scales_shape, NUMPY_DTYPES[scales_dtype]),
+        None if symmetric else np.zeros(scales_shape, np.int8),
+        int(group_size),
+        dtype,
     )
 
 

@@ -202,7 +202,9 @@ CallResult Graph::call(AnyParams params, const Bindings& inputs, std::vector<std
     const SlotInfo& s = slots[i];
     if (!s.writes()) continue;
     TensorView& t = s.in(node.params.data());
-    if (s.optional && std::find(want.begin(), want.end(), s.name) == want.end()) {
+    if (s.role == Role::inout) {
+      if (!t.present()) continue;  // what is written in place is an output wherever it is given
+    } else if (s.optional && std::find(want.begin(), want.end(), s.name) == want.end()) {
       t = {};
       continue;
     }

@@ -191,6 +191,9 @@ void Engine::bind(Executable& e, const StepShape& shape) const {
   for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
     e.bind(fmt::format("k_cache.{}", layer), cache_.k(layer));
     e.bind(fmt::format("v_cache.{}", layer), cache_.v(layer));
+    if (!needs_scales(options_.cache.dtype)) continue;
+    e.bind(fmt::format("k_cache_scales.{}", layer), cache_.k_scales(layer));
+    e.bind(fmt::format("v_cache_scales.{}", layer), cache_.v_scales(layer));
   }
 }
 

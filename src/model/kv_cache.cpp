@@ -7,18 +7,21 @@
 #include <fmt/format.h>
 
 #include "kf/error.h"
+#include "kf/ops/quantization.h"
 
 namespace kf {
 namespace {
 
-Tensor make_pool(std::int64_t num_kv_heads, std::int64_t head_dim, const KvCacheOptions& o) {
-  if (o.layout == KvLayout::hnd) return Tensor(o.dtype, {o.num_pages, num_kv_heads, o.page_size, head_dim});
-  return Tensor(o.dtype, {o.num_pages, o.page_size, num_kv_heads, head_dim});
+Tensor make_pool(DType dtype, std::int64_t num_kv_heads, std::int64_t head_dim, const KvCacheOptions& o) {
+  if (o.layout == KvLayout::hnd) return Tensor(dtype, {o.num_pages, num_kv_heads, o.page_size, head_dim});
+  return Tensor(dtype, {o.num_pages, o.page_size, num_kv_heads, head_dim});
 }
 
 void check_options(const KvCacheOptions& o) {
-  if (!is_activation_dtype(o.dtype)) {
-    throw_invalid(fmt::format("kv cache: dtype must be f32, f16 or bf16, got {}", dtype_name(o.dtype)));
+  if (!is_activation_dtype(o.dtype) && !needs_scales(o.dtype)) {
+    throw_invalid(
+        fmt::format("kv cache: dtype must be f32, f16, bf16, int4, i8, fp8_e4m3 or fp8_e5m2, got {}",
+                    dtype_name(o.dtype)));
   }
   // Page ids in block tables are 32-bit, and so are positions.
   constexpr std::int64_t kMax = std::numeric_limits<std::int32_t>::max();
@@ -53,9 +56,14 @@ KvCache::KvCache(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_
     : options_(options) {
   check_options(options_);
   check_size(num_layers, num_kv_heads, head_dim, options_);
+  if (options_.dtype == DType::int4 && head_dim % 2 != 0)
+    throw_invalid(fmt::format("kv cache: int4 needs an even head_dim, got {}", head_dim));
   for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-    k_.push_back(make_pool(num_kv_heads, head_dim, options_));
-    v_.push_back(make_pool(num_kv_heads, head_dim, options_));
+    for (std::vector<Tensor>* pools : {&k_, &v_})
+      pools->push_back(make_pool(options_.dtype, num_kv_heads, head_dim, options_));
+    for (std::vector<Tensor>* pools : {&k_scales_, &v_scales_})
+      pools->push_back(needs_scales(options_.dtype) ? make_pool(DType::f32, num_kv_heads, 1, options_)
+                                                    : Tensor());
   }
   references_.assign(options_.num_pages, 0);
   free_.resize(options_.num_pages);
@@ -175,7 +183,9 @@ std::int64_t KvCache::slot(SequenceId sequence, std::int64_t position) const {
 
 std::size_t KvCache::nbytes() const {
   std::size_t sum = 0;
-  for (const Tensor& t : k_) sum += 2 * t.view().nbytes();
+  for (const std::vector<Tensor>* pools : {&k_, &v_, &k_scales_, &v_scales_})
+    for (const Tensor& t : *pools)
+      if (t.view().present()) sum += t.view().nbytes();
   return sum;
 }
 

@@ -53,6 +53,11 @@ class LlamaBuilder {
   }
 
  private:
+  // A layer's caches after they were appended to; scales where they are quantized.
+  struct Caches {
+    ValueId k, v, k_scales, v_scales;
+  };
+
   ValueId embed() {
     layer_ = "embed";
     const ValueId table = weight("model.embed_tokens.weight");
@@ -80,8 +85,7 @@ class LlamaBuilder {
     }
     q = rope(q, "rope_q");
     k = rope(k, "rope_k");
-    const auto [k_cache, v_cache] = append(k, v, n);
-    const ValueId out = g_.reshape(attend(q, k_cache, v_cache), {num_tokens_, c_.num_heads * c_.head_dim});
+    const ValueId out = g_.reshape(attend(q, append(k, v, n)), {num_tokens_, c_.num_heads * c_.head_dim});
     return linear(out, attn + "o_proj", "o");
   }
 
@@ -98,11 +102,12 @@ class LlamaBuilder {
   }
 
   // Scores, mask, softmax, values: attention as its definition, every intermediate a value of its own.
-  ValueId attend(ValueId q, ValueId k_cache, ValueId v_cache) {
+  ValueId attend(ValueId q, const Caches& caches) {
     const Bindings tables = {
         {"cu_seqlens_q", cu_seqlens_q_}, {"block_tables", block_tables_}, {"context_lens", context_lens_}};
-    const auto with_tables = [&](Bindings inputs) {
+    const auto with_tables = [&](Bindings inputs, std::string_view scales_name, ValueId scales) {
       inputs.insert(inputs.end(), tables.begin(), tables.end());
+      if (scales.valid()) inputs.emplace_back(scales_name, scales);
       return inputs;
     };
     AttentionScoresParams scores;
@@ -114,25 +119,35 @@ class LlamaBuilder {
     values.tables.kv_layout = cache_.layout;
     values.out_dtype = static_cast<int>(activation_dtype_);
 
-    ValueId s = g_.call(scores, with_tables({{"q", q}, {"k", k_cache}}), {}, label("scores")).out();
-    s = g_.call(mask, with_tables({{"scores", s}}), {}, label("mask")).out();
+    ValueId s = g_.call(scores, with_tables({{"q", q}, {"k", caches.k}}, "k_scales", caches.k_scales), {},
+                        label("scores"))
+                    .out();
+    s = g_.call(mask, with_tables({{"scores", s}}, {}, {}), {}, label("mask")).out();
     s = g_.call(SoftmaxParams{}, {{"x", s}}, {}, label("softmax")).out();
-    return g_.call(values, with_tables({{"probs", s}, {"v", v_cache}}), {}, label("values")).out();
+    return g_
+        .call(values, with_tables({{"probs", s}, {"v", caches.v}}, "v_scales", caches.v_scales), {},
+              label("values"))
+        .out();
   }
 
-  std::pair<ValueId, ValueId> append(ValueId k, ValueId v, std::int64_t n) {
+  Caches append(ValueId k, ValueId v, std::int64_t n) {
     AppendKvParams p;
     p.kv_layout = cache_.layout;
-    const std::vector<Dim> pool =
-        cache_.layout == KvLayout::hnd
-            ? std::vector<Dim>{cache_.num_pages, c_.num_kv_heads, cache_.page_size, c_.head_dim}
-            : std::vector<Dim>{cache_.num_pages, cache_.page_size, c_.num_kv_heads, c_.head_dim};
-    const ValueId k_cache = g_.input(fmt::format("k_cache.{}", n), cache_.dtype, pool);
-    const ValueId v_cache = g_.input(fmt::format("v_cache.{}", n), cache_.dtype, pool);
-    const CallResult r = g_.call(
-        p, {{"k", k}, {"v", v}, {"slot_mapping", slot_mapping_}, {"k_cache", k_cache}, {"v_cache", v_cache}},
-        {}, label("append"));
-    return {r["k_cache"], r["v_cache"]};
+    Bindings inputs = {{"k", k}, {"v", v}, {"slot_mapping", slot_mapping_}};
+    const auto add = [&](const char* name, DType dtype, std::int64_t width) {
+      const std::vector<Dim> pool =
+          cache_.layout == KvLayout::hnd
+              ? std::vector<Dim>{cache_.num_pages, c_.num_kv_heads, cache_.page_size, width}
+              : std::vector<Dim>{cache_.num_pages, cache_.page_size, c_.num_kv_heads, width};
+      inputs.emplace_back(name, g_.input(fmt::format("{}.{}", name, n), dtype, pool));
+    };
+    const bool quantized = needs_scales(cache_.dtype);
+    for (const char* name : {"k_cache", "v_cache"}) add(name, cache_.dtype, c_.head_dim);
+    if (quantized)
+      for (const char* name : {"k_cache_scales", "v_cache_scales"}) add(name, DType::f32, 1);
+    const CallResult r = g_.call(p, inputs, {}, label("append"));
+    if (!quantized) return {r["k_cache"], r["v_cache"], {}, {}};
+    return {r["k_cache"], r["v_cache"], r["k_cache_scales"], r["v_cache_scales"]};
   }
 
   ValueId rope(ValueId x, const char* name) {

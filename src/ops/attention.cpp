@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "core/quantized.h"
 #include "ops/check.h"
 #include "ops/ops.h"
 #include "ops/sequences.h"
@@ -58,10 +59,14 @@ QueryDims validate_queries(const char* op, const char* name, const TensorView& q
   return {q.dim(0), q.dim(-2), q.dim(-1)};
 }
 
-void validate_keys(const char* op, const char* name, const TensorView& kv, const SequenceTables& t,
-                   std::int64_t batch, std::int64_t num_heads, std::int64_t head_dim) {
+void validate_keys(const char* op, const char* name, const TensorView& kv, const Quantization& quantization,
+                   const SequenceTables& t, std::int64_t batch, std::int64_t num_heads,
+                   std::int64_t head_dim) {
   const Check c = check(op, name, kv);
-  c.rank(t.paged() || is_dense(t) ? 4 : 3).activation_dtype().last_dim_contiguous();
+  c.rank(t.paged() || is_dense(t) ? 4 : 3).last_dim_contiguous();
+  if (!is_activation_dtype(kv.dtype) && !needs_scales(kv.dtype))
+    c.fail("f32, f16 or bf16; int4, i8, fp8_e4m3 or fp8_e5m2 with scales", dtype_name(kv.dtype));
+  check_kv_quantization(op, name, kv, quantization);
   c.dim(-1, head_dim, "head_dim");
   if (is_dense(t)) c.dim(0, batch, "batch");
   const std::int64_t num_kv_heads = kv.dim(kv_heads_axis(t));
@@ -260,10 +265,16 @@ Extent extent(const TensorView& q, const TensorView& kv, const SequenceTables& t
   return {batch, double(q.dim(0)) / batch, keys};
 }
 
-double key_bytes(const Extent& e, const TensorView& kv, const SequenceTables& t,
+double key_bytes(const Extent& e, const TensorView& kv, const Quantization& q, const SequenceTables& t,
                  const Window& window = Window()) {
-  const double row = double(kv.dim(kv_heads_axis(t)) * kv.dim(-1));
-  return e.batch * e.keys_seen(window) * row * dtype_info(kv.dtype).block_bytes;
+  const auto row_bytes = [](const TensorView& x) {
+    const DTypeInfo& info = dtype_info(x.dtype);
+    return double(x.dim(-1)) * info.block_bytes / info.block_elems;
+  };
+  double bytes = row_bytes(kv) * double(kv.dim(kv_heads_axis(t)));
+  for (const TensorView* x : {&q.scales, &q.zeros})
+    if (x->present()) bytes += row_bytes(*x) * double(x->dim(kv_heads_axis(t)));
+  return e.batch * e.keys_seen(window) * bytes;
 }
 
 // What there is of an optional operand.
@@ -287,10 +298,11 @@ void validate(const AttentionParams& p) {
   constexpr const char* kOp = "attention";
   validate_tables(kOp, p.tables);
   const auto [batch, num_heads, head_dim] = validate_queries(kOp, "q", p.q, p.tables);
-  validate_keys(kOp, "k", p.k, p.tables, batch, num_heads, head_dim);
+  validate_keys(kOp, "k", p.k, p.k_quantization, p.tables, batch, num_heads, head_dim);
   const Check v = check(kOp, "v", p.v);
   v.rank(p.k.rank).dtype_like(p.k, "k").last_dim_contiguous();
   for (int i = 0; i + 1 < p.k.rank; ++i) v.dim(i, p.k.dim(i), "as k has it");
+  check_kv_quantization(kOp, "v", p.v, p.v_quantization);
   const Check out = check(kOp, "out", p.out);
   out.rank(p.q.rank).dtype_like(p.q, "q").last_dim_contiguous().no_overlap_in_itself();
   for (int i = 0; i + 1 < p.q.rank; ++i) out.dim(i, p.q.dim(i), "as q has it");
@@ -324,7 +336,8 @@ Cost cost(const AttentionParams& p) {
   const double heads = double(p.q.dim(-2)), dims = double(p.q.dim(-1) + p.v.dim(-1));
   return {2 * dims * heads * e.batch * pairs(e.seqlen_q, e.seqlen_k, window),
           double(p.q.nbytes() + p.out.nbytes()) + bytes_of(p.attn_mask) +
-              key_bytes(e, p.k, p.tables, window) + key_bytes(e, p.v, p.tables, window)};
+              key_bytes(e, p.k, p.k_quantization, p.tables, window) +
+              key_bytes(e, p.v, p.v_quantization, p.tables, window)};
 }
 
 // ---- attention_scores
@@ -348,7 +361,7 @@ void validate(const AttentionScoresParams& p) {
   constexpr const char* kOp = "attention_scores";
   validate_tables(kOp, p.tables);
   const auto [batch, num_heads, head_dim] = validate_queries(kOp, "q", p.q, p.tables);
-  validate_keys(kOp, "k", p.k, p.tables, batch, num_heads, head_dim);
+  validate_keys(kOp, "k", p.k, p.k_quantization, p.tables, batch, num_heads, head_dim);
   validate_scores(kOp, "scores", p.scores, p.tables);
   validate_score_rows(kOp, "scores", p.scores, p.q, p.tables);
   const std::int64_t columns = p.seqlen_k_max ? p.seqlen_k_max : max_kv_len(p.tables, p.k);
@@ -369,7 +382,7 @@ Cost cost(const AttentionScoresParams& p) {
   const Extent e = extent(p.q, p.k, p.tables);
   const double heads = double(p.q.dim(-2)), head_dim = double(p.q.dim(-1));
   return {2 * head_dim * heads * e.batch * e.seqlen_q * e.seqlen_k,
-          double(p.q.nbytes() + p.scores.nbytes()) + key_bytes(e, p.k, p.tables)};
+          double(p.q.nbytes() + p.scores.nbytes()) + key_bytes(e, p.k, p.k_quantization, p.tables)};
 }
 
 // ---- attention_mask
@@ -439,7 +452,7 @@ void validate(const AttentionValuesParams& p) {
   } else {
     out.dim(0, p.probs.dim(1), "total_q").dim(1, p.probs.dim(0), "num_heads");
   }
-  validate_keys(kOp, "v", p.v, p.tables, batch, num_heads, head_dim);
+  validate_keys(kOp, "v", p.v, p.v_quantization, p.tables, batch, num_heads, head_dim);
   check(kOp, "out", p.out).no_overlap_in_itself();
   if (is_dense(p.tables) && p.probs.dim(-1) < p.v.dim(1))
     check(kOp, "probs", p.probs)
@@ -456,7 +469,7 @@ Cost cost(const AttentionValuesParams& p) {
   const Extent e = extent(p.out, p.v, p.tables);
   const double heads = double(p.out.dim(-2)), head_dim = double(p.out.dim(-1));
   return {2 * head_dim * heads * e.batch * e.seqlen_q * e.seqlen_k,
-          double(p.probs.nbytes() + p.out.nbytes()) + key_bytes(e, p.v, p.tables)};
+          double(p.probs.nbytes() + p.out.nbytes()) + key_bytes(e, p.v, p.v_quantization, p.tables)};
 }
 
 // ---- merge_attention

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "core/operands.h"
+#include "core/quantized.h"
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -38,12 +39,26 @@ void validate_tables(const char* op, const TensorView& positions, const TensorVi
   check(op, "sin", sin).dtype(DType::f32).shape_like(cos, "cos").last_dim_contiguous();
 }
 
-void validate_cache(const char* op, const char* name, const TensorView& cache, const TensorView& k,
-                    KvLayout layout) {
-  const int head_axis = layout == KvLayout::hnd ? 1 : 2;
-  const Check c =
-      check(op, name, cache).rank(4).activation_dtype().last_dim_contiguous().no_overlap_in_itself();
+void validate_cache(const char* op, const char* name, const TensorView& cache, const Quantization& q,
+                    const TensorView& k, KvLayout layout) {
+  const int head_axis = layout == KvLayout::hnd ? 1 : 2, row_axis = layout == KvLayout::hnd ? 2 : 1;
+  const Check c = check(op, name, cache).rank(4).last_dim_contiguous().no_overlap_in_itself();
+  if (!is_activation_dtype(cache.dtype) && !needs_scales(cache.dtype))
+    c.fail("f32, f16 or bf16; int4, i8, fp8_e4m3 or fp8_e5m2 with scales", dtype_name(cache.dtype));
   c.dim(head_axis, k.dim(1), "num_kv_heads").dim(3, k.dim(2), "head_dim");
+  check_kv_quantization(op, name, cache, q);
+  if (!needs_scales(cache.dtype)) return;
+  // Each slot has its own, or one serves all.
+  const std::string scales = std::string(name) + "_scales", zeros = std::string(name) + "_zeros";
+  const bool own = q.scales.dim(0) == cache.dim(0) && q.scales.dim(row_axis) == cache.dim(row_axis);
+  if (!own && (q.scales.dim(0) != 1 || q.scales.dim(row_axis) != 1))
+    check(op, scales.c_str(), q.scales)
+        .fail(fmt::format("{} and {} in dimensions 0 and {} (a scale a token), or 1 and 1 (given scales)",
+                          cache.dim(0), cache.dim(row_axis), row_axis),
+              shape_string(q.scales));
+  if (!own) return;
+  check(op, scales.c_str(), q.scales).no_overlap_in_itself();
+  if (q.zeros.present()) check(op, zeros.c_str(), q.zeros).no_overlap_in_itself();
 }
 
 // AppendKvParams and RopeAppendParams name these operands alike.
@@ -55,8 +70,8 @@ void validate_append(const char* op, const P& p) {
   const Check slots = check(op, "slot_mapping", p.slot_mapping).rank(1).dim(0, p.k.dim(0), "num_tokens");
   if (p.slot_mapping.dtype != DType::i32 && p.slot_mapping.dtype != DType::i64)
     slots.fail("i32 or i64", dtype_name(p.slot_mapping.dtype));
-  validate_cache(op, "k_cache", p.k_cache, p.k, p.kv_layout);
-  validate_cache(op, "v_cache", p.v_cache, p.k, p.kv_layout);
+  validate_cache(op, "k_cache", p.k_cache, p.k_cache_quantization, p.k, p.kv_layout);
+  validate_cache(op, "v_cache", p.v_cache, p.v_cache_quantization, p.k, p.kv_layout);
   check(op, "v_cache", p.v_cache).shape_like(p.k_cache, "k_cache").dtype_like(p.k_cache, "k_cache");
 }
 
@@ -103,8 +118,14 @@ double table_bytes(const TensorView& positions, const TensorView& cos) {
 // Bytes that k and v take in the caches.
 template <class P>
 double cache_bytes(const P& p) {
-  const DTypeInfo& info = dtype_info(p.k_cache.dtype);
-  return 2.0 * static_cast<double>(p.k.numel()) * info.block_bytes / info.block_elems;
+  const auto row_bytes = [](const TensorView& t) {
+    const DTypeInfo& info = dtype_info(t.dtype);
+    return t.present() ? static_cast<double>(t.dim(-1)) * info.block_bytes / info.block_elems : 0.0;
+  };
+  double bytes = 2 * row_bytes(p.k_cache);
+  for (const Quantization* q : {&p.k_cache_quantization, &p.v_cache_quantization})
+    bytes += row_bytes(q->scales) + row_bytes(q->zeros);
+  return static_cast<double>(p.k.dim(0) * p.k.dim(1)) * bytes;
 }
 
 double rope_flops(const TensorView& x, const TensorView& norm_weight) {

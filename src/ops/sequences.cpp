@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "core/quantized.h"
+
 namespace kf::ops {
 namespace {
 
@@ -77,6 +79,15 @@ KeyRows Sequences::key_rows(const TensorView& kv, const SequenceSpan& s) const {
     r.page_size = std::max<std::int64_t>(s.kv_len, 1);
   }
   return r;
+}
+
+ScaleRows Sequences::scale_rows(const TensorView& kv, const Quantization& q, const SequenceSpan& s) const {
+  ScaleRows rows;
+  if (!q.scales.present()) return rows;
+  rows.scales = key_rows(kv_broadcast(q.scales, kv), s);
+  if (q.zeros.present()) rows.zeros = key_rows(kv_broadcast(q.zeros, kv), s);
+  rows.group_size = kv_group_size(kv, q);
+  return rows;
 }
 
 int kv_heads_axis(const SequenceTables& tables) {

@@ -89,6 +89,12 @@ struct KeyRows {
   }
 };
 
+// Where the scales and zeros of one sequence's keys or values lie: rows of groups, as KeyRows has the data's.
+struct ScaleRows {
+  KeyRows scales, zeros;
+  std::int64_t group_size = 0;  // elements; 0: the data need none
+};
+
 class Sequences {
  public:
   // The last three describe a dense batch; tables override them.
@@ -110,6 +116,7 @@ class Sequences {
   TokenRows mask_rows(const TensorView& mask, const SequenceSpan& s) const;
   // Of k or v.
   KeyRows key_rows(const TensorView& kv, const SequenceSpan& s) const;
+  ScaleRows scale_rows(const TensorView& kv, const Quantization& q, const SequenceSpan& s) const;
 
  private:
   const SequenceTables& tables_;

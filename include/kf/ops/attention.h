@@ -22,6 +22,7 @@
 #pragma once
 
 #include "kf/ops/common.h"
+#include "kf/ops/quantization.h"
 
 namespace kf {
 
@@ -49,11 +50,23 @@ struct SequenceTables {
   }
 };
 
+// What lies beside keys, values or a cache of int4, i8, fp8_e4m3 or fp8_e5m2. An element is (q - zero) * scale, as of a
+// weight. Scales have the operand's dimensions, each of full size or 1 (one for all), and in the place of head_dim the
+// groups, head_dim / group_size: [batch, seqlen_k, num_kv_heads, 1] is one a token and head, [1, 1, num_kv_heads, 1] one a
+// head, [1, 1, 1, 1] one in all; of a page pool [num_pages, num_kv_heads, page_size, groups] is one a group of each row.
+// zeros are like scales. group_size is a multiple of 16 that divides head_dim; 0: the row.
+inline void visit_kv_quantization(FieldVisitor& v, Quantization& q, const char* scales_name,
+                                  const char* zeros_name, const char* group_size_name, Role role = Role::in) {
+  v.tensor(scales_name, q.scales, role, true);
+  v.tensor(zeros_name, q.zeros, role, true);
+  v.attr(group_size_name, q.group_size);
+}
+
 struct AttentionParams {
   static constexpr Op kOp = Op::attention;
   TensorView q;    // activation dtype; head_dim contiguous, other strides free
-  TensorView k;    // dtype of its own (f32, f16, bf16)
-  TensorView v;    // like k, but for a head_dim of its own
+  TensorView k;    // dtype of its own: f32, f16, bf16; int4, i8, fp8_e4m3 or fp8_e5m2 with k_quantization
+  TensorView v;    // like k, but for a head_dim and scales of its own
   TensorView out;  // like q, with v's head_dim
   TensorView lse;  // f32, natural log, optional: dense [batch, num_heads, seqlen_q], else [num_heads, total_q]
   SequenceTables tables;
@@ -69,6 +82,8 @@ struct AttentionParams {
   // many columns as the longest sequence has keys. A tree of draft tokens over a paged cache is such a mask.
   TensorView attn_mask;
   TensorView sinks;  // f32 [num_heads], optional
+  // They are dequantized in registers, or as they are packed for the cache, and never expanded in memory.
+  Quantization k_quantization, v_quantization;
 
   void visit(FieldVisitor& vis) {
     vis.in("q", q);
@@ -85,6 +100,8 @@ struct AttentionParams {
     vis.opt_in("alibi_slopes", alibi_slopes);
     vis.opt_in("attn_mask", attn_mask);
     vis.opt_in("sinks", sinks);
+    visit_kv_quantization(vis, k_quantization, "k_scales", "k_zeros", "k_group_size");
+    visit_kv_quantization(vis, v_quantization, "v_scales", "v_zeros", "v_group_size");
   }
 };
 
@@ -101,6 +118,7 @@ struct AttentionScoresParams {
   float softmax_scale = 0.0f;
   float softcap = 0.0f;           // 0: none
   std::int64_t seqlen_k_max = 0;  // 0: dense seqlen_k, packed total_k, paged max_pages * page_size
+  Quantization k_quantization;
 
   void visit(FieldVisitor& v) {
     v.in("q", q);
@@ -110,6 +128,7 @@ struct AttentionScoresParams {
     v.attr("softmax_scale", softmax_scale);
     v.attr("softcap", softcap);
     v.attr("seqlen_k_max", seqlen_k_max);
+    visit_kv_quantization(v, k_quantization, "k_scales", "k_zeros", "k_group_size");
   }
 };
 
@@ -149,6 +168,7 @@ struct AttentionValuesParams {
   TensorView out;    // like AttentionParams::out
   SequenceTables tables;
   int out_dtype = 0;  // DType of `out` when inferred
+  Quantization v_quantization;
 
   void visit(FieldVisitor& vis) {
     vis.in("probs", probs);
@@ -157,6 +177,7 @@ struct AttentionValuesParams {
     tables.visit(vis);
     static constexpr const char* kNames[] = {"f32", "f16", "bf16"};
     vis.attr("out_dtype", out_dtype, kNames);
+    visit_kv_quantization(vis, v_quantization, "v_scales", "v_zeros", "v_group_size");
   }
 };
 

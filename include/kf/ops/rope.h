@@ -39,12 +39,17 @@ struct RopeParams {
 // Writes the keys and values of new tokens: slot s is page s / page_size, row s % page_size; a negative slot is
 // skipped. A plain cache [batch, capacity, num_kv_heads, head_dim] is NHD with page_size = capacity. No two tokens have
 // one slot, and the caches share no element (they may be the halves of one pool).
+//
+// Caches of int4, i8 or fp8 are quantized as they are written, with what lies beside them as attention reads it. Scales (and
+// zeros) that have each slot of the pool are computed from the token, as kf::quantize() computes them: of each head, or
+// of all heads where their dimension is 1. Scales of which one serves all slots are given, and only read.
 struct AppendKvParams {
   static constexpr Op kOp = Op::append_kv;
   TensorView k, v;              // [num_tokens, num_kv_heads, head_dim]: activation dtype
   TensorView slot_mapping;      // i64 or i32 [num_tokens]
-  TensorView k_cache, v_cache;  // page pools in `kv_layout`; f32, f16 or bf16
+  TensorView k_cache, v_cache;  // page pools in `kv_layout`; f32, f16 or bf16; int4, i8 or fp8 with scales
   KvLayout kv_layout = KvLayout::hnd;
+  Quantization k_cache_quantization, v_cache_quantization;
 
   void visit(FieldVisitor& vis) {
     vis.in("k", k);
@@ -53,10 +58,15 @@ struct AppendKvParams {
     vis.inout("k_cache", k_cache);
     vis.inout("v_cache", v_cache);
     vis.choice("kv_layout", kv_layout, kKvLayoutNames);
+    visit_kv_quantization(vis, k_cache_quantization, "k_cache_scales", "k_cache_zeros", "k_cache_group_size",
+                          Role::inout);
+    visit_kv_quantization(vis, v_cache_quantization, "v_cache_scales", "v_cache_zeros", "v_cache_group_size",
+                          Role::inout);
   }
 };
 
-// rope(q) -> q_out; rope(k) and v -> caches; in one call, with QK-norm where the weights are given.
+// rope(q) -> q_out; rope(k) and v -> caches; in one call, with QK-norm where the weights are given. What is quantized is
+// the turned head in f32, not rounded to its dtype before.
 struct RopeAppendParams {
   static constexpr Op kOp = Op::rope_append;
   TensorView q;                 // [num_tokens, num_heads, head_dim]
@@ -72,6 +82,7 @@ struct RopeAppendParams {
   float norm_weight_offset = 0.0f;
   bool interleaved = false;
   KvLayout kv_layout = KvLayout::hnd;
+  Quantization k_cache_quantization, v_cache_quantization;  // as AppendKvParams has them
 
   void visit(FieldVisitor& vis) {
     vis.in("q", q);
@@ -91,6 +102,10 @@ struct RopeAppendParams {
     vis.attr("norm_weight_offset", norm_weight_offset);
     vis.attr("interleaved", interleaved);
     vis.choice("kv_layout", kv_layout, kKvLayoutNames);
+    visit_kv_quantization(vis, k_cache_quantization, "k_cache_scales", "k_cache_zeros", "k_cache_group_size",
+                          Role::inout);
+    visit_kv_quantization(vis, v_cache_quantization, "v_cache_scales", "v_cache_zeros", "v_cache_group_size",
+                          Role::inout);
   }
 };
 

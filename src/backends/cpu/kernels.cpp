@@ -123,7 +123,7 @@ std::vector<Kernel> kernels() {
       make_kernel("cpu::rope_qk_norm", kFused, "with or without QK-norm; head_dim up to 1024", rope_supports,
                   rope_run, rope_workspace),
       reference_row("cpu::rope_reference", reference::rope),
-      plain("cpu::append_kv_plain", append_kv_run),
+      plain("cpu::append_kv_plain", append_kv_run, append_kv_workspace),
       reference_row("cpu::append_kv_reference", reference::append_kv),
       make_kernel("cpu::rope_append_fused", kFused, "head_dim up to 1024", rope_append_supports,
                   rope_append_run, rope_append_workspace),

@@ -107,36 +107,34 @@ void BiasScores(const Work& w, int begin, AttentionScratch& s) {
 
 // Keys [begin, begin + count) attended by all rows.
 template <class T>
-void AttendBlock(const Work& w, const ops::KeyRows& key_rows, const ops::KeyRows& value_rows, int begin,
-                 int count, AttentionScratch& s) {
+void AttendBlock(const Work& w, const KvSource<T>& k, const KvSource<T>& v, int begin, int count,
+                 AttentionScratch& s) {
   const int padded = RoundUp(w.rows, kTile);
   for (int r = 0; r < padded; ++r) {
     s.first[r] = std::clamp(s.key_begin[r] - begin, 0, count);
     s.limit[r] = std::clamp(s.key_end[r] - begin, 0, count);
   }
   const bool biased = w.p.softcap > 0.0f || w.p.alibi_slopes.present() || w.p.attn_mask.present();
-  const T* const k = w.p.k.as<T>();
-  const T* const v = w.p.v.as<T>();
   const int columns = RoundUp(count, StripWidth());
   const std::int64_t head = w.task.kv_head;
   if (w.head_rows <= kStreamRows) {
     const Block block{head, w.task.kv_heads, begin, begin + count, w.task.key_end};
     WithStreamShape(w.head_rows, w.head_dim,
                     [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
-                      StreamScores<kRows>(d, key_rows, k, block, w.head_dim, s);
+                      StreamScores<kRows>(d, k, block, w.head_dim, s);
                     });
     if (biased) BiasScores(w, begin, s);
     SoftmaxStep(w.rows, columns, s);
     WithStreamShape(w.head_rows, w.value_dim,
                     [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
-                      StreamValues<kRows>(d, value_rows, v, block, w.value_dim, s);
+                      StreamValues<kRows>(d, v, block, w.value_dim, s);
                     });
   } else {
-    PackKeys(key_rows, k, head, begin, count, w.head_dim, s.keys);
+    PackKeys(k, head, begin, count, w.head_dim, s.keys);
     TileScores(padded, count, w.head_dim, s);
     if (biased) BiasScores(w, begin, s);
     SoftmaxStep(padded, columns, s);
-    PackValues(value_rows, v, head, begin, count, w.value_dim, s.values);
+    PackValues(v, head, begin, count, w.value_dim, s.values);
     TileValues(padded, w.value_dim, s);
   }
 }
@@ -179,9 +177,12 @@ void Attend(const AttentionParams& p, const AttentionTask& task, const Attention
   ClearSums(w, s);
   const ops::KeyRows key_rows = w.sequences.key_rows(p.k, w.span),
                      value_rows = w.sequences.key_rows(p.v, w.span);
-  with_activation_type(p.k.dtype, [&]<class T>(std::type_identity<T>) {
+  const KvScales key_scales(w.sequences, w.span, p.k, p.k_quantization),
+      value_scales(w.sequences, w.span, p.v, p.v_quantization);
+  with_kv_type(p.k.dtype, [&]<class T>(std::type_identity<T>) {
+    const KvSource<T> k{key_rows, p.k.as<T>(), key_scales}, v{value_rows, p.v.as<T>(), value_scales};
     for (int begin = task.key_begin; begin < task.key_end; begin += kKeyBlock)
-      AttendBlock<T>(w, key_rows, value_rows, begin, std::min(kKeyBlock, task.key_end - begin), s);
+      AttendBlock(w, k, v, begin, std::min(kKeyBlock, task.key_end - begin), s);
   });
   for (int r = 0; r < w.rows; ++r) {
     if (task.partial_row < 0) {

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "backends/cpu/attention/attend.h"
+#include "backends/cpu/attention/codes-inl.h"
 #include "backends/cpu/simd/load_store-inl.h"
 #include "backends/cpu/simd/math-inl.h"
 #include "hwy/cache_control.h"
@@ -17,7 +18,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-using kf::HWY_NAMESPACE::LoadF32;
 using kf::HWY_NAMESPACE::ReduceSum;
 
 // Keys [begin, end) of some heads, in a task that goes on up to task_end.
@@ -29,6 +29,7 @@ struct Block {
 // Spans of a few keys of one head, visited in the order in which they lie in memory.
 inline constexpr int kSpanOfHead = 16;  // keys, where a head's keys adjoin
 inline constexpr int kSpanOfToken = 8;  // keys, where a key's heads adjoin
+inline constexpr int kLongestSpan = std::max(kSpanOfHead, kSpanOfToken);
 
 // Calls f(head, first key in the block, keys, row of the first, first row of the span that follows: to be
 // fetched meanwhile, for the hardware's prefetching does not follow jumps from page to page and head to head).
@@ -39,7 +40,9 @@ HWY_INLINE void ForEachSpan(const ops::KeyRows& rows, const T* data, const Block
     int head;
   };
   const std::int64_t longest = rows.head_stride < rows.token_stride ? kSpanOfToken : kSpanOfHead;
-  const auto row_at = [&](Place at) { return data + rows.offset(at.key, block.first_head + at.head); };
+  const auto row_at = [&](Place at) {
+    return advance(data, rows.offset(at.key, block.first_head + at.head));
+  };
 
   for (Place at{block.begin, 0}; at.key < block.end;) {
     const std::int64_t keys =
@@ -54,13 +57,14 @@ HWY_INLINE void ForEachSpan(const ops::KeyRows& rows, const T* data, const Block
 
 template <class T>
 HWY_INLINE void PrefetchRow(const T* row, int head_dim) {
-  constexpr int kLine = 64 / sizeof(T);
-  for (int i = 0; i < head_dim; i += kLine) hwy::Prefetch(row + i);
+  constexpr int kLine = 64 / sizeof(T) * kElementsOf<T>;
+  for (int i = 0; i < head_dim; i += kLine) hwy::Prefetch(advance(row, i));
 }
 
-// scores[r][0 .. kKeys) of kKeys consecutive rows of K.
+// scores[r][0 .. kKeys) of kKeys consecutive rows of K. Codes: times the rows' scales.
 template <int kRows, int kKeys, class D, class T>
-HWY_INLINE void DotKeys(D d, const float* q, const T* k, std::int64_t stride, int head_dim, float* scores) {
+HWY_INLINE void DotKeys(D d, const float* q, const T* k, std::int64_t stride, const float* scale,
+                        int head_dim, float* scores) {
   using V = hn::Vec<D>;
   const int lanes = static_cast<int>(hn::Lanes(d));
   V sum[kRows][kKeys];
@@ -71,7 +75,7 @@ HWY_INLINE void DotKeys(D d, const float* q, const T* k, std::int64_t stride, in
   for (int i = 0; i < head_dim; i += lanes) {
     V key[kKeys];
 #pragma GCC unroll 8
-    for (int j = 0; j < kKeys; ++j) key[j] = LoadF32(d, k + j * stride + i);
+    for (int j = 0; j < kKeys; ++j) key[j] = LoadElements(d, advance(k, j * stride + i));
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const V x = hn::Load(d, q + r * kQueryStride + i);
@@ -82,7 +86,11 @@ HWY_INLINE void DotKeys(D d, const float* q, const T* k, std::int64_t stride, in
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < kKeys; ++j) scores[r * kKeyBlock + j] = ReduceSum(d, sum[r][j]);
+    for (int j = 0; j < kKeys; ++j) {
+      float score = ReduceSum(d, sum[r][j]);
+      if constexpr (kIsCode<T>) score *= scale[j];
+      scores[r * kKeyBlock + j] = score;
+    }
 }
 
 // out[r][0 .. kVectors lanes) += sum over `count` rows of V of scores[r][j] * v[j][..]
@@ -95,10 +103,10 @@ HWY_INLINE void AddValues(D d, const float* probs, const T* v, std::int64_t stri
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) sum[r][i] = hn::Load(d, out + r * kOutStride + i * lanes);
-  for (int j = 0; j < count; ++j, v += stride) {
+  for (int j = 0; j < count; ++j, v = advance(v, stride)) {
     V value[kVectors];
 #pragma GCC unroll 8
-    for (int i = 0; i < kVectors; ++i) value[i] = LoadF32(d, v + i * lanes);
+    for (int i = 0; i < kVectors; ++i) value[i] = LoadElements(d, advance(v, i * lanes));
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const V weight = hn::Set(d, probs[r * kKeyBlock + j]);
@@ -112,28 +120,78 @@ HWY_INLINE void AddValues(D d, const float* probs, const T* v, std::int64_t stri
     for (int i = 0; i < kVectors; ++i) hn::Store(sum[r][i], d, out + r * kOutStride + i * lanes);
 }
 
-// scores = q k^T for the block's keys.
-template <int kRows, class D, class T>
-HWY_NOINLINE void StreamScores(D d, const ops::KeyRows& rows, const T* data, const Block& block, int head_dim,
-                               AttentionScratch& s) {
+// The scores of `count` neighbouring keys of a head; `prefetch(j)` with each.
+template <int kRows, class D, class T, class P>
+HWY_INLINE void ScoreSpan(D d, const float* q, const T* k, std::int64_t stride, const float* scale, int count,
+                          int head_dim, float* scores, const P& prefetch) {
   constexpr int kKeys = kRows <= 2 ? 4 : kRows <= 4 ? 2 : 1;  // so that kRows * kKeys sums fit the registers
-  const std::int64_t stride = rows.token_stride;
-  ForEachSpan(rows, data, block, [&](int head, int first, int count, const T* k, const T* ahead) {
-    const float* const q = s.q + head * kRows * kQueryStride;
-    float* scores = s.scores + head * kRows * kKeyBlock + first;
-    int j = 0;
-    for (; j + kKeys <= count; j += kKeys, k += kKeys * stride, ahead += kKeys * stride, scores += kKeys) {
-      for (int i = 0; i < kKeys; ++i) PrefetchRow(ahead + i * stride, head_dim);
-      DotKeys<kRows, kKeys>(d, q, k, stride, head_dim, scores);
-    }
-    for (; j < count; ++j, k += stride, ++scores) DotKeys<kRows, 1>(d, q, k, stride, head_dim, scores);
-  });
+  int j = 0;
+  for (; j + kKeys <= count; j += kKeys, k = advance(k, kKeys * stride)) {
+    for (int i = 0; i < kKeys; ++i) prefetch(j + i);
+    DotKeys<kRows, kKeys>(d, q, k, stride, scale + j, head_dim, scores + j);
+  }
+  for (; j < count; ++j, k = advance(k, stride))
+    DotKeys<kRows, 1>(d, q, k, stride, scale + j, head_dim, scores + j);
 }
 
-// out = out * rescale + probabilities v. Keys that not all rows may see are added row by row: a zero probability
-// would not keep out an infinity or a NaN among their values.
+// scores = q k^T for the block's keys.
 template <int kRows, class D, class T>
-HWY_NOINLINE void StreamValues(D d, const ops::KeyRows& rows, const T* data, const Block& block, int head_dim,
+HWY_NOINLINE void StreamScores(D d, const KvSource<T>& source, const Block& block, int head_dim,
+                               AttentionScratch& s) {
+  const std::int64_t stride = source.rows.token_stride;
+  ForEachSpan(source.rows, source.data, block,
+              [&](int head, int first, int count, const T* k, const T* ahead) {
+                const float* const q = s.q + head * kRows * kQueryStride;
+                float* const scores = s.scores + head * kRows * kKeyBlock + first;
+                const auto prefetch = [&](int j) { PrefetchRow(advance(ahead, j * stride), head_dim); };
+                float scale[kLongestSpan];
+                if constexpr (kIsCode<T>) {
+                  const std::int64_t key = block.begin + first, kv_head = block.first_head + head;
+                  if (!source.scales.one_a_row()) {
+                    DecodeRows(source, key, kv_head, count, k, head_dim, s.keys);
+                    return ScoreSpan<kRows>(d, q, s.keys, head_dim, scale, count, head_dim, scores, prefetch);
+                  }
+                  source.scales.load(key, kv_head, count, kUnit<T>, scale);
+                }
+                ScoreSpan<kRows>(d, q, k, stride, scale, count, head_dim, scores, prefetch);
+              });
+}
+
+// out += probabilities v for `count` neighbouring values of a head, from `key` of the block on. Keys that not all rows
+// may see are added row by row: a zero probability would not keep out an infinity or a NaN among their values.
+template <int kRows, class D, class T>
+HWY_INLINE void AddSpan(D d, int head, int key, int count, const T* v, std::int64_t stride, int head_dim,
+                        AttentionScratch& s) {
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  // A span stays in the first-level cache while the vectors of dimensions pass over it.
+  constexpr int kVectors = kRows == 1 ? 8 : kRows == 2 ? 4 : kRows <= 4 ? 2 : 1;
+  const float* const probs = s.scores + head * kRows * kKeyBlock + key;
+  float* const out = s.out + head * kRows * kOutStride;
+  const auto first = [&](int r) { return std::clamp(s.first[head * kRows + r] - key, 0, count); };
+  const auto limit = [&](int r) { return std::clamp(s.limit[head * kRows + r] - key, 0, count); };
+  // What all rows see; nothing where a window is narrower than the rows are apart.
+  const int begin = first(kRows - 1), end = std::max(begin, limit(0));
+  const T* const from = advance(v, begin * stride);
+  int i = 0;
+  for (; i + kVectors * lanes <= head_dim; i += kVectors * lanes)
+    AddValues<kRows, kVectors>(d, probs + begin, advance(from, i), stride, end - begin, out + i);
+  for (; i < head_dim; i += lanes)
+    AddValues<kRows, 1>(d, probs + begin, advance(from, i), stride, end - begin, out + i);
+  if (kRows == 1 || end - begin == count) return;
+  const auto add = [&](int r, int from, int to) {
+    for (int c = 0; from < to && c < head_dim; c += lanes)
+      AddValues<1, 1>(d, probs + r * kKeyBlock + from, advance(v, from * stride + c), stride, to - from,
+                      out + r * kOutStride + c);
+  };
+  for (int r = 0; r < kRows; ++r) {
+    add(r, first(r), std::min(begin, limit(r)));
+    add(r, std::max(end, first(r)), limit(r));
+  }
+}
+
+// out = out * rescale + probabilities v.
+template <int kRows, class D, class T>
+HWY_NOINLINE void StreamValues(D d, const KvSource<T>& source, const Block& block, int head_dim,
                                AttentionScratch& s) {
   const int lanes = static_cast<int>(hn::Lanes(d));
   for (int r = 0; r < block.heads * kRows; ++r) {
@@ -143,33 +201,25 @@ HWY_NOINLINE void StreamValues(D d, const ops::KeyRows& rows, const T* data, con
       hn::Store(hn::Mul(hn::Load(d, out), factor), d, out);
     }
   }
-  // A span stays in the first-level cache while the vectors of dimensions pass over it.
-  constexpr int kVectors = kRows == 1 ? 8 : kRows == 2 ? 4 : kRows <= 4 ? 2 : 1;
-  const std::int64_t stride = rows.token_stride;
-  ForEachSpan(rows, data, block, [&](int head, int key, int count, const T* v, const T* ahead) {
-    const float* const probs = s.scores + head * kRows * kKeyBlock + key;
-    float* const out = s.out + head * kRows * kOutStride;
-    for (int j = 0; j < count; ++j) PrefetchRow(ahead + j * stride, head_dim);
-    const auto first = [&](int r) { return std::clamp(s.first[head * kRows + r] - key, 0, count); };
-    const auto limit = [&](int r) { return std::clamp(s.limit[head * kRows + r] - key, 0, count); };
-    // What all rows see; nothing where a window is narrower than the rows are apart.
-    const int begin = first(kRows - 1), end = std::max(begin, limit(0));
-    int i = 0;
-    for (; i + kVectors * lanes <= head_dim; i += kVectors * lanes)
-      AddValues<kRows, kVectors>(d, probs + begin, v + begin * stride + i, stride, end - begin, out + i);
-    for (; i < head_dim; i += lanes)
-      AddValues<kRows, 1>(d, probs + begin, v + begin * stride + i, stride, end - begin, out + i);
-    if (kRows == 1 || end - begin == count) return;
-    const auto add = [&](int r, int from, int to) {
-      for (int c = 0; from < to && c < head_dim; c += lanes)
-        AddValues<1, 1>(d, probs + r * kKeyBlock + from, v + from * stride + c, stride, to - from,
-                        out + r * kOutStride + c);
-    };
-    for (int r = 0; r < kRows; ++r) {
-      add(r, first(r), std::min(begin, limit(r)));
-      add(r, std::max(end, first(r)), limit(r));
-    }
-  });
+  const std::int64_t stride = source.rows.token_stride;
+  ForEachSpan(source.rows, source.data, block,
+              [&](int head, int first, int count, const T* v, const T* ahead) {
+                for (int j = 0; j < count; ++j) PrefetchRow(advance(ahead, j * stride), head_dim);
+                if constexpr (kIsCode<T>) {
+                  const std::int64_t key = block.begin + first, kv_head = block.first_head + head;
+                  if (!source.scales.one_a_row()) {
+                    DecodeRows(source, key, kv_head, count, v, head_dim, s.keys);
+                    return AddSpan<kRows>(d, head, first, count, s.keys, head_dim, head_dim, s);
+                  }
+                  // A row's scale goes to its probabilities, which are used once.
+                  float scale[kLongestSpan];
+                  source.scales.load(key, kv_head, count, kUnit<T>, scale);
+                  float* probs = s.scores + head * kRows * kKeyBlock + first;
+                  for (int r = 0; r < kRows; ++r, probs += kKeyBlock)
+                    for (int j = 0; j < count; ++j) probs[j] *= scale[j];
+                }
+                AddSpan<kRows>(d, head, first, count, v, stride, head_dim, s);
+              });
 }
 
 // Calls f(d, rows) with the number of rows as a constant, and vectors that divide head_dim, a multiple of 8.

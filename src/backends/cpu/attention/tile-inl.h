@@ -20,7 +20,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 using kf::HWY_NAMESPACE::F32Tag;
 using kf::HWY_NAMESPACE::First;
 using kf::HWY_NAMESPACE::kTileRows;
-using kf::HWY_NAMESPACE::LoadF32;
 using kf::HWY_NAMESPACE::MultiplyTile;
 using kf::HWY_NAMESPACE::Transpose4x4;
 
@@ -35,35 +34,55 @@ HWY_INLINE int RoundUp(int n, int unit) { return (n + unit - 1) / unit * unit; }
 template <class T>
 HWY_INLINE void PrefetchAhead(const T* row, std::int64_t stride, std::int64_t left, int head_dim) {
   constexpr std::int64_t kAhead = 8;
-  if (left > kAhead) PrefetchRow(row + kAhead * stride, head_dim);
+  if (left > kAhead) PrefetchRow(advance(row, kAhead * stride), head_dim);
+}
+
+// Rows to be packed next, where they lie, or decoded to `buffer`.
+template <class T>
+struct PackRows {
+  const T* data;
+  std::int64_t stride;
+};
+template <class T>
+HWY_INLINE auto RowsToPack(const KvSource<T>& source, std::int64_t key, std::int64_t head, int count,
+                           const T* row, int head_dim, float* buffer) {
+  if constexpr (kIsCode<T>) {
+    DecodeRows(source, key, head, count, row, head_dim, buffer);
+    return PackRows<float>{buffer, head_dim};
+  } else {
+    return PackRows<T>{row, source.rows.token_stride};
+  }
 }
 
 // Keys [begin, begin + count) into strips [head_dim][strip]; the last strip is filled up with zeros.
 template <class T>
-HWY_NOINLINE void PackKeys(const ops::KeyRows& rows, const T* data, std::int64_t head, int begin, int count,
-                           int head_dim, float* out) {
+HWY_NOINLINE void PackKeys(const KvSource<T>& source, std::int64_t head, int begin, int count, int head_dim,
+                           float* out) {
   const int strip = StripWidth();
+  const std::int64_t stride = source.rows.token_stride;
+  HWY_ALIGN float buffer[kIsCode<T> ? 4 * kMaxHeadDim : 1];
   const auto column = [&](int key) { return out + key / strip * strip * head_dim + key % strip; };
-  rows.for_each_run(
+  source.rows.for_each_run(
       begin, begin + count, head, [&](std::int64_t first, std::int64_t run, std::int64_t offset) {
-        const T* source = data + offset;
+        const T* row = advance(source.data, offset);
         int key = static_cast<int>(first) - begin;
         const int end = key + static_cast<int>(run);
         while (key < end) {
           float* const to = column(key);
           if (key % strip + 4 <= strip && key + 4 <= end) {
             for (int r = 0; r < 4; ++r)
-              PrefetchAhead(source + r * rows.token_stride, rows.token_stride, end - key - r, head_dim);
+              PrefetchAhead(advance(row, r * stride), stride, end - key - r, head_dim);
+            const auto from = RowsToPack(source, begin + key, head, 4, row, head_dim, buffer);
             for (int i = 0; i < head_dim; i += 4)
-              Transpose4x4(source + i, source + rows.token_stride + i, source + 2 * rows.token_stride + i,
-                           source + 3 * rows.token_stride + i, to + i * strip,
-                           static_cast<std::size_t>(strip));
+              Transpose4x4(from.data + i, from.data + from.stride + i, from.data + 2 * from.stride + i,
+                           from.data + 3 * from.stride + i, to + i * strip, static_cast<std::size_t>(strip));
             key += 4;
-            source += 4 * rows.token_stride;
+            row = advance(row, 4 * stride);
           } else {
-            for (int i = 0; i < head_dim; ++i) to[i * strip] = to_f32(source[i]);
+            const auto from = RowsToPack(source, begin + key, head, 1, row, head_dim, buffer);
+            for (int i = 0; i < head_dim; ++i) to[i * strip] = to_f32(from.data[i]);
             ++key;
-            source += rows.token_stride;
+            row = advance(row, stride);
           }
         }
       });
@@ -74,21 +93,24 @@ HWY_NOINLINE void PackKeys(const ops::KeyRows& rows, const T* data, std::int64_t
 // Values [begin, begin + count) into strips [kValueStrip][strip] of dimensions; the last strip is filled up
 // with zeros.
 template <class T>
-HWY_NOINLINE void PackValues(const ops::KeyRows& rows, const T* data, std::int64_t head, int begin, int count,
-                             int head_dim, float* out) {
+HWY_NOINLINE void PackValues(const KvSource<T>& source, std::int64_t head, int begin, int count, int head_dim,
+                             float* out) {
   const hn::ScalableTag<float> d;
   const int lanes = static_cast<int>(hn::Lanes(d));
   const int strip = 2 * lanes;
-  rows.for_each_run(
+  const std::int64_t stride = source.rows.token_stride;
+  HWY_ALIGN float buffer[kIsCode<T> ? kMaxHeadDim : 1];
+  source.rows.for_each_run(
       begin, begin + count, head, [&](std::int64_t first, std::int64_t run, std::int64_t offset) {
-        const T* source = data + offset;
+        const T* row = advance(source.data, offset);
         float* to = out + (first - begin) * strip;
-        for (std::int64_t j = 0; j < run; ++j, source += rows.token_stride, to += strip) {
-          PrefetchAhead(source, rows.token_stride, run - j, head_dim);
+        for (std::int64_t j = 0; j < run; ++j, row = advance(row, stride), to += strip) {
+          PrefetchAhead(row, stride, run - j, head_dim);
+          const auto* const from = RowsToPack(source, first + j, head, 1, row, head_dim, buffer).data;
           for (int i = 0; i < RoundUp(head_dim, strip); i += lanes) {
             const int left = head_dim - i;
-            const auto v = left >= lanes ? LoadF32(d, source + i)
-                           : left > 0    ? LoadF32(d, source + i, First{static_cast<std::size_t>(left)})
+            const auto v = left >= lanes ? LoadF32(d, from + i)
+                           : left > 0    ? LoadF32(d, from + i, First{static_cast<std::size_t>(left)})
                                          : hn::Zero(d);
             hn::Store(v, d, to + i / strip * strip * kValueStrip + i % strip);
           }

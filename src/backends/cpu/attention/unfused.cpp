@@ -8,8 +8,10 @@
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 
+#include "backends/cpu/attention/decode.h"
 #include "backends/cpu/attention/gemv.h"
 #include "backends/cpu/attention/kernels.h"
+#include "backends/cpu/attention/kv_source.h"
 #include "backends/cpu/attention/score_rows.h"
 #include "backends/cpu/simd/convert_row.h"
 #include "ops/sequences.h"
@@ -59,6 +61,20 @@ class HeadMatrices {
     const Matrix to = matrix(rows, before, count, head);
     for (std::int64_t j = 0; j < count; ++j)
       convert_row(x_.dtype, x_.at(rows.offset(j, head)), DType::f32, to.data + j * to.stride, x_.dim(-1));
+  }
+  // Of quantized keys or values.
+  void read(const ops::KeyRows& rows, const KvScales& scales, std::int64_t before, std::int64_t count,
+            std::int64_t head) const {
+    if (!needs_scales(x_.dtype)) return read(rows, before, count, head);
+    const Matrix to = matrix(rows, before, count, head);
+    const std::int64_t size = scales.group_size();
+    for (std::int64_t j = 0; j < count; ++j) {
+      const std::int64_t offset = rows.offset(j, head);
+      const KvScales::Row row = scales.row(j, head);
+      for (std::int64_t g = 0, i = 0; i < x_.dim(-1); ++g, i += size)
+        decode_codes(x_.dtype, x_.at(offset + i), row.scale(g), row.zero(g), size,
+                     to.data + j * to.stride + i);
+    }
   }
   // Rows [begin, end) back to where they belong.
   void write(const ops::KeyRows& rows, std::int64_t before, std::int64_t count, std::int64_t head,
@@ -168,7 +184,8 @@ void unfused::run(const AttentionScoresParams& p, const RunContext& ctx) {
       queries.read(as_run(sequences.token_rows(p.q, s), s.seqlen_q), queries_before(p.tables, s), s.seqlen_q,
                    head);
       if (head % group == 0)
-        keys.read(sequences.key_rows(p.k, s), keys_before(p.tables, p.k, s), s.kv_len, head / group);
+        keys.read(sequences.key_rows(p.k, s), KvScales(sequences, s, p.k, p.k_quantization),
+                  keys_before(p.tables, p.k, s), s.kv_len, head / group);
     });
     for_each_row_block(
         sequences, num_heads, longest,
@@ -255,7 +272,8 @@ void unfused::run(const AttentionValuesParams& p, const RunContext& ctx) {
 #pragma omp parallel num_threads(ctx.num_threads)
   {
     for_each_head(sequences, num_kv_heads, [&](const SequenceSpan& s, std::int64_t kv_head) {
-      values.read(sequences.key_rows(p.v, s), keys_before(p.tables, p.v, s), s.kv_len, kv_head);
+      values.read(sequences.key_rows(p.v, s), KvScales(sequences, s, p.v, p.v_quantization),
+                  keys_before(p.tables, p.v, s), s.kv_len, kv_head);
     });
     for_each_row_block(
         sequences, num_heads, longest,

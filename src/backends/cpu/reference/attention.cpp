@@ -9,6 +9,7 @@
 #include <omp.h>
 
 #include "backends/cpu/reference/scalar.h"
+#include "core/quantized.h"
 #include "ops/sequences.h"
 
 namespace kf::cpu::reference {
@@ -23,13 +24,33 @@ void read_row(const TensorView& t, std::int64_t offset, std::int64_t n, double* 
   for (std::int64_t i = 0; i < n; ++i) out[i] = read(t, offset + i);
 }
 
-// These keys of a head as doubles, key j at out + j * head_dim.
-void read_keys(const Sequences& sequences, const TensorView& kv, const SequenceSpan& s,
-               const ops::KeyRange& keys, std::int64_t kv_head, double* out) {
-  const ops::KeyRows rows = sequences.key_rows(kv, s);
-  for (std::int64_t j = keys.begin; j < keys.end; ++j)
-    read_row(kv, rows.offset(j, kv_head), kv.dim(-1), out + j * kv.dim(-1));
-}
+// The keys or values of a sequence as doubles.
+class Keys {
+ public:
+  Keys(const Sequences& sequences, const TensorView& kv, const Quantization& q, const SequenceSpan& s)
+      : kv_(kv), q_(q), rows_(sequences.key_rows(kv, s)), scales_(sequences.scale_rows(kv, q, s)) {}
+
+  void read(std::int64_t key, std::int64_t head, double* out) const {
+    const std::int64_t n = kv_.dim(-1), offset = rows_.offset(key, head);
+    if (scales_.group_size == 0) return read_row(kv_, offset, n, out);
+    const std::int64_t scales = scales_.scales.offset(key, head), zeros = scales_.zeros.offset(key, head);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t group = i / scales_.group_size;
+      const double zero = q_.zeros.present() ? read_element(q_.zeros, zeros + group) : 0.0f;
+      out[i] = (read_element(kv_, offset + i) - zero) * read_element(q_.scales, scales + group);
+    }
+  }
+  // These keys of a head, key j at out + j * head_dim.
+  void read(const ops::KeyRange& keys, std::int64_t head, double* out) const {
+    for (std::int64_t j = keys.begin; j < keys.end; ++j) read(j, head, out + j * kv_.dim(-1));
+  }
+
+ private:
+  const TensorView& kv_;
+  const Quantization& q_;
+  const ops::KeyRows rows_;
+  const ops::ScaleRows scales_;
+};
 
 double capped(double score, double softcap) {
   return softcap > 0 ? softcap * std::tanh(score / softcap) : score;
@@ -102,8 +123,8 @@ void attention(const AttentionParams& p, const RunContext& ctx) {
         double* const query = scores + s.kv_len;
         double* const row = query + head_dim;
         const ops::KeyRange all = s.visible_keys(0, s.seqlen_q, window);
-        read_keys(sequences, p.k, s, all, head / group, keys);
-        read_keys(sequences, p.v, s, all, head / group, values);
+        Keys(sequences, p.k, p.k_quantization, s).read(all, head / group, keys);
+        Keys(sequences, p.v, p.v_quantization, s).read(all, head / group, values);
         for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
           const auto [begin, end] = s.visible_keys(t, window);
           read_row(p.q, sequences.token_rows(p.q, s).offset(t, head), head_dim, query);
@@ -151,7 +172,7 @@ void attention_scores(const AttentionScoresParams& p, const RunContext& ctx) {
                 [&](const SequenceSpan& s, std::int64_t head, double* scratch) {
                   double* const query = scratch;
                   double* const key = scratch + head_dim;
-                  const ops::KeyRows keys = sequences.key_rows(p.k, s);
+                  const Keys keys(sequences, p.k, p.k_quantization, s);
                   for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
                     read_row(p.q, sequences.token_rows(p.q, s).offset(t, head), head_dim, query);
                     float* const row =
@@ -159,7 +180,7 @@ void attention_scores(const AttentionScoresParams& p, const RunContext& ctx) {
                     for (std::int64_t j = 0; j < p.scores.dim(-1); ++j) {
                       double score = -kInfinity;
                       if (j < s.kv_len) {
-                        read_row(p.k, keys.offset(j, head / group), head_dim, key);
+                        keys.read(j, head / group, key);
                         score = capped(scale * dot(query, key, head_dim), p.softcap);
                       }
                       row[j] = static_cast<float>(score);
@@ -188,7 +209,7 @@ void attention_mask(const AttentionMaskParams& p, const RunContext& ctx) {
 }
 
 static std::size_t values_doubles(const AttentionValuesParams& p) {
-  return static_cast<std::size_t>(p.v.dim(-1));
+  return static_cast<std::size_t>(2 * p.v.dim(-1));  // sums, and a row of values
 }
 
 std::size_t workspace(const AttentionValuesParams& p, const PlanContext& ctx) {
@@ -200,15 +221,17 @@ void attention_values(const AttentionValuesParams& p, const RunContext& ctx) {
   const std::int64_t head_dim = p.v.dim(-1), group = group_size(p.out, p.v, p.tables);
   for_each_head(sequences, p.out.dim(-2), values_doubles(p), ctx,
                 [&](const SequenceSpan& s, std::int64_t head, double* sums) {
-                  const ops::KeyRows values = sequences.key_rows(p.v, s);
+                  const Keys values(sequences, p.v, p.v_quantization, s);
+                  double* const value = sums + head_dim;
                   for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
                     const float* const probs =
                         p.probs.as<float>() + sequences.head_major_rows(p.probs, s).offset(t, head);
                     std::fill_n(sums, head_dim, 0.0);
-                    for (std::int64_t j = 0; j < s.kv_len; ++j)
+                    for (std::int64_t j = 0; j < s.kv_len; ++j) {
+                      values.read(j, head / group, value);
                       for (std::int64_t i = 0; i < head_dim; ++i)
-                        sums[i] +=
-                            static_cast<double>(probs[j]) * read(p.v, values.offset(j, head / group) + i);
+                        sums[i] += static_cast<double>(probs[j]) * value[i];
+                    }
                     const std::int64_t out = sequences.token_rows(p.out, s).offset(t, head);
                     for (std::int64_t i = 0; i < head_dim; ++i) write(p.out, out + i, sums[i]);
                   }

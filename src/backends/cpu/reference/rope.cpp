@@ -3,7 +3,8 @@
 #include <vector>
 
 #include "backends/cpu/reference/scalar.h"
-#include "backends/cpu/rope/heads.h"
+#include "backends/cpu/rope/cache_slots.h"
+#include "core/quantizer.h"
 
 namespace kf::cpu::reference {
 namespace {
@@ -38,53 +39,83 @@ void rotate(std::vector<double>& head, const TensorView& cos, const TensorView& 
   }
 }
 
-void write_head(const Heads& heads, std::int64_t h, const std::vector<double>& head) {
+using HeadsOfToken = std::vector<std::vector<double>>;
+
+void write_heads(const Heads& to, const HeadsOfToken& heads) {
   TensorView t;
-  t.data = heads.data;
-  t.dtype = heads.dtype;
-  for (std::size_t i = 0; i < head.size(); ++i)
-    write(t, h * heads.stride + static_cast<std::int64_t>(i), head[i]);
+  t.data = to.data;
+  t.dtype = to.dtype;
+  for (std::size_t h = 0; h < heads.size(); ++h)
+    for (std::size_t i = 0; i < heads[h].size(); ++i)
+      write(t, static_cast<std::int64_t>(h) * to.stride + static_cast<std::int64_t>(i), heads[h][i]);
 }
 
-// One token's heads of x, to `out`; P names the tables.
+// To a slot of a cache; of a quantized one, rounded to f32 and then as kf::quantize() does it.
+void write_slot(const TensorView& cache, const Quantization& q, KvLayout layout, std::int64_t slot,
+                const HeadsOfToken& heads) {
+  const CacheSlots slots(cache, q, layout);
+  if (!slots.quantized()) return write_heads(heads_of_slot(cache, layout, slot), heads);
+  const auto n = static_cast<std::int64_t>(heads.size()), size = slots.group_size();
+  const auto value = [&](std::int64_t h, std::int64_t i) {
+    return static_cast<float>(heads[static_cast<std::size_t>(h)][static_cast<std::size_t>(i)]);
+  };
+  for (std::int64_t h = 0; h < n; ++h)
+    for (std::int64_t g = 0; g * size < cache.dim(-1); ++g) {
+      QuantizationRange range;
+      for (std::int64_t other = 0; other < n; ++other)
+        for (std::int64_t i = g * size; i < (g + 1) * size; ++i)
+          if (other == h || slots.heads_share_scales()) range.add(value(other, i));
+      const std::int64_t scale_at = slots.scale_at(slot, h) + g, zero_at = slots.zero_at(slot, h) + g;
+      const Quantizer quantizer = slots.computes_scales()
+                                      ? Quantizer::store(cache.dtype, range, q, scale_at, zero_at)
+                                      : Quantizer::load(cache.dtype, q, scale_at, zero_at);
+      for (std::int64_t i = g * size; i < (g + 1) * size; ++i)
+        quantizer.put(cache, slots.code_at(slot, h) + i, value(h, i));
+    }
+}
+
+// One token's heads of x, turned; P names the tables.
 template <class P>
-void rope_token(const P& p, const TensorView& x, const TensorView& norm_weight, std::int64_t token,
-                const Heads& out) {
+HeadsOfToken turned(const P& p, const TensorView& x, const TensorView& norm_weight, std::int64_t token) {
   const std::int64_t position = p.positions.template as<std::int32_t>()[token * p.positions.stride(0)];
+  HeadsOfToken heads;
   for (std::int64_t h = 0; h < x.dim(1); ++h) {
-    std::vector<double> head = head_of(x, token, h);
-    if (norm_weight.present()) normalise(head, norm_weight, p.norm_weight_offset, p.norm_eps);
-    rotate(head, p.cos, p.sin, position, p.interleaved);
-    write_head(out, h, head);
+    heads.push_back(head_of(x, token, h));
+    if (norm_weight.present()) normalise(heads.back(), norm_weight, p.norm_weight_offset, p.norm_eps);
+    rotate(heads.back(), p.cos, p.sin, position, p.interleaved);
   }
+  return heads;
 }
 
-void copy_token(const TensorView& x, std::int64_t token, const Heads& out) {
-  for (std::int64_t h = 0; h < x.dim(1); ++h) write_head(out, h, head_of(x, token, h));
+HeadsOfToken heads_of_token(const TensorView& x, std::int64_t token) {
+  HeadsOfToken heads;
+  for (std::int64_t h = 0; h < x.dim(1); ++h) heads.push_back(head_of(x, token, h));
+  return heads;
 }
 
 }  // namespace
 
 void rope(const RopeParams& p, const RunContext&) {
-  for (std::int64_t t = 0; t < p.x.dim(0); ++t) rope_token(p, p.x, p.norm_weight, t, heads_of(p.out, t));
+  for (std::int64_t t = 0; t < p.x.dim(0); ++t)
+    write_heads(heads_of(p.out, t), turned(p, p.x, p.norm_weight, t));
 }
 
 void append_kv(const AppendKvParams& p, const RunContext&) {
   for (std::int64_t t = 0; t < p.k.dim(0); ++t) {
     const std::int64_t slot = slot_of(p.slot_mapping, t);
     if (slot < 0) continue;
-    copy_token(p.k, t, heads_of_slot(p.k_cache, p.kv_layout, slot));
-    copy_token(p.v, t, heads_of_slot(p.v_cache, p.kv_layout, slot));
+    write_slot(p.k_cache, p.k_cache_quantization, p.kv_layout, slot, heads_of_token(p.k, t));
+    write_slot(p.v_cache, p.v_cache_quantization, p.kv_layout, slot, heads_of_token(p.v, t));
   }
 }
 
 void rope_append(const RopeAppendParams& p, const RunContext&) {
   for (std::int64_t t = 0; t < p.q.dim(0); ++t) {
-    rope_token(p, p.q, p.q_norm_weight, t, heads_of(p.q_out, t));
+    write_heads(heads_of(p.q_out, t), turned(p, p.q, p.q_norm_weight, t));
     const std::int64_t slot = slot_of(p.slot_mapping, t);
     if (slot < 0) continue;
-    rope_token(p, p.k, p.k_norm_weight, t, heads_of_slot(p.k_cache, p.kv_layout, slot));
-    copy_token(p.v, t, heads_of_slot(p.v_cache, p.kv_layout, slot));
+    write_slot(p.k_cache, p.k_cache_quantization, p.kv_layout, slot, turned(p, p.k, p.k_norm_weight, t));
+    write_slot(p.v_cache, p.v_cache_quantization, p.kv_layout, slot, heads_of_token(p.v, t));
   }
 }
 

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "backends/cpu/parallel.h"
-#include "backends/cpu/rope/heads.h"
+#include "backends/cpu/rope/cache_slots.h"
 #include "backends/cpu/rope/rotate_heads.h"
 #include "backends/cpu/simd/convert_row.h"
 
@@ -69,25 +69,35 @@ Support rope_append_supports(const RopeAppendParams& p, const PlanContext&) {
   return head_dim_fits(p.q.dim(2));
 }
 
-std::size_t rope_append_workspace(const RopeAppendParams& p, const PlanContext&) {
-  return NormWeights(nullptr, p.norm_weight_offset, p.q_norm_weight, p.k_norm_weight).bytes;
+// The workspace: norm weights, whose parts are whole lines, then a token's heads of each thread.
+std::size_t rope_append_workspace(const RopeAppendParams& p, const PlanContext& ctx) {
+  return NormWeights(nullptr, p.norm_weight_offset, p.q_norm_weight, p.k_norm_weight).bytes +
+         SlotScratch(nullptr, p.k, p.k_cache, ctx.num_threads).bytes();
 }
 
 void rope_append_run(const RopeAppendParams& p, const RunContext& ctx) {
   if (p.q.numel() == 0 && p.k.numel() == 0) return;
   const std::int64_t num_heads = p.q.dim(1), num_kv_heads = p.k.dim(1), head_dim = p.q.dim(2);
   const NormWeights norms(ctx.workspace, p.norm_weight_offset, p.q_norm_weight, p.k_norm_weight);
+  const SlotScratch scratch(static_cast<char*>(ctx.workspace) + norms.bytes, p.k, p.k_cache, ctx.num_threads);
+  const CacheSlots k_slots(p.k_cache, p.k_cache_quantization, p.kv_layout),
+      v_slots(p.v_cache, p.v_cache_quantization, p.kv_layout);
   const std::int64_t elements = (num_heads + 2 * num_kv_heads) * head_dim;
-  parallel_ranges(ctx.num_threads, p.q.dim(0), elements, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      rotate_heads(rotation_of(p, t, norms.q), heads_of(p.q, t), heads_of(p.q_out, t), num_heads, head_dim);
-      const std::int64_t slot = slot_of(p.slot_mapping, t);
-      if (slot < 0) continue;
-      rotate_heads(rotation_of(p, t, norms.k), heads_of(p.k, t), heads_of_slot(p.k_cache, p.kv_layout, slot),
-                   num_kv_heads, head_dim);
-      copy_heads(heads_of(p.v, t), heads_of_slot(p.v_cache, p.kv_layout, slot), num_kv_heads, head_dim);
-    }
-  });
+  parallel_ranges(
+      ctx.num_threads, p.q.dim(0), elements, [&](std::int64_t begin, std::int64_t end, int thread) {
+        for (std::int64_t t = begin; t < end; ++t) {
+          rotate_heads(rotation_of(p, t, norms.q), heads_of(p.q, t), heads_of(p.q_out, t), num_heads,
+                       head_dim);
+          const std::int64_t slot = slot_of(p.slot_mapping, t);
+          if (slot < 0) continue;
+          float* const heads = scratch.of_thread(thread);
+          k_slots.write(slot, num_kv_heads, heads, [&](const Heads& to) {
+            rotate_heads(rotation_of(p, t, norms.k), heads_of(p.k, t), to, num_kv_heads, head_dim);
+          });
+          v_slots.write(slot, num_kv_heads, heads,
+                        [&](const Heads& to) { copy_heads(heads_of(p.v, t), to, num_kv_heads, head_dim); });
+        }
+      });
 }
 
 }  // namespace kf::cpu
