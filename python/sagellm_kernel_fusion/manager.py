@@ -71,14 +71,17 @@ class KernelFusionManager(KernelFusionProtocol):
         softmax_scale None is 1 / sqrt(head_dim). window_size (left, right): keys before and after its own that a row
         sees, -1 for all. softcap, alibi_slopes, attn_mask and sinks as `ops.attention` says. max_seqlen_q and
         max_seqlen_k, where given, are checked. return_lse=True also returns the natural log-sum-exp, f32 [batch,
-        num_heads, seqlen_q], or [num_heads, total_q]. stream: the device's queue, as an integer or torch's object."""
+        num_heads, seqlen_q], or [num_heads, total_q]. k and v may be QuantizedTensors (`quantize_kv`), or codes with
+        k_scales and v_scales, whose dimensions are theirs, each of full size or 1, last head_dim / group_size: int8,
+        8-bit floats, or uint8, which is int4, two a byte along head_dim; zeros int8 like the scales. stream:
+        the device's queue, as an integer or torch's object."""
         config = self.config if config is None else _checked(config)
         if other := self._elsewhere(config, q):
             return _hand_over(other, "fuse_attention", locals(), ("q", "k", "v"))
-        operators.reject_quantized_cache(k_scales=k_scales, v_scales=v_scales, k_zeros=k_zeros, v_zeros=v_zeros)
         call = operators.attention(
             config, q, k, v, causal, softmax_scale, window_size, softcap, alibi_slopes, attn_mask, sinks, cu_seqlens_q,
-            cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_tables, context_lens, kv_layout, out, return_lse,
+            cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_tables, context_lens, kv_layout, k_scales, v_scales,
+            k_zeros, v_zeros, out, return_lse,
         )  # fmt: skip
         return self._run(call, config, out, stream)
 
@@ -91,7 +94,7 @@ class KernelFusionManager(KernelFusionProtocol):
         num_heads, head_dim], where given, is rotated too and returned.
 
         Slot s of slot_mapping int32 or int64 [num_tokens] is page s / page_size, row s % page_size; negative ones are
-        skipped.
+        skipped. Caches may be QuantizedTensors (`quantized_cache`): tokens are quantized as they are written.
         """
         config = self.config if config is None else _checked(config)
         call = operators.append_kv(

@@ -13,9 +13,9 @@ import numpy as np
 from . import _kf
 from .arrays import NUMPY_DTYPES, GgufTensor, allocate, as_kind_of, layout, to_numpy
 from .config import KernelFusionConfig
-from .errors import NotServedError, refusing
+from .errors import refusing
 from .paged import tables_and_lengths
-from .quantized import as_quantized
+from .quantized import as_quantized, kv_of_codes
 
 
 class Call(NamedTuple):
@@ -31,9 +31,12 @@ class Call(NamedTuple):
 def attention(
     config, q, k, v, causal=True, softmax_scale=None, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
     attn_mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None,
-    block_tables=None, context_lens=None, kv_layout="HND", out=None, return_lse=False,
+    block_tables=None, context_lens=None, kv_layout="HND", k_scales=None, v_scales=None, k_zeros=None, v_zeros=None,
+    out=None, return_lse=False,
 ) -> Call:  # fmt: skip
     leading = None
+    keys = _keys_or_values(config, "k", k, k_scales, k_zeros)
+    values = _keys_or_values(config, "v", v, v_scales, v_zeros)
     if block_tables is not None:
         rank = len(k.shape)
         if rank != 4:
@@ -57,12 +60,25 @@ def attention(
     except (TypeError, ValueError):
         raise refusing(f"attention: window_size: expected (left, right), got {window_size!r}") from None
     fields = {
-        "q": q, "k": k, "v": v, "out": out, "lse": return_lse or None, "cu_seqlens_q": cu_seqlens_q,
+        "q": q, **keys, **values, "out": out, "lse": return_lse or None, "cu_seqlens_q": cu_seqlens_q,
         "cu_seqlens_k": cu_seqlens_k, "block_tables": block_tables, "context_lens": context_lens,
         "kv_layout": kv_layout, "softmax_scale": softmax_scale, "causal": causal, "window_left": left,
         "window_right": right, "softcap": softcap, "alibi_slopes": alibi_slopes, "attn_mask": attn_mask, "sinks": sinks,
     }  # fmt: skip
     return Call("attention", fields, (), leading)
+
+
+def _keys_or_values(config: KernelFusionConfig, name: str, x, scales, zeros) -> dict:
+    """The operands for K or V: as they are; a QuantizedTensor; or codes with scales beside them."""
+    quantized = None if type(x).__module__ in ("torch", "numpy") else as_quantized(x)
+    if quantized is None:
+        if scales is None and zeros is None:
+            return {name: x}
+        quantized = kv_of_codes(f"attention: {name}", x, scales, zeros)
+    elif scales is not None or zeros is not None:
+        raise refusing(f"attention: {name}_scales: expected none beside a QuantizedTensor, which has its own")
+    _check_quantized("attention", name, quantized.dtype, config)
+    return quantized.fields(name) if config.fuse_with_quant else {name: _dequantized(quantized.dequantize(), config)}
 
 
 def _check_longest(name: str, longest: int, offsets) -> None:
@@ -176,6 +192,10 @@ def append_kv(
     fields = {
         "k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache, "slot_mapping": slot_mapping, "kv_layout": kv_layout,
     }  # fmt: skip
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if (quantized := as_quantized(cache)) is not None:
+            _check_quantized("append_kv", name, quantized.dtype, config)
+            fields |= quantized.fields(name)
     if cos is None and sin is None and positions is None:
         if q is not None:
             raise refusing("append_kv: q: expected cos, sin and positions with it: they are what it is rotated by")
@@ -249,10 +269,3 @@ def zeros(dtype: str, shape: tuple[int, ...], like):
     array = allocate(dtype, shape, like)
     array[...] = 0
     return as_kind_of(array, like)
-
-
-def reject_quantized_cache(**given) -> None:
-    """K/V in fewer bits have no kernel yet."""
-    for name, value in given.items():
-        if value is not None:
-            raise NotServedError(f"attention: {name}: no kernel reads K/V with scales beside them", {"operand": name})

@@ -296,6 +296,19 @@ def from_codes(codes, scales, zeros=None, group_size: int = 0, dtype: str = "int
     return QuantizedTensor(data, scales, zeros, 0 if whole_row else int(group_size), dtype)
 
 
+def kv_of_codes(what: str, codes, scales, zeros=None) -> QuantizedTensor:
+    """Keys or values as codes with scales beside them: int8; 8-bit floats; or uint8, which is int4, two a byte."""
+    name = str(getattr(codes, "dtype", "")).removeprefix("torch.")
+    dtypes = {"int8": "i8", "uint8": "int4", "float8_e4m3fn": "fp8_e4m3", "float8_e5m2": "fp8_e5m2"}
+    if name not in dtypes:
+        raise refusing(
+            f"{what}: expected int8, uint8 (int4, two a byte) or an 8-bit float with scales, got {name or codes}"
+        )
+    head_dim = int(codes.shape[-1]) * (2 if name == "uint8" else 1)
+    groups = 1 if scales is None else int(scales.shape[-1])
+    return QuantizedTensor(codes, scales, zeros, head_dim // groups if groups > 1 else 0, dtypes[name])
+
+
 def as_quantized(weight) -> QuantizedTensor | None:
     """A QuantizedTensor, or what the quantization module makes (quantized_weight, scales, zeros, group_size; its int4
     one an element), as one; None for anything else."""

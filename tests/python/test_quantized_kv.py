@@ -148,6 +148,27 @@ def test_given_scales_are_read(rng):
         ops.append_kv(k, v, np.arange(5), half, v_cache)
 
 
+@pytest.mark.parametrize("dtype", ["int4", "int8", "fp8"])
+def test_the_manager_takes_them(rng, dtype):
+    q, k, v = tensors(rng)
+    k8, v8 = kf.quantize_kv(k, dtype, group_size=32), kf.quantize_kv(v, dtype, per="head")
+    expected = attention(q, meaning(k8), meaning(v8))
+    manager = kf.KernelFusionManager(kf.KernelFusionConfig(fuse_with_quant=True))
+    np.testing.assert_allclose(manager.fuse_attention(q, k8, v8), expected, rtol=0, atol=2e-5)
+    got = manager.fuse_attention(q, k8.data, v8.data, k_scales=k8.scales, v_scales=v8.scales)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
+    with pytest.raises(kf.InvalidArgumentError, match="k_scales: expected none beside"):
+        manager.fuse_attention(q, k8, v8, k_scales=k8.scales)
+    with pytest.raises(kf.InvalidArgumentError, match="k: expected int8, uint8"):
+        manager.fuse_attention(q, k, v8, k_scales=k8.scales)
+    plain = kf.KernelFusionManager(kf.KernelFusionConfig(fuse_with_quant=False))
+    np.testing.assert_allclose(plain.fuse_attention(q, k8, v8), expected, rtol=0, atol=0.02)
+
+    caches = [kf.quantized_cache((5, 2, 16, 64), dtype) for _ in range(2)]
+    manager.append_kv(k[0], v[0], *caches, np.arange(70))
+    assert np.abs(caches[1].dequantize().transpose(0, 2, 1, 3).reshape(80, 2, 64)[:70] - v[0]).max() < 0.3
+
+
 def test_what_does_not_fit_is_refused(rng):
     q, k, v = tensors(rng)
     good = kf.quantize_kv(k, "int8"), kf.quantize_kv(v, "int8")
