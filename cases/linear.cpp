@@ -19,8 +19,10 @@
 
 #include "case.h"
 #include "core/quantized.h"
+#include "core/sparse.h"
 #include "kf/ops/linear.h"
 #include "kf/quantize.h"
+#include "kf/sparsify.h"
 
 namespace kf::cases {
 namespace {
@@ -48,12 +50,30 @@ struct WeightFormat {
   std::int64_t group_size = 0;
   DType scales = DType::f32;
   bool zeros = false;
-  std::int64_t rows = 1;  // of the weight to a scale; 0: all
+  std::int64_t rows = 1;      // of the weight to a scale; 0: all
+  std::int64_t n = 0, m = 0;  // sparse n:m
+  double sparsity = 0;        // unstructured
 
   WeightFormat(DType dtype) : dtype(dtype) {}
   WeightFormat(DType dtype, std::int64_t group_size, DType scales, bool zeros = false, std::int64_t rows = 1)
       : dtype(dtype), group_size(group_size), scales(scales), zeros(zeros), rows(rows) {}
+  bool is_sparse() const { return m > 0 || sparsity > 0; }
+  WeightFormat n_of_m(std::int64_t n_, std::int64_t m_) const {
+    WeightFormat f = *this;
+    f.n = n_, f.m = m_;
+    return f;
+  }
+  WeightFormat sparse(double share) const {
+    WeightFormat f = *this;
+    f.sparsity = share;
+    return f;
+  }
   std::string name() const {
+    return values_name() + (m > 0          ? fmt::format("-{}of{}", n, m)
+                            : sparsity > 0 ? fmt::format("-sparse{:g}", sparsity)
+                                           : "");
+  }
+  std::string values_name() const {
     if (!needs_scales(dtype)) return dtype_name(dtype);
     return fmt::format("{}-{}-{}{}{}", dtype_name(dtype),
                        group_size == 0 ? "row" : fmt::format("g{}", group_size), dtype_name(scales),
@@ -64,10 +84,17 @@ struct WeightFormat {
   }
 };
 
+// What a weight is read with besides itself.
+struct Beside {
+  Quantization* quantization;
+  Sparsity* sparsity;
+};
+
 // Low-bit values are rounded from normal ones, in scales of their own.
-TensorView weight(Maker& m, const WeightFormat& format, std::int64_t out, std::int64_t in, Quantization* q) {
-  if (!needs_scales(format.dtype)) return m.normal(format.dtype, {out, in}, weight_deviation(in));
-  const TensorView values = m.normal(DType::f32, {out, in}, weight_deviation(in));
+TensorView dense_weight(Maker& m, const WeightFormat& format, std::int64_t out, std::int64_t in,
+                        float deviation, Quantization* q) {
+  if (!needs_scales(format.dtype)) return m.normal(format.dtype, {out, in}, deviation);
+  const TensorView values = m.normal(DType::f32, {out, in}, deviation);
   const auto parts = [](std::int64_t n, std::int64_t size) { return size == 0 ? 1 : (n + size - 1) / size; };
   q->group_size = format.group_size;
   const std::int64_t rows = parts(out, format.rows), groups = parts(in, format.group_size);
@@ -79,12 +106,49 @@ TensorView weight(Maker& m, const WeightFormat& format, std::int64_t out, std::i
   quantize(values, data, *q);
   return data;
 }
+
+// What is kept of a sparse weight is chosen by values of its own, so that codes are kept whatever they are. These are
+// larger by what is dropped: sums have the deviation of a dense weight's.
+TensorView weight(Maker& m, const WeightFormat& format, std::int64_t out, std::int64_t in, Beside beside) {
+  if (!format.is_sparse()) return dense_weight(m, format, out, in, weight_deviation(in), beside.quantization);
+  const double share =
+      format.m > 0 ? static_cast<double>(format.n) / static_cast<double>(format.m) : 1 - format.sparsity;
+  const TensorView dense = dense_weight(
+      m, format, out, in, weight_deviation(in) / std::sqrt(static_cast<float>(share)), beside.quantization);
+  const TensorView by = m.normal(DType::f32, {out, in});
+  SparseWeight kept =
+      format.m > 0 ? sparsify(by, format.n, format.m) : sparsify_unstructured(by, format.sparsity);
+  m.storage().push_back(kept.mask);
+  if (format.m == 0) m.storage().push_back(kept.offsets);
+  *beside.sparsity = kept.sparsity();
+  if (format.m > 0) {
+    m.storage().push_back(Tensor::zeros(format.dtype, {out, in / format.m * format.n}));
+  } else {
+    const std::int64_t count = kept.values.view().numel();
+    m.storage().push_back(
+        Tensor::zeros(format.dtype, {format.dtype == DType::int4 ? count + count % 2 : count}));
+  }
+  const TensorView values = m.storage().back();
+  pack_values(dense, values, *beside.sparsity);
+  return values;
+}
 TensorView weight(Maker& m, DType dtype, std::int64_t out, std::int64_t in) {
-  return weight(m, dtype, out, in, nullptr);
+  return weight(m, dtype, out, in, {nullptr, nullptr});
 }
 
-double weight_element(const TensorView& w, const Quantization& q, std::int64_t row, std::int64_t k) {
-  return needs_scales(w.dtype) ? dequantize_element(w, q, row, k) : element(w, row * w.dim(1) + k);
+std::vector<float> weight_row(const LmHeadArgmaxParams& p, std::int64_t row) {
+  const std::int64_t in = p.x.dim(1);
+  const TensorView layout = dense_layout(p.weight, p.weight_sparsity, in);
+  std::vector<float> values(static_cast<std::size_t>(in));
+  if (p.weight_sparsity.present()) {
+    expand_row(layout, p.weight_quantization, p.weight_sparsity, row, values.data());
+  } else if (needs_scales(p.weight.dtype)) {
+    dequantize_row(layout, p.weight_quantization, row, values.data());
+  } else {
+    for (std::int64_t k = 0; k < in; ++k)
+      values[static_cast<std::size_t>(k)] = static_cast<float>(element(layout, row * in + k));
+  }
+  return values;
 }
 
 void add_norm(Maker& m, Prologue& pro, NormKind kind, DType dtype, std::int64_t in, float weight_offset = 0) {
@@ -129,7 +193,7 @@ void add_linear(CaseList& list, DType x, WeightFormat w, Shape s, Around a = {},
   const auto make = [=](Maker& m) {
     LinearParams p;
     p.x = m.normal(x, {s.num_tokens, s.in});
-    p.weight = weight(m, w, s.out, s.in, &p.weight_quantization);
+    p.weight = weight(m, w, s.out, s.in, {&p.weight_quantization, &p.weight_sparsity});
     if (a.norm != NormKind::none) add_norm(m, p.prologue, a.norm, x, s.in, a.norm_weight_offset);
     p.prologue.activation = a.before;
     if (a.bias) p.bias = m.normal(x, {s.out});
@@ -148,9 +212,9 @@ void add_qkv(CaseList& list, DType x, std::array<WeightFormat, 3> w, std::int64_
   const auto make = [=](Maker& m) {
     QkvLinearParams p;
     p.x = m.normal(x, {num_tokens, in});
-    p.q_weight = weight(m, w[0], out[0], in, &p.q_weight_quantization);
-    p.k_weight = weight(m, w[1], out[1], in, &p.k_weight_quantization);
-    p.v_weight = weight(m, w[2], out[2], in, &p.v_weight_quantization);
+    p.q_weight = weight(m, w[0], out[0], in, {&p.q_weight_quantization, &p.q_weight_sparsity});
+    p.k_weight = weight(m, w[1], out[1], in, {&p.k_weight_quantization, &p.k_weight_sparsity});
+    p.v_weight = weight(m, w[2], out[2], in, {&p.v_weight_quantization, &p.v_weight_sparsity});
     if (bias) {
       p.q_bias = m.normal(x, {out[0]});
       p.k_bias = m.normal(x, {out[1]});
@@ -174,9 +238,11 @@ void add_ffn(CaseList& list, DType x, WeightFormat w, FfnShape s, NormKind norm,
   const auto make = [=](Maker& m) {
     GatedFfnParams p;
     p.x = m.normal(x, {s.num_tokens, s.hidden});
-    p.gate_weight = weight(m, w, s.intermediate, s.hidden, &p.gate_weight_quantization);
-    p.up_weight = weight(m, w, s.intermediate, s.hidden, &p.up_weight_quantization);
-    p.down_weight = weight(m, w, s.hidden, s.intermediate, &p.down_weight_quantization);
+    p.gate_weight =
+        weight(m, w, s.intermediate, s.hidden, {&p.gate_weight_quantization, &p.gate_weight_sparsity});
+    p.up_weight = weight(m, w, s.intermediate, s.hidden, {&p.up_weight_quantization, &p.up_weight_sparsity});
+    p.down_weight =
+        weight(m, w, s.hidden, s.intermediate, {&p.down_weight_quantization, &p.down_weight_sparsity});
     if (residual) p.residual = m.normal(x, {s.num_tokens, s.hidden});
     if (norm != NormKind::none) add_norm(m, p.prologue, norm, x, s.hidden);
     p.activation = activation;
@@ -195,14 +261,14 @@ void add_argmax(CaseList& list, DType x, WeightFormat w, Shape s, NormKind norm,
                                        Around{.norm = norm}.name());
   const auto make = [=](Maker& m) {
     LmHeadArgmaxParams p;
-    p.weight = weight(m, w, s.out, s.in, &p.weight_quantization);
+    p.weight = weight(m, w, s.out, s.in, {&p.weight_quantization, &p.weight_sparsity});
     p.x = m.normal(x, {s.num_tokens, s.in}, 0.1f);
     for (std::int64_t t = 0; t < s.num_tokens; ++t) {
       const auto winner = static_cast<std::int64_t>(m.rng()() % static_cast<std::uint64_t>(s.out));
+      const std::vector<float> row = weight_row(p, winner);
       for (std::int64_t k = 0; k < s.in; ++k)
         set_element(p.x, t * s.in + k,
-                    element(p.x, t * s.in + k) +
-                        weight_element(p.weight, p.weight_quantization, winner, k) / weight_deviation(s.in));
+                    element(p.x, t * s.in + k) + row[static_cast<std::size_t>(k)] / weight_deviation(s.in));
     }
     if (norm != NormKind::none) add_norm(m, p.prologue, norm, x, s.in);
     return p;
@@ -515,7 +581,7 @@ void add_scaled_weights(CaseList& list) {
         const auto make = [=](Maker& m) {
           LinearParams p;
           p.x = m.normal(DType::f32, {num_tokens, 288});
-          p.weight = weight(m, w, 61, 288, &p.weight_quantization);
+          p.weight = weight(m, w, 61, 288, {&p.weight_quantization, &p.weight_sparsity});
           arrange(m, p);
           return p;
         };
@@ -555,6 +621,85 @@ void add_scaled_weights(CaseList& list) {
     }
 }
 
+// Sparse weights: patterns, dtypes of values, numbers of tokens; rows that end within a mask's word, weights that are all
+// but empty, rows without a value, groups of scales that are parts of a word's columns.
+void add_sparse_weights(CaseList& list) {
+  const auto patterns = [](const WeightFormat& values) {
+    return std::vector<WeightFormat>{values.n_of_m(2, 4),   values.n_of_m(1, 4), values.n_of_m(4, 8),
+                                     values.n_of_m(31, 32), values.sparse(0.8),  values.sparse(0.997),
+                                     values.sparse(0.1)};
+  };
+  for (const WeightFormat& w : patterns(DType::f32)) {
+    const std::int64_t odd = w.m == 0 ? 75 : w.m == 32 ? 96 : 88;
+    for (const std::int64_t num_tokens : {0, 1, 2, 3, 4, 7, 17, 64}) {
+      add_linear(list, DType::f32, w, {num_tokens, odd, 97});
+      add_linear(list, DType::f32, w, {num_tokens, 1280, 103}, {.norm = NormKind::rms, .residual = true});
+    }
+    for (const std::int64_t num_tokens : {1, 3, 37}) {
+      add_ffn(list, DType::f32, w, {num_tokens, odd, 320}, NormKind::rms, Activation::silu, true);
+      add_qkv(list, DType::f32, {w, DType::q4_1, WeightFormat(DType::f32).sparse(0.7)}, num_tokens, 288,
+              {192, 96, 97}, NormKind::rms, true);
+      add_argmax(list, DType::f32, w, {num_tokens, 288, 509}, NormKind::rms);
+    }
+    add_linear(list, DType::f32, w, {5, 320, 1});
+    add_linear(list, DType::f32, w, {5, 320, 0});
+  }
+  for (const DType values : {DType::f16, DType::bf16})
+    for (const WeightFormat& w : patterns(values))
+      for (const std::int64_t num_tokens : {1, 3, 19})
+        add_linear(list, values, w, {num_tokens, w.m == 0 ? 75 : 96, 45},
+                   {.bias = true, .after = Activation::silu});
+  const WeightFormat kScaled[] = {{DType::int4, 0, DType::f16, true},
+                                  {DType::int4, 32, DType::bf16, true},
+                                  {DType::int4, 128, DType::f16},
+                                  {DType::i8, 0, DType::bf16, true},
+                                  {DType::i8, 128, DType::f16},
+                                  {DType::fp8_e4m3, 128, DType::f32, false, 128},
+                                  {DType::fp8_e5m2, 0, DType::f32, false, 0}};
+  for (const WeightFormat& scaled : kScaled)
+    for (const WeightFormat& w : {scaled.n_of_m(2, 4), scaled.sparse(0.75)}) {
+      for (const std::int64_t num_tokens : {1, 3, 37}) {
+        add_linear(list, DType::f32, w, {num_tokens, 608, 103}, {.norm = NormKind::rms, .residual = true});
+        add_linear(list, DType::bf16, w, {num_tokens, 72, 45});
+        add_ffn(list, DType::f32, w, {num_tokens, 96, 160}, NormKind::layer, Activation::gelu, false);
+      }
+      add_linear(list, DType::f32, w, {2, 8960, 6});  // more groups than scales are held at a time
+    }
+  for (const WeightFormat& w : {WeightFormat(DType::f32).n_of_m(2, 4), WeightFormat(DType::f32).sparse(0.8)})
+    for (const std::int64_t num_tokens : {4, 20}) {
+      const auto make = [=](Maker& m) {
+        LinearParams p;
+        p.x = m.normal(DType::f32, {num_tokens, 320});
+        p.weight = weight(m, w, 61, 320, {&p.weight_quantization, &p.weight_sparsity});
+        set_element(p.x, 7, std::numeric_limits<double>::infinity());
+        set_element(p.x, 320 + 3, std::numeric_limits<double>::quiet_NaN());
+        set_element(p.weight, 11, std::numeric_limits<double>::infinity());
+        if (w.m == 0) return p;
+        // Every other row.
+        p.weight.shape[0] = p.weight_sparsity.mask.shape[0] = 31;
+        p.weight.strides[0] *= 2;
+        p.weight_sparsity.mask.strides[0] *= 2;
+        return p;
+      };
+      list.push_back({fmt::format("linear/f32/{}/hostile/{}", w.name(), num_tokens),
+                      Op::linear,
+                      make,
+                      tolerance(DType::f32, {320}, 0),
+                      false,
+                      {}});
+    }
+  for (const WeightFormat& w : {WeightFormat(DType::f32), WeightFormat(DType::f32).n_of_m(2, 4),
+                                WeightFormat(DType::f32).n_of_m(1, 4), WeightFormat(DType::f32).n_of_m(4, 8),
+                                WeightFormat(DType::f32).sparse(0.7), WeightFormat(DType::f32).sparse(0.8),
+                                WeightFormat(DType::f32).sparse(0.9), WeightFormat(DType::bf16).n_of_m(2, 4),
+                                WeightFormat(DType::i8, 0, DType::f32).n_of_m(2, 4),
+                                WeightFormat(DType::int4, 128, DType::f16).n_of_m(2, 4)})
+    for (const std::int64_t num_tokens : {1, 4, 16, 512}) {
+      if (w.is_sparse()) add_linear(list, DType::f32, w, {num_tokens, 4096, 4096}, {}, true);
+      add_ffn(list, DType::f32, w, {num_tokens, 2048, 5632}, NormKind::rms, Activation::silu, true, true);
+    }
+}
+
 }  // namespace
 
 void add_linear_cases(CaseList& list) {
@@ -565,6 +710,7 @@ void add_linear_cases(CaseList& list) {
   add_hostile_values(list);
   add_few_tokens(list);
   add_scaled_weights(list);
+  add_sparse_weights(list);
   add_benchmarks(list);
 }
 

@@ -58,6 +58,69 @@ void dequantize_array(const nb::object& data, const nb::object& scales, const nb
   from.view.rank == 2 ? dequantize(from.view, q, to.view) : dequantize_kv(from.view, q, to.view);
 }
 
+// A sparse weight's companions as views.
+Sparsity sparsity_of(const nb::object& mask, const nb::object& offsets, std::int64_t n, std::int64_t m,
+                     Access access, std::vector<Array>& holders) {
+  Sparsity s;
+  holders.push_back(to_array(mask, "mask"));
+  s.mask = holders.back().view;
+  if (!offsets.is_none()) {
+    holders.push_back(to_array(offsets, "offsets", access));
+    s.offsets = holders.back().view;
+  }
+  s.n = n;
+  s.m = m;
+  return s;
+}
+
+// How many values are kept, and their dtype.
+nb::tuple choose_array(const nb::object& dense, std::int64_t n, std::int64_t m, double sparsity,
+                       const nb::object& mask) {
+  const Array from = to_array(dense, "x"), to = to_array(mask, "mask", Access::write);
+  std::int64_t kept = 0;
+  {
+    nb::gil_scoped_release release;
+    kept = m == 0 && n == 0 ? choose_largest(from.view, sparsity, to.view)
+                            : choose_n_of_m(from.view, n, m, to.view);
+  }
+  return nb::make_tuple(kept, dtype_name(from.view.dtype));
+}
+
+// `values` is bytes, since not every library has the dtype.
+void pack_array(const nb::object& dense, const nb::object& values, const std::vector<std::int64_t>& shape,
+                const nb::object& mask, const nb::object& offsets, std::int64_t n, std::int64_t m) {
+  std::vector<Array> holders;
+  const Sparsity s = sparsity_of(mask, offsets, n, m, Access::write, holders);
+  const Array from = to_array(dense, "x"), bytes = to_array(values, "values", Access::write);
+  const TensorView to = TensorView::contiguous(bytes.view.data, from.view.dtype, shape);
+  if (!bytes.view.is_contiguous() || to.nbytes() != bytes.view.nbytes())
+    throw_invalid(
+        fmt::format("values: expected {} contiguous bytes, got {}", to.nbytes(), to_string(bytes.view)));
+  nb::gil_scoped_release release;
+  pack_values(from.view, to, s);
+}
+
+void densify_array(const nb::object& values, const nb::object& scales, const nb::object& zeros,
+                   std::int64_t group_size, const nb::object& mask, const nb::object& offsets, std::int64_t n,
+                   std::int64_t m, const nb::object& dense) {
+  std::vector<Array> holders;
+  const Quantization q =
+      scales.is_none() ? Quantization{} : companions(scales, zeros, group_size, Access::read, holders);
+  const Sparsity s = sparsity_of(mask, offsets, n, m, Access::read, holders);
+  const Array from = to_array(values, "values"), to = to_array(dense, "dense", Access::write);
+  nb::gil_scoped_release release;
+  densify(from.view, q, s, to.view);
+}
+
+void check_sparse_array(const nb::object& values, const nb::object& mask, const nb::object& offsets,
+                        std::int64_t n, std::int64_t m, std::int64_t in) {
+  std::vector<Array> holders;
+  const Sparsity s = sparsity_of(mask, offsets, n, m, Access::read, holders);
+  const Array from = to_array(values, "values");
+  nb::gil_scoped_release release;
+  check_sparse(from.view, s, in);
+}
+
 // An op's fields in order, with defaults: what the Python functions and `kf explain` are checked against.
 class FieldLister final : public FieldVisitor {
  public:
@@ -156,6 +219,17 @@ void bind_ops(nb::module_& m) {
         nb::arg("zeros").none(), nb::arg("group_size"), "Rounds a matrix, or keys or values, to data and fills scales and zeros.");
   m.def("dequantize", &dequantize_array, nb::arg("data"), nb::arg("scales"), nb::arg("zeros").none(),
         nb::arg("group_size"), nb::arg("values"), "values = (data - zeros) * scales");
+  m.def(
+      "choose", &choose_array, nb::arg("x"), nb::arg("n"), nb::arg("m"), nb::arg("sparsity"), nb::arg("mask"),
+      "Fills the mask of what a sparse weight keeps: n of every m, or the largest; (how many, their dtype).");
+  m.def("pack_values", &pack_array, nb::arg("x"), nb::arg("values"), nb::arg("shape"), nb::arg("mask"),
+        nb::arg("offsets").none(), nb::arg("n"), nb::arg("m"),
+        "Gathers what the mask keeps, and fills the offsets of an unstructured weight.");
+  m.def("densify", &densify_array, nb::arg("values"), nb::arg("scales").none(), nb::arg("zeros").none(),
+        nb::arg("group_size"), nb::arg("mask"), nb::arg("offsets").none(), nb::arg("n"), nb::arg("m"),
+        nb::arg("dense"), "The values where the mask has them, 0 elsewhere.");
+  m.def("check_sparse", &check_sparse_array, nb::arg("values"), nb::arg("mask"), nb::arg("offsets").none(),
+        nb::arg("n"), nb::arg("m"), nb::arg("columns"), "Raises unless the mask fits values and pattern.");
 }
 
 }  // namespace kf::python

@@ -32,6 +32,7 @@ from .paged import BlockTables
 from .protocol import KernelFusionProtocol
 from .quantized import QuantizedTensor, quantize, quantize_kv, quantized_cache
 from .registry import KernelFusionBackendRegistry
+from .sparse import SparseTensor, densify, sparsify
 
 register_builtin()
 
@@ -59,11 +60,13 @@ __all__ = [
     "QuantizedTensor",
     "ResourceExhaustedError",
     "Selection",
+    "SparseTensor",
     "TritonKernel",
     "UnavailableError",
     "VerdictStore",
     "__version__",
     "backends",
+    "densify",
     "explain",
     "kernels",
     "layout",
@@ -73,6 +76,7 @@ __all__ = [
     "quantize_kv",
     "quantized_cache",
     "rules",
+    "sparsify",
 ]
 
 

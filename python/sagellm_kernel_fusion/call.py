@@ -7,6 +7,7 @@ from inspect import Parameter, Signature
 
 from . import _kf
 from .quantized import as_quantized
+from .sparse import SparseTensor
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ def _bound(selection: Selection | None) -> _kf.Selection:
     return _DEFAULT if selection is None else selection.bound()
 
 
-def _with_scales(fields: dict) -> dict:
-    """Weights with scales beside them as the operands that an op has for them."""
+def _with_companions(fields: dict) -> dict:
+    """Weights that are read with scales or masks as the operands that an op has for them."""
     out = dict(fields)
     for name, value in fields.items():
-        if (weight := as_quantized(value)) is not None:
+        if isinstance(value, SparseTensor):
+            out |= value.fields(name)
+        elif (weight := as_quantized(value)) is not None:
             out |= weight.fields(name)
     return out
 
@@ -52,7 +55,7 @@ def call(op: str, fields: dict):
     Returns its one output, a tuple where there are several, or None where it only writes in place.
     """
     selection = _bound(fields.pop("selection", None))
-    return _kf.call(op, _with_scales(fields), selection)
+    return _kf.call(op, _with_companions(fields), selection)
 
 
 def function_of(op: str):
@@ -86,4 +89,4 @@ def explain(op: str, selection: Selection | None = None, **fields) -> list[dict]
 
     Operands may be arrays or `layout(dtype, shape)`. A row has kernel, families, selected, supported, allowed, reason.
     """
-    return _kf.explain(op, _with_scales(fields), _bound(selection))
+    return _kf.explain(op, _with_companions(fields), _bound(selection))

@@ -120,8 +120,8 @@ class KernelFusionManager(KernelFusionProtocol):
         """(act(x @ gate_weight) * (x @ up_weight)) @ down_weight, activation "silu", "gelu", "gelu_tanh" or "relu".
 
         x [..., hidden], gate_weight and up_weight [hidden, intermediate], down_weight [intermediate, hidden_out], any
-        strides; weight_layout "out_in" for torch.nn.Linear's. Weights may be QuantizedTensors or GgufTensors ([out,
-        in])."""
+        strides; weight_layout "out_in" for torch.nn.Linear's. Weights may be QuantizedTensors, SparseTensors or
+        GgufTensors ([out, in])."""
         config = self.config if config is None else _checked(config)
         if other := self._elsewhere(config, x):
             return _hand_over(other, "fuse_ffn", locals(), ("x", "gate_weight", "up_weight", "down_weight"))

@@ -1,7 +1,8 @@
 """The manager's operators as calls of the library's ops: what its methods, `plan`, `explain` and custom kernels share.
 
 Each function here takes a method's arguments and returns a Call. Weights are x @ W ("in_out") unless weight_layout says
-"out_in", which is torch.nn.Linear's; one that says itself how it lies (QuantizedTensor, GgufTensor) is [out, in].
+"out_in", which is torch.nn.Linear's; one that says itself how it lies (QuantizedTensor, SparseTensor, GgufTensor) is
+[out, in].
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .config import KernelFusionConfig
 from .errors import refusing
 from .paged import tables_and_lengths
 from .quantized import as_quantized, kv_of_codes
+from .sparse import SparseTensor
 
 
 class Call(NamedTuple):
@@ -137,7 +139,10 @@ def _linear_call(op: str, config: KernelFusionConfig, x, weights: dict, weight_l
     for name, weight in weights.items():
         if type(weight).__module__ in ("torch", "numpy"):  # plain arrays need no look
             continue
-        if (low_bit := as_quantized(weight)) is not None:
+        if isinstance(weight, SparseTensor):
+            _check_sparse(op, name, weight, config)
+            fields |= weight.fields(name) if config.fuse_with_sparse else {name: _densified(weight, config)}
+        elif (low_bit := as_quantized(weight)) is not None:
             _check_quantized(op, name, low_bit.dtype, config)
             fields |= (
                 low_bit.fields(name) if config.fuse_with_quant else {name: _dequantized(low_bit.dequantize(), config)}
@@ -155,6 +160,20 @@ def _check_quantized(op: str, name: str, dtype: str, config: KernelFusionConfig)
     wanted = config.quant_dtype
     if wanted is not None and {"i8": "int8"}.get(dtype, dtype[:3] if dtype.startswith("fp8") else dtype) != wanted:
         raise refusing(f"{op}: {name}: quant_dtype is configured as {wanted}, got {dtype}")
+
+
+def _check_sparse(op: str, name: str, weight: SparseTensor, config: KernelFusionConfig) -> None:
+    wanted = config.sparse_pattern
+    if wanted is not None and wanted != ("n:m" if weight.m else "unstructured"):
+        raise refusing(f"{op}: {name}: sparse_pattern is configured as {wanted}, got {weight.pattern}")
+    if weight.scales is not None:
+        _check_quantized(op, name, weight.dtype, config)
+
+
+def _densified(weight: SparseTensor, config: KernelFusionConfig) -> np.ndarray:
+    if weight.scales is not None:
+        return _dequantized(weight.densify(), config)
+    return weight.densify().astype(NUMPY_DTYPES[weight.dtype])
 
 
 def _dequantized(values: np.ndarray, config: KernelFusionConfig) -> np.ndarray:

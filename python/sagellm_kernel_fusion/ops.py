@@ -1,6 +1,6 @@
 """The ops as functions. Operands are arrays of NumPy, torch (CPU), JAX or any library with `__dlpack__`, taken without
 a copy; what is made is of the first array's kind. Weights of linear layers may also be `GgufTensor`s or
-`QuantizedTensor`s, keys and values `QuantizedTensor`s, whose scales, zeros and group size then come with them.
+`QuantizedTensor`s or `SparseTensor`s, keys and values `QuantizedTensor`s; their scales, masks and so on come with them.
 
 Everywhere: activations are f32, f16 or bf16 (computed in f32), with a contiguous last dimension and free row strides.
 `out=` gives the memory to write to. An optional output is wanted with True, or given as an array. `selection` restricts
@@ -28,13 +28,15 @@ def __getattr__(name: str):
 def linear(
     x, weight, bias=None, residual=None, out=None, *, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
     norm_weight_offset=0.0, pre_activation="none", activation="none", weight_scales=None, weight_zeros=None,
-    weight_group_size=0, selection: Selection | None = None,
+    weight_group_size=0, weight_mask=None, weight_offsets=None, weight_n=0, weight_m=0,
+    selection: Selection | None = None,
 ):  # fmt: skip
     """out = act( pro(x) @ weight^T + bias ) + residual
 
-    x [num_tokens, in], weight [out, in] (any strides, a GgufTensor or a QuantizedTensor), bias [out], residual and out
-    [num_tokens, out]. pro is nothing, a norm over x's rows (`norm` "rms" or "layer" with norm_weight [in], and
-    norm_bias [in] for "layer") or a `pre_activation`. Activations: "none", "silu", "gelu", "gelu_tanh", "relu".
+    x [num_tokens, in], weight [out, in] (any strides, a GgufTensor, QuantizedTensor or SparseTensor), bias [out],
+    residual and out [num_tokens, out]. pro is nothing, a norm over x's rows (`norm` "rms" or "layer" with norm_weight
+    [in], and norm_bias [in] for "layer") or a `pre_activation`. Activations: "none", "silu", "gelu", "gelu_tanh" and
+    "relu".
     """
     return call("linear", locals())
 
@@ -43,7 +45,9 @@ def qkv_linear(
     x, q_weight, k_weight, v_weight, q_bias=None, k_bias=None, v_bias=None, q=None, k=None, v=None, *, norm="none",
     norm_weight=None, norm_bias=None, eps=1e-5, norm_weight_offset=0.0, pre_activation="none", q_weight_scales=None,
     q_weight_zeros=None, q_weight_group_size=0, k_weight_scales=None, k_weight_zeros=None, k_weight_group_size=0,
-    v_weight_scales=None, v_weight_zeros=None, v_weight_group_size=0, selection: Selection | None = None,
+    v_weight_scales=None, v_weight_zeros=None, v_weight_group_size=0, q_weight_mask=None, q_weight_offsets=None,
+    q_weight_n=0, q_weight_m=0, k_weight_mask=None, k_weight_offsets=None, k_weight_n=0, k_weight_m=0,
+    v_weight_mask=None, v_weight_offsets=None, v_weight_n=0, v_weight_m=0, selection: Selection | None = None,
 ):  # fmt: skip
     """q, k, v = pro(x) @ q_weight^T + q_bias, and so on: the three layers before attention, in one call.
 
@@ -57,7 +61,9 @@ def gated_ffn(
     eps=1e-5, norm_weight_offset=0.0, pre_activation="none", activation="silu", gate_weight_scales=None,
     gate_weight_zeros=None, gate_weight_group_size=0, up_weight_scales=None, up_weight_zeros=None,
     up_weight_group_size=0, down_weight_scales=None, down_weight_zeros=None, down_weight_group_size=0,
-    selection: Selection | None = None,
+    gate_weight_mask=None, gate_weight_offsets=None, gate_weight_n=0, gate_weight_m=0, up_weight_mask=None,
+    up_weight_offsets=None, up_weight_n=0, up_weight_m=0, down_weight_mask=None, down_weight_offsets=None,
+    down_weight_n=0, down_weight_m=0, selection: Selection | None = None,
 ):  # fmt: skip
     """out = ( act(y @ gate_weight^T) * (y @ up_weight^T) ) @ down_weight^T + residual,   y = pro(x)
 
@@ -70,7 +76,7 @@ def gated_ffn(
 def lm_head_argmax(
     x, weight, ids=None, max=None, *, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
     norm_weight_offset=0.0, pre_activation="none", weight_scales=None, weight_zeros=None, weight_group_size=0,
-    selection: Selection | None = None,
+    weight_mask=None, weight_offsets=None, weight_n=0, weight_m=0, selection: Selection | None = None,
 ):  # fmt: skip
     """ids = argmax over the rows of weight of pro(x) . weight: the last layer and the greedy choice; no logits written.
 

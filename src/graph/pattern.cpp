@@ -35,7 +35,8 @@ class PatternBuilder {
     for (std::size_t i = 0; i < p_.steps.size(); ++i)
       for (const PatternEdge& e : p_.steps[i].outputs) p_.producers[e.value] = {static_cast<int>(i), e.slot};
     for (const auto& [attr, source] : rule_.replacement.attrs) take(attr, source);
-    for (std::size_t i = 0; i < p_.inputs.size(); ++i) take_group_size(p_.inputs[i]);
+    for (std::size_t i = 0; i < p_.inputs.size(); ++i)
+      for (const char* suffix : {"_group_size", "_n", "_m"}) take_companion(p_.inputs[i], suffix);
   }
 
  private:
@@ -55,25 +56,26 @@ class PatternBuilder {
       const int index = find_slot(op, slot);
       if (index < 0) fail_rule(rule_, fmt::format("{} has no operand {}", op_name(op), slot));
       out.push_back({index, value(value_name), optional});
-      // An operand means its scales and zeros too.
-      for (const char* suffix : {"_scales", "_zeros"})
+      // An operand means what it is read with too.
+      for (const char* suffix : {"_scales", "_zeros", "_mask", "_offsets"})
         if (const int companion = find_slot(op, std::string(slot) + suffix); companion >= 0)
           out.push_back({companion, value(value_name + suffix), true});
     }
     return out;
   }
 
-  // Where the operand has a group size, it is that of the same operand in the pattern.
-  void take_group_size(const PatternEdge& operand) {
-    const auto own = group_size_of(rule_.replacement.op, operand.slot);
+  // Where the operand has such an attribute (a group size, a pattern of sparsity), it is that of the same operand in the
+  // pattern.
+  void take_companion(const PatternEdge& operand, const char* suffix) {
+    const auto own = companion_attr(rule_.replacement.op, operand.slot, suffix);
     if (own.empty()) return;
     for (PatternStep& s : p_.steps)
       for (const PatternEdge& e : s.inputs)
-        if (e.value == operand.value) s.taken.emplace_back(own, group_size_of(s.op, e.slot));
+        if (e.value == operand.value) s.taken.emplace_back(own, companion_attr(s.op, e.slot, suffix));
   }
 
-  static std::string_view group_size_of(Op op, int slot) {
-    const std::string name = std::string(op_slots(op)[static_cast<std::size_t>(slot)].name) + "_group_size";
+  static std::string_view companion_attr(Op op, int slot, const char* suffix) {
+    const std::string name = std::string(op_slots(op)[static_cast<std::size_t>(slot)].name) + suffix;
     for (const Attr& a : default_attrs(op))
       if (a.name == name) return a.name;
     return {};

@@ -133,6 +133,47 @@ void fill_codes(const SampleData& data, std::size_t bytes, std::mt19937_64& rng)
   for (std::size_t i = 0; i < bytes; ++i) to[i] = static_cast<std::uint8_t>(rng() & (is_fp8 ? 0xBFu : 0xFFu));
 }
 
+// The graph's input that a node reads in a slot; null: there is none.
+SampleData* input_of(const Graph& g, const Node& n, std::string_view slot,
+                     std::map<std::string, SampleData>& all) {
+  for (const auto& [index, value] : n.inputs) {
+    if (op_slots(n.op())[index].name != slot) continue;
+    for (const auto& [name, v] : g.inputs())
+      if (v == g.root(value)) return &all.at(name);
+  }
+  return nullptr;
+}
+
+// Masks and offsets of sparse weights: the first n of every m, or as many values of each row as they divide into.
+void fill_sparsity(const Graph& g, std::map<std::string, SampleData>& all) {
+  for (const Node& node : g.nodes())
+    for (const SlotInfo& slot : op_slots(node.op())) {
+      if (!slot.name.ends_with("_mask")) continue;
+      const std::string operand(slot.name.substr(0, slot.name.size() - 5));
+      const auto n = get_attr(node.params, operand + "_n"), m = get_attr(node.params, operand + "_m");
+      SampleData *const mask = input_of(g, node, slot.name, all), *const values =
+                                                                      input_of(g, node, operand, all);
+      if (!n || !m || mask == nullptr || values == nullptr) continue;
+      SampleData* const offsets = input_of(g, node, operand + "_offsets", all);
+      const std::int64_t rows = mask->view.dim(0), total = values->view.numel();
+      for (std::int64_t row = 0; row < rows; ++row) {
+        auto* const bytes = mask->view.as<std::uint8_t>() + row * mask->view.stride(0);
+        const auto keep = [&](std::int64_t k) { bytes[k / 8] |= static_cast<std::uint8_t>(1 << k % 8); };
+        if (offsets == nullptr) {
+          const std::int64_t of = std::get<std::int64_t>(*m), kept = std::get<std::int64_t>(*n);
+          for (std::int64_t i = 0; i < values->view.dim(1); ++i) keep(i / kept * of + i % kept);
+          continue;
+        }
+        const std::int64_t first = total * row / rows, count = total * (row + 1) / rows - first;
+        store(offsets->view, row, static_cast<double>(first));
+        // Within the columns: the last byte of a row has one at least.
+        const std::int64_t columns = std::max(count, mask->view.dim(1) * 8 - 7);
+        for (std::int64_t i = 0; i < count; ++i) keep(i * columns / count);
+      }
+      if (offsets != nullptr) store(offsets->view, rows, static_cast<double>(total));
+    }
+}
+
 std::string_view first_slot(const Graph& g, ValueId v) {
   for (const Node& n : g.nodes())
     for (auto [slot, input] : n.inputs)
@@ -171,6 +212,7 @@ std::map<std::string, SampleData> sample_inputs(const Graph& graph) {
                        : static_cast<double>(table_entry(slot, i, count, bounds)));
     all.emplace(name, std::move(data));
   }
+  fill_sparsity(graph, all);
   return all;
 }
 

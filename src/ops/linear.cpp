@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "core/quantized.h"
+#include "core/sparse.h"
 #include "ops/check.h"
 #include "ops/ops.h"
 
@@ -13,9 +14,10 @@ namespace kf::ops {
 namespace {
 
 // An absent output becomes a contiguous [rows, cols] of this dtype. Dimensions may be symbolic.
-void infer_matrix(TensorView& out, DType dtype, const TensorView& x, const TensorView& weight) {
-  if (out.present() || x.rank != 2 || weight.rank != 2) return;
-  out = TensorView::contiguous(nullptr, dtype, {x.dim(0), weight.dim(0)}, x.device);
+void infer_matrix(TensorView& out, DType dtype, const TensorView& x, const TensorView& weight,
+                  const Sparsity& sparsity) {
+  if (out.present() || x.rank != 2 || (sparsity.present() ? sparsity.mask : weight).rank != 2) return;
+  out = TensorView::contiguous(nullptr, dtype, {x.dim(0), weight_rows(weight, sparsity)}, x.device);
 }
 
 void infer_vector(TensorView& out, DType dtype, const TensorView& x) {
@@ -28,7 +30,11 @@ void validate_input(const char* op, const TensorView& x) {
 }
 
 void validate_weight(const char* op, const char* name, const TensorView& weight,
-                     const Quantization& quantization, std::int64_t in, const char* in_is) {
+                     const Quantization& quantization, const Sparsity& sparsity, std::int64_t in,
+                     const char* in_is) {
+  check_sparsity(op, name, weight, sparsity, in);
+  if (sparsity.present())
+    return check_quantization(op, name, dense_layout(weight, sparsity, in), quantization);
   const Check c = check(op, name, weight).rank(2).dim(1, in, in_is);
   const bool is_plain = is_activation_dtype(weight.dtype) || dtype_info(weight.dtype).is_block;
   if (!is_plain && !needs_scales(weight.dtype))
@@ -98,8 +104,11 @@ double bytes_of(const TensorView& t) { return t.present() ? static_cast<double>(
 
 double bytes_of(const Quantization& q) { return bytes_of(q.scales) + bytes_of(q.zeros); }
 
+double bytes_of(const Sparsity& s) { return bytes_of(s.mask) + bytes_of(s.offsets); }
+
 double bytes_of(const Prologue& pro) { return bytes_of(pro.norm_weight) + bytes_of(pro.norm_bias); }
 
+// Of a sparse weight those of its values.
 double matmul_flops(const TensorView& x, const TensorView& weight) {
   return 2.0 * static_cast<double>(x.dim(0)) * static_cast<double>(weight.numel());
 }
@@ -108,51 +117,63 @@ double matmul_flops(const TensorView& x, const TensorView& weight) {
 
 // linear
 
-void infer(LinearParams& p) { infer_matrix(p.out, p.x.dtype, p.x, p.weight); }
+void infer(LinearParams& p) { infer_matrix(p.out, p.x.dtype, p.x, p.weight, p.weight_sparsity); }
 
 void validate(const LinearParams& p) {
   const char* op = "linear";
   validate_input(op, p.x);
-  validate_weight(op, "weight", p.weight, p.weight_quantization, p.x.dim(1), "x's columns");
-  validate_bias(op, "bias", p.bias, p.weight.dim(0));
-  if (p.residual.present()) validate_rows(check(op, "residual", p.residual), p.x, p.weight.dim(0));
-  validate_output(op, "out", p.out, p.x, p.weight.dim(0));
+  validate_weight(op, "weight", p.weight, p.weight_quantization, p.weight_sparsity, p.x.dim(1),
+                  "x's columns");
+  const std::int64_t rows = weight_rows(p.weight, p.weight_sparsity);
+  validate_bias(op, "bias", p.bias, rows);
+  if (p.residual.present()) validate_rows(check(op, "residual", p.residual), p.x, rows);
+  validate_output(op, "out", p.out, p.x, rows);
   validate_prologue(op, p.prologue, p.x);
   validate_activation(op, "activation", p.activation);
 }
 
-void validate_data(const LinearParams&) {}
+void validate_data(const LinearParams& p) { check_offsets("linear", "weight", p.weight, p.weight_sparsity); }
 
 Cost cost(const LinearParams& p) {
   return {matmul_flops(p.x, p.weight), bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.weight_quantization) +
-                                           bytes_of(p.bias) + bytes_of(p.residual) + bytes_of(p.out) +
-                                           bytes_of(p.prologue)};
+                                           bytes_of(p.weight_sparsity) + bytes_of(p.bias) +
+                                           bytes_of(p.residual) + bytes_of(p.out) + bytes_of(p.prologue)};
 }
 
 // qkv_linear
 
 void infer(QkvLinearParams& p) {
-  infer_matrix(p.q, p.x.dtype, p.x, p.q_weight);
-  infer_matrix(p.k, p.x.dtype, p.x, p.k_weight);
-  infer_matrix(p.v, p.x.dtype, p.x, p.v_weight);
+  infer_matrix(p.q, p.x.dtype, p.x, p.q_weight, p.q_weight_sparsity);
+  infer_matrix(p.k, p.x.dtype, p.x, p.k_weight, p.k_weight_sparsity);
+  infer_matrix(p.v, p.x.dtype, p.x, p.v_weight, p.v_weight_sparsity);
 }
 
 void validate(const QkvLinearParams& p) {
   const char* op = "qkv_linear";
   validate_input(op, p.x);
-  validate_weight(op, "q_weight", p.q_weight, p.q_weight_quantization, p.x.dim(1), "x's columns");
-  validate_weight(op, "k_weight", p.k_weight, p.k_weight_quantization, p.x.dim(1), "x's columns");
-  validate_weight(op, "v_weight", p.v_weight, p.v_weight_quantization, p.x.dim(1), "x's columns");
-  validate_bias(op, "q_bias", p.q_bias, p.q_weight.dim(0));
-  validate_bias(op, "k_bias", p.k_bias, p.k_weight.dim(0));
-  validate_bias(op, "v_bias", p.v_bias, p.v_weight.dim(0));
-  validate_output(op, "q", p.q, p.x, p.q_weight.dim(0));
-  validate_output(op, "k", p.k, p.x, p.k_weight.dim(0));
-  validate_output(op, "v", p.v, p.x, p.v_weight.dim(0));
+  validate_weight(op, "q_weight", p.q_weight, p.q_weight_quantization, p.q_weight_sparsity, p.x.dim(1),
+                  "x's columns");
+  validate_weight(op, "k_weight", p.k_weight, p.k_weight_quantization, p.k_weight_sparsity, p.x.dim(1),
+                  "x's columns");
+  validate_weight(op, "v_weight", p.v_weight, p.v_weight_quantization, p.v_weight_sparsity, p.x.dim(1),
+                  "x's columns");
+  const std::int64_t rows_q = weight_rows(p.q_weight, p.q_weight_sparsity),
+                     rows_k = weight_rows(p.k_weight, p.k_weight_sparsity),
+                     rows_v = weight_rows(p.v_weight, p.v_weight_sparsity);
+  validate_bias(op, "q_bias", p.q_bias, rows_q);
+  validate_bias(op, "k_bias", p.k_bias, rows_k);
+  validate_bias(op, "v_bias", p.v_bias, rows_v);
+  validate_output(op, "q", p.q, p.x, rows_q);
+  validate_output(op, "k", p.k, p.x, rows_k);
+  validate_output(op, "v", p.v, p.x, rows_v);
   validate_prologue(op, p.prologue, p.x);
 }
 
-void validate_data(const QkvLinearParams&) {}
+void validate_data(const QkvLinearParams& p) {
+  check_offsets("qkv_linear", "q_weight", p.q_weight, p.q_weight_sparsity);
+  check_offsets("qkv_linear", "k_weight", p.k_weight, p.k_weight_sparsity);
+  check_offsets("qkv_linear", "v_weight", p.v_weight, p.v_weight_sparsity);
+}
 
 Cost cost(const QkvLinearParams& p) {
   Cost c;
@@ -163,28 +184,41 @@ Cost cost(const QkvLinearParams& p) {
     c.bytes += bytes_of(*t);
   for (const Quantization* q : {&p.q_weight_quantization, &p.k_weight_quantization, &p.v_weight_quantization})
     c.bytes += bytes_of(*q);
+  for (const Sparsity* s : {&p.q_weight_sparsity, &p.k_weight_sparsity, &p.v_weight_sparsity})
+    c.bytes += bytes_of(*s);
   return c;
 }
 
 // gated_ffn
 
-void infer(GatedFfnParams& p) { infer_matrix(p.out, p.x.dtype, p.x, p.down_weight); }
+void infer(GatedFfnParams& p) { infer_matrix(p.out, p.x.dtype, p.x, p.down_weight, p.down_weight_sparsity); }
 
 void validate(const GatedFfnParams& p) {
   const char* op = "gated_ffn";
   validate_input(op, p.x);
-  validate_weight(op, "gate_weight", p.gate_weight, p.gate_weight_quantization, p.x.dim(1), "x's columns");
-  validate_weight(op, "up_weight", p.up_weight, p.up_weight_quantization, p.x.dim(1), "x's columns");
-  check(op, "up_weight", p.up_weight).dim(0, p.gate_weight.dim(0), "the gate's rows");
-  validate_weight(op, "down_weight", p.down_weight, p.down_weight_quantization, p.gate_weight.dim(0),
-                  "the gate's rows");
-  if (p.residual.present()) validate_rows(check(op, "residual", p.residual), p.x, p.down_weight.dim(0));
-  validate_output(op, "out", p.out, p.x, p.down_weight.dim(0));
+  validate_weight(op, "gate_weight", p.gate_weight, p.gate_weight_quantization, p.gate_weight_sparsity,
+                  p.x.dim(1), "x's columns");
+  validate_weight(op, "up_weight", p.up_weight, p.up_weight_quantization, p.up_weight_sparsity, p.x.dim(1),
+                  "x's columns");
+  const std::int64_t intermediate = weight_rows(p.gate_weight, p.gate_weight_sparsity),
+                     rows = weight_rows(p.down_weight, p.down_weight_sparsity);
+  const bool up_is_sparse = p.up_weight_sparsity.present();
+  check(op, up_is_sparse ? "up_weight_mask" : "up_weight",
+        up_is_sparse ? p.up_weight_sparsity.mask : p.up_weight)
+      .dim(0, intermediate, "the gate's rows");
+  validate_weight(op, "down_weight", p.down_weight, p.down_weight_quantization, p.down_weight_sparsity,
+                  intermediate, "the gate's rows");
+  if (p.residual.present()) validate_rows(check(op, "residual", p.residual), p.x, rows);
+  validate_output(op, "out", p.out, p.x, rows);
   validate_prologue(op, p.prologue, p.x);
   validate_activation(op, "activation", p.activation);
 }
 
-void validate_data(const GatedFfnParams&) {}
+void validate_data(const GatedFfnParams& p) {
+  check_offsets("gated_ffn", "gate_weight", p.gate_weight, p.gate_weight_sparsity);
+  check_offsets("gated_ffn", "up_weight", p.up_weight, p.up_weight_sparsity);
+  check_offsets("gated_ffn", "down_weight", p.down_weight, p.down_weight_sparsity);
+}
 
 Cost cost(const GatedFfnParams& p) {
   Cost c;
@@ -195,6 +229,8 @@ Cost cost(const GatedFfnParams& p) {
   for (const Quantization* q :
        {&p.gate_weight_quantization, &p.up_weight_quantization, &p.down_weight_quantization})
     c.bytes += bytes_of(*q);
+  for (const Sparsity* s : {&p.gate_weight_sparsity, &p.up_weight_sparsity, &p.down_weight_sparsity})
+    c.bytes += bytes_of(*s);
   return c;
 }
 
@@ -208,22 +244,27 @@ void infer(LmHeadArgmaxParams& p) {
 void validate(const LmHeadArgmaxParams& p) {
   const char* op = "lm_head_argmax";
   validate_input(op, p.x);
-  validate_weight(op, "weight", p.weight, p.weight_quantization, p.x.dim(1), "x's columns");
+  validate_weight(op, "weight", p.weight, p.weight_quantization, p.weight_sparsity, p.x.dim(1),
+                  "x's columns");
   constexpr std::int64_t kMaxIds = std::numeric_limits<std::int32_t>::max();
-  if (p.weight.dim(0) < 1 || p.weight.dim(0) > kMaxIds)
+  const std::int64_t rows = weight_rows(p.weight, p.weight_sparsity);
+  if (rows < 1 || rows > kMaxIds)
     check(op, "weight", p.weight)
-        .fail(fmt::format("1 to {} rows to choose from", kMaxIds), shape_string(p.weight));
+        .fail(fmt::format("1 to {} rows to choose from", kMaxIds), std::to_string(rows));
   check(op, "ids", p.ids).rank(1).dim(0, p.x.dim(0), "x's rows").dtype(DType::i32).no_overlap_in_itself();
   if (p.max.present())
     check(op, "max", p.max).rank(1).dim(0, p.x.dim(0), "x's rows").dtype(DType::f32).no_overlap_in_itself();
   validate_prologue(op, p.prologue, p.x);
 }
 
-void validate_data(const LmHeadArgmaxParams&) {}
+void validate_data(const LmHeadArgmaxParams& p) {
+  check_offsets("lm_head_argmax", "weight", p.weight, p.weight_sparsity);
+}
 
 Cost cost(const LmHeadArgmaxParams& p) {
   return {matmul_flops(p.x, p.weight), bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.weight_quantization) +
-                                           bytes_of(p.ids) + bytes_of(p.max) + bytes_of(p.prologue)};
+                                           bytes_of(p.weight_sparsity) + bytes_of(p.ids) + bytes_of(p.max) +
+                                           bytes_of(p.prologue)};
 }
 
 }  // namespace kf::ops

@@ -4,11 +4,13 @@
 //
 // Arithmetic is f32 whatever the dtypes. Weights are [out_features, in_features] with any strides (a torch.nn.Linear
 // weight as it is; an x @ W weight as its transposed view), f32, f16 or bf16; or low-bit, rows as they lie, which
-// kernels dequantize in registers: a GGUF block format, or int4, i8 or fp8 with scales beside it (Quantization).
+// kernels dequantize in registers: a GGUF block format, or int4, i8 or fp8 with scales beside it (Quantization). Of a sparse
+// weight (Sparsity) the operand holds the values alone, and [out, in] is what they stand for.
 #pragma once
 
 #include "kf/ops/common.h"
 #include "kf/ops/quantization.h"
+#include "kf/ops/sparsity.h"
 
 namespace kf {
 
@@ -22,6 +24,7 @@ struct LinearParams {
   Prologue prologue;
   Activation activation = Activation::none;
   Quantization weight_quantization;
+  Sparsity weight_sparsity;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -33,6 +36,7 @@ struct LinearParams {
     prologue.visit(v);
     v.choice("activation", activation, kActivationNames);
     weight_quantization.visit(v, "weight_scales", "weight_zeros", "weight_group_size");
+    weight_sparsity.visit(v, "weight_mask", "weight_offsets", "weight_n", "weight_m");
   }
 };
 
@@ -46,6 +50,7 @@ struct QkvLinearParams {
   TensorView q, k, v;                       // [num_tokens, *_out], dtype of x; row strides are free
   Prologue prologue;
   Quantization q_weight_quantization, k_weight_quantization, v_weight_quantization;
+  Sparsity q_weight_sparsity, k_weight_sparsity, v_weight_sparsity;
 
   void visit(FieldVisitor& vis) {
     vis.in("x", x);
@@ -62,6 +67,9 @@ struct QkvLinearParams {
     q_weight_quantization.visit(vis, "q_weight_scales", "q_weight_zeros", "q_weight_group_size");
     k_weight_quantization.visit(vis, "k_weight_scales", "k_weight_zeros", "k_weight_group_size");
     v_weight_quantization.visit(vis, "v_weight_scales", "v_weight_zeros", "v_weight_group_size");
+    q_weight_sparsity.visit(vis, "q_weight_mask", "q_weight_offsets", "q_weight_n", "q_weight_m");
+    k_weight_sparsity.visit(vis, "k_weight_mask", "k_weight_offsets", "k_weight_n", "k_weight_m");
+    v_weight_sparsity.visit(vis, "v_weight_mask", "v_weight_offsets", "v_weight_n", "v_weight_m");
   }
 };
 
@@ -78,6 +86,7 @@ struct GatedFfnParams {
   Prologue prologue;
   Activation activation = Activation::silu;
   Quantization gate_weight_quantization, up_weight_quantization, down_weight_quantization;
+  Sparsity gate_weight_sparsity, up_weight_sparsity, down_weight_sparsity;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -92,6 +101,11 @@ struct GatedFfnParams {
     gate_weight_quantization.visit(v, "gate_weight_scales", "gate_weight_zeros", "gate_weight_group_size");
     up_weight_quantization.visit(v, "up_weight_scales", "up_weight_zeros", "up_weight_group_size");
     down_weight_quantization.visit(v, "down_weight_scales", "down_weight_zeros", "down_weight_group_size");
+    gate_weight_sparsity.visit(v, "gate_weight_mask", "gate_weight_offsets", "gate_weight_n",
+                               "gate_weight_m");
+    up_weight_sparsity.visit(v, "up_weight_mask", "up_weight_offsets", "up_weight_n", "up_weight_m");
+    down_weight_sparsity.visit(v, "down_weight_mask", "down_weight_offsets", "down_weight_n",
+                               "down_weight_m");
   }
 };
 
@@ -105,6 +119,7 @@ struct LmHeadArgmaxParams {
   TensorView max;     // f32 [num_tokens], optional: the winning logit
   Prologue prologue;
   Quantization weight_quantization;
+  Sparsity weight_sparsity;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -113,6 +128,7 @@ struct LmHeadArgmaxParams {
     v.opt_out("max", max);
     prologue.visit(v);
     weight_quantization.visit(v, "weight_scales", "weight_zeros", "weight_group_size");
+    weight_sparsity.visit(v, "weight_mask", "weight_offsets", "weight_n", "weight_m");
   }
 };
 

@@ -60,17 +60,18 @@ std::vector<Kernel> kernels() {
                                 small::workspace),
       make_kernel<LinearParams>(
           "cpu::linear_small_unfused", kVanilla,
-          small::condition() + ", 16-bit or low-bit weight; no prologue, activation or residual",
+          small::condition() + ", 16-bit, low-bit or sparse weight; no prologue, activation or residual",
           small::supports_primitive, small::run, small::workspace),
       make_kernel<LinearParams, GemmState>("cpu::linear_fused", kFused, "any call", always<LinearParams>,
                                            gemm::prepare, gemm::run),
       make_kernel<LinearParams, MatmulState>(
           "cpu::linear_onednn", kVanilla,
-          "f32 (bf16 where the processor has it); no prologue, activation or residual", onednn::supports,
-          onednn::prepare, onednn::run),
-      make_kernel<LinearParams, GemmState>("cpu::linear_lowbit_unfused", kVanilla,
-                                           "16-bit or low-bit operands; no prologue, activation or residual",
-                                           gemm::supports_primitive, gemm::prepare, gemm::run),
+          "f32 (bf16 where the processor has it), dense; no prologue, activation or residual",
+          onednn::supports, onednn::prepare, onednn::run),
+      make_kernel<LinearParams, GemmState>(
+          "cpu::linear_lowbit_unfused", kVanilla,
+          "16-bit, low-bit or sparse operands; no prologue, activation or residual", gemm::supports_primitive,
+          gemm::prepare, gemm::run),
       reference_row<LinearParams>("cpu::linear_reference", reference::linear, reference::workspace),
 
       // --- qkv_linear, gated_ffn, lm_head_argmax ---

@@ -26,7 +26,7 @@ struct StripOf {
 HWY_INLINE StripOf NeighbouringStrip(const StripWeight& w, std::int64_t pair, int side) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32Tag()));
   const std::int64_t strip = 2 * pair + side;
-  return {strip * lanes < w.weight.dim(0) ? &w : nullptr, strip};
+  return {strip * lanes < w.layout.dim(0) ? &w : nullptr, strip};
 }
 
 HWY_INLINE StripOf StripAt(const StoreEpilogue& e, std::int64_t pair, int side) {
@@ -120,7 +120,7 @@ HWY_INLINE void Finish(const ArgmaxEpilogue& e, std::int64_t pair, std::int64_t 
   const F32Tag d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const std::int64_t column = 2 * pair * lanes;
-  const std::int64_t n = std::min(2 * lanes, e.weight.weight.dim(0) - column);
+  const std::int64_t n = std::min(2 * lanes, e.weight.layout.dim(0) - column);
   for (std::int64_t r = 0; r < rows; ++r, sums += 2 * lanes) {
     float& max = e.max[row_begin + r];
     std::int32_t& index = e.index[row_begin + r];

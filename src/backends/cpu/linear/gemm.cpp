@@ -8,6 +8,7 @@
 #include <omp.h>
 
 #include "backends/cpu/linear/kernels.h"
+#include "backends/cpu/linear/weights.h"
 #include "backends/cpu/workspace.h"
 #include "kf/ops/linear.h"
 
@@ -24,9 +25,12 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------------
 // Plan
 
-// A plain weight as strips, made once where weights are constant. Low-bit weights stay as they lie.
-std::shared_ptr<void> pack_weight(const TensorView& weight, const PlanContext& ctx) {
-  if (ctx.packs == nullptr || !is_activation_dtype(weight.dtype) || weight.numel() == 0) return nullptr;
+// A plain weight as strips, made once where weights are constant. Low-bit and sparse weights stay as they lie.
+std::shared_ptr<void> pack_weight(const Weight& w, const PlanContext& ctx) {
+  const TensorView& weight = w.layout;
+  if (ctx.packs == nullptr || w.sparsity.present() || !is_activation_dtype(weight.dtype) ||
+      weight.numel() == 0)
+    return nullptr;
   const std::int64_t lanes = strip_lanes();
   return ctx.packs->get<void>({&weight}, "strips" + std::to_string(lanes), [&](std::size_t* bytes) {
     const std::int64_t strips = ceil_div(weight.dim(0), lanes);
@@ -54,12 +58,11 @@ std::size_t packed_row_bytes(std::int64_t in) {
   return PackedRows::bytes(kPanelUnit, cut_blocks(in)) / kPanelUnit;
 }
 
-std::shared_ptr<GemmState> make_state(std::initializer_list<const TensorView*> weights,
-                                      std::int64_t num_tokens, std::size_t packed_bytes_per_row,
-                                      const PlanContext& ctx) {
+std::shared_ptr<GemmState> make_state(std::initializer_list<const Weight*> weights, std::int64_t num_tokens,
+                                      std::size_t packed_bytes_per_row, const PlanContext& ctx) {
   auto s = std::make_shared<GemmState>();
   std::size_t i = 0;
-  for (const TensorView* w : weights) s->packs[i++] = pack_weight(*w, ctx);
+  for (const Weight* w : weights) s->packs[i++] = pack_weight(*w, ctx);
   s->rows_per_pass = rows_per_pass(num_tokens, packed_bytes_per_row, ctx.caps);
   s->num_threads = ctx.num_threads;
   return s;
@@ -130,9 +133,9 @@ void pack_pass(const TensorView& x, const Prologue& prologue, std::int64_t row_o
     pack_rows(x, prologue, row_offset, row, std::min(a.rows, row + kPanelUnit), a);
 }
 
-std::int64_t pairs_of(const StoreEpilogue& e) { return ceil_div(e.weight.weight.dim(0), 2 * strip_lanes()); }
-std::int64_t pairs_of(const ArgmaxEpilogue& e) { return ceil_div(e.weight.weight.dim(0), 2 * strip_lanes()); }
-std::int64_t pairs_of(const GateEpilogue& e) { return ceil_div(e.gate.weight.dim(0), strip_lanes()); }
+std::int64_t pairs_of(const StoreEpilogue& e) { return ceil_div(e.weight.layout.dim(0), 2 * strip_lanes()); }
+std::int64_t pairs_of(const ArgmaxEpilogue& e) { return ceil_div(e.weight.layout.dim(0), 2 * strip_lanes()); }
+std::int64_t pairs_of(const GateEpilogue& e) { return ceil_div(e.gate.layout.dim(0), strip_lanes()); }
 
 // How rows and pairs are cut into items: as large as may be while every thread gets several, so that none
 // waits long for another at the end.
@@ -210,13 +213,14 @@ Support gemm::supports_primitive(const LinearParams& p, const PlanContext&) {
   if (p.activation != Activation::none)
     return Support::no("an activation: this row is the unfused linear layer");
   if (p.residual.present()) return Support::no("a residual: this row is the unfused linear layer");
-  if (p.weight.dtype == DType::f32 && p.x.dtype == DType::f32)
-    return Support::no("f32 throughout: this row takes 16-bit and low-bit operands");
+  if (p.weight.dtype == DType::f32 && p.x.dtype == DType::f32 && !p.weight_sparsity.present())
+    return Support::no("f32 throughout: this row takes 16-bit, low-bit and sparse operands");
   return Support::yes();
 }
 
 std::shared_ptr<GemmState> gemm::prepare(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes) {
-  auto s = make_state({&p.weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
+  const Weight weight = weight_of(p);
+  auto s = make_state({&weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
   *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
   return s;
 }
@@ -225,7 +229,7 @@ void gemm::run(const LinearParams& p, const GemmState& s, const RunContext& ctx)
   const GemmSpace space(ctx.workspace, s, p.x.dim(1));
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     const StoreEpilogue products[] = {
-        {{p.weight, p.weight_quantization, s.packs[0].get()}, p.bias, p.residual, p.out, p.activation, row}};
+        {{weight_of(p), s.packs[0].get()}, p.bias, p.residual, p.out, p.activation, row}};
     multiply_pass(own.item, products);
   });
 }
@@ -235,18 +239,19 @@ void gemm::run(const LinearParams& p, const GemmState& s, const RunContext& ctx)
 
 std::shared_ptr<GemmState> gemm::prepare(const QkvLinearParams& p, const PlanContext& ctx,
                                          std::size_t* bytes) {
-  auto s = make_state({&p.q_weight, &p.k_weight, &p.v_weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
+  const QkvWeights w(p);
+  auto s = make_state({&w.q, &w.k, &w.v}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
   *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
   return s;
 }
 
 void gemm::run(const QkvLinearParams& p, const GemmState& s, const RunContext& ctx) {
+  const QkvWeights w(p);
   const GemmSpace space(ctx.workspace, s, p.x.dim(1));
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
-    const StoreEpilogue products[] = {
-        {{p.q_weight, p.q_weight_quantization, s.packs[0].get()}, p.q_bias, {}, p.q, Activation::none, row},
-        {{p.k_weight, p.k_weight_quantization, s.packs[1].get()}, p.k_bias, {}, p.k, Activation::none, row},
-        {{p.v_weight, p.v_weight_quantization, s.packs[2].get()}, p.v_bias, {}, p.v, Activation::none, row}};
+    const StoreEpilogue products[] = {{{w.q, s.packs[0].get()}, p.q_bias, {}, p.q, Activation::none, row},
+                                      {{w.k, s.packs[1].get()}, p.k_bias, {}, p.k, Activation::none, row},
+                                      {{w.v, s.packs[2].get()}, p.v_bias, {}, p.v, Activation::none, row}};
     multiply_pass(own.item, products);
   });
 }
@@ -256,31 +261,26 @@ void gemm::run(const QkvLinearParams& p, const GemmState& s, const RunContext& c
 
 std::shared_ptr<GemmState> gemm::prepare(const GatedFfnParams& p, const PlanContext& ctx,
                                          std::size_t* bytes) {
-  const std::int64_t in = p.x.dim(1), intermediate = p.gate_weight.dim(0);
-  auto s = make_state({&p.gate_weight, &p.up_weight, &p.down_weight}, p.x.dim(0),
+  const FfnWeights w(p);
+  const std::int64_t in = p.x.dim(1), intermediate = w.gate.layout.dim(0);
+  auto s = make_state({&w.gate, &w.up, &w.down}, p.x.dim(0),
                       packed_row_bytes(in) + packed_row_bytes(intermediate), ctx);
   *bytes = GemmSpace(nullptr, *s, in, intermediate).bytes;
   return s;
 }
 
 void gemm::run(const GatedFfnParams& p, const GemmState& s, const RunContext& ctx) {
-  const GemmSpace space(ctx.workspace, s, p.x.dim(1), p.gate_weight.dim(0));
+  const FfnWeights w(p);
+  const GemmSpace space(ctx.workspace, s, p.x.dim(1), w.gate.layout.dim(0));
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     PackedRows hidden = space.hidden;
     hidden.rows = own.item.a.rows;
-    const GateEpilogue gate[] = {{{p.gate_weight, p.gate_weight_quantization, s.packs[0].get()},
-                                  {p.up_weight, p.up_weight_quantization, s.packs[1].get()},
-                                  p.activation,
-                                  hidden}};
+    const GateEpilogue gate[] = {
+        {{w.gate, s.packs[0].get()}, {w.up, s.packs[1].get()}, p.activation, hidden}};
     multiply_pass(own.item, gate);
     GemmItem item = own.item;
     item.a = hidden;
-    const StoreEpilogue down[] = {{{p.down_weight, p.down_weight_quantization, s.packs[2].get()},
-                                   {},
-                                   p.residual,
-                                   p.out,
-                                   Activation::none,
-                                   row}};
+    const StoreEpilogue down[] = {{{w.down, s.packs[2].get()}, {}, p.residual, p.out, Activation::none, row}};
     multiply_pass(item, down);
   });
 }
@@ -291,7 +291,8 @@ void gemm::run(const GatedFfnParams& p, const GemmState& s, const RunContext& ct
 
 std::shared_ptr<GemmState> gemm::prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx,
                                          std::size_t* bytes) {
-  auto s = make_state({&p.weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
+  const Weight weight = weight_of(p);
+  auto s = make_state({&weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
   *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
   return s;
 }
@@ -301,8 +302,7 @@ void gemm::run(const LmHeadArgmaxParams& p, const GemmState& s, const RunContext
   for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
     const std::int64_t rows = own.item.a.rows;
     std::fill(own.index, own.index + rows, -1);
-    const ArgmaxEpilogue products[] = {
-        {{p.weight, p.weight_quantization, s.packs[0].get()}, own.max, own.index}};
+    const ArgmaxEpilogue products[] = {{{weight_of(p), s.packs[0].get()}, own.max, own.index}};
     multiply_pass(own.item, products);
     const int threads = omp_get_num_threads();
 #pragma omp for

@@ -18,8 +18,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/sparse.h"
 #include "kf/ops/common.h"
-#include "kf/ops/quantization.h"
 
 namespace kf::cpu {
 
@@ -67,10 +67,10 @@ struct PackedRows {
 };
 
 // A weight as strips. Packed strips keep the weight's dtype: [strip][in][lanes], missing features zero.
-struct StripWeight {
-  TensorView weight;  // [out, in]
-  Quantization quantization;
-  const void* packed = nullptr;  // null: strips are made from `weight` as they are needed
+struct StripWeight : Weight {
+  const void* packed = nullptr;  // null: strips are made from the weight as they are needed
+
+  StripWeight(const Weight& w, const void* packed) : Weight(w), packed(packed) {}
 };
 
 // One unit of work.

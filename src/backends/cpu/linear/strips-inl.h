@@ -1,5 +1,5 @@
 // Strips of a weight: from rows of any strides, from packed strips of 16-bit floats, from GGUF's blocks, from codes with
-// scales beside them.
+// scales beside them, from sparse values.
 #if defined(KF_CPU_LINEAR_STRIPS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KF_CPU_LINEAR_STRIPS_INL_H_
 #undef KF_CPU_LINEAR_STRIPS_INL_H_
@@ -15,6 +15,7 @@
 #include "backends/cpu/linear/gemm.h"
 #include "backends/cpu/linear/operand-inl.h"
 #include "backends/cpu/linear/quantized-inl.h"
+#include "backends/cpu/linear/sparse-inl.h"
 #include "core/block_formats.h"
 #include "core/half.h"
 #include "core/quantized.h"
@@ -374,54 +375,111 @@ HWY_INLINE void DecodeStripScaled(const TensorView& weight, const Quantization& 
   }
 }
 
+// A sparse weight: its rows expanded, then turned, some columns at a time.
+template <DType kType>
+HWY_INLINE void DecodeSparseRows(const Weight& w, std::int64_t strip, std::int64_t k_begin,
+                                 std::int64_t depth, float* HWY_RESTRICT to) {
+  constexpr bool kScaled = SparseValues<kType>::kScaled;
+  constexpr std::size_t kLanes = hn::MaxLanes(F32Tag());
+  const F32Tag d;
+  const auto lanes = static_cast<std::int64_t>(kLanes);
+  const std::int64_t count = std::min(lanes, w.layout.dim(0) - strip * lanes);
+  const ScaleGrid grid = kScaled ? scale_grid(w.layout, w.quantization) : ScaleGrid{};
+  SparseRow<kType> rows[kLanes];
+  alignas(64) float lines[kLanes][kSparseColumns] = {};
+  const std::uint8_t* line_rows[kLanes];
+  for (std::int64_t lane = 0; lane < lanes; ++lane)
+    line_rows[lane] = reinterpret_cast<const std::uint8_t*>(lines[lane]);
+  for (std::int64_t lane = 0; lane < count; ++lane) rows[lane].Start(w, strip * lanes + lane, k_begin);
+  SparseScale scales[kLanes];
+  std::int64_t group = -1;
+  for (std::int64_t k = 0; k < depth; k += kSparseColumns, to += kSparseColumns * lanes) {
+    if constexpr (kScaled) {
+      if (const std::int64_t here = (k_begin + k) / grid.columns; here != group) {
+        group = here;
+        for (std::int64_t lane = 0; lane < count; ++lane)
+          scales[lane] = {hn::Set(d, scale_at(w.quantization, grid, strip * lanes + lane, group)),
+                          hn::Set(d, zero_at(w.quantization, grid, strip * lanes + lane, group))};
+      }
+    }
+    for (std::int64_t lane = 0; lane < count; ++lane) {
+      SparseRow<kType>& row = rows[lane];
+      const std::uint32_t bits = mask_bits(row.mask, row.mask_bytes, k_begin + k);
+      std::int64_t value;
+      const std::uint8_t* const from = row.Next(bits, &value);
+#pragma GCC unroll 8
+      for (std::size_t v = 0; v < kSparseColumns / kLanes; ++v) {
+        const std::uint32_t part = bits >> (v * kLanes) & ((1u << kLanes) - 1);
+        hn::Store(SparseVector<kType>(from, value, part, scales[lane]), d, lines[lane] + v * kLanes);
+        value += std::popcount(part);
+      }
+    }
+    const std::int64_t columns = std::min(kSparseColumns, depth - k);
+    for (std::int64_t c = 0; c < columns; c += 4) {
+      const RowWords words = LoadWords(line_rows, static_cast<std::size_t>(c) * sizeof(float));
+      for (std::int64_t i = 0; i < std::min<std::int64_t>(4, columns - c); ++i)
+        hn::Store(hn::BitCast(d, words.w[i]), d, to + (c + i) * lanes);
+    }
+  }
+}
+HWY_NOINLINE void DecodeStripSparse(const Weight& w, std::int64_t strip, std::int64_t k_begin,
+                                    std::int64_t depth, float* HWY_RESTRICT to) {
+  WithSparseDType(w.layout.dtype, [&]<DType kType>(std::integral_constant<DType, kType>)
+                                      HWY_ATTR { DecodeSparseRows<kType>(w, strip, k_begin, depth, to); });
+}
+
 // The strip in f32 for columns [k_begin, k_begin + depth): in place where it lies so, else made in `buffer`.
 HWY_INLINE const float* StripBlock(const StripWeight& w, std::int64_t strip, std::int64_t k_begin,
                                    std::int64_t depth, float* buffer) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32Tag()));
-  const DType dtype = w.weight.dtype;
+  const DType dtype = w.layout.dtype;
+  if (w.sparsity.present()) {
+    DecodeStripSparse(w, strip, k_begin, depth, buffer);
+    return buffer;
+  }
   if (w.packed != nullptr) {
-    const std::int64_t at = (strip * w.weight.dim(1) + k_begin) * lanes;
+    const std::int64_t at = (strip * w.layout.dim(1) + k_begin) * lanes;
     if (dtype == DType::f32) return static_cast<const float*>(w.packed) + at;
     WidenStrip(dtype, static_cast<const std::uint16_t*>(w.packed) + at, depth, buffer);
     return buffer;
   }
   switch (dtype) {
     case DType::f32:
-      GatherStrip(w.weight, strip, k_begin, depth, buffer);
+      GatherStrip(w.layout, strip, k_begin, depth, buffer);
       break;
     case DType::q4_0:
-      DecodeStrip<DType::q4_0>(w.weight, strip, k_begin, depth, buffer);
+      DecodeStrip<DType::q4_0>(w.layout, strip, k_begin, depth, buffer);
       break;
     case DType::q4_1:
-      DecodeStrip<DType::q4_1>(w.weight, strip, k_begin, depth, buffer);
+      DecodeStrip<DType::q4_1>(w.layout, strip, k_begin, depth, buffer);
       break;
     case DType::q5_0:
-      DecodeStrip<DType::q5_0>(w.weight, strip, k_begin, depth, buffer);
+      DecodeStrip<DType::q5_0>(w.layout, strip, k_begin, depth, buffer);
       break;
     case DType::q8_0:
-      DecodeStrip<DType::q8_0>(w.weight, strip, k_begin, depth, buffer);
+      DecodeStrip<DType::q8_0>(w.layout, strip, k_begin, depth, buffer);
       break;
     case DType::q4_k:
-      DecodeStripK<DType::q4_k>(w.weight, strip, k_begin, depth, buffer);
+      DecodeStripK<DType::q4_k>(w.layout, strip, k_begin, depth, buffer);
       break;
     case DType::q6_k:
-      DecodeStripK<DType::q6_k>(w.weight, strip, k_begin, depth, buffer);
+      DecodeStripK<DType::q6_k>(w.layout, strip, k_begin, depth, buffer);
       break;
     case DType::int4:
-      DecodeStripScaled<DType::int4>(w.weight, w.quantization, strip, k_begin, depth, buffer);
+      DecodeStripScaled<DType::int4>(w.layout, w.quantization, strip, k_begin, depth, buffer);
       break;
     case DType::i8:
-      DecodeStripScaled<DType::i8>(w.weight, w.quantization, strip, k_begin, depth, buffer);
+      DecodeStripScaled<DType::i8>(w.layout, w.quantization, strip, k_begin, depth, buffer);
       break;
     case DType::fp8_e4m3:
-      DecodeStripScaled<DType::fp8_e4m3>(w.weight, w.quantization, strip, k_begin, depth, buffer);
+      DecodeStripScaled<DType::fp8_e4m3>(w.layout, w.quantization, strip, k_begin, depth, buffer);
       break;
     case DType::fp8_e5m2:
-      DecodeStripScaled<DType::fp8_e5m2>(w.weight, w.quantization, strip, k_begin, depth, buffer);
+      DecodeStripScaled<DType::fp8_e5m2>(w.layout, w.quantization, strip, k_begin, depth, buffer);
       break;
     default: {  // f16, bf16: gathered into the upper half of the buffer, widened from there
       auto* const narrow = reinterpret_cast<std::uint16_t*>(buffer) + depth * lanes;
-      GatherStrip(w.weight, strip, k_begin, depth, narrow);
+      GatherStrip(w.layout, strip, k_begin, depth, narrow);
       WidenStrip(dtype, narrow, depth, buffer);
     }
   }

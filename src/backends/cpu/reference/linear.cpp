@@ -7,6 +7,7 @@
 
 #include <omp.h>
 
+#include "backends/cpu/linear/weights.h"
 #include "backends/cpu/reference/scalar.h"
 #include "core/quantized.h"
 
@@ -32,7 +33,9 @@ void apply_prologue(const TensorView& x, const Prologue& pro, std::int64_t row, 
 }
 
 // One row of a weight of any dtype and strides.
-void read_weight_row(const TensorView& weight, const Quantization& quantization, std::int64_t row, float* w) {
+void read_weight_row(const Weight& all, std::int64_t row, float* w) {
+  const auto& [weight, quantization, sparsity] = all;
+  if (sparsity.present()) return expand_row(weight, quantization, sparsity, row, w);
   if (quantization.scales.present()) return dequantize_row(weight, quantization, row, w);
   if (dtype_info(weight.dtype).is_block)
     return dequantize_blocks(weight.dtype, weight.at(row * weight.stride(0)), w, weight.dim(1));
@@ -48,13 +51,13 @@ std::size_t bytes_for(std::int64_t rows, std::int64_t features, std::int64_t lon
 
 // Calls emit(token, feature, y[token] . weight[feature]) for all; y is [num_tokens][in].
 template <class Emit>
-void for_each_dot(const double* y, std::int64_t num_tokens, const TensorView& weight,
-                  const Quantization& quantization, float* weight_rows, int num_threads, const Emit& emit) {
-  const std::int64_t in = weight.dim(1);
+void for_each_dot(const double* y, std::int64_t num_tokens, const Weight& weight, float* weight_rows,
+                  int num_threads, const Emit& emit) {
+  const std::int64_t in = weight.layout.dim(1);
 #pragma omp parallel for num_threads(num_threads)
-  for (std::int64_t n = 0; n < weight.dim(0); ++n) {
+  for (std::int64_t n = 0; n < weight.layout.dim(0); ++n) {
     float* const w = weight_rows + omp_get_thread_num() * in;
-    read_weight_row(weight, quantization, n, w);
+    read_weight_row(weight, n, w);
     for (std::int64_t t = 0; t < num_tokens; ++t) {
       double sum = 0;
       for (std::int64_t k = 0; k < in; ++k) sum += y[t * in + k] * static_cast<double>(w[k]);
@@ -88,8 +91,9 @@ std::size_t workspace(const LinearParams& p, const PlanContext& ctx) {
 void linear(const LinearParams& p, const RunContext& ctx) {
   auto* const y = static_cast<double*>(ctx.workspace);
   auto* const weight_rows = reinterpret_cast<float*>(y + p.x.numel());
+  const Weight weight = weight_of(p);
   apply_prologue_to_all(p.x, p.prologue, y);
-  for_each_dot(y, p.x.dim(0), p.weight, p.weight_quantization, weight_rows, ctx.num_threads,
+  for_each_dot(y, p.x.dim(0), weight, weight_rows, ctx.num_threads,
                [&](std::int64_t t, std::int64_t n, double sum) {
                  const double value = activate(p.activation, add_bias(p.bias, n, sum));
                  write_at(p.out, t, n, add_residual(p.residual, t, n, value));
@@ -104,35 +108,37 @@ void qkv_linear(const QkvLinearParams& p, const RunContext& ctx) {
   auto* const y = static_cast<double*>(ctx.workspace);
   auto* const weight_rows = reinterpret_cast<float*>(y + p.x.numel());
   apply_prologue_to_all(p.x, p.prologue, y);
-  const auto project = [&](const TensorView& weight, const Quantization& quantization, const TensorView& bias,
-                           const TensorView& out) {
+  const QkvWeights w(p);
+  const auto project = [&](const Weight& weight, const TensorView& bias, const TensorView& out) {
     for_each_dot(
-        y, p.x.dim(0), weight, quantization, weight_rows, ctx.num_threads,
+        y, p.x.dim(0), weight, weight_rows, ctx.num_threads,
         [&](std::int64_t t, std::int64_t n, double sum) { write_at(out, t, n, add_bias(bias, n, sum)); });
   };
-  project(p.q_weight, p.q_weight_quantization, p.q_bias, p.q);
-  project(p.k_weight, p.k_weight_quantization, p.k_bias, p.k);
-  project(p.v_weight, p.v_weight_quantization, p.v_bias, p.v);
+  project(w.q, p.q_bias, p.q);
+  project(w.k, p.k_bias, p.k);
+  project(w.v, p.v_bias, p.v);
 }
 
 std::size_t workspace(const GatedFfnParams& p, const PlanContext& ctx) {
-  const std::int64_t in = p.x.dim(1), intermediate = p.gate_weight.dim(0);
+  const std::int64_t in = p.x.dim(1), intermediate = weight_rows(p.gate_weight, p.gate_weight_sparsity);
   return bytes_for(p.x.dim(0), in + intermediate, std::max(in, intermediate), ctx.num_threads);
 }
 
 void gated_ffn(const GatedFfnParams& p, const RunContext& ctx) {
-  const std::int64_t num_tokens = p.x.dim(0), intermediate = p.gate_weight.dim(0);
+  const std::int64_t num_tokens = p.x.dim(0),
+                     intermediate = weight_rows(p.gate_weight, p.gate_weight_sparsity);
+  const FfnWeights w(p);
   auto* const y = static_cast<double*>(ctx.workspace);
   auto* const hidden = y + p.x.numel();
   auto* const weight_rows = reinterpret_cast<float*>(hidden + num_tokens * intermediate);
   apply_prologue_to_all(p.x, p.prologue, y);
-  for_each_dot(y, num_tokens, p.gate_weight, p.gate_weight_quantization, weight_rows, ctx.num_threads,
+  for_each_dot(y, num_tokens, w.gate, weight_rows, ctx.num_threads,
                [&](std::int64_t t, std::int64_t n, double sum) {
                  hidden[t * intermediate + n] = activate(p.activation, sum);
                });
-  for_each_dot(y, num_tokens, p.up_weight, p.up_weight_quantization, weight_rows, ctx.num_threads,
+  for_each_dot(y, num_tokens, w.up, weight_rows, ctx.num_threads,
                [&](std::int64_t t, std::int64_t n, double sum) { hidden[t * intermediate + n] *= sum; });
-  for_each_dot(hidden, num_tokens, p.down_weight, p.down_weight_quantization, weight_rows, ctx.num_threads,
+  for_each_dot(hidden, num_tokens, w.down, weight_rows, ctx.num_threads,
                [&](std::int64_t t, std::int64_t n, double sum) {
                  write_at(p.out, t, n, add_residual(p.residual, t, n, sum));
                });
@@ -150,15 +156,15 @@ void lm_head_argmax(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   auto* const max = y + p.x.numel();
   auto* const weight_row = reinterpret_cast<float*>(max + p.x.dim(0));
   apply_prologue_to_all(p.x, p.prologue, y);
-  for_each_dot(y, p.x.dim(0), p.weight, p.weight_quantization, weight_row, 1,
-               [&](std::int64_t t, std::int64_t n, double sum) {
-                 const double logit = static_cast<float>(sum);
-                 const bool better = n == 0 || logit > max[t] || (std::isnan(logit) && !std::isnan(max[t]));
-                 if (!better) return;
-                 max[t] = logit;
-                 p.ids.as<std::int32_t>()[t * p.ids.stride(0)] = static_cast<std::int32_t>(n);
-                 if (p.max.present()) p.max.as<float>()[t * p.max.stride(0)] = static_cast<float>(logit);
-               });
+  const Weight weight = weight_of(p);
+  for_each_dot(y, p.x.dim(0), weight, weight_row, 1, [&](std::int64_t t, std::int64_t n, double sum) {
+    const double logit = static_cast<float>(sum);
+    const bool better = n == 0 || logit > max[t] || (std::isnan(logit) && !std::isnan(max[t]));
+    if (!better) return;
+    max[t] = logit;
+    p.ids.as<std::int32_t>()[t * p.ids.stride(0)] = static_cast<std::int32_t>(n);
+    if (p.max.present()) p.max.as<float>()[t * p.max.stride(0)] = static_cast<float>(logit);
+  });
 }
 
 }  // namespace kf::cpu::reference

@@ -14,6 +14,8 @@
 // Must come after foreach_target.h.
 #include "backends/cpu/linear/operand-inl.h"
 #include "backends/cpu/linear/small/formats-inl.h"
+#include "backends/cpu/linear/small/scales-inl.h"
+#include "backends/cpu/linear/small/sparse.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
@@ -161,22 +163,6 @@ void DotAll(const Rows& w, std::size_t num_rows, const float* x, std::size_t x_s
   if (num_tokens == 1) DotTokens<Format, 1>(w, num_rows, x, x_stride, sums, sums_stride);
 }
 
-// Scales and zeros of a row beside the weight, from group `first` on, in f32. What lies behind the last of `count` groups
-// is 0, for as many as a step may read.
-inline constexpr std::size_t kMaxGroupsPerStep = 4;
-HWY_INLINE void LoadScales(const Quantization& q, const ScaleGrid& grid, std::int64_t row, std::int64_t first,
-                           std::int64_t count, float* scales, float* zeros) {
-  const F32Tag d;
-  const std::int64_t at = row / grid.rows * q.scales.stride(0) + first;
-  ForEachVector(count, [&](std::int64_t i, auto extent)
-                           HWY_ATTR { hn::StoreU(LoadOperand(q.scales, at + i, extent), d, scales + i); });
-  std::fill_n(scales + count, kMaxGroupsPerStep, 0.0f);
-  std::fill_n(zeros, count + static_cast<std::int64_t>(kMaxGroupsPerStep), 0.0f);
-  if (!q.zeros.present()) return;
-  const auto* const from = q.zeros.as<const std::int8_t>() + row / grid.rows * q.zeros.stride(0) + first;
-  for (std::int64_t i = 0; i < count; ++i) zeros[i] = from[i];
-}
-
 // kGroups numbers in equal parts of a vector.
 template <int kGroups, class D>
 HWY_INLINE hn::Vec<D> SpreadGroups(D d, const float* p) {
@@ -194,9 +180,8 @@ template <class Format, int kTokens, int kGroups, int kRows = kRowsAtOnce<kToken
 HWY_NOINLINE void ScaledTile(const Rows& w, const Quantization& q, const ScaleGrid& grid, std::int64_t row,
                              std::size_t num_rows, const float* x, std::size_t x_stride, float* sums,
                              std::size_t sums_stride) {
-  constexpr std::int64_t kMaxGroups = 64;  // whose scales are held at a time
-  alignas(64) float scales[kRows][kMaxGroups + kLanes + kMaxGroupsPerStep];
-  alignas(64) float zeros[kRows][kMaxGroups + kLanes + kMaxGroupsPerStep];
+  alignas(64) float scales[kRows][kScalesHeld];
+  alignas(64) float zeros[kRows][kScalesHeld];
   Cursor<Format::kStepBytes, kRows> cursor(w, num_rows);
   alignas(64) typename Cursor<Format::kStepBytes, kRows>::Padded padded;
   F32Vec acc[kRows][kTokens];
@@ -404,8 +389,11 @@ void fill_nibbles(const SmallInput& input, int t, std::int64_t begin, std::int64
   }
 }
 
-void dot_rows(const TensorView& weight, const Quantization& quantization, const SmallInput& input,
-              std::int64_t begin, std::int64_t end, float* sums, std::size_t sums_stride) {
+void dot_rows(const Weight& all, const SmallInput& input, std::int64_t begin, std::int64_t end, float* sums,
+              std::size_t sums_stride) {
+  if (all.sparsity.present()) return dot_sparse_rows(all, input, begin, end, sums, sums_stride);
+  const TensorView& weight = all.layout;
+  const Quantization& quantization = all.quantization;
   HWY_DYNAMIC_DISPATCH(DotRows)(weight, quantization, input, begin, end, sums, sums_stride);
   const bool nibbles =
       has_nibbles(weight.dtype, NibbleOrder::halves) || has_nibbles(weight.dtype, NibbleOrder::neighbours);

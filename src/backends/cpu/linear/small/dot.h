@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/sparse.h"
 #include "kf/ops/quantization.h"
 
 namespace kf::cpu {
@@ -51,7 +52,7 @@ std::int64_t nibble_unit();
 
 // sums[t * sums_stride + r] = x[t] . weight[begin + r] for all tokens and the rows [begin, end), whose
 // elements are contiguous.
-void dot_rows(const TensorView& weight, const Quantization& quantization, const SmallInput& input,
-              std::int64_t begin, std::int64_t end, float* sums, std::size_t sums_stride);
+void dot_rows(const Weight& weight, const SmallInput& input, std::int64_t begin, std::int64_t end,
+              float* sums, std::size_t sums_stride);
 
 }  // namespace kf::cpu

@@ -10,6 +10,7 @@
 #include "backends/cpu/linear/small/dot.h"
 #include "backends/cpu/linear/small/kernels.h"
 #include "backends/cpu/linear/small/token.h"
+#include "backends/cpu/linear/weights.h"
 #include "backends/cpu/workspace.h"
 #include "kf/ops/linear.h"
 
@@ -35,8 +36,9 @@ Range part_of(std::int64_t count, std::int64_t unit, std::int64_t thread, std::i
           std::min(count, units * (thread + 1) / threads * unit)};
 }
 
+// The forms of x that these weights are multiplied with.
 SmallInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in,
-                      std::initializer_list<DType> weights) {
+                      std::initializer_list<const Weight*> weights) {
   SmallInput input;
   input.in = in;
   input.num_tokens = static_cast<int>(num_tokens);
@@ -44,7 +46,9 @@ SmallInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in
   input.values = space.take<float>(static_cast<std::size_t>(num_tokens) * input.value_stride);
   input.nibble_stride = nibble_stride(in);
   for (const NibbleOrder order : {NibbleOrder::halves, NibbleOrder::neighbours})
-    if (std::any_of(weights.begin(), weights.end(), [&](DType w) { return has_nibbles(w, order); }))
+    if (std::any_of(weights.begin(), weights.end(), [&](const Weight* w) {
+          return !w->sparsity.present() && has_nibbles(w->layout.dtype, order);
+        }))
       input.nibbles[static_cast<int>(order)] =
           space.take<float>(static_cast<std::size_t>(num_tokens) * input.nibble_stride);
   input.outsized = space.take<std::uint32_t>(1);
@@ -57,7 +61,8 @@ Support few_tokens(const TensorView& x) {
   return Support::no(fmt::format("{} tokens: this kernel takes at most {}", x.dim(0), kMaxTokens));
 }
 
-Support rows_contiguous(const char* name, const TensorView& weight) {
+Support rows_contiguous(const char* name, const Weight& w) {
+  const TensorView& weight = w.layout;
   if (weight.dim(1) <= 1 || weight.stride(1) == 1) return Support::yes();
   return Support::no(
       fmt::format("{}: its rows have stride {}: this kernel takes contiguous rows", name, weight.stride(1)));
@@ -70,9 +75,9 @@ Support all_of(std::initializer_list<Support> conditions) {
   return Support::yes();
 }
 
-int team_of(const RunContext& ctx, std::initializer_list<const TensorView*> weights) {
+int team_of(const RunContext& ctx, std::initializer_list<const Weight*> weights) {
   std::size_t bytes = 0;
-  for (const TensorView* w : weights) bytes += w->nbytes();
+  for (const Weight* w : weights) bytes += w->layout.nbytes();
   return bytes < kMinTeamBytes ? 1 : ctx.num_threads;
 }
 
@@ -90,8 +95,7 @@ void prepare_together(const TensorView& x, const Prologue& prologue, const Small
 
 // A weight and what becomes of its sums.
 struct Layer {
-  const TensorView& weight;
-  const Quantization& quantization;
+  const Weight& weight;
   SmallEpilogue epilogue;
 };
 
@@ -99,14 +103,14 @@ void run_rows(const Layer& layer, const SmallInput& input, Range rows) {
   float sums[kMaxTokens * kChunk];
   for (std::int64_t begin = rows.begin; begin < rows.end; begin += kChunk) {
     const std::int64_t end = std::min(rows.end, begin + kChunk);
-    dot_rows(layer.weight, layer.quantization, input, begin, end, sums, kChunk);
+    dot_rows(layer.weight, input, begin, end, sums, kChunk);
     store_sums(layer.epilogue, sums, kChunk, input.num_tokens, begin, end - begin);
   }
 }
 
 // linear and qkv_linear: layers over one input.
 
-std::int64_t units_of(const Layer& layer) { return (layer.weight.dim(0) + kRowUnit - 1) / kRowUnit; }
+std::int64_t units_of(const Layer& layer) { return (layer.weight.layout.dim(0) + kRowUnit - 1) / kRowUnit; }
 
 // The threads share the rows of all layers as if they were one layer's.
 void run_layers(std::span<const Layer> layers, const SmallInput& input, int thread, int threads) {
@@ -115,7 +119,7 @@ void run_layers(std::span<const Layer> layers, const SmallInput& input, int thre
   const Range mine = part_of(total, 1, thread, threads);
   std::int64_t first = 0;
   for (const Layer& layer : layers) {
-    const std::int64_t rows = layer.weight.dim(0);
+    const std::int64_t rows = layer.weight.layout.dim(0);
     const auto row_of = [&](std::int64_t unit) {
       return std::clamp((unit - first) * kRowUnit, std::int64_t{0}, rows);
     };
@@ -125,11 +129,13 @@ void run_layers(std::span<const Layer> layers, const SmallInput& input, int thre
 }
 
 SmallInput input_of(const LinearParams& p, Workspace& space) {
-  return take_input(space, p.x.dim(0), p.x.dim(1), {p.weight.dtype});
+  const Weight weight = weight_of(p);
+  return take_input(space, p.x.dim(0), p.x.dim(1), {&weight});
 }
 
 SmallInput input_of(const QkvLinearParams& p, Workspace& space) {
-  return take_input(space, p.x.dim(0), p.x.dim(1), {p.q_weight.dtype, p.k_weight.dtype, p.v_weight.dtype});
+  const QkvWeights w(p);
+  return take_input(space, p.x.dim(0), p.x.dim(1), {&w.q, &w.k, &w.v});
 }
 
 template <class P>
@@ -147,22 +153,24 @@ std::size_t workspace(const LinearParams& p, const PlanContext&) { return input_
 std::size_t workspace(const QkvLinearParams& p, const PlanContext&) { return input_bytes(p); }
 
 Support supports(const LinearParams& p, const PlanContext&) {
-  return all_of({few_tokens(p.x), rows_contiguous("weight", p.weight)});
+  return all_of({few_tokens(p.x), rows_contiguous("weight", weight_of(p))});
 }
 
 Support supports_primitive(const LinearParams& p, const PlanContext& ctx) {
   if (!p.prologue.empty() || p.activation != Activation::none || p.residual.present())
     return Support::no("a prologue, activation or residual: this row is the unfused linear layer");
-  if (p.weight.dtype == DType::f32) return Support::no("weight f32: unfused, it is the library's GEMM");
+  if (p.weight.dtype == DType::f32 && !p.weight_sparsity.present())
+    return Support::no("weight f32: unfused, it is the library's GEMM");
   return supports(p, ctx);
 }
 
 void run(const LinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
   const SmallInput input = input_of(p, space);
-  const Layer layer{p.weight, p.weight_quantization, {p.bias, p.residual, p.out, p.activation}};
+  const Weight weight = weight_of(p);
+  const Layer layer{weight, {p.bias, p.residual, p.out, p.activation}};
   prepare_alone(p.x, p.prologue, input);
-#pragma omp parallel num_threads(team_of(ctx, {&p.weight}))
+#pragma omp parallel num_threads(team_of(ctx, {&weight}))
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     prepare_together(p.x, p.prologue, input, thread, threads);
@@ -171,18 +179,18 @@ void run(const LinearParams& p, const RunContext& ctx) {
 }
 
 Support supports(const QkvLinearParams& p, const PlanContext&) {
-  return all_of({few_tokens(p.x), rows_contiguous("q_weight", p.q_weight),
-                 rows_contiguous("k_weight", p.k_weight), rows_contiguous("v_weight", p.v_weight)});
+  const QkvWeights w(p);
+  return all_of({few_tokens(p.x), rows_contiguous("q_weight", w.q), rows_contiguous("k_weight", w.k),
+                 rows_contiguous("v_weight", w.v)});
 }
 
 void run(const QkvLinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
   const SmallInput input = input_of(p, space);
-  const Layer layers[] = {{p.q_weight, p.q_weight_quantization, {p.q_bias, {}, p.q}},
-                          {p.k_weight, p.k_weight_quantization, {p.k_bias, {}, p.k}},
-                          {p.v_weight, p.v_weight_quantization, {p.v_bias, {}, p.v}}};
+  const QkvWeights w(p);
+  const Layer layers[] = {{w.q, {p.q_bias, {}, p.q}}, {w.k, {p.k_bias, {}, p.k}}, {w.v, {p.v_bias, {}, p.v}}};
   prepare_alone(p.x, p.prologue, input);
-#pragma omp parallel num_threads(team_of(ctx, {&p.q_weight, &p.k_weight, &p.v_weight}))
+#pragma omp parallel num_threads(team_of(ctx, {&w.q, &w.k, &w.v}))
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     prepare_together(p.x, p.prologue, input, thread, threads);
@@ -198,36 +206,40 @@ struct FfnSpace {
   SmallInput input, hidden;
   std::size_t bytes;
 };
-FfnSpace take_ffn(const GatedFfnParams& p, void* workspace) {
+FfnSpace take_ffn(const GatedFfnParams& p, const FfnWeights& w, void* workspace) {
   Workspace space(workspace);
   const std::int64_t num_tokens = p.x.dim(0);
   FfnSpace s;
-  s.input = take_input(space, num_tokens, p.x.dim(1), {p.gate_weight.dtype, p.up_weight.dtype});
-  s.hidden = take_input(space, num_tokens, p.gate_weight.dim(0), {p.down_weight.dtype});
+  s.input = take_input(space, num_tokens, p.x.dim(1), {&w.gate, &w.up});
+  s.hidden = take_input(space, num_tokens, w.gate.layout.dim(0), {&w.down});
   s.bytes = space.bytes();
   return s;
 }
 
 }  // namespace
 
-std::size_t workspace(const GatedFfnParams& p, const PlanContext&) { return take_ffn(p, nullptr).bytes; }
+std::size_t workspace(const GatedFfnParams& p, const PlanContext&) {
+  return take_ffn(p, FfnWeights(p), nullptr).bytes;
+}
 
 Support supports(const GatedFfnParams& p, const PlanContext&) {
-  return all_of({few_tokens(p.x), rows_contiguous("gate_weight", p.gate_weight),
-                 rows_contiguous("up_weight", p.up_weight), rows_contiguous("down_weight", p.down_weight)});
+  const FfnWeights w(p);
+  return all_of({few_tokens(p.x), rows_contiguous("gate_weight", w.gate), rows_contiguous("up_weight", w.up),
+                 rows_contiguous("down_weight", w.down)});
 }
 
 namespace {
 
 // Hidden features [mine.begin, mine.end) of all tokens, in the forms that the second layer reads.
-void run_gates(const GatedFfnParams& p, const SmallInput& input, const SmallInput& hidden, Range mine) {
+void run_gates(Activation activation, const FfnWeights& w, const SmallInput& input, const SmallInput& hidden,
+               Range mine) {
   float gate[kMaxTokens * kChunk], up[kMaxTokens * kChunk];
   for (std::int64_t begin = mine.begin; begin < mine.end; begin += kChunk) {
     const std::int64_t end = std::min(mine.end, begin + kChunk);
-    dot_rows(p.gate_weight, p.gate_weight_quantization, input, begin, end, gate, kChunk);
-    dot_rows(p.up_weight, p.up_weight_quantization, input, begin, end, up, kChunk);
+    dot_rows(w.gate, input, begin, end, gate, kChunk);
+    dot_rows(w.up, input, begin, end, up, kChunk);
     for (int t = 0; t < input.num_tokens; ++t)
-      gate_sums(p.activation, gate + t * kChunk, up + t * kChunk, end - begin, hidden.token(t) + begin);
+      gate_sums(activation, gate + t * kChunk, up + t * kChunk, end - begin, hidden.token(t) + begin);
   }
   if (mine.begin == mine.end) return;
   for (int t = 0; t < input.num_tokens; ++t) {
@@ -240,17 +252,18 @@ void run_gates(const GatedFfnParams& p, const SmallInput& input, const SmallInpu
 }  // namespace
 
 void run(const GatedFfnParams& p, const RunContext& ctx) {
-  const FfnSpace s = take_ffn(p, ctx.workspace);
-  const Layer down{p.down_weight, p.down_weight_quantization, {{}, p.residual, p.out}};
+  const FfnWeights w(p);
+  const FfnSpace s = take_ffn(p, w, ctx.workspace);
+  const Layer down{w.down, {{}, p.residual, p.out}};
   const std::int64_t unit = nibble_unit();
   prepare_alone(p.x, p.prologue, s.input);
-#pragma omp parallel num_threads(team_of(ctx, {&p.gate_weight, &p.up_weight, &p.down_weight}))
+#pragma omp parallel num_threads(team_of(ctx, {&w.gate, &w.up, &w.down}))
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     prepare_together(p.x, p.prologue, s.input, thread, threads);
-    run_gates(p, s.input, s.hidden, part_of(s.hidden.in, unit, thread, threads));
+    run_gates(p.activation, w, s.input, s.hidden, part_of(s.hidden.in, unit, thread, threads));
 #pragma omp barrier
-    run_rows(down, s.hidden, part_of(p.down_weight.dim(0), kRowUnit, thread, threads));
+    run_rows(down, s.hidden, part_of(w.down.layout.dim(0), kRowUnit, thread, threads));
   }
 }
 
@@ -272,7 +285,8 @@ struct ArgmaxSpace {
 ArgmaxSpace take_argmax(const LmHeadArgmaxParams& p, int num_threads, void* workspace) {
   Workspace space(workspace);
   ArgmaxSpace s;
-  s.input = take_input(space, p.x.dim(0), p.x.dim(1), {p.weight.dtype});
+  const Weight weight = weight_of(p);
+  s.input = take_input(space, p.x.dim(0), p.x.dim(1), {&weight});
   s.best = space.take<Best>(static_cast<std::size_t>(num_threads));
   s.bytes = space.bytes();
   return s;
@@ -285,7 +299,7 @@ std::size_t workspace(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
 }
 
 Support supports(const LmHeadArgmaxParams& p, const PlanContext&) {
-  return all_of({few_tokens(p.x), rows_contiguous("weight", p.weight)});
+  return all_of({few_tokens(p.x), rows_contiguous("weight", weight_of(p))});
 }
 
 namespace {
@@ -296,11 +310,11 @@ void offer(Best& best, int t, float value, std::int32_t index) {
   best.index[t] = index;
 }
 
-void best_of_rows(const LmHeadArgmaxParams& p, const SmallInput& input, Range rows, Best& best) {
+void best_of_rows(const Weight& weight, const SmallInput& input, Range rows, Best& best) {
   float sums[kMaxTokens * kChunk];
   for (std::int64_t begin = rows.begin; begin < rows.end; begin += kChunk) {
     const std::int64_t end = std::min(rows.end, begin + kChunk);
-    dot_rows(p.weight, p.weight_quantization, input, begin, end, sums, kChunk);
+    dot_rows(weight, input, begin, end, sums, kChunk);
     for (int t = 0; t < input.num_tokens; ++t)
       for (std::int64_t i = 0; i < end - begin; ++i)
         offer(best, t, sums[t * kChunk + i], static_cast<std::int32_t>(begin + i));
@@ -311,13 +325,14 @@ void best_of_rows(const LmHeadArgmaxParams& p, const SmallInput& input, Range ro
 
 void run(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   const ArgmaxSpace s = take_argmax(p, ctx.num_threads, ctx.workspace);
+  const Weight weight = weight_of(p);
   for (int i = 0; i < ctx.num_threads; ++i) std::fill_n(s.best[i].index, kMaxTokens, -1);
   prepare_alone(p.x, p.prologue, s.input);
-#pragma omp parallel num_threads(team_of(ctx, {&p.weight}))
+#pragma omp parallel num_threads(team_of(ctx, {&weight}))
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     prepare_together(p.x, p.prologue, s.input, thread, threads);
-    best_of_rows(p, s.input, part_of(p.weight.dim(0), kRowUnit, thread, threads), s.best[thread]);
+    best_of_rows(weight, s.input, part_of(weight.layout.dim(0), kRowUnit, thread, threads), s.best[thread]);
   }
   for (int t = 0; t < s.input.num_tokens; ++t) {
     for (int i = 1; i < ctx.num_threads; ++i)

@@ -1,0 +1,17 @@
+// Dot products of few tokens with the rows of a sparse weight: masks and values are streamed once and expanded in
+// registers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "backends/cpu/linear/small/dot.h"
+#include "core/sparse.h"
+
+namespace kf::cpu {
+
+// As dot_rows(); only input.values is read.
+void dot_sparse_rows(const Weight& weight, const SmallInput& input, std::int64_t begin, std::int64_t end,
+                     float* sums, std::size_t sums_stride);
+
+}  // namespace kf::cpu
