@@ -81,6 +81,31 @@ struct Q8Format {
   }
 };
 
+// Thirty-two codes of a byte each, made by arithmetic on bytes (as many of them as a vector has), then widened from
+// memory: a load that widens costs less than taking a vector apart.
+using CodeTag = hn::CappedTag<std::uint8_t, 32>;
+struct Codes {
+  alignas(64) std::int8_t values[32];
+
+  // f(i) gives codes [i, i + Lanes(CodeTag())).
+  template <class F>
+  HWY_INLINE void Fill(const F& f) {
+    const CodeTag d;
+    const hn::RebindToSigned<CodeTag> di;
+    for (std::size_t i = 0; i < 32; i += hn::Lanes(d)) hn::Store(hn::BitCast(di, f(i)), di, values + i);
+  }
+  HWY_INLINE F32Vec Get(std::size_t v) const {
+    const auto bytes = hn::LoadU(hn::Rebind<std::int8_t, F32Tag>(), values + v * kLanes);
+    return hn::ConvertTo(F32Tag(), hn::PromoteTo(IntTag(), bytes));
+  }
+};
+// Bytes shifted right by as many bits, without those of their neighbours that come in.
+HWY_INLINE hn::Vec<CodeTag> ShiftBytes(hn::Vec<CodeTag> bytes, int bits, std::uint8_t mask) {
+  const CodeTag d;
+  const hn::Repartition<std::uint16_t, CodeTag> wide;
+  return hn::And(hn::BitCast(d, hn::ShiftRightSame(hn::BitCast(wide, bytes), bits)), hn::Set(d, mask));
+}
+
 // q5_0: a step is a block. Like q8_0's, weights are scaled before they meet x.
 struct Q5Format {
   static constexpr std::size_t kParts = 1;
@@ -89,23 +114,35 @@ struct Q5Format {
   static constexpr std::size_t kInputFloats = 32;
   static constexpr bool kScaled = false;
 
-  const std::uint8_t* nibbles;
-  std::int32_t high;
-  F32Vec scale, lowest;
+  Codes codes;
+  F32Vec scale;
   HWY_INLINE void Load(const std::uint8_t* p) {
+    const CodeTag d;
+    const hn::Repartition<std::uint32_t, CodeTag> words;
     scale = LoadHalf(p);
-    lowest = hn::Mul(scale, hn::Set(F32Tag(), -16.0f));
-    std::memcpy(&high, p + 2, sizeof high);
-    nibbles = p + 6;
+    std::uint32_t high;
+    std::memcpy(&high, p + offsetof(BlockQ5_0, high), sizeof high);
+    const std::uint8_t* const nibbles = p + offsetof(BlockQ5_0, nibbles);
+    // Byte i takes the byte of `high` that has bit i, and looks at that bit.
+    alignas(32) static constexpr std::uint8_t kByteOf[32] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,
+                                                             2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3};
+    const auto bit = hn::BitCast(d, hn::Set(hn::Repartition<std::uint64_t, CodeTag>(), 0x8040201008040201u));
+    codes.Fill([&](std::size_t i) HWY_ATTR {
+      hn::Vec<CodeTag> low;
+      if constexpr (hn::MaxLanes(CodeTag()) == 32) {
+        const hn::Half<CodeTag> half;
+        const auto both = hn::LoadU(half, nibbles);
+        low = hn::Combine(d, hn::ShiftRight<4>(both), hn::And(both, hn::Set(half, 15)));
+      } else {
+        low = ShiftBytes(hn::LoadU(d, nibbles), i == 0 ? 0 : 4, 15);
+      }
+      const auto spread =
+          hn::TableLookupBytes(hn::BitCast(d, hn::Set(words, high)), hn::Load(d, kByteOf + i));
+      // q - 16: without the fifth bit the upper half of the byte is that of -16 to -1.
+      return hn::Or(low, hn::IfThenZeroElse(hn::TestBit(spread, bit), hn::Set(d, 0xF0)));
+    });
   }
-  HWY_INLINE F32Vec Get(std::size_t v) const {
-    const std::size_t first = v * kLanes;
-    const IntVec both = LoadBytes(nibbles + first % 16);
-    const IntVec q = first < 16 ? hn::And(both, hn::Set(IntTag(), 15)) : hn::ShiftRight<4>(both);
-    const IntVec lane_bits = hn::Shl(hn::Set(IntTag(), 1), hn::Iota(IntTag(), 0));
-    const auto fifth = hn::RebindMask(F32Tag(), hn::TestBit(hn::Set(IntTag(), high >> first), lane_bits));
-    return hn::MulAdd(hn::ConvertTo(F32Tag(), q), scale, hn::IfThenZeroElse(fifth, lowest));
-  }
+  HWY_INLINE F32Vec Get(std::size_t v) const { return hn::Mul(codes.Get(v), scale); }
 };
 
 // q4_k: a step is a block, a part two of its eight: the low and the high halves of 32 bytes.
@@ -158,9 +195,9 @@ struct Q6KFormat {
   static constexpr std::size_t kInputFloats = BlockQ6_K::kElems;
   static constexpr bool kScaled = false;
 
-  const std::uint8_t *block, *low, *high;
+  const std::uint8_t* block;
+  Codes codes;
   const float* scale;
-  int quarter;  // of half a block: which halves of bytes, and which pairs of bits, the part is
   alignas(64) float scales[16];
   HWY_INLINE void Load(const std::uint8_t* p) {
     block = p;
@@ -175,20 +212,22 @@ struct Q6KFormat {
     }
   }
   HWY_INLINE void StartPart(std::size_t part) {
-    quarter = static_cast<int>(part % 4);
-    low = block + part / 4 * 64 + part % 2 * 32;
-    high = block + offsetof(BlockQ6_K, high) + part / 4 * 32;
+    const CodeTag d;
+    const auto quarter =
+        static_cast<int>(part % 4);  // of half a block: which halves of bytes, which pairs of bits
+    const std::uint8_t* const low = block + part / 4 * 64 + part % 2 * 32;
+    const std::uint8_t* const high = block + offsetof(BlockQ6_K, high) + part / 4 * 32;
+    codes.Fill([&](std::size_t i) HWY_ATTR {
+      const auto low4 = ShiftBytes(hn::LoadU(d, low + i), quarter / 2 * 4, 15);
+      const auto high2 = ShiftBytes(hn::LoadU(d, high + i), 2 * quarter, 3);
+      const hn::Repartition<std::uint16_t, CodeTag> wide;
+      const auto upper = hn::BitCast(d, hn::ShiftLeft<4>(hn::BitCast(wide, high2)));
+      return hn::Sub(hn::Or(low4, upper), hn::Set(d, 32));
+    });
     scale = scales + 2 * part;
   }
   HWY_INLINE F32Vec Get(std::size_t v) const {
-    const std::size_t first = v * kLanes;
-    const IntVec low4 =
-        hn::And(hn::ShiftRightSame(LoadBytes(low + first), quarter / 2 * 4), hn::Set(IntTag(), 15));
-    const IntVec high2 =
-        hn::And(hn::ShiftRightSame(LoadBytes(high + first), quarter * 2), hn::Set(IntTag(), 3));
-    const IntVec q = hn::Or(low4, hn::ShiftLeft<4>(high2));
-    return hn::Mul(hn::ConvertTo(F32Tag(), hn::Sub(q, hn::Set(IntTag(), 32))),
-                   hn::Set(F32Tag(), scale[first / 16]));
+    return hn::Mul(codes.Get(v), hn::Set(F32Tag(), scale[v * kLanes / 16]));
   }
 };
 
