@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <list>
 #include <map>
 #include <mutex>
 #include <string>
@@ -16,13 +17,12 @@ namespace kf {
 
 class CallLog : public Sink {
  public:
-  // One layout of one op, as it was called.
+  // One layout of one op, as one kernel served it.
   struct Distinct {
     AnyParams params;  // without memory
     std::string shapes, kernel;
-    std::int64_t calls = 0;
-    int launches = 1;
-    bool fallback = false;
+    int launches = 1;  // of one call
+    Counters::Entry sums;
   };
   // One timed call. Seconds of the steady clock.
   struct Span {
@@ -33,15 +33,14 @@ class CallLog : public Sink {
   };
 
   // `timed`: every call waits for its device and is timed.
-  explicit CallLog(bool timed = false) : timed_(timed), counters_(timed) {}
+  explicit CallLog(bool timed = false) : timed_(timed), others_(timed) {}
 
   bool wants_time() const override { return timed_; }
   void on_call(const CallRecord& record) override;
 
-  std::map<std::pair<std::string, std::string>, Counters::Entry> counts() const {
-    return counters_.snapshot();
-  }
-  // At most kMaxDistinct; later ones are counted but not remembered.
+  // By op and kernel.
+  std::map<std::pair<std::string, std::string>, Counters::Entry> counts() const;
+  // At most kMaxDistinct; later ones are only counted.
   std::vector<Distinct> distinct() const;
   // The latest kMaxSpans.
   std::vector<Span> spans() const;
@@ -50,11 +49,17 @@ class CallLog : public Sink {
   static constexpr std::size_t kMaxDistinct = 1024, kMaxSpans = 1 << 16;
 
  private:
+  // The entry of a call; null where it is not remembered.
+  Distinct* find(const CallRecord& record);
+
   bool timed_;
-  Counters counters_;
   mutable std::mutex mutex_;
-  std::unordered_map<std::string, Distinct> distinct_;  // by kernel and shapes
-  std::string key_;                                     // of the call at hand; kept, to make no string a call
+  std::list<Distinct> distinct_;
+  std::unordered_map<std::string, Distinct*> by_layout_;  // kernel and shapes
+  // By the address of a record's shapes, which is its plan's: hashes no text. Another plan may come to lie there, so
+  // what is found is compared.
+  std::unordered_map<const char*, Distinct*> by_address_;
+  Counters others_;  // calls that are not remembered
   std::deque<Span> spans_;
 };
 

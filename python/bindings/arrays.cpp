@@ -171,7 +171,8 @@ nb::object lend(const TensorView& view) {
 Array to_array(nb::handle object, const std::string& what, Access access) {
   if (nb::isinstance<TypedArray>(object)) {
     const TypedArray& typed = nb::cast<const TypedArray&>(object);
-    if (access == Access::write) to_array(typed.data, what, access);  // refuses what may not be written
+    // Refuses what may not be written; a layout without memory may stand for an output.
+    if (access == Access::write && typed.array.view.data != nullptr) to_array(typed.data, what, access);
     return typed.array;
   }
   refuse_gradients(object, what);

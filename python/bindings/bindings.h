@@ -41,6 +41,9 @@ Selection make_selection(const std::vector<std::string>& families, const std::st
 std::vector<std::int64_t> shape_of(const TensorView& t);
 // Fields of KernelFusionConfig by name; those not given keep their defaults. Throws invalid_argument.
 KernelFusionConfig fusion_config_from(const nb::dict& values);
+// By op and kernel, and by layout.
+nb::list count_rows(const CallLog& log);
+nb::list distinct_rows(const CallLog& log);
 nb::list explained_rows(const std::vector<Explained>& rows);
 
 void bind_errors(nb::module_& m);

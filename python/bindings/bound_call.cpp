@@ -78,6 +78,9 @@ class BoundCall::Binder final : public FieldVisitor {
     if (given) {
       t = borrow_array(value, op_, name, role == Role::in ? Access::read : Access::write, call_.holders_);
       if (transposed_.is_valid() && t.rank == 2 && is_transposed(key)) t = t.transpose(0, 1);
+      if (call_.rows_ && t.rank != 2 && t.rank > 0 &&
+          (name == std::string_view("x") || name == std::string_view("out")))
+        t = call_.as_rows(value, t, role != Role::in);
       if (!call_.first_array_.is_valid() && (exchange_api(value) || nb::hasattr(value, "__dlpack__")))
         call_.first_array_ = nb::borrow(value);
     } else if (role != Role::out && !optional) {
@@ -148,9 +151,9 @@ class BoundCall::Binder final : public FieldVisitor {
   std::size_t next_ = 0, taken_ = 0;
 };
 
-BoundCall::BoundCall(const OpInfo& info, const nb::dict& fields, const nb::handle& transposed)
-    : info_(info), params_(info.op) {
-  Binder binder(*this, fields, transposed);
+BoundCall::BoundCall(const OpInfo& info, const nb::dict& fields, const Given& given)
+    : info_(info), params_(info.op), rows_(given.rows) {
+  Binder binder(*this, fields, given.transposed);
   params_.visit(binder);
   binder.finish();
   info.infer(params_.data());
@@ -162,41 +165,71 @@ BoundCall::BoundCall(const OpInfo& info, const nb::dict& fields, const nb::handl
   }
 }
 
+// `t` with all dimensions but the last as one; where no view of it is that, of an input a copy is.
+TensorView BoundCall::as_rows(nb::handle array, const TensorView& t, bool written) {
+  TensorView matrix = t;
+  matrix.rank = 2;
+  matrix.shape = {t.numel() == 0 ? 0 : t.numel() / t.dim(-1), t.dim(-1)};
+  matrix.strides = {t.rank == 1 ? t.dim(-1) : t.stride(-2), t.stride(-1)};
+  if (!written) leading_.emplace(t.shape.begin(), t.shape.begin() + t.rank - 1);
+  bool even = true;
+  for (int i = t.rank - 3; i >= 0; --i)
+    even &= t.shape[i] <= 1 || t.strides[i] == t.shape[i + 1] * t.strides[i + 1];
+  if (even || t.numel() == 0) return matrix;
+  if (written)
+    throw_invalid(
+        fmt::format("{}: out: expected rows that are evenly apart, got {}", info_.name, to_string(t)));
+  holders_.push_back(to_array(array.attr("reshape")(-1, t.dim(-1)), fmt::format("{}: x", info_.name)));
+  return holders_.back().view;
+}
+
 nb::object BoundCall::make(Output& o) {
-  if (first_array_.is_valid())
-    if (const ExchangeApi* api = exchange_api(first_array_)) return make_tensor(*api, *o.view);
-  static const nb::handle allocate = arrays_function("allocate");
-  nb::object like = first_array_.is_valid() ? first_array_ : nb::object(nb::none());
-  nb::object made = allocate(dtype_name(o.view->dtype), nb::tuple(nb::cast(shape_of(*o.view))), like);
-  holders_.push_back(to_array(made, fmt::format("{}: {}", info_.name, o.name), Access::write));
-  *o.view = holders_.back().view;
+  // As the caller has it: with the leading dimensions of its input.
+  TensorView layout = *o.view;
+  if (leading_) {
+    std::vector<std::int64_t> shape = *leading_;
+    shape.push_back(layout.dim(-1));
+    layout = TensorView::contiguous(nullptr, layout.dtype, shape, layout.device);
+  }
+  nb::object made;
+  const ExchangeApi* api = first_array_.is_valid() ? exchange_api(first_array_) : nullptr;
+  if (api != nullptr) {
+    made = make_tensor(*api, layout);
+  } else {
+    static const nb::handle allocate = arrays_function("allocate");
+    nb::object like = first_array_.is_valid() ? first_array_ : nb::object(nb::none());
+    made = allocate(dtype_name(layout.dtype), nb::tuple(nb::cast(shape_of(layout))), like);
+    holders_.push_back(to_array(made, fmt::format("{}: {}", info_.name, o.name), Access::write));
+    layout = holders_.back().view;
+  }
+  o.view->data = layout.data;  // contiguous either way
+  o.view->device = layout.device;
   return made;
 }
 
-nb::object BoundCall::run(const std::function<void(Op, const void*)>& run) {
-  nb::object results[4];
-  std::size_t count = 0;
-  for (Output& o : outputs_) {
-    if (!o.wanted) continue;
-    if (o.object.is_none()) o.object = make(o);
-    if (count == std::size(results))
-      throw_invalid(fmt::format("{}: more outputs than can be returned", info_.name));
-    results[count++] = o.object;
-  }
-  {
-    nb::gil_scoped_release release;
-    run(info_.op, params_.data());
-  }
+void BoundCall::make_outputs() {
+  for (Output& o : outputs_)
+    if (o.wanted && o.object.is_none()) o.object = make(o);
+}
+
+nb::object BoundCall::results() {
   // What was allocated with NumPy for a library that has its own arrays becomes one of these.
-  if (first_array_.is_valid() && !exchange_api(first_array_) && !is_numpy(first_array_)) {
-    static const nb::handle as_kind_of = arrays_function("as_kind_of");
-    for (std::size_t i = 0; i < count; ++i) results[i] = as_kind_of(results[i], first_array_);
+  const bool convert = first_array_.is_valid() && !exchange_api(first_array_) && !is_numpy(first_array_);
+  nb::object only = nb::none();
+  nb::list several;
+  int count = 0;
+  for (const Output& o : outputs_) {
+    if (!o.wanted) continue;
+    nb::object result = o.object;
+    if (convert) {
+      static const nb::handle as_kind_of = arrays_function("as_kind_of");
+      result = as_kind_of(result, first_array_);
+    }
+    if (++count == 2) several.append(only);
+    if (count >= 2) several.append(result);
+    only = result;
   }
-  if (count == 0) return nb::none();
-  if (count == 1) return results[0];
-  nb::list all;
-  for (std::size_t i = 0; i < count; ++i) all.append(results[i]);
-  return nb::tuple(all);
+  return count < 2 ? only : nb::object(nb::tuple(several));
 }
 
 }  // namespace kf::python

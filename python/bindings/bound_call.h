@@ -1,7 +1,7 @@
 // A call's keyword arguments as the Params struct of its op, and its outputs as arrays of the caller's kind.
 #pragma once
 
-#include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,18 +13,27 @@ namespace kf::python {
 // The op of this name. Throws invalid_argument, naming those there are.
 const OpInfo& op_named(const std::string& name);
 
+// How a caller's arrays lie where that is not as the op takes them.
+struct Given {
+  // Matrices that are given as x @ W has them: the op takes their transposed view.
+  nb::handle transposed = nb::handle();
+  // `x` [..., n] is a matrix of rows to the op, and so is `out`: what is made has the leading dimensions again.
+  bool rows = false;
+};
+
 // Params filled from keyword arguments, with every wanted output's layout inferred. None is an absent operand or an
-// attribute left at its default; True for an output is one to be made. `transposed` names matrices that are given as
-// x @ W has them and that the op takes as their transposed view.
+// attribute left at its default; True for an output is one to be made.
 class BoundCall {
  public:
-  BoundCall(const OpInfo& info, const nb::dict& fields, const nb::handle& transposed = nb::handle());
+  BoundCall(const OpInfo& info, const nb::dict& fields, const Given& given = {});
 
   Op op() const { return info_.op; }
   const void* params() const { return params_.data(); }
   // Makes the outputs that were not given, with the caller's library where it can, else by arrays.allocate(dtype, shape,
-  // like); calls `run` without the GIL. Returns the output, a tuple of several, or None where there is none.
-  nb::object run(const std::function<void(Op, const void*)>& run);
+  // like).
+  void make_outputs();
+  // Once the op has run: its output, a tuple of several, or None where there is none.
+  nb::object results();
 
  private:
   struct Output {
@@ -36,12 +45,15 @@ class BoundCall {
   class Binder;
 
   nb::object make(Output& o);
+  TensorView as_rows(nb::handle array, const TensorView& t, bool written);
 
   const OpInfo& info_;
   AnyParams params_;
   std::vector<Array> holders_;
   std::vector<Output> outputs_;
-  nb::object first_array_;  // whose kind the outputs shall be
+  bool rows_;
+  std::optional<std::vector<std::int64_t>> leading_;  // of x, where it is given as rows
+  nb::object first_array_;                            // whose kind the outputs shall be
 };
 
 }  // namespace kf::python

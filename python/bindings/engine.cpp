@@ -144,7 +144,7 @@ class PyEngine {
  public:
   PyEngine(const nb::dict& config, const nb::dict& weights, const nb::dict& options, nb::object verdicts,
            bool count_calls, std::shared_ptr<PackCache> packs)
-      : verdicts_(std::move(verdicts)), counters_(true) {
+      : verdicts_(std::move(verdicts)), log_(true) {
     NamedTensors tensors;
     for (auto [key, value] : weights) {
       const std::string name = nb::cast<std::string>(key);
@@ -153,7 +153,7 @@ class PyEngine {
     }
     EngineOptions o = options_from(options);
     if (!verdicts_.is_none()) o.verdicts = nb::cast<VerdictStore*>(verdicts_);
-    if (count_calls) o.sink = &counters_;
+    if (count_calls) o.sink = &log_;
     o.packs = std::move(packs);
     const ModelConfig c = config_from(config);
     nb::gil_scoped_release release;
@@ -285,25 +285,11 @@ class PyEngine {
     return all;
   }
 
-  nb::list calls() const {
-    nb::list all;
-    for (const auto& [key, e] : counters_.snapshot()) {
-      nb::dict d;
-      d["op"] = key.first;
-      d["kernel"] = key.second;
-      d["calls"] = e.calls;
-      d["launches"] = e.launches;
-      d["fallbacks"] = e.fallbacks;
-      d["bytes"] = e.bytes;
-      d["flops"] = e.flops;
-      d["seconds"] = e.seconds;
-      all.append(d);
-    }
-    return all;
-  }
+  nb::list calls() const { return count_rows(log_); }
+  nb::list distinct_calls() const { return distinct_rows(log_); }
 
   Engine& engine() { return *engine_; }
-  Counters& counters() { return counters_; }
+  CallLog& log() { return log_; }
 
  private:
   // For what a callback of generate() may do too, and no other thread meanwhile.
@@ -311,7 +297,7 @@ class PyEngine {
 
   std::vector<Array> arrays_;
   nb::object verdicts_;
-  Counters counters_;
+  CallLog log_;
   std::optional<Engine> engine_;
 };
 
@@ -396,6 +382,10 @@ void bind_engine(nb::module_& m) {
           },
           nb::arg("shape"), "The kernels of a step.")
       .def("calls", &PyEngine::calls, "Kernel calls by op and kernel, where the engine counts them.")
+      .def("distinct_calls", &PyEngine::distinct_calls,
+           "The same by layout: op, kernel, shapes, calls, seconds.")
+      .def(
+          "reset_calls", [](PyEngine& e) { e.log().reset(); }, "Forgets the calls counted so far.")
       .def_prop_ro("last_step", &PyEngine::last_step)
       .def_prop_ro("peak_activation_bytes", [](PyEngine& e) { return e.engine().peak_activation_bytes(); })
       .def_prop_ro("packed_bytes", [](PyEngine& e) { return e.engine().packed_bytes(); })

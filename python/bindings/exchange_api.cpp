@@ -1,6 +1,6 @@
 #include "exchange_api.h"
 
-#include <mutex>
+#include <span>
 
 #include "kf/error.h"
 
@@ -48,17 +48,20 @@ nb::object make_tensor(const ExchangeApi& api, TensorView& prototype) {
                 nullptr, 0};
   ManagedTensor* made = nullptr;
   void* object = nullptr;
-  if (api.allocate(&like, &made, nullptr, &set_error) != 0 || api.object_from_managed(made, &object) != 0) {
+  void* data = nullptr;
+  const bool allocated = api.allocate(&like, &made, nullptr, &set_error) == 0;
+  if (allocated) data = static_cast<char*>(made->tensor.data) + made->tensor.byte_offset;
+  if (!allocated || api.object_from_managed(made, &object) != 0) {
     if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
       PyErr_Clear();
       throw Error(ErrorCode::resource_exhausted, "no memory for " + to_string(prototype));
     }
     throw nb::python_error();
   }
-  nb::object owner = nb::steal(static_cast<PyObject*>(object));
-  if (api.borrow(owner.ptr(), &like) != 0) throw nb::python_error();
-  prototype = from_dlpack(like);
-  return owner;
+  prototype = TensorView::contiguous(
+      data, prototype.dtype, std::span(prototype.shape.data(), static_cast<std::size_t>(prototype.rank)),
+      prototype.device);
+  return nb::steal(static_cast<PyObject*>(object));
 }
 
 }  // namespace kf::python

@@ -13,22 +13,25 @@ class PyManager {
   explicit PyManager(const KernelFusionConfig& config) : manager_(config) {}
 
   nb::object call(const std::string& op, const nb::dict& fields, const KernelFusionConfig& config,
-                  const nb::object& transposed, std::uintptr_t stream) {
-    BoundCall bound(op_named(op), fields, transposed);
-    return bound.run([&](Op op, const void* params) {
-      manager_.run(op, params, config, {.stream = reinterpret_cast<void*>(stream)});
-    });
+                  const nb::object& transposed, bool rows, std::uintptr_t stream) {
+    BoundCall bound(op_named(op), fields, {transposed, rows});
+    bound.make_outputs();
+    {
+      nb::gil_scoped_release release;
+      manager_.run(bound.op(), bound.params(), config, {.stream = reinterpret_cast<void*>(stream)});
+    }
+    return bound.results();
   }
 
   nb::list explain(const std::string& op, const nb::dict& fields, const KernelFusionConfig& config,
-                   const nb::object& transposed) {
-    const BoundCall bound(op_named(op), fields, transposed);
+                   const nb::object& transposed, bool rows) {
+    const BoundCall bound(op_named(op), fields, {transposed, rows});
     return explained_rows(manager_.explain(bound.op(), bound.params(), config));
   }
 
   nb::dict plan(const std::string& op, const nb::dict& fields, const KernelFusionConfig& config,
-                const nb::object& transposed) {
-    const BoundCall bound(op_named(op), fields, transposed);
+                const nb::object& transposed, bool rows) {
+    const BoundCall bound(op_named(op), fields, {transposed, rows});
     std::shared_ptr<const Plan> p;
     {
       nb::gil_scoped_release release;
@@ -48,38 +51,8 @@ class PyManager {
     return d;
   }
 
-  nb::list counts() const {
-    nb::list all;
-    for (const auto& [key, e] : manager_.stats()) {
-      nb::dict d;
-      d["op"] = key.first;
-      d["kernel"] = key.second;
-      d["calls"] = e.calls;
-      d["launches"] = e.launches;
-      d["fallbacks"] = e.fallbacks;
-      d["fallback_reason"] = e.fallback_reason;
-      d["bytes"] = e.bytes;
-      d["flops"] = e.flops;
-      d["seconds"] = e.seconds;
-      all.append(d);
-    }
-    return all;
-  }
-
-  nb::list distinct() const {
-    nb::list all;
-    for (const CallLog::Distinct& c : manager_.log().distinct()) {
-      nb::dict d;
-      d["op"] = op_name(c.params.op());
-      d["kernel"] = c.kernel;
-      d["shapes"] = c.shapes;
-      d["calls"] = c.calls;
-      d["launches"] = c.launches;
-      d["fallback"] = c.fallback;
-      all.append(d);
-    }
-    return all;
-  }
+  nb::list counts() const { return count_rows(manager_.log()); }
+  nb::list distinct() const { return distinct_rows(manager_.log()); }
 
   nb::list spans() const {
     nb::list all;
@@ -162,12 +135,14 @@ void bind_manager(nb::module_& m) {
   nb::class_<PyManager>(m, "Manager", "Runs ops as a configuration says, and counts what ran.")
       .def(nb::init<const KernelFusionConfig&>(), nb::arg("config"))
       .def("call", &PyManager::call, nb::arg("op"), nb::arg("fields"), nb::arg("config"),
-           nb::arg("transposed") = nb::tuple(), nb::arg("stream") = 0,
+           nb::arg("transposed") = nb::tuple(), nb::arg("rows") = false, nb::arg("stream") = 0,
            "Runs an op; returns its output, a tuple of several, or None.")
       .def("explain", &PyManager::explain, nb::arg("op"), nb::arg("fields"), nb::arg("config"),
-           nb::arg("transposed") = nb::tuple(), "Every kernel of the op in order: taken, or why not.")
+           nb::arg("transposed") = nb::tuple(), nb::arg("rows") = false,
+           "Every kernel of the op in order: taken, or why not.")
       .def("plan", &PyManager::plan, nb::arg("op"), nb::arg("fields"), nb::arg("config"),
-           nb::arg("transposed") = nb::tuple(), "The choice of a kernel, ahead of the first call.")
+           nb::arg("transposed") = nb::tuple(), nb::arg("rows") = false,
+           "The choice of a kernel, ahead of the first call.")
       .def("counts", &PyManager::counts, "Calls so far by op and kernel.")
       .def("distinct", &PyManager::distinct, "The distinct calls so far.")
       .def("spans", &PyManager::spans, "Timed calls: (op, kernel, shapes, start, seconds, thread).")

@@ -11,8 +11,12 @@ namespace {
 // Runs an op; returns its output, a tuple of several, or None.
 nb::object call(const std::string& op, const nb::dict& fields, const Selection& selection) {
   BoundCall bound(op_named(op), fields);
-  return bound.run(
-      [&](Op op, const void* params) { default_dispatcher(op, params).run(op, params, selection); });
+  bound.make_outputs();
+  {
+    nb::gil_scoped_release release;
+    default_dispatcher(bound.op(), bound.params()).run(bound.op(), bound.params(), selection);
+  }
+  return bound.results();
 }
 
 nb::list explain(const std::string& op, const nb::dict& fields, const Selection& selection) {

@@ -67,10 +67,12 @@ __all__ = [
     "__version__",
     "backends",
     "densify",
+    "benchmark_kernel_fusion",
     "explain",
     "kernels",
     "layout",
     "load_model",
+    "measure_performance",
     "ops",
     "quantize",
     "quantize_kv",
@@ -86,4 +88,8 @@ def __getattr__(name: str):
         from . import models
 
         return getattr(models, name)
+    if name in ("benchmark_kernel_fusion", "measure_performance"):
+        from . import benchmark
+
+        return getattr(benchmark, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -228,7 +228,7 @@ class KernelFusionManager(KernelFusionProtocol):
         """
         config = self.config if config is None else _checked(config)
         call = operators.call_of(op, config, operands)
-        return self._core.plan(call.op, call.fields, config.bound(), call.transposed)
+        return self._core.plan(call.op, call.fields, config.bound(), call.transposed, call.rows)
 
     def warm_up(self, calls: Iterable[tuple[str, Mapping]], config: KernelFusionConfig | None = None) -> list[dict]:
         """Plans (operator, operands) one after another, ahead of the first call of each."""
@@ -239,7 +239,7 @@ class KernelFusionManager(KernelFusionProtocol):
         reason."""
         config = self.config if config is None else _checked(config)
         call = operators.call_of(op, config, operands)
-        return self._core.explain(call.op, call.fields, config.bound(), call.transposed)
+        return self._core.explain(call.op, call.fields, config.bound(), call.transposed, call.rows)
 
     def kernels(self) -> list[dict]:
         """Every kernel of the CPU and of the devices that calls have come for, in the order of trial: name, op,
@@ -297,12 +297,13 @@ class KernelFusionManager(KernelFusionProtocol):
     # Within
 
     def _run(self, call: Call, config: KernelFusionConfig, out, stream):
-        op, fields, transposed, leading = call
+        op, fields, transposed, rows, leading = call
         if self._custom:
             kind = "torch" if any(type(x).__module__.startswith("torch") for x in fields.values()) else "numpy"
             for kernel in self._custom:
                 kernel.lend_as(kind)
-        results = self._core.call(op, fields, config.bound(), transposed, 0 if stream is None else _queue(stream))
+        queue = 0 if stream is None else _queue(stream)
+        results = self._core.call(op, fields, config.bound(), transposed, rows, queue)
         if leading is not None:
             results = operators.with_leading(results, leading)
         if out is None or results is None:

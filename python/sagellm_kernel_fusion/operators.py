@@ -24,6 +24,7 @@ class Call(NamedTuple):
     op: str
     fields: dict  # operands and attributes of the op, by name
     transposed: tuple[str, ...] = ()  # matrices that the op takes as their transposed view
+    rows: bool = False  # x [..., n] is a matrix of rows to the op
     leading: tuple[int, ...] | None = None  # what the results' first dimension stands for; None: itself
 
 
@@ -51,12 +52,10 @@ def attention(
             cu_seqlens_q = np.arange(batch + 1, dtype=np.int32) * np.int32(seqlen_q)
             q = _reshaped(q, (batch * seqlen_q, *rest))
             out = None if out is None else _reshaped_out(out, (batch * seqlen_q, *rest))
-    for name, longest, offsets in (
-        ("max_seqlen_q", max_seqlen_q, cu_seqlens_q),
-        ("max_seqlen_k", max_seqlen_k, cu_seqlens_k),
-    ):
-        if longest is not None and offsets is not None:
-            _check_longest(name, longest, offsets)
+    if max_seqlen_q is not None:
+        _check_longest("max_seqlen_q", max_seqlen_q, cu_seqlens_q)
+    if max_seqlen_k is not None:
+        _check_longest("max_seqlen_k", max_seqlen_k, cu_seqlens_k)
     try:
         left, right = window_size
     except (TypeError, ValueError):
@@ -67,7 +66,7 @@ def attention(
         "kv_layout": kv_layout, "softmax_scale": softmax_scale, "causal": causal, "window_left": left,
         "window_right": right, "softcap": softcap, "alibi_slopes": alibi_slopes, "attn_mask": attn_mask, "sinks": sinks,
     }  # fmt: skip
-    return Call("attention", fields, (), leading)
+    return Call("attention", fields, leading=leading)
 
 
 def _keys_or_values(config: KernelFusionConfig, name: str, x, scales, zeros) -> dict:
@@ -84,6 +83,8 @@ def _keys_or_values(config: KernelFusionConfig, name: str, x, scales, zeros) -> 
 
 
 def _check_longest(name: str, longest: int, offsets) -> None:
+    if offsets is None:
+        return
     lengths = np.diff(np.from_dlpack(offsets) if not isinstance(offsets, np.ndarray) else offsets)
     if lengths.size and lengths.max() > longest:
         raise refusing(f"attention: {name}: the longest sequence has {lengths.max()} tokens, got {longest}")
@@ -129,11 +130,6 @@ def silu_linear(config, x, weight, bias=None, weight_layout="in_out", out=None) 
 def _linear_call(op: str, config: KernelFusionConfig, x, weights: dict, weight_layout: str, out, **attributes) -> Call:
     if weight_layout not in ("in_out", "out_in"):
         raise refusing(f"{op}: weight_layout: expected in_out (x @ W) or out_in, got {weight_layout!r}")
-    leading = None
-    if (shape := getattr(x, "shape", None)) is not None and len(shape) not in (0, 2):
-        leading = tuple(shape[:-1])
-        x = _reshaped(x, (-1, shape[-1]))
-        out = None if out is None else _reshaped_out(out, (-1, out.shape[-1]))
     fields = {"x": x, "out": out, **weights, **attributes}
     transposed = tuple(weights) if weight_layout == "in_out" else ()
     for name, weight in weights.items():
@@ -153,7 +149,7 @@ def _linear_call(op: str, config: KernelFusionConfig, x, weights: dict, weight_l
         else:
             continue
         transposed = tuple(n for n in transposed if n != name)
-    return Call(op, fields, transposed, leading)
+    return Call(op, fields, transposed, True)
 
 
 def _check_quantized(op: str, name: str, dtype: str, config: KernelFusionConfig) -> None:
@@ -259,8 +255,7 @@ def call_of(operator: str, config: KernelFusionConfig, operands: dict) -> Call:
 
 def _reshaped(array, shape: tuple[int, ...]):
     if isinstance(array, _kf.TypedArray):
-        rows = int(np.prod(array.shape[:-1])) if shape[0] == -1 else shape[0]
-        return layout(array.dtype, (rows, *shape[1:]))
+        return layout(array.dtype, shape)
     return array.reshape(shape)
 
 

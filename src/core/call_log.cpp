@@ -4,6 +4,8 @@
 #include <functional>
 #include <thread>
 
+#include "core/accumulate.h"
+
 namespace kf {
 namespace {
 
@@ -17,28 +19,53 @@ AnyParams without_memory(Op op, const void* params) {
 
 }  // namespace
 
+CallLog::Distinct* CallLog::find(const CallRecord& r) {
+  if (const auto it = by_address_.find(r.shapes);
+      it != by_address_.end() && it->second->shapes == r.shapes && it->second->kernel == r.kernel)
+    return it->second;
+  const std::string layout = std::string(r.kernel) + ' ' + r.shapes;
+  auto it = by_layout_.find(layout);
+  if (it == by_layout_.end()) {
+    if (distinct_.size() >= kMaxDistinct || r.params == nullptr) return nullptr;
+    distinct_.push_back({without_memory(r.op, r.params), r.shapes, r.kernel, r.launches, {}});
+    it = by_layout_.emplace(layout, &distinct_.back()).first;
+  }
+  if (by_address_.size() >= 4 * kMaxDistinct) by_address_.clear();
+  by_address_[r.shapes] = it->second;
+  return it->second;
+}
+
 void CallLog::on_call(const CallRecord& r) {
-  counters_.on_call(r);
   std::lock_guard lock(mutex_);
-  key_.assign(r.kernel).append(1, ' ').append(r.shapes);
-  auto it = distinct_.find(key_);
-  if (it == distinct_.end() && distinct_.size() < kMaxDistinct && r.params != nullptr)
-    it = distinct_
-             .emplace(key_,
-                      Distinct{without_memory(r.op, r.params), r.shapes, r.kernel, 0, r.launches, r.fallback})
-             .first;
-  if (it != distinct_.end()) ++it->second.calls;
+  if (Distinct* known = find(r))
+    accumulate(known->sums, r);
+  else
+    others_.on_call(r);
   if (r.seconds < 0) return;
   spans_.push_back({r.op, r.kernel, r.shapes, r.start, r.seconds,
                     std::hash<std::thread::id>{}(std::this_thread::get_id())});
   if (spans_.size() > kMaxSpans) spans_.pop_front();
 }
 
+std::map<std::pair<std::string, std::string>, Counters::Entry> CallLog::counts() const {
+  auto all = others_.snapshot();
+  std::lock_guard lock(mutex_);
+  for (const Distinct& d : distinct_) {
+    Counters::Entry& sums = all[{op_name(d.params.op()), d.kernel}];
+    sums.calls += d.sums.calls;
+    sums.launches += d.sums.launches;
+    sums.fallbacks += d.sums.fallbacks;
+    sums.bytes += d.sums.bytes;
+    sums.flops += d.sums.flops;
+    sums.seconds += d.sums.seconds;
+    if (d.sums.fallbacks > 0) sums.fallback_reason = d.sums.fallback_reason;
+  }
+  return all;
+}
+
 std::vector<CallLog::Distinct> CallLog::distinct() const {
   std::lock_guard lock(mutex_);
-  std::vector<Distinct> all;
-  for (const auto& [key, d] : distinct_) all.push_back(d);
-  return all;
+  return {distinct_.begin(), distinct_.end()};
 }
 
 std::vector<CallLog::Span> CallLog::spans() const {
@@ -47,8 +74,10 @@ std::vector<CallLog::Span> CallLog::spans() const {
 }
 
 void CallLog::reset() {
-  counters_.reset();
+  others_.reset();
   std::lock_guard lock(mutex_);
+  by_address_.clear();
+  by_layout_.clear();
   distinct_.clear();
   spans_.clear();
 }

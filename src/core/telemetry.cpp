@@ -1,19 +1,24 @@
 #include "kf/telemetry.h"
 
+#include "core/accumulate.h"
+
 namespace kf {
+
+void accumulate(Counters::Entry& sums, const CallRecord& r) {
+  ++sums.calls;
+  sums.launches += r.launches;
+  if (r.fallback) {
+    ++sums.fallbacks;
+    sums.fallback_reason = r.reason;
+  }
+  sums.bytes += r.cost.bytes;
+  sums.flops += r.cost.flops;
+  if (r.seconds > 0) sums.seconds += r.seconds;
+}
 
 void Counters::on_call(const CallRecord& r) {
   std::lock_guard lock(mutex_);
-  Entry& e = entries_[{r.op, r.kernel}];
-  ++e.calls;
-  e.launches += r.launches;
-  if (r.fallback) {
-    ++e.fallbacks;
-    e.fallback_reason = r.reason;
-  }
-  e.bytes += r.cost.bytes;
-  e.flops += r.cost.flops;
-  if (r.seconds > 0) e.seconds += r.seconds;
+  accumulate(entries_[{r.op, r.kernel}], r);
 }
 
 std::map<std::pair<std::string, std::string>, Counters::Entry> Counters::snapshot() const {

@@ -1,0 +1,74 @@
+"""What a call costs over its kernel, at shapes so small that nothing else shows: microseconds, the least of batches.
+
+    .venv/bin/python bench/call_overhead.py [--numpy]
+
+The kernel's own time is that of its plan run from C++ on operands of the same layout (as report() measures it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+import sagellm_kernel_fusion as kf
+
+BATCH, ROUNDS = 500, 15
+
+
+def per_call_us(call) -> float:
+    """The least over batches: what disturbs a batch only adds to it."""
+    call()
+    rounds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(BATCH):
+            call()
+        rounds.append((time.perf_counter() - start) / BATCH)
+    return 1e6 * min(rounds)
+
+
+def calls(m: kf.KernelFusionManager, make) -> dict:
+    x, w, q = make(1, 16), make(16), make(1, 1, 2, 16)
+    square, out = make(16, 16), make(1, 16)
+    pool = make(2, 2, 16, 16)
+    tables, lengths = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    return {
+        "fuse_softmax": lambda: m.fuse_softmax(x),
+        "fuse_softmax, out given": lambda: m.fuse_softmax(x, out=out),
+        "fuse_rmsnorm": lambda: m.fuse_rmsnorm(x, w),
+        "fuse_silu_linear": lambda: m.fuse_silu_linear(x, square),
+        "fuse_ffn": lambda: m.fuse_ffn(x, square, square, square),
+        "fuse_ffn, x [1, 1, 16]": lambda: m.fuse_ffn(x[None], square, square, square),
+        "fuse_attention": lambda: m.fuse_attention(q, q, q),
+        "fuse_attention, paged": lambda: m.fuse_attention(q[0], pool, pool, block_tables=tables, context_lens=lengths),
+    }
+
+
+def measure(kind: str, make) -> None:
+    print(f"{kind}: call, kernel, over the kernel (us)")
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(num_threads=1))
+    for name, call in calls(m, make).items():
+        m.reset()
+        call()
+        [seen] = m._core.distinct()
+        kernel = 1e6 * m._core.replay(seen["kernel"], seen["shapes"], 0.02)["seconds"]
+        total = per_call_us(call)
+        print(f"  {name:28s} {total:7.2f} {kernel:7.2f} {total - kernel:7.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--numpy", action="store_true", help="NumPy's arrays as well")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        measure("torch", torch.randn)
+    if options.numpy:
+        measure("numpy", lambda *shape: np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+// What a CallLog knows, as lists of dictionaries.
+#include "bindings.h"
+
+namespace kf::python {
+
+nb::list count_rows(const CallLog& log) {
+  nb::list all;
+  for (const auto& [key, e] : log.counts()) {
+    nb::dict d;
+    d["op"] = key.first;
+    d["kernel"] = key.second;
+    d["calls"] = e.calls;
+    d["launches"] = e.launches;
+    d["fallbacks"] = e.fallbacks;
+    d["fallback_reason"] = e.fallback_reason;
+    d["bytes"] = e.bytes;
+    d["flops"] = e.flops;
+    d["seconds"] = e.seconds;
+    all.append(d);
+  }
+  return all;
+}
+
+nb::list distinct_rows(const CallLog& log) {
+  nb::list all;
+  for (const CallLog::Distinct& c : log.distinct()) {
+    nb::dict d;
+    d["op"] = op_name(c.params.op());
+    d["kernel"] = c.kernel;
+    d["shapes"] = c.shapes;
+    d["calls"] = c.sums.calls;
+    d["seconds"] = c.sums.seconds;
+    d["launches"] = c.launches;
+    d["fallback"] = c.sums.fallbacks > 0;
+    all.append(d);
+  }
+  return all;
+}
+
+}  // namespace kf::python

@@ -1,0 +1,9 @@
+"""The specification's kernel classes: thin forms of KernelFusionManager's operators, over one manager.
+
+All take the tensors that the manager takes, and hand its errors on.
+"""
+
+from .attention import FlashAttention2, GroupedQueryAttention, PagedAttention
+from .ffn import FusedFFN
+
+__all__ = ["FlashAttention2", "FusedFFN", "GroupedQueryAttention", "PagedAttention"]

@@ -1,0 +1,225 @@
+"""The specification's examples as it writes them, on real tensors. What was edited: the tensors and the name `config`
+are defined, and the Triton kernel of example 3 has a body. Results are compared with plain PyTorch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+
+
+def attention_by_torch(q, k, v):
+    k, v = (t.repeat_interleave(q.shape[2] // k.shape[2], 2) for t in (k, v))
+    return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True).transpose(1, 2)
+
+
+def close(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_example_1_flash_attention_2():
+    q, k, v = torch.randn(2, 64, 8, 32), torch.randn(2, 64, 2, 32), torch.randn(2, 64, 2, 32)
+    x, gate_w, up_w, down_w = torch.randn(2, 64, 96), torch.randn(96, 128), torch.randn(96, 128), torch.randn(128, 96)
+    ln_w, ln_b, linear_w = torch.randn(96), torch.randn(96), torch.randn(96, 48)
+
+    from sage.llm.engines.sagellm.accel.kernel_fusion import KernelFusionConfig, KernelFusionManager
+
+    config_flash2 = KernelFusionConfig(
+        attention_backend="flash2",
+        use_paged_attention=True,
+        page_size=16,
+        enable_gqa=True,
+        fuse_ffn=True,
+        fuse_ln=True,
+    )
+
+    manager = KernelFusionManager(config_flash2)
+
+    output = manager.fuse_attention(q, k, v, config_flash2)
+
+    ffn_output = manager.fuse_ffn(x, gate_w, up_w, down_w, config_flash2)
+
+    ln_linear_output = manager.fuse_layernorm_linear(x, ln_w, ln_b, linear_w, config_flash2)
+
+    report = manager.report()
+    assert {"attention_speedup", "ffn_speedup", "memory_saving"} <= set(report)
+    close(output, attention_by_torch(q, k, v))
+    torch.testing.assert_close(ffn_output, (F.silu(x @ gate_w) * (x @ up_w)) @ down_w, rtol=1e-4, atol=2e-2)
+    torch.testing.assert_close(ln_linear_output, F.layer_norm(x, (96,), ln_w, ln_b) @ linear_w, rtol=1e-4, atol=1e-3)
+
+
+def cache_of(sequences, page_size=16):
+    """Page pools [num_blocks, num_kv_heads, page_size, head_dim] that hold the sequences' keys and values, and
+    tables."""
+    num_blocks = sum(-(-k.shape[0] // page_size) for k, _ in sequences)
+    heads, dim = sequences[0][0].shape[1:]
+    pools = torch.zeros(2, num_blocks + 1, heads, page_size, dim)
+    tables = torch.full((len(sequences), num_blocks), -1, dtype=torch.int32)
+    free = list(range(num_blocks, 0, -1))
+    for row, pair in enumerate(sequences):
+        for begin in range(0, pair[0].shape[0], page_size):
+            block = free.pop()
+            tables[row, begin // page_size] = block
+            for pool, values in zip(pools, pair, strict=True):
+                part = values[begin : begin + page_size].transpose(0, 1)
+                pool[block, :, : part.shape[1]] = part
+    return pools[0], pools[1], tables, torch.tensor([k.shape[0] for k, _ in sequences], dtype=torch.int32)
+
+
+@pytest.fixture
+def paged():
+    sequences = [(torch.randn(n, 8, 16), torch.randn(n, 8, 16)) for n in (32, 48)]
+    q = torch.randn(2, 32, 16)
+    # The query is the last row of a causal attention.
+    rows = [torch.cat([q.new_zeros(k.shape[0] - 1, 32, 16), q[i : i + 1]]) for i, (k, _) in enumerate(sequences)]
+    each = [attention_by_torch(row[None], k[None], v[None])[:, -1] for row, (k, v) in zip(rows, sequences, strict=True)]
+    return q, *cache_of(sequences), torch.cat(each)
+
+
+def test_example_2_paged_attention(paged):
+    q, k_cache, v_cache, block_tables, _, expected = paged
+    from sage.llm.engines.sagellm.accel.kernel_fusion import KernelFusionConfig, KernelFusionManager
+
+    config_paged = KernelFusionConfig(
+        attention_backend="paged",
+        use_paged_attention=True,
+        page_size=16,
+        enable_gqa=True,
+        num_kv_heads=8,
+    )
+
+    manager = KernelFusionManager(config_paged)
+    output = manager.fuse_attention(q, k_cache, v_cache, block_tables=block_tables, config=config_paged)
+    close(output, expected)  # every page is full
+
+
+TRITON = """
+import torch
+import triton
+import triton.language as tl
+
+from sage.llm.engines.sagellm.accel.kernel_fusion import KernelFusionConfig, KernelFusionManager
+
+x, linear_w = torch.randn(40, 24), torch.randn(24, 20)
+
+config_triton = KernelFusionConfig(
+    use_triton=True,
+    fuse_gelu_linear=True,
+    backend="triton",
+)
+manager = KernelFusionManager(config_triton)
+
+
+@triton.jit
+def custom_gelu_linear_kernel(x_ptr, w_ptr, b_ptr, out_ptr, N, D_in, D_out, BLOCK_SIZE: tl.constexpr):
+    rows = tl.program_id(0) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    live = rows < N
+    for column in range(D_out):
+        total = tl.zeros((BLOCK_SIZE,), tl.float32) + tl.load(b_ptr + column)
+        for i in range(D_in):
+            x = tl.load(x_ptr + rows * D_in + i, mask=live, other=0.0)
+            total += x * tl.sigmoid(1.5957691216 * (x + 0.044715 * x * x * x)) * tl.load(w_ptr + i * D_out + column)
+        tl.store(out_ptr + rows * D_out + column, total, mask=live)
+
+
+manager.register_custom_kernel("gelu_linear", custom_gelu_linear_kernel)
+output = manager.fuse_gelu_linear(x, linear_w, config_triton)
+
+expected = torch.nn.functional.gelu(x, approximate="tanh") @ linear_w
+torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+assert manager.get_stats()["ops"]["linear"]["kernels"]["custom::gelu_linear"]["calls"] == 1
+"""
+
+
+def test_example_3_custom_triton_kernel(tmp_path):
+    pytest.importorskip("triton")
+    script = tmp_path / "example.py"  # Triton reads the source of its kernels from a file
+    script.write_text(TRITON)
+    subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+
+
+def test_with_the_kv_pool(paged):
+    q, k_cache, v_cache, tables, lengths, expected = paged
+
+    class KVPool:
+        """A stand-in for the pool of kv_runtime, with the interface that the specification uses of it."""
+
+        def __init__(self, max_blocks, block_size):
+            self.max_blocks, self.block_size = max_blocks, block_size
+
+        def get_block_tables(self, request_ids):
+            from sage.llm.engines.sagellm.accel.kernel_fusion import BlockTables
+
+            return BlockTables(tables[list(request_ids)], lengths[list(request_ids)])
+
+    request_ids = [0, 1]
+    from sage.llm.engines.sagellm.accel.kernel_fusion import KernelFusionConfig, KernelFusionManager
+
+    config = KernelFusionConfig(attention_backend="paged", page_size=16)
+
+    kv_pool = KVPool(max_blocks=1000, block_size=16)
+    fusion_mgr = KernelFusionManager(KernelFusionConfig(
+        attention_backend="paged",
+        page_size=16
+    ))  # fmt: skip
+
+    block_tables = kv_pool.get_block_tables(request_ids)
+    output = fusion_mgr.fuse_attention(q, k_cache, v_cache, block_tables=block_tables, config=config)
+    close(output, expected)
+
+
+def test_the_kernel_classes(paged):
+    from sagellm_kernel_fusion.errors import InvalidArgumentError
+    from sagellm_kernel_fusion.kernels import FlashAttention2, FusedFFN, GroupedQueryAttention, PagedAttention
+
+    q, k_cache, v_cache, block_tables, context_lens, expected = paged
+    close(PagedAttention(32, 16, page_size=16).forward(q, k_cache, v_cache, block_tables, context_lens), expected)
+    with pytest.raises(InvalidArgumentError, match=r"key_cache: expected 8 in dimension -2"):
+        PagedAttention(32, 16, page_size=8).forward(q, k_cache, v_cache, block_tables, context_lens)
+
+    q, k, v = torch.randn(2, 20, 6, 16), torch.randn(2, 20, 2, 16), torch.randn(2, 20, 2, 16)
+    close(FlashAttention2().forward(q, k, v), attention_by_torch(q, k, v))
+    close(GroupedQueryAttention(6, 2, 16).forward(q, k, v), attention_by_torch(q, k, v))
+    with pytest.raises(InvalidArgumentError, match="expected a multiple of num_kv_heads, 4, got 6"):
+        GroupedQueryAttention(6, 4, 16)
+    with pytest.raises(InvalidArgumentError, match="k: expected 3 in dimension -2"):
+        GroupedQueryAttention(6, 3, 16).forward(q, k, v)
+    ends = torch.tensor([0, 20, 40], dtype=torch.int32)
+    packed = FlashAttention2().forward_varlen(*(t.flatten(0, 1) for t in (q, k, v)), ends, ends, 20, 20)
+    close(packed, attention_by_torch(q, k, v).flatten(0, 1))
+
+    x, gate_w, up_w, down_w = torch.randn(5, 24), torch.randn(24, 32), torch.randn(24, 32), torch.randn(32, 24)
+    torch.testing.assert_close(
+        FusedFFN().forward(x, gate_w, up_w, down_w), (F.silu(x @ gate_w) * (x @ up_w)) @ down_w, rtol=1e-4, atol=1e-3
+    )
+
+
+KEYS = {"attention_speedup", "ffn_speedup", "memory_saving", "kernel_calls_reduction", "e2e_speedup"}
+
+
+def test_benchmark(tiny_gguf, tiny_folder):
+    from sagellm_kernel_fusion import KernelFusionConfig, benchmark_kernel_fusion, load_model, measure_performance
+
+    config = KernelFusionConfig(fusion="all")
+    for path in (tiny_gguf, tiny_folder):
+        report = benchmark_kernel_fusion(path, config, [[1, 2, 3, 4] * 8, [5, 6]], decode_tokens=3, rounds=1)
+        assert set(report) == KEYS and all(isinstance(value, float) for value in report.values())
+        assert 0 < report["kernel_calls_reduction"] < 1 and report["e2e_speedup"] > 0
+    # As the specification writes it out.
+    model_vanilla = load_model(tiny_gguf, fuse_kernels=False, count_calls=True)
+    model_fused = load_model(tiny_gguf, fuse_kernels=True, fusion_config=config, count_calls=True)
+    vanilla_metrics = measure_performance(model_vanilla, [[1, 2, 3]], 2)
+    fused_metrics = measure_performance(model_fused, [[1, 2, 3]], 2)
+    for key in ("attn_time", "ffn_time", "total_time", "peak_mem", "kernel_calls"):
+        assert vanilla_metrics[key] > 0 and fused_metrics[key] > 0, key
+    assert vanilla_metrics["attn_time"] + vanilla_metrics["ffn_time"] < vanilla_metrics["total_time"]
+    assert fused_metrics["kernel_calls"] < vanilla_metrics["kernel_calls"]
+    with pytest.raises(ValueError, match="count_calls=True"):
+        measure_performance(load_model(tiny_gguf), [[1]], 0)
+    with pytest.raises(ValueError, match="test_inputs: expected at least one prompt"):
+        measure_performance(model_fused, [])
