@@ -48,9 +48,7 @@ class GroupedQueryAttention:
 
     def __init__(self, num_q_heads: int, num_kv_heads: int, head_dim: int):
         if num_kv_heads < 1 or num_q_heads % num_kv_heads:
-            raise refusing(
-                f"num_q_heads: expected a multiple of num_kv_heads, {num_kv_heads}, got {num_q_heads}"
-            )
+            raise refusing(f"num_q_heads: expected a multiple of num_kv_heads, {num_kv_heads}, got {num_q_heads}")
         self.num_q_heads, self.num_kv_heads, self.head_dim = num_q_heads, num_kv_heads, head_dim
         self.num_queries_per_kv = num_q_heads // num_kv_heads
 
