@@ -3,7 +3,7 @@
 All take the tensors that the manager takes, and hand its errors on.
 """
 
-from .attention import FlashAttention2, GroupedQueryAttention, PagedAttention
+from .attention import FlashAttention2, FusedINT4Attention, GroupedQueryAttention, PagedAttention
 from .ffn import FusedFFN
 
-__all__ = ["FlashAttention2", "FusedFFN", "GroupedQueryAttention", "PagedAttention"]
+__all__ = ["FlashAttention2", "FusedFFN", "FusedINT4Attention", "GroupedQueryAttention", "PagedAttention"]

@@ -8,6 +8,8 @@ from ..manager import KernelFusionManager
 
 _manager = KernelFusionManager(KernelFusionConfig(log_fusion_stats=False))
 
+_int4 = KernelFusionConfig(fuse_with_quant=True, quant_dtype="int4", log_fusion_stats=False)
+
 
 class FlashAttention2:
     """Exact attention in blocks, with an online softmax (Dao, FlashAttention-2, 2023): O(seqlen) memory."""
@@ -57,6 +59,16 @@ class GroupedQueryAttention:
         _expect("q", q, {-2: self.num_q_heads, -1: self.head_dim})
         _expect("k", k, {-2: self.num_kv_heads, -1: self.head_dim})
         return _manager.fuse_attention(q, k, v)
+
+
+class FusedINT4Attention:
+    """Causal attention over int4 keys and values, which are dequantized in registers and never written as floats."""
+
+    def forward(self, q_fp16, k_int4, v_int4, k_scales=None, v_scales=None):
+        """q [batch, seqlen_q, num_heads, head_dim] of any activation type; k_int4 and v_int4 uint8 [batch, seqlen_k,
+        num_kv_heads, head_dim / 2], two values a byte, the low half first, with scales [batch, seqlen_k, num_kv_heads,
+        groups]; or QuantizedTensors, which have theirs."""
+        return _manager.fuse_attention(q_fp16, k_int4, v_int4, _int4, k_scales=k_scales, v_scales=v_scales)
 
 
 def _expect(name: str, array, sizes: dict[int, int]) -> None:

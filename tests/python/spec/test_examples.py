@@ -143,6 +143,56 @@ def test_example_3_custom_triton_kernel(tmp_path):
     subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
 
 
+def floats(quantized):
+    return torch.from_numpy(quantized.dequantize())
+
+
+def test_example_4_quantized(rng):
+    import sagellm_kernel_fusion as kf
+
+    q, k, v = torch.randn(2, 40, 6, 64), torch.randn(2, 40, 2, 64), torch.randn(2, 40, 2, 64)
+    k_int4, v_int4 = kf.quantize_kv(k, "int4", group_size=32), kf.quantize_kv(v, "int4", group_size=32)
+    from sage.llm.engines.sagellm.accel.kernel_fusion import KernelFusionConfig, KernelFusionManager
+
+    config_quant_fused = KernelFusionConfig(
+        attention_backend="flash2",
+        fuse_with_quant=True,
+        quant_dtype="int4",
+        fuse_ffn=True,
+    )
+
+    manager = KernelFusionManager(config_quant_fused)
+    output = manager.fuse_attention(q, k_int4, v_int4, config_quant_fused)
+    expected = attention_by_torch(q, floats(k_int4), floats(v_int4))
+    close(output, expected)
+
+    from sagellm_kernel_fusion.kernels import FusedINT4Attention
+
+    codes = (torch.from_numpy(x) for x in (k_int4.data, v_int4.data, k_int4.scales, v_int4.scales))
+    close(FusedINT4Attention().forward(q, *codes), expected)
+    with pytest.raises(ValueError, match="k: quant_dtype is configured as int4, got i8"):
+        manager.fuse_attention(q, kf.quantize_kv(k, "int8"), v_int4, config_quant_fused)
+
+
+def test_with_the_quantization_module():
+    """K/V in fp8, attention that reads them as they lie."""
+    import sagellm_kernel_fusion as kf
+
+    q, k, v = torch.randn(1, 40, 4, 64), torch.randn(1, 40, 4, 64), torch.randn(1, 40, 4, 64)
+    k_fp8, v_fp8 = kf.quantize_kv(k, "fp8"), kf.quantize_kv(v, "fp8")
+    from sage.llm.engines.sagellm.accel.kernel_fusion import KernelFusionConfig, KernelFusionManager
+
+    fusion_mgr = KernelFusionManager(KernelFusionConfig(
+        attention_backend="flash2",
+        fuse_with_quant=True,
+        quant_dtype="fp8"
+    ))  # fmt: skip
+    config = fusion_mgr.config
+
+    output = fusion_mgr.fuse_attention(q, k_fp8, v_fp8, config)
+    close(output, attention_by_torch(q, floats(k_fp8), floats(v_fp8)))
+
+
 def test_with_the_kv_pool(paged):
     q, k_cache, v_cache, tables, lengths, expected = paged
 
