@@ -220,7 +220,8 @@ void bind_ops(nb::module_& m) {
   m.def("explain", &explain, nb::arg("op"), nb::arg("fields"), nb::arg("selection") = Selection{},
         "Every kernel of the op in order: taken, or why not.");
   m.def("quantize", &quantize_array, nb::arg("values"), nb::arg("data"), nb::arg("dtype"), nb::arg("scales"),
-        nb::arg("zeros").none(), nb::arg("group_size"), "Rounds a matrix, or keys or values, to data and fills scales and zeros.");
+        nb::arg("zeros").none(), nb::arg("group_size"),
+        "Rounds a matrix, or keys or values, to data and fills scales and zeros.");
   m.def("dequantize", &dequantize_array, nb::arg("data"), nb::arg("scales"), nb::arg("zeros").none(),
         nb::arg("group_size"), nb::arg("values"), "values = (data - zeros) * scales");
   m.def(
