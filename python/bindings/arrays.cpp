@@ -68,8 +68,15 @@ TensorView view_of(const nb::ndarray<nb::ro>& a, const std::optional<DLDataType>
   }
 }
 
+// JAX's arrays are values that may be shared, though they export memory as if it could be written.
+bool is_immutable(nb::handle object) {
+  nb::object module = nb::getattr(object.type(), "__module__", nb::none());
+  return nb::isinstance<nb::str>(module) && nb::cast<std::string_view>(module).starts_with("jax");
+}
+
 std::optional<nb::ndarray<nb::ro>> import_array(nb::handle object, Access access) {
   if (access == Access::write) {
+    if (is_immutable(object)) return std::nullopt;
     nb::ndarray<> a;
     if (nb::try_cast(object, a, false)) return nb::ndarray<nb::ro>(a);
   } else {

@@ -12,7 +12,8 @@ Arrays are NumPy's, torch's, JAX's or anything with `__dlpack__`, taken without 
 from __future__ import annotations
 
 from . import ops
-from ._kf import VerdictStore, __version__, backends, kernels, rules
+from ._kf import VerdictStore, __version__, backends, rules
+from ._kf import kernels as list_kernels
 from .arrays import GgufTensor, layout
 from .backends import register_builtin
 from .call import FUSED, REFERENCE, VANILLA, Selection, explain
@@ -69,8 +70,8 @@ __all__ = [
     "benchmark_kernel_fusion",
     "densify",
     "explain",
-    "kernels",
     "layout",
+    "list_kernels",
     "load_model",
     "measure_performance",
     "ops",

@@ -59,7 +59,9 @@ def allocate(dtype: str, shape: tuple[int, ...], like):
 def as_kind_of(array, like):
     """`array` as `like`'s library has it, where that is neither NumPy nor torch: through its from_dlpack."""
     if isinstance(array, np.ndarray) and hasattr(like, "__array_namespace__") and not isinstance(like, np.ndarray):
-        return like.__array_namespace__().from_dlpack(array)
+        namespace = like.__array_namespace__()
+        # NumPy has no DLPack for the types of ml_dtypes, whose arrays JAX takes as they are.
+        return namespace.asarray(array) if array.dtype.kind == "V" else namespace.from_dlpack(array)
     return array
 
 

@@ -163,6 +163,21 @@ def test_quant_dtype():
     assert int8.plan("ffn", x=X, gate_weight=weight, up_weight=weight, down_weight=weight)["launches"] >= 1
 
 
+def test_sparse_weights_are_read_compressed_or_made_dense_first(rng):
+    x = rng.standard_normal((3, 64)).astype(np.float32)
+    weight = kf.sparsify(rng.standard_normal((32, 64)).astype(np.float32), "2:4")
+    plans = {}
+    for fused in (True, False):
+        m = kf.KernelFusionManager(kf.KernelFusionConfig(fuse_with_sparse=fused, sparse_pattern="n:m"))
+        plans[fused] = m.plan("silu_linear", x=x, weight=weight)["shapes"]
+        expected = (x / (1 + np.exp(-x))) @ kf.densify(weight).T
+        np.testing.assert_allclose(m.fuse_silu_linear(x, weight), expected, rtol=1e-4, atol=1e-4)
+    assert "weight_mask" in plans[True] and "weight_mask" not in plans[False]
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(fuse_with_sparse=True, sparse_pattern="unstructured"))
+    with pytest.raises(kf.InvalidArgumentError, match="sparse_pattern is configured as unstructured, got 2:4"):
+        m.fuse_silu_linear(x, weight)
+
+
 def test_tensors_run_where_they_are(rng):
     x = rng.standard_normal((2, 8)).astype(np.float32)
     results = [

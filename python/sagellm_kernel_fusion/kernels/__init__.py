@@ -4,6 +4,13 @@ All take the tensors that the manager takes, and hand its errors on.
 """
 
 from .attention import FlashAttention2, FusedINT4Attention, GroupedQueryAttention, PagedAttention
-from .ffn import FusedFFN
+from .ffn import FusedFFN, FusedSparseFFN
 
-__all__ = ["FlashAttention2", "FusedFFN", "FusedINT4Attention", "GroupedQueryAttention", "PagedAttention"]
+__all__ = [
+    "FlashAttention2",
+    "FusedFFN",
+    "FusedINT4Attention",
+    "FusedSparseFFN",
+    "GroupedQueryAttention",
+    "PagedAttention",
+]

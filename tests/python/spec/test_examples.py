@@ -174,6 +174,32 @@ def test_example_4_quantized(rng):
         manager.fuse_attention(q, kf.quantize_kv(k, "int8"), v_int4, config_quant_fused)
 
 
+def test_example_5_sparse(rng):
+    import sagellm_kernel_fusion as kf
+
+    x, (gate, up) = torch.randn(4, 96), torch.randn(2, 128, 96)
+    sparse_gate_w, sparse_up_w = kf.sparsify(gate, "2:4"), kf.sparsify(up, "2:4")
+    sparse_down_w = kf.sparsify(torch.randn(96, 128), "2:4")
+    from sage.llm.engines.sagellm.accel.kernel_fusion import KernelFusionConfig, KernelFusionManager
+
+    config_sparse_fused = KernelFusionConfig(
+        fuse_with_sparse=True,
+        sparse_pattern="n:m",
+        fuse_ffn=True,
+    )
+
+    manager = KernelFusionManager(config_sparse_fused)
+    ffn_output = manager.fuse_ffn(x, sparse_gate_w, sparse_up_w, sparse_down_w, config_sparse_fused)
+
+    gate, up, down = (torch.from_numpy(kf.densify(w)) for w in (sparse_gate_w, sparse_up_w, sparse_down_w))
+    expected = (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+    torch.testing.assert_close(ffn_output, expected, rtol=1e-4, atol=1e-3)
+
+    from sagellm_kernel_fusion.kernels import FusedSparseFFN
+
+    torch.testing.assert_close(FusedSparseFFN().forward(x, sparse_gate_w, sparse_up_w, sparse_down_w), ffn_output)
+
+
 def test_with_the_quantization_module():
     """K/V in fp8, attention that reads them as they lie."""
     import sagellm_kernel_fusion as kf

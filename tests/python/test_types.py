@@ -1,0 +1,26 @@
+"""What editors and type checkers read: the package is marked as typed, and the extension has stubs."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import sagellm_kernel_fusion
+from sagellm_kernel_fusion import _kf
+
+
+def test_the_package_is_typed():
+    assert (Path(sagellm_kernel_fusion.__file__).parent / "py.typed").is_file()
+
+
+def test_the_extension_has_stubs():
+    if sys.version_info < (3, 11):  # their generator needs a package that Python has from 3.11 on
+        return
+    stubs = ast.parse(Path(_kf.__file__).with_name("_kf.pyi").read_text())
+    described = {node.name: node for node in stubs.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    public = {name for name in vars(_kf) if not name.startswith("_")}
+    assert public == set(described)
+    manager = {node.name: node for node in described["Manager"].body if isinstance(node, ast.FunctionDef)}
+    assert [a.arg for a in manager["call"].args.args][:4] == ["self", "op", "fields", "config"]
+    assert all(ast.get_docstring(node) for name, node in manager.items() if name != "__init__")
