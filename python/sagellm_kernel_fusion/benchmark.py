@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,9 +57,8 @@ def measure_performance(model: Model, test_inputs: Sequence[Sequence[int]] | Non
 
 def _is_ffn(call: dict, intermediate_size: int) -> bool:
     """Whether one of its operands is as wide as the FFN's inside, which nothing else in a layer is."""
-    width = str(intermediate_size)
-    shapes = (part.split("[")[1].split("]")[0] for part in call["shapes"].split(" ") if "=" in part and "[" in part)
-    return call["op"] not in _ATTENTION and ("ffn" in call["op"] or any(width in s.split(",") for s in shapes))
+    sizes = {int(size) for shape in re.findall(r"\[([\d, ]+)\]", call["shapes"]) for size in shape.split(",")}
+    return call["op"] not in _ATTENTION and ("ffn" in call["op"] or intermediate_size in sizes)
 
 
 def _prompts(model: Model, decode_tokens: int) -> list[np.ndarray]:

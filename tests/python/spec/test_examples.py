@@ -299,3 +299,17 @@ def test_benchmark(tiny_gguf, tiny_folder):
         measure_performance(load_model(tiny_gguf), [[1]], 0)
     with pytest.raises(ValueError, match="test_inputs: expected at least one prompt"):
         measure_performance(model_fused, [])
+
+
+def test_the_ffn_is_known_by_its_width():
+    from sagellm_kernel_fusion.benchmark import _is_ffn
+
+    for op, shapes, expected in (
+        ("linear", "x=f32[4, 576] weight=q4_1[1536, 576] out=f32[4, 1536] norm=none", True),
+        ("linear", "x=f32[4, 1536] weight=q4_1[576, 1536] out=f32[4, 576]", True),
+        ("binary", "a=f32[4, 1536] b=f32[4, 1536] out=f32[4, 1536]", True),
+        ("linear", "x=f32[4, 576] weight=f32[192, 576] out=f32[4, 192]", False),
+        ("softmax", "x=f32[9, 4, 1536] out=f32[9, 4, 1536]", False),
+        ("gated_ffn", "x=f32[4, 8]", True),
+    ):
+        assert _is_ffn({"op": op, "shapes": shapes}, 1536) == expected, (op, shapes)
