@@ -1,11 +1,13 @@
 // kf_bench_kv: decode attention over keys and values of every format, in turns within one run, against f32. Each result is
 // first checked against attention over the same keys and values dequantized to f32; what is wrong is not timed. JSON.
-//   kf_bench_kv [seqlen_k] [seconds] [num_heads] [num_kv_heads] [head_dim]
+//   kf_bench_kv [seqlen_k] [seconds] [formats] [num_heads] [num_kv_heads] [head_dim]
+// formats: some of the names below, with commas between; all: every one.
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 #include <fmt/format.h>
@@ -31,13 +33,13 @@ constexpr Format kFormats[] = {{"f32", DType::f32},
                                {"f16", DType::f16},
                                {"bf16", DType::bf16},
                                {"i8", DType::i8},
-                               {"i8 a scale a head", DType::i8, true},
-                               {"i8 zeros", DType::i8, false, 0, true},
+                               {"i8-head", DType::i8, true},
+                               {"i8-zeros", DType::i8, false, 0, true},
                                {"fp8_e4m3", DType::fp8_e4m3},
                                {"fp8_e5m2", DType::fp8_e5m2},
                                {"int4", DType::int4},
-                               {"int4 zeros", DType::int4, false, 0, true},
-                               {"int4 groups of 32, zeros, f16", DType::int4, false, 32, true, DType::f16}};
+                               {"int4-zeros", DType::int4, false, 0, true},
+                               {"int4-g32-zeros-f16", DType::int4, false, 32, true, DType::f16}};
 
 struct Call {
   std::vector<Tensor> storage;
@@ -91,20 +93,26 @@ int main(int argc, char** argv) {
   const auto argument = [&](int i, std::int64_t otherwise) {
     return argc > i ? std::atoll(argv[i]) : otherwise;
   };
-  const std::int64_t keys = argument(1, 32768), seconds = argument(2, 10), heads = argument(3, 32),
-                     kv_heads = argument(4, 8), dim = argument(5, 128);
+  const std::int64_t keys = argument(1, 32768), seconds = argument(2, 10), heads = argument(4, 32),
+                     kv_heads = argument(5, 8), dim = argument(6, 128);
+  const std::string wanted = fmt::format(",{},", argc > 3 ? argv[3] : "all");
+  std::vector<Format> formats;
+  for (const Format& f : kFormats)
+    if (f.dtype == DType::f32 || wanted == ",all," ||
+        wanted.find(fmt::format(",{},", f.name)) != std::string::npos)
+      formats.push_back(f);
   Dispatcher& d = default_dispatcher();
   cases::Maker m("kv");
   const TensorView q = m.normal(DType::f32, {1, 1, heads, dim}),
                    k = m.normal(DType::f32, {1, keys, kv_heads, dim}),
                    v = m.normal(DType::f32, {1, keys, kv_heads, dim});
   const Tensor k_means(DType::f32, {1, keys, kv_heads, dim}), v_means(DType::f32, {1, keys, kv_heads, dim});
-  std::vector<Call> calls(std::size(kFormats));
+  std::vector<Call> calls(formats.size());
   for (std::size_t i = 0; i < calls.size(); ++i) {
     Call& c = calls[i];
     c.params.q = q;
-    c.params.k = convert(c, kFormats[i], k, c.params.k_quantization, k_means);
-    c.params.v = convert(c, kFormats[i], v, c.params.v_quantization, v_means);
+    c.params.k = convert(c, formats[i], k, c.params.k_quantization, k_means);
+    c.params.v = convert(c, formats[i], v, c.params.v_quantization, v_means);
     c.params.out = make(c, DType::f32, {1, 1, heads, dim});
     c.plan = d.plan(Op::attention, &c.params);
     c.workspace = allocate_host(c.plan->workspace_bytes());
@@ -116,7 +124,7 @@ int main(int argc, char** argv) {
           c.error, static_cast<double>(std::abs(meant.out.as<float>()[j] - c.params.out.as<float>()[j])));
     if (!(c.error < 1e-4)) {
       fmt::print(stderr, "{}: off by {} from attention over the dequantized keys and values\n",
-                 kFormats[i].name, c.error);
+                 formats[i].name, c.error);
       return 1;
     }
   }
@@ -133,7 +141,7 @@ int main(int argc, char** argv) {
     fmt::print(
         "{}\n  {{\"kv\": \"{}\", \"median_ms\": {:.3f}, \"least_ms\": {:.3f}, \"gb_per_s\": {:.2f}, "
         "\"speedup_over_f32\": {:.2f}, \"error\": {:.2g}}}",
-        i ? "," : "", kFormats[i].name, ms, *std::min_element(calls[i].ms.begin(), calls[i].ms.end()),
+        i ? "," : "", formats[i].name, ms, *std::min_element(calls[i].ms.begin(), calls[i].ms.end()),
         calls[i].plan->cost().bytes / 1e6 / ms, baseline / ms, calls[i].error);
   }
   fmt::print("\n]}}\n");

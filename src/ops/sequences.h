@@ -69,9 +69,10 @@ struct KeyRows {
   const std::int32_t* pages = nullptr;
 
   std::int64_t offset(std::int64_t key, std::int64_t head) const {
-    const std::int64_t page = pages ? pages[key / page_size] : 0;
-    return base + page * page_stride + key % page_size * token_stride + head * head_stride;
+    const std::int64_t in_page = base + row_of_page(key) * token_stride + head * head_stride;
+    return pages ? in_page + pages[key / page_size] * page_stride : in_page;
   }
+  std::int64_t row_of_page(std::int64_t key) const { return pages ? key % page_size : key; }
   // Calls f(first_key, count, offset) for runs of keys that lie `token_stride` apart: one look-up a page.
   template <class F>
   void for_each_run(std::int64_t begin, std::int64_t end, std::int64_t head, F&& f) const {

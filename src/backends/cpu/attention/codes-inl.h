@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "backends/cpu/attention/attend.h"
 #include "backends/cpu/attention/kv_source.h"
 #include "backends/cpu/linear/quantized-inl.h"
 #include "backends/cpu/simd/load_store-inl.h"
@@ -16,6 +17,7 @@ HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using kf::HWY_NAMESPACE::F16ToF32;
+using kf::HWY_NAMESPACE::ForEachVector;
 using kf::HWY_NAMESPACE::LoadF32;
 
 // What LoadElements() leaves out of an element: its scale is multiplied by it.
@@ -76,13 +78,28 @@ HWY_INLINE void DecodeGroup(const T* codes, float scale, float zero, std::int64_
 // `count` rows of one page, from that of `key` on, one after another in f32.
 template <class T>
 HWY_NOINLINE void DecodeRows(const KvSource<T>& source, std::int64_t key, std::int64_t head, int count,
-                             const T* codes, int head_dim, float* out) {
-  const std::int64_t group_size = source.scales.group_size();
-  for (int j = 0; j < count; ++j, codes = advance(codes, source.rows.token_stride)) {
-    const KvScales::Row row = source.scales.row(key + j, head);
-    for (std::int64_t g = 0, i = 0; i < head_dim; ++g, i += group_size, out += group_size)
-      DecodeGroup(advance(codes, i), row.scale(g), row.zero(g), group_size, out);
-  }
+                             const T* codes, float* out) {
+  const hn::ScalableTag<float> d;
+  const KvScales& scales = source.scales;
+  const std::int64_t group_size = scales.group_size(), groups = scales.groups();
+  HWY_ALIGN float group_scales[kMaxHeadDim / kLeastGroup + hn::MaxLanes(d)];
+  KvScales::Row row = scales.row(key, head);
+  with_activation_type(scales.scales().dtype, [&]<class S>(std::type_identity<S>) {
+    const S* const all = scales.scales().as<S>();
+    for (int j = 0; j < count; ++j, codes = advance(codes, source.rows.token_stride)) {
+      if (groups == 1) {
+        group_scales[0] = to_f32(all[row.scales]);
+      } else {
+        ForEachVector(groups, [&](std::int64_t i, auto extent) HWY_ATTR {
+          hn::Store(LoadF32(d, all + row.scales + i, extent), d, group_scales + i);
+        });
+      }
+      const std::int8_t* const zeros = scales.zeros(row);
+      for (std::int64_t g = 0, i = 0; g < groups; ++g, i += group_size, out += group_size)
+        DecodeGroup(advance(codes, i), group_scales[g], zeros ? zeros[g] : 0.0f, group_size, out);
+      row = scales.next(row);
+    }
+  });
 }
 
 }  // namespace kf::cpu::HWY_NAMESPACE

@@ -36,6 +36,9 @@ constexpr const T* advance(const T* p, std::int64_t elements) {
   return p + elements / kElementsOf<T>;
 }
 
+// The smallest group of elements that share a scale, but for a row.
+inline constexpr int kLeastGroup = 16;
+
 // Calls f(std::type_identity<T>()) with the element type of keys and values of this dtype.
 template <class F>
 decltype(auto) with_kv_type(DType dtype, F&& f) {
@@ -64,18 +67,24 @@ class KvScales {
   bool one_a_row() const { return q_.scales.dim(-1) == 1 && !q_.zeros.present(); }
   std::int64_t group_size() const { return rows_.group_size; }
 
-  // The groups of one row.
+  // Groups of a row.
+  std::int64_t groups() const { return q_.scales.dim(-1); }
+  // Where they begin.
   struct Row {
-    const Quantization& q;
-    std::int64_t scales, zeros;  // where they begin
-
-    float scale(std::int64_t group) const { return read_element(q.scales, scales + group); }
-    float zero(std::int64_t group) const {
-      return q.zeros.present() ? static_cast<float>(q.zeros.as<std::int8_t>()[zeros + group]) : 0.0f;
-    }
+    std::int64_t scales, zeros;
   };
   Row row(std::int64_t key, std::int64_t head) const {
-    return {q_, rows_.scales.offset(key, head), q_.zeros.present() ? rows_.zeros.offset(key, head) : 0};
+    return {rows_.scales.offset(key, head), q_.zeros.present() ? rows_.zeros.offset(key, head) : 0};
+  }
+  // Of the key after it, on the same page.
+  Row next(Row row) const {
+    return {row.scales + rows_.scales.token_stride, row.zeros + rows_.zeros.token_stride};
+  }
+  float scale(Row row, std::int64_t group) const { return read_element(q_.scales, row.scales + group); }
+  float zero(Row row, std::int64_t group) const { return zeros(row) ? zeros(row)[group] : 0.0f; }
+  const TensorView& scales() const { return q_.scales; }
+  const std::int8_t* zeros(Row row) const {
+    return q_.zeros.present() ? q_.zeros.as<std::int8_t>() + row.zeros : nullptr;
   }
   // The first scales of `count` keys of one page, each times `unit`.
   void load(std::int64_t key, std::int64_t head, int count, float unit, float* out) const {

@@ -31,27 +31,36 @@ inline constexpr int kSpanOfHead = 16;  // keys, where a head's keys adjoin
 inline constexpr int kSpanOfToken = 8;  // keys, where a key's heads adjoin
 inline constexpr int kLongestSpan = std::max(kSpanOfHead, kSpanOfToken);
 
-// Calls f(head, first key in the block, keys, row of the first, first row of the span that follows: to be
-// fetched meanwhile, for the hardware's prefetching does not follow jumps from page to page and head to head).
+// Bytes that are asked for ahead of their use: less would come late where a span is short, and more would not stay in
+// the first-level cache.
+inline constexpr std::int64_t kBytesAhead = 6144;
+
+// Calls f(head, first key in the block, keys, row of the first, first row of a span that follows: to be fetched
+// meanwhile, for the hardware's prefetching does not follow jumps from page to page and head to head).
 template <class T, class F>
-HWY_INLINE void ForEachSpan(const ops::KeyRows& rows, const T* data, const Block& block, F&& f) {
+HWY_INLINE void ForEachSpan(const KvSource<T>& source, const Block& block, int head_dim, F&& f) {
   struct Place {
     std::int64_t key;
     int head;
   };
+  const ops::KeyRows& rows = source.rows;
   const std::int64_t longest = rows.head_stride < rows.token_stride ? kSpanOfToken : kSpanOfHead;
   const auto row_at = [&](Place at) {
-    return advance(data, rows.offset(at.key, block.first_head + at.head));
+    return advance(source.data, rows.offset(at.key, block.first_head + at.head));
   };
+  const std::int64_t span_bytes = longest * head_dim * static_cast<std::int64_t>(sizeof(T)) / kElementsOf<T>;
+  const std::int64_t spans = std::max<std::int64_t>(kBytesAhead / span_bytes, 1);
+  const Place step{spans / block.heads * longest, static_cast<int>(spans % block.heads)};
 
   for (Place at{block.begin, 0}; at.key < block.end;) {
     const std::int64_t keys =
-        std::min({longest, block.end - at.key, rows.page_size - at.key % rows.page_size});
+        std::min({longest, block.end - at.key, rows.page_size - rows.row_of_page(at.key)});
     const T* const row = row_at(at);
-    const Place next = at.head + 1 < block.heads ? Place{at.key, at.head + 1} : Place{at.key + keys, 0};
+    Place ahead{at.key + step.key, at.head + step.head};
+    if (ahead.head >= block.heads) ahead = {ahead.key + keys, ahead.head - block.heads};
     f(at.head, static_cast<int>(at.key) - block.begin, static_cast<int>(keys), row,
-      next.key < block.task_end ? row_at(next) : row);
-    at = next;
+      ahead.key < block.task_end ? row_at(ahead) : row);
+    at = at.head + 1 < block.heads ? Place{at.key, at.head + 1} : Place{at.key + keys, 0};
   }
 }
 
@@ -120,14 +129,15 @@ HWY_INLINE void AddValues(D d, const float* probs, const T* v, std::int64_t stri
     for (int i = 0; i < kVectors; ++i) hn::Store(sum[r][i], d, out + r * kOutStride + i * lanes);
 }
 
-// The scores of `count` neighbouring keys of a head; `prefetch(j)` with each.
-template <int kRows, class D, class T, class P>
+// The scores of `count` neighbouring keys of a head. Meanwhile rows of `ahead` are asked for. (By a call in place: GCC
+// takes a function that does nothing else for one without effect, and drops what calls it.)
+template <int kRows, class D, class T, class A>
 HWY_INLINE void ScoreSpan(D d, const float* q, const T* k, std::int64_t stride, const float* scale, int count,
-                          int head_dim, float* scores, const P& prefetch) {
+                          int head_dim, float* scores, const A* ahead, std::int64_t ahead_stride) {
   constexpr int kKeys = kRows <= 2 ? 4 : kRows <= 4 ? 2 : 1;  // so that kRows * kKeys sums fit the registers
   int j = 0;
   for (; j + kKeys <= count; j += kKeys, k = advance(k, kKeys * stride)) {
-    for (int i = 0; i < kKeys; ++i) prefetch(j + i);
+    for (int i = 0; i < kKeys; ++i) PrefetchRow(advance(ahead, (j + i) * ahead_stride), head_dim);
     DotKeys<kRows, kKeys>(d, q, k, stride, scale + j, head_dim, scores + j);
   }
   for (; j < count; ++j, k = advance(k, stride))
@@ -139,22 +149,20 @@ template <int kRows, class D, class T>
 HWY_NOINLINE void StreamScores(D d, const KvSource<T>& source, const Block& block, int head_dim,
                                AttentionScratch& s) {
   const std::int64_t stride = source.rows.token_stride;
-  ForEachSpan(source.rows, source.data, block,
-              [&](int head, int first, int count, const T* k, const T* ahead) {
-                const float* const q = s.q + head * kRows * kQueryStride;
-                float* const scores = s.scores + head * kRows * kKeyBlock + first;
-                const auto prefetch = [&](int j) { PrefetchRow(advance(ahead, j * stride), head_dim); };
-                float scale[kLongestSpan];
-                if constexpr (kIsCode<T>) {
-                  const std::int64_t key = block.begin + first, kv_head = block.first_head + head;
-                  if (!source.scales.one_a_row()) {
-                    DecodeRows(source, key, kv_head, count, k, head_dim, s.keys);
-                    return ScoreSpan<kRows>(d, q, s.keys, head_dim, scale, count, head_dim, scores, prefetch);
-                  }
-                  source.scales.load(key, kv_head, count, kUnit<T>, scale);
-                }
-                ScoreSpan<kRows>(d, q, k, stride, scale, count, head_dim, scores, prefetch);
-              });
+  ForEachSpan(source, block, head_dim, [&](int head, int first, int count, const T* k, const T* ahead) {
+    const float* const q = s.q + head * kRows * kQueryStride;
+    float* const scores = s.scores + head * kRows * kKeyBlock + first;
+    float scale[kLongestSpan];
+    if constexpr (kIsCode<T>) {
+      const std::int64_t key = block.begin + first, kv_head = block.first_head + head;
+      if (!source.scales.one_a_row()) {
+        DecodeRows(source, key, kv_head, count, k, s.keys);
+        return ScoreSpan<kRows>(d, q, s.keys, head_dim, scale, count, head_dim, scores, ahead, stride);
+      }
+      source.scales.load(key, kv_head, count, kUnit<T>, scale);
+    }
+    ScoreSpan<kRows>(d, q, k, stride, scale, count, head_dim, scores, ahead, stride);
+  });
 }
 
 // out += probabilities v for `count` neighbouring values of a head, from `key` of the block on. Keys that not all rows
@@ -202,24 +210,23 @@ HWY_NOINLINE void StreamValues(D d, const KvSource<T>& source, const Block& bloc
     }
   }
   const std::int64_t stride = source.rows.token_stride;
-  ForEachSpan(source.rows, source.data, block,
-              [&](int head, int first, int count, const T* v, const T* ahead) {
-                for (int j = 0; j < count; ++j) PrefetchRow(advance(ahead, j * stride), head_dim);
-                if constexpr (kIsCode<T>) {
-                  const std::int64_t key = block.begin + first, kv_head = block.first_head + head;
-                  if (!source.scales.one_a_row()) {
-                    DecodeRows(source, key, kv_head, count, v, head_dim, s.keys);
-                    return AddSpan<kRows>(d, head, first, count, s.keys, head_dim, head_dim, s);
-                  }
-                  // A row's scale goes to its probabilities, which are used once.
-                  float scale[kLongestSpan];
-                  source.scales.load(key, kv_head, count, kUnit<T>, scale);
-                  float* probs = s.scores + head * kRows * kKeyBlock + first;
-                  for (int r = 0; r < kRows; ++r, probs += kKeyBlock)
-                    for (int j = 0; j < count; ++j) probs[j] *= scale[j];
-                }
-                AddSpan<kRows>(d, head, first, count, v, stride, head_dim, s);
-              });
+  ForEachSpan(source, block, head_dim, [&](int head, int first, int count, const T* v, const T* ahead) {
+    for (int j = 0; j < count; ++j) PrefetchRow(advance(ahead, j * stride), head_dim);
+    if constexpr (kIsCode<T>) {
+      const std::int64_t key = block.begin + first, kv_head = block.first_head + head;
+      if (!source.scales.one_a_row()) {
+        DecodeRows(source, key, kv_head, count, v, s.keys);
+        return AddSpan<kRows>(d, head, first, count, s.keys, head_dim, head_dim, s);
+      }
+      // A row's scale goes to its probabilities, which are used once.
+      float scale[kLongestSpan];
+      source.scales.load(key, kv_head, count, kUnit<T>, scale);
+      float* probs = s.scores + head * kRows * kKeyBlock + first;
+      for (int r = 0; r < kRows; ++r, probs += kKeyBlock)
+        for (int j = 0; j < count; ++j) probs[j] *= scale[j];
+    }
+    AddSpan<kRows>(d, head, first, count, v, stride, head_dim, s);
+  });
 }
 
 // Calls f(d, rows) with the number of rows as a constant, and vectors that divide head_dim, a multiple of 8.

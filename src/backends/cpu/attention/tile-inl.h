@@ -47,7 +47,7 @@ template <class T>
 HWY_INLINE auto RowsToPack(const KvSource<T>& source, std::int64_t key, std::int64_t head, int count,
                            const T* row, int head_dim, float* buffer) {
   if constexpr (kIsCode<T>) {
-    DecodeRows(source, key, head, count, row, head_dim, buffer);
+    DecodeRows(source, key, head, count, row, buffer);
     return PackRows<float>{buffer, head_dim};
   } else {
     return PackRows<T>{row, source.rows.token_stride};

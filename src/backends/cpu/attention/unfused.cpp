@@ -72,7 +72,7 @@ class HeadMatrices {
       const std::int64_t offset = rows.offset(j, head);
       const KvScales::Row row = scales.row(j, head);
       for (std::int64_t g = 0, i = 0; i < x_.dim(-1); ++g, i += size)
-        decode_codes(x_.dtype, x_.at(offset + i), row.scale(g), row.zero(g), size,
+        decode_codes(x_.dtype, x_.at(offset + i), scales.scale(row, g), scales.zero(row, g), size,
                      to.data + j * to.stride + i);
     }
   }
