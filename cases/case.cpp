@@ -85,7 +85,13 @@ void set_element(const TensorView& t, std::int64_t flat, double value) {
       t.as<std::uint16_t>()[o] = f32_to_bf16(static_cast<float>(value));
       return;
     case DType::i8:
-      t.as<std::int8_t>()[o] = static_cast<std::int8_t>(value);
+      t.as<std::int8_t>()[o] = static_cast<std::int8_t>(std::isnan(value) ? 0 : value);
+      return;
+    case DType::fp8_e4m3:
+      t.as<std::uint8_t>()[o] = f32_to_fp8_e4m3(static_cast<float>(value));
+      return;
+    case DType::fp8_e5m2:
+      t.as<std::uint8_t>()[o] = f32_to_fp8_e5m2(static_cast<float>(value));
       return;
     case DType::i32:
       t.as<std::int32_t>()[o] = static_cast<std::int32_t>(value);
@@ -172,6 +178,7 @@ const CaseList& all_cases() {
     add_linear_cases(l);
     add_norm_cases(l);
     add_elementwise_cases(l);
+    add_quantized_output_cases(l);
     add_attention_cases(l);
     add_rope_cases(l);
     add_sampling_cases(l);

@@ -38,10 +38,11 @@ class Maker {
 //   |got - ref| <= atol + rtol * |ref|,
 // where atol is given relative to the scale of the terms that were summed: see each case file's derivation.
 // Outputs of codes (int4, i8, fp8) may be so many codes apart. A code of fp8 is the distance of neighbours, but where these lie
-// closer than int8's would, 1/128 of the largest. What is NaN or infinite must be so in both, whatever the codes.
+// closer than int8's would, `code_floor` of the largest. What is NaN or infinite must be so in both, whatever the codes.
 struct Tolerance {
   double rtol = 0, atol = 0;
   int codes = 0;
+  double code_floor = 1.0 / 128;
 };
 
 struct Case {
@@ -63,6 +64,7 @@ double unit_roundoff(DType dtype);
 void add_linear_cases(CaseList& list);
 void add_norm_cases(CaseList& list);
 void add_elementwise_cases(CaseList& list);
+void add_quantized_output_cases(CaseList& list);
 void add_attention_cases(CaseList& list);
 void add_rope_cases(CaseList& list);
 void add_sampling_cases(CaseList& list);

@@ -210,6 +210,70 @@ void add_softmax(CaseList& list) {
   }
 }
 
+struct MaskForm {
+  const char* name;
+  std::vector<std::int64_t> shape;  // of x [2, 3, 5, n]; -1: n
+  DType dtype;
+};
+
+// z is off by u of itself and of the mask, besides what an unmasked softmax adds: |z| stays below 64.
+void add_masked_softmax(CaseList& list) {
+  const std::vector<MaskForm> forms = {{"whole", {2, 3, 5, -1}, DType::boolean},
+                                       {"rows", {5, -1}, DType::boolean},
+                                       {"heads", {2, 1, 5, -1}, DType::f32},
+                                       {"keys", {2, 1, 1, -1}, DType::bf16},
+                                       {"one_a_row", {2, 3, 5, 1}, DType::f16},
+                                       {"one_a_row_boolean", {3, 1, 1}, DType::boolean},
+                                       {"one", {1}, DType::f32}};
+  for (const DType dtype : kActivationDtypes)
+    for (const MaskForm& form : forms)
+      for (const std::int64_t n : {1, 67, 1021}) {
+        Case c;
+        c.name =
+            fmt::format("softmax/{}/mask_{}_{}/{}", dtype_name(dtype), dtype_name(form.dtype), form.name, n);
+        c.op = Op::softmax;
+        c.make = [=](Maker& m) -> AnyParams {
+          SoftmaxParams p;
+          p.x = m.strided(m.normal(dtype, {2, 3, 5, n}, 4.0f), 3);
+          p.scale = 0.5f;
+          std::vector<std::int64_t> shape = form.shape;
+          std::int64_t count = 1;
+          for (std::int64_t& d : shape) count *= d = d < 0 ? n : d;
+          const TensorView mask = m.uniform(form.dtype, {count}, -8.0f, 8.0f);
+          std::bernoulli_distribution shown(0.7);
+          for (std::int64_t i = 0; i < count; ++i)
+            if (form.dtype == DType::boolean)
+              set_element(mask, i, shown(m.rng()));
+            else if (!shown(m.rng()))
+              set_element(mask, i, -static_cast<double>(kInf));
+          p.mask = TensorView::contiguous(mask.data, form.dtype, shape);
+          return p;
+        };
+        c.tolerance = softmax_tolerance(dtype);
+        c.tolerance.rtol += 2 * 64 * kU;
+        c.want = {"lse"};
+        list.push_back(std::move(c));
+      }
+  // What a boolean mask hides counts for nothing, NaN and infinities too; a row may be hidden whole.
+  for (const DType dtype : kActivationDtypes) {
+    Case c;
+    c.name = fmt::format("softmax/{}/mask_hides", dtype_name(dtype));
+    c.op = Op::softmax;
+    c.make = [=](Maker& m) -> AnyParams {
+      SoftmaxParams p;
+      p.x = hostile_rows(m, dtype);
+      p.mask = m.filled(DType::boolean, {6, 41}, 1.0f);
+      for (std::int64_t i = 0; i < 6 * 41; ++i)
+        if (const double x = element(p.x, i); std::isnan(x) || x == kInf || i < 41)
+          set_element(p.mask, i, 0.0);
+      return p;
+    };
+    c.tolerance = softmax_tolerance(dtype);
+    c.want = {"lse"};
+    list.push_back(std::move(c));
+  }
+}
+
 void add_dequantize(CaseList& list) {
   for (const DType from : {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0,
                            DType::q8_0, DType::q4_k, DType::q6_k}) {
@@ -240,6 +304,7 @@ void add_elementwise_cases(CaseList& list) {
   add_binary(list);
   add_activations(list);
   add_softmax(list);
+  add_masked_softmax(list);
   add_dequantize(list);
 }
 

@@ -181,12 +181,14 @@ std::string broken_guard(const Operands& o) {
 }
 
 // How many codes of int4, i8 or fp8 two values are apart, as Tolerance counts them.
-double codes_apart(DType dtype, double a, double b) {
+double codes_apart(DType dtype, double a, double b, double code_floor) {
   if (dtype == DType::int4 || dtype == DType::i8) return std::abs(a - b);
-  const int mantissa_bits = dtype == DType::fp8_e4m3 ? 3 : 2;
-  const double largest = std::max(std::abs(a), std::abs(b)), least = code_ends(dtype).highest / 128.0;
-  const double distance = largest > 0 ? std::ldexp(1.0, std::ilogb(largest) - mantissa_bits) : 0;
-  return std::abs(a - b) / std::max(distance, least);
+  const int mantissa_bits = dtype == DType::fp8_e4m3 ? 3 : 2,
+            least_exponent = dtype == DType::fp8_e4m3 ? -6 : -14;
+  const double largest = std::max(std::abs(a), std::abs(b));
+  const int exponent = std::max(largest > 0 ? std::ilogb(largest) : least_exponent, least_exponent);
+  return std::abs(a - b) /
+         std::max(std::ldexp(1.0, exponent - mantissa_bits), code_floor * code_ends(dtype).highest);
 }
 
 Comparison compare(const Case& c, const Operands& got, const Operands& ref) {
@@ -204,7 +206,7 @@ Comparison compare(const Case& c, const Operands& got, const Operands& ref) {
       } else if (std::isinf(b) || std::isinf(a)) {
         ok = a == b;
       } else if (codes) {
-        error = codes_apart(g.dtype, a, b);
+        error = codes_apart(g.dtype, a, b, c.tolerance.code_floor);
         ok = error <= c.tolerance.codes;
       } else {
         error = std::abs(a - b);

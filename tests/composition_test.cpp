@@ -206,6 +206,17 @@ AnyParams quantized_rope_append(cases::Maker& m) {
   return p;
 }
 
+// The same call with its output in 8 bits.
+template <class P>
+AnyParams quantized(AnyParams params) {
+  P& p = params.as<P>();
+  p.out = {};
+  p.quantization.dtype = CodeDType::i8;
+  op_info(P::kOp).infer(params.data());
+  p.out = {};
+  return params;
+}
+
 const std::vector<Composite>& composites() {
   static const std::vector<Composite> kAll = {
       {"attention_causal",
@@ -253,6 +264,24 @@ const std::vector<Composite>& composites() {
       {"residual_rms_norm", residual_norm<RmsNormParams>, {"binary", "rms_norm"}},
       {"residual_layer_norm", residual_norm<LayerNormParams>, {"binary", "layer_norm"}},
       {"gated_activation", gated_activation, {"activation", "binary"}},
+      {"rms_norm_quantized",
+       [](cases::Maker& m) { return quantized<RmsNormParams>(residual_norm<RmsNormParams>(m)); },
+       {"binary", "rms_norm", "quantize"}},
+      {"layer_norm_quantized",
+       [](cases::Maker& m) { return quantized<LayerNormParams>(residual_norm<LayerNormParams>(m)); },
+       {"binary", "layer_norm", "quantize"}},
+      {"gated_activation_quantized",
+       [](cases::Maker& m) { return quantized<GatedActivationParams>(gated_activation(m)); },
+       {"activation", "binary", "quantize"}},
+      {"activation_quantized",
+       [](cases::Maker& m) -> AnyParams {
+         ActivationParams p;
+         p.x = f32(m, {3, 16});
+         p.quantization.dtype = CodeDType::fp8_e4m3;
+         p.quantization.static_scale = m.filled(DType::f32, {1}, 0.01f);
+         return p;
+       },
+       {"activation", "quantize"}},
       {"qk_norm_rope", qk_norm_rope, {"rms_norm", "rope"}},
       {"rope_append", rope_append, {"rms_norm", "rope", "rms_norm", "rope", "append_kv"}},
       {"rope_append_quantized", quantized_rope_append, {"rms_norm", "rope", "rms_norm", "rope", "append_kv"}},

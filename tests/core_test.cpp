@@ -108,7 +108,7 @@ TEST(Op, ParamsDescribeThemselves) {
   const std::string text = describe(Op::rms_norm, &p);
   EXPECT_NE(text.find("x=f32[2, 8]"), std::string::npos) << text;
   EXPECT_EQ(text.find("residual"), std::string::npos) << text;
-  EXPECT_EQ(slots_of(Op::rms_norm, &p).size(), 5u);
+  EXPECT_EQ(slots_of(Op::rms_norm, &p).size(), 7u);
 }
 
 TEST(Op, PlanKeysDifferByLayoutAndAttributeNotByAddress) {

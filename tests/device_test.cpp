@@ -144,13 +144,13 @@ TEST(DeviceBackend, AWrongKernelIsFound) {
 
 TEST(DeviceBackend, AnOpWithoutAKernelIsRefused) {
   Dispatcher d(toy_backend());
-  const TensorView x{.device = kToy, .rank = 1, .shape = {0}, .strides = {1}};
+  const TensorView x{.device = kToy, .rank = 2, .shape = {0, 0}, .strides = {1, 1}};
   try {
-    d.plan(ActivationParams{.x = x, .out = x});
+    d.plan(DequantizeParams{.x = x, .out = x});
     FAIL() << "expected a refusal";
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), ErrorCode::not_implemented);
-    EXPECT_EQ(std::string(e.what()), "backend toy has no kernel for activation");
+    EXPECT_EQ(std::string(e.what()), "backend toy has no kernel for dequantize");
   }
 }
 

@@ -317,6 +317,52 @@ TEST(FusionRules, ResidualNorm) {
   }
 }
 
+// ---- Outputs in 8 bits
+
+// Writes y in 8 bits, with scales of its own or a given one.
+void add_quantize(GraphBuilder& b, ValueId y, CodeDType codes, bool given) {
+  Bindings inputs = {{"x", y}};
+  if (given) inputs.emplace_back("static_scale", b.input("scale", b.make.filled(DType::f32, {1}, 0.02f)));
+  QuantizeParams p;
+  p.quantization.dtype = codes;
+  const CallResult q = given ? b.graph.call(p, inputs) : b.graph.call(p, inputs, {"out_scales"});
+  b.graph.output("codes", q["out"]);
+  if (!given) b.graph.output("scales", q["out_scales"]);
+}
+
+TEST(FusionRules, QuantizedOutputs) {
+  for (const CodeDType codes : {CodeDType::i8, CodeDType::fp8_e4m3, CodeDType::fp8_e5m2}) {
+    for (const bool given : {false, true}) {
+      for (Op op : {Op::rms_norm, Op::layer_norm}) {
+        GraphBuilder b(op_name(op));
+        const ValueId sum = b.binary(BinaryKind::add, b.floats("x", {3, 16}), b.floats("r", {3, 16}));
+        add_quantize(b, b.graph.call(AnyParams(op), {{"x", sum}, {"weight", b.weight("w", {16})}}).out(),
+                     codes, given);
+        expect_fused(b, {std::string(op_name(op)) + "_quantize"}, {"binary", op_name(op)});
+        expect_fused(b, {std::string("residual_") + op_name(op), std::string(op_name(op)) + "_quantize"},
+                     {op_name(op)});
+      }
+      GraphBuilder b("gated");
+      add_quantize(
+          b,
+          b.call(GatedActivationParams{}, {{"gate", b.floats("g", {3, 16})}, {"up", b.floats("u", {3, 16})}}),
+          codes, given);
+      expect_fused(b, {"gated_activation_quantize"}, {"gated_activation"});
+      GraphBuilder c("activation");
+      add_quantize(c, c.activation(Activation::gelu, c.floats("x", {3, 16})), codes, given);
+      expect_fused(c, {"activation_quantize"}, {"activation"});
+    }
+  }
+}
+
+TEST(FusionRules, WhatIsReadUnquantizedStays) {
+  GraphBuilder b("read_twice");
+  const ValueId y = b.activation(Activation::silu, b.floats("x", {3, 16}));
+  add_quantize(b, y, CodeDType::i8, false);
+  b.graph.output("y", y);
+  expect_untouched(b, {"activation_quantize"});
+}
+
 // ---- Views between matched nodes
 
 TEST(FusionRules, ReshapesThatKeepTheRowsAreSeenThrough) {

@@ -23,6 +23,8 @@ struct Selection {
       false;                // else a call that these families cannot serve is an error listing every reason
   std::string kernel = {};  // non-empty: exactly this row
   bool graph_safe = false;  // only kernels whose launches may be recorded and replayed
+  // Only kernels that give a row the same bits in every batch (Kernel::batch_invariant); no other is fallen back to.
+  bool batch_invariant = false;
   bool operator==(const Selection&) const = default;
 };
 

@@ -109,6 +109,9 @@ struct Kernel {
   // Whether run() may be recorded into a graph of launches and replayed: it enqueues everything on the stream, and
   // nothing that it decides on the host depends on the values in tensors.
   bool graph_safe = true;
+  // Whether a row of the outputs has the same bits whatever other rows come with it in a call, and whatever the number of
+  // threads: what Selection::batch_invariant asks for.
+  bool batch_invariant = false;
   // Whose memory run() works on. A backend's table need not say it.
   DeviceType device_type = DeviceType::cpu;
 };

@@ -78,8 +78,9 @@ struct KernelFusionConfig {
   bool fuse_residual = true;  // a residual added by the layer before it
   bool fuse_lm_head = true;   // the last layer and the greedy choice
   bool allow_fallback =
-      false;            // a call that the configured family cannot serve goes to another, and is counted
-  int num_threads = 0;  // up to kMaxThreads; 0: the device's default
+      false;  // a call that the configured family cannot serve goes to another, and is counted
+  bool deterministic = false;  // a row has the same bits whatever the batch: only kernels that promise it
+  int num_threads = 0;         // up to kMaxThreads; 0: the device's default
   FusionPolicy::Mode fusion = FusionPolicy::Mode::measured;  // of graphs
 
   // Throws invalid_argument, naming the field.

@@ -31,6 +31,7 @@ enum class Op : std::uint8_t {
   argmax,
   sample,
   dequantize,
+  quantize,
   // what fusion makes of them (`linear`, `rms_norm`, `layer_norm` and `rope` also carry fused forms)
   gated_activation,
   rope_append,
@@ -39,7 +40,7 @@ enum class Op : std::uint8_t {
   gated_ffn,
   lm_head_argmax,
 };
-inline constexpr int kNumOps = 22;
+inline constexpr int kNumOps = 23;
 
 enum class Role : std::uint8_t { in, out, inout };
 

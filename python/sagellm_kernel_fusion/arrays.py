@@ -25,7 +25,10 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
     "i64": np.dtype(np.int64),
     "boolean": np.dtype(np.bool_),
 }
-_TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i32": "int32", "i64": "int64", "u8": "uint8"}
+_TORCH_DTYPES = {
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2",
+    "i8": "int8", "u8": "uint8", "i32": "int32", "i64": "int64", "boolean": "bool",
+}  # fmt: skip
 
 
 class GgufTensor(_kf.TypedArray):

@@ -16,15 +16,16 @@ class Selection:
 
     families: among "reference", "vanilla" (unfused), "fused", "library", "custom"; kernel: a row's name, and no other
     will do; allow_fallback: what the families cannot serve is taken by the first other kernel that can, instead of
-    being an error.
+    being an error; batch_invariant: only kernels that give a row the same bits whatever the batch and the threads.
     """
 
     families: tuple[str, ...] = ("custom", "fused", "library")
     kernel: str = ""
     allow_fallback: bool = False
+    batch_invariant: bool = False
 
     def bound(self) -> _kf.Selection:
-        return _kf.Selection(list(self.families), self.kernel, self.allow_fallback)
+        return _kf.Selection(list(self.families), self.kernel, self.allow_fallback, self.batch_invariant)
 
 
 FAMILIES = ("reference", "vanilla", "fused", "library", "custom")
@@ -49,13 +50,22 @@ def _with_companions(fields: dict) -> dict:
     return out
 
 
+def _has_scales_of_its_own(fields: dict) -> bool:
+    """Whether the output is quantized with scales that the op finds: they are returned without being asked for."""
+    quantized = "out_scales" in fields and fields.get("out_dtype", "none") != "none"
+    return quantized and fields.get("static_scale") is None and fields["out_scales"] is None
+
+
 def call(op: str, fields: dict):
     """Runs `op`. `fields` are its operands and attributes, and "selection".
 
     Returns its one output, a tuple where there are several, or None where it only writes in place.
     """
     selection = _bound(fields.pop("selection", None))
-    return _kf.call(op, _with_companions(fields), selection)
+    fields = _with_companions(fields)
+    if _has_scales_of_its_own(fields):
+        fields["out_scales"] = True
+    return _kf.call(op, fields, selection)
 
 
 def function_of(op: str):

@@ -75,6 +75,7 @@ class KernelFusionConfig:
     fuse_rope: bool = True  # rotation, QK-norm and the cache's append in one call
     fuse_lm_head: bool = True  # the last layer and the greedy choice as one
     allow_fallback: bool = False  # False: what the configured kernels cannot serve is an error
+    deterministic: bool = False  # a row has the same bits whatever the batch: only kernels that promise it
     num_threads: int = 0  # of a call on the CPU; 0: all
     # How graph rules are applied: "measured" keeps what is faster here, "all", "none", or just the rules of these
     # names ("rule,rule" or a list)

@@ -90,22 +90,25 @@ def lm_head_argmax(
 
 
 def rms_norm(
-    x, weight, residual=None, out=None, residual_out=None, *, eps=1e-6, weight_offset=0.0,
-    selection: Selection | None = None,
+    x, weight, residual=None, out=None, residual_out=None, static_scale=None, out_scales=None, *, eps=1e-6,
+    weight_offset=0.0, out_dtype="none", selection: Selection | None = None,
 ):  # fmt: skip
     """h = x + residual;  out = h / sqrt(mean(h^2) + eps) * (weight_offset + weight)   (Zhang and Sennrich, 2019)
 
-    x [..., n], weight [n], residual like x. residual_out=True also returns h.
+    x [..., n], weight [n], residual like x. residual_out=True also returns h. With out_dtype "i8", "fp8_e4m3" or
+    "fp8_e5m2", out and out_scales as `quantize` has them.
     """
     return call("rms_norm", locals())
 
 
 def layer_norm(
-    x, weight, bias=None, residual=None, out=None, residual_out=None, *, eps=1e-5, selection: Selection | None = None
-):
+    x, weight, bias=None, residual=None, out=None, residual_out=None, static_scale=None, out_scales=None, *, eps=1e-5,
+    out_dtype="none", selection: Selection | None = None,
+):  # fmt: skip
     """h = x + residual;  out = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias   (Ba et al., 2016)
 
-    x [..., n], weight and bias [n], residual like x; var is the biased one. residual_out=True also returns h.
+    x [..., n], weight and bias [n], residual like x; var is the biased one. residual_out=True also returns h. With
+    out_dtype "i8", "fp8_e4m3" or "fp8_e5m2", out and out_scales as `quantize` has them.
     """
     return call("layer_norm", locals())
 
@@ -118,20 +121,29 @@ def binary(a, b, out=None, *, kind="add", selection: Selection | None = None):
     return call("binary", locals())
 
 
-def activation(x, out=None, *, kind="silu", selection: Selection | None = None):
-    """out = act(x): "silu", "gelu" (erf), "gelu_tanh", "relu" or "none"."""
+def activation(
+    x, out=None, static_scale=None, out_scales=None, *, kind="silu", out_dtype="none",
+    selection: Selection | None = None,
+):  # fmt: skip
+    """out = act(x): "silu", "gelu" (erf), "gelu_tanh", "relu" or "none". With out_dtype "i8", "fp8_e4m3" or "fp8_e5m2",
+    out and out_scales as `quantize` has them."""
     return call("activation", locals())
 
 
-def gated_activation(gate, up, out=None, *, kind="silu", selection: Selection | None = None):
-    """out = act(gate) * up: SwiGLU, GeGLU, ReGLU. gate and up [..., n] may be halves of one tensor."""
+def gated_activation(
+    gate, up, out=None, static_scale=None, out_scales=None, *, kind="silu", out_dtype="none",
+    selection: Selection | None = None,
+):  # fmt: skip
+    """out = act(gate) * up: SwiGLU, GeGLU, ReGLU. gate and up [..., n] may be halves of one tensor. With out_dtype
+    "i8", "fp8_e4m3" or "fp8_e5m2", out and out_scales as `quantize` has them."""
     return call("gated_activation", locals())
 
 
-def softmax(x, out=None, lse=None, *, scale=1.0, selection: Selection | None = None):
-    """out = exp(scale x - lse) over the last dimension; lse=True also returns log sum exp(scale x), f32 [...].
+def softmax(x, out=None, lse=None, mask=None, *, scale=1.0, selection: Selection | None = None):
+    """out = exp(z - lse) over the last dimension, z = scale x; lse=True also returns log sum exp(z), f32 [...].
 
-    A row that is -inf throughout gives zeros and lse -inf.
+    mask, broadcast to x: boolean hides where it is False, f32, f16 or bf16 is added to z. A row that is -inf
+    throughout, or hidden whole, gives zeros and lse -inf. out may be x.
     """
     return call("softmax", locals())
 
@@ -139,6 +151,18 @@ def softmax(x, out=None, lse=None, *, scale=1.0, selection: Selection | None = N
 def dequantize(x, out=None, *, selection: Selection | None = None):
     """out = x in f32 (or the dtype of `out`: f32, f16, bf16), from a float dtype or a GgufTensor. x [rows, n]."""
     return call("dequantize", locals())
+
+
+def quantize(
+    x, out=None, static_scale=None, out_scales=None, *, out_dtype="i8", selection: Selection | None = None
+):  # fmt: skip
+    """out = x / scale to nearest even, within [-128, 127] ("i8"), 448 ("fp8_e4m3") or 57344 ("fp8_e5m2").
+
+    x [..., n]. The scale is static_scale, f32 [1], or each row's largest magnitude / 127, 448 or 57344: then returns
+    (out, out_scales), f32 [...]. What is not finite takes no part in a scale: an infinity becomes the nearest end, a
+    NaN 0 (in fp8 a NaN). For weights, which have other groups, there is `kf.quantize`.
+    """
+    return call("quantize", locals())
 
 
 # Attention

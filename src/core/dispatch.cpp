@@ -49,6 +49,13 @@ std::string why_not_allowed(const Selection& selection, const Kernel& k) {
                      family_names(selection.families));
 }
 
+// Whether the row takes the call, as the selection wants it.
+Support serves(const Selection& selection, const Kernel& k, const void* params, const PlanContext& ctx) {
+  if (selection.batch_invariant && !k.batch_invariant)
+    return Support::no("not batch-invariant: a row may get other bits in another batch");
+  return k.supports(params, ctx);
+}
+
 // With every row and its reason: kernels that would serve but are not allowed say so.
 [[noreturn]] void fail_unserved(Op op, const void* params, const Selection& selection,
                                 const std::vector<const Kernel*>& rows, const PlanContext& ctx) {
@@ -60,7 +67,7 @@ std::string why_not_allowed(const Selection& selection, const Kernel& k) {
   std::string reasons;
   bool other_serves = false;
   for (const Kernel* k : rows) {
-    const Support s = k->supports(params, ctx);
+    const Support s = serves(selection, *k, params, ctx);
     reasons += fmt::format("\n  {}: ", k->name);
     reasons += !s ? s.reason() : "would serve, but is " + why_not_allowed(selection, *k);
     other_serves |= static_cast<bool>(s);
@@ -113,7 +120,7 @@ std::vector<Explained> Dispatcher::explain(Op op, const void* params, const Sele
     Explained e;
     e.kernel = k->name;
     e.families = family_names(k->families);
-    const Support s = k->supports(params, ctx);
+    const Support s = serves(selection, *k, params, ctx);
     e.supported = static_cast<bool>(s);
     e.reason = s.reason();
     e.allowed = allows(selection, *k);
@@ -140,7 +147,7 @@ std::shared_ptr<const Plan> Dispatcher::make_plan(Op op, const void* params, con
   for (const Kernel* k : rows) {
     const bool allowed = allows(selection, *k);
     if (!allowed && (other != nullptr || !selection.allow_fallback)) continue;
-    if (const Support s = k->supports(params, ctx); !s) {
+    if (const Support s = serves(selection, *k, params, ctx); !s) {
       if (allowed) declined += fmt::format("{}{}: {}", declined.empty() ? "" : "; ", k->name, s.reason());
       continue;
     }
@@ -176,7 +183,8 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
   key.reserve(512);
   append_plan_key(op, params, key);
   key.append(reinterpret_cast<const char*>(&selection.families), sizeof selection.families);
-  key.push_back(static_cast<char>((selection.allow_fallback ? 1 : 0) | (selection.graph_safe ? 2 : 0)));
+  key.push_back(static_cast<char>((selection.allow_fallback ? 1 : 0) | (selection.graph_safe ? 2 : 0) |
+                                  (selection.batch_invariant ? 4 : 0)));
   key += selection.kernel;
   std::uint64_t table_version = 0;
   {

@@ -29,6 +29,7 @@ void activation(const ActivationParams& p) { run(p); }
 void gated_activation(const GatedActivationParams& p) { run(p); }
 void softmax(const SoftmaxParams& p) { run(p); }
 void dequantize(const DequantizeParams& p) { run(p); }
+void quantize(const QuantizeParams& p) { run(p); }
 void attention(const AttentionParams& p) { run(p); }
 void attention_scores(const AttentionScoresParams& p) { run(p); }
 void attention_mask(const AttentionMaskParams& p) { run(p); }

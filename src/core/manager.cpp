@@ -189,6 +189,7 @@ Selection KernelFusionManager::selection(const KernelFusionConfig& config, Op op
   Selection s;
   s.allow_fallback = config.allow_fallback;
   s.graph_safe = config.use_cuda_graph;
+  s.batch_invariant = config.deterministic;
   s.families = op == Op::attention ? attention_families(config.attention_backend) : kAnyFused;
   if (!Allowed(config, op, params)) s.families = kUnfused;
   return s;

@@ -77,7 +77,7 @@ class Replacer {
     }
     for (const auto& [theirs, own] : step.taken)
       if (own == attr.name) return true;
-    return is_free_attr(attr.name) || attr.value == default_value;
+    return is_free_attr(step.op, attr.name) || attr.value == default_value;
   }
 
   // Which side of the replacement the nodes between the matched ones go to; false where one would be on both.

@@ -118,8 +118,9 @@ const std::vector<Pattern>& builtin_patterns() {
   return kPatterns;
 }
 
-bool is_free_attr(std::string_view name) {
-  return name == "eps" || name == "norm_eps" || name == "out_dtype" || name == "seqlen_k_max";
+bool is_free_attr(Op op, std::string_view name) {
+  if (name == "out_dtype") return op == Op::attention_values;  // elsewhere it makes another op
+  return name == "eps" || name == "norm_eps" || name == "seqlen_k_max";
 }
 
 }  // namespace kf

@@ -64,6 +64,6 @@ const std::vector<Pattern>& builtin_patterns();
 
 // Whether an attribute means nothing where a rule does not take it over: it follows from shapes, or belongs
 // to an optional part that is absent.
-bool is_free_attr(std::string_view name);
+bool is_free_attr(Op op, std::string_view name);
 
 }  // namespace kf

@@ -272,6 +272,25 @@ Rule residual_norm(Op norm, std::string flag) {
   return rule;
 }
 
+// What an op makes in 8 bits: `attrs` are those that the op keeps.
+Rule quantized_output(Op op, std::string flag, const NamePairs& inputs, NamePairs outputs,
+                      const std::vector<std::string>& attrs) {
+  NamePairs made = {{"out", "y"}};
+  made.insert(made.end(), outputs.begin(), outputs.end());
+  NamePairs taken = {{"out_dtype", "quantize.out_dtype"}};
+  for (const std::string& a : attrs) taken.emplace_back(a, "op." + a);
+  return {std::string(op_name(op)) + "_quantize",
+          std::move(flag),
+          std::string("the result of ") + op_name(op) + " written in 8 bits",
+          {{"op", op, inputs, made},
+           {"quantize",
+            Op::quantize,
+            {{"x", "y"}, {"static_scale?", "static_scale"}},
+            {{"out", "out"}},
+            {{"out_dtype", "i8|fp8_e4m3|fp8_e5m2"}}}},
+          {op, joined(inputs, same({"static_scale?"})), joined({{"out", "out"}}, outputs), taken}};
+}
+
 std::vector<Rule> make_rules() {
   std::vector<Rule> rules = {
       attention(Masking::causal, "attention_causal",
@@ -304,6 +323,12 @@ std::vector<Rule> make_rules() {
       residual_epilogue("ffn_residual", Op::gated_ffn, same({"gate_weight", "up_weight", "down_weight"})));
   rules.push_back(residual_norm(Op::rms_norm, "fuse_rmsnorm"));
   rules.push_back(residual_norm(Op::layer_norm, "fuse_ln"));
+  rules.push_back(quantized_output(Op::rms_norm, "fuse_rmsnorm", same({"x", "weight", "residual?"}),
+                                   same({"residual_out?"}), {"eps", "weight_offset"}));
+  rules.push_back(quantized_output(Op::layer_norm, "fuse_ln", same({"x", "weight", "bias?", "residual?"}),
+                                   same({"residual_out?"}), {"eps"}));
+  rules.push_back(quantized_output(Op::gated_activation, "fuse_ffn", same({"gate", "up"}), {}, {"kind"}));
+  rules.push_back(quantized_output(Op::activation, "fuse_ffn", same({"x"}), {}, {"kind"}));
   return rules;
 }
 

@@ -59,6 +59,12 @@ void store(const TensorView& t, std::int64_t flat, double value) {
   }
 }
 
+// Codes as integers, -128 to 127, in the order of the values that they stand for.
+double code(DType dtype, std::uint8_t bits) {
+  if (dtype == DType::i8) return static_cast<std::int8_t>(bits);
+  return bits & 0x80 ? -(bits & 0x7f) : bits;
+}
+
 double load(const TensorView& t, std::int64_t flat) {
   const std::int64_t at = element_offset(t, flat);
   switch (t.dtype) {
@@ -72,6 +78,10 @@ double load(const TensorView& t, std::int64_t flat) {
       return t.as<std::int32_t>()[at];
     case DType::i64:
       return static_cast<double>(t.as<std::int64_t>()[at]);
+    case DType::i8:
+    case DType::fp8_e4m3:
+    case DType::fp8_e5m2:
+      return code(t.dtype, t.as<std::uint8_t>()[at]);
     default:
       return 0;
   }
@@ -203,7 +213,7 @@ std::map<std::string, SampleData> sample_inputs(const Graph& graph) {
     const std::int64_t count = data.view.numel();
     const bool is_float = is_activation_dtype(data.view.dtype);
     // Scales are positive; zeros stay 0.
-    const bool is_scale = slot.ends_with("_scales");
+    const bool is_scale = slot.ends_with("_scales") || slot == "static_scale";
     if (needs_scales(data.view.dtype) && !slot.ends_with("_zeros")) fill_codes(data, bytes, rng);
     for (std::int64_t i = 0; i < count; ++i)
       store(data.view, i,
@@ -237,7 +247,8 @@ SampleData copy_from(const Dispatcher& dispatcher, const TensorView& tensor) {
 
 double relative_difference(const TensorView& a, const TensorView& b) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  const bool is_float = is_activation_dtype(a.dtype);
+  const bool is_code = needs_scales(a.dtype) && a.dtype != DType::int4;  // one apart is no error
+  const bool is_float = is_activation_dtype(a.dtype) || is_code;
   double difference = 0, scale = 0;
   for (std::int64_t i = 0; i < a.numel(); ++i) {
     const double x = load(a, i), y = load(b, i);

@@ -142,6 +142,50 @@ void check_values(const char* op, const char* name, const TensorView& table, std
       .fail(fmt::format("values {} ({})", range, what), fmt::format("{} at index {}", value, i));
 }
 
+void infer_output(TensorView& out, OutputQuantization& q, const TensorView& x) {
+  if (!x.present()) return;
+  if (!out.present()) out = contiguous_like(x, q.present() ? q.code_dtype() : x.dtype);
+  if (q.dynamic() && !q.scales.present() && x.rank > 0)
+    q.scales = TensorView::contiguous(
+        nullptr, DType::f32, std::span(x.shape.data(), static_cast<std::size_t>(x.rank - 1)), x.device);
+}
+
+void validate_output(const char* op, const TensorView& out, const OutputQuantization& q, const TensorView& x,
+                     const char* x_name) {
+  const Check c = check(op, "out", out).shape_like(x, x_name);
+  if (!q.present()) {
+    c.dtype_like(x, x_name);
+  } else if (out.dtype != q.code_dtype()) {
+    c.fail(fmt::format("{}, as out_dtype says", dtype_name(q.code_dtype())), dtype_name(out.dtype));
+  }
+  c.last_dim_contiguous().no_overlap_in_itself();
+  const auto absent = [&](const char* name, const TensorView& t, const char* why) {
+    if (t.present()) check(op, name, t).fail(fmt::format("none, {}", why), to_string(t));
+  };
+  if (!q.present()) {
+    absent("static_scale", q.static_scale, "since out_dtype is none");
+    absent("out_scales", q.scales, "since out_dtype is none");
+  } else if (q.static_scale.present()) {
+    check(op, "static_scale", q.static_scale).rank(1).dim(0, 1, "one scale in all").dtype(DType::f32);
+    absent("out_scales", q.scales, "since static_scale is given");
+  } else {
+    if (!q.scales.present())
+      check(op, "out_scales", q.scales)
+          .fail(fmt::format("room for a scale a row, or a static_scale, for {}", dtype_name(out.dtype)),
+                "none");
+    const Check s = check(op, "out_scales", q.scales).dtype(DType::f32).rank(x.rank - 1);
+    for (int i = 0; i < q.scales.rank; ++i) s.dim(i, x.dim(i), x_name);
+    s.no_overlap_in_itself();
+  }
+}
+
+void validate_static_scale(const char* op, const OutputQuantization& q) {
+  if (!q.static_scale.present() || !on_host(q.static_scale)) return;
+  const float scale = *q.static_scale.as<float>();
+  if (!(scale > 0) || std::isinf(scale))
+    check(op, "static_scale", q.static_scale).fail("a finite number > 0", fmt::format("{}", scale));
+}
+
 TensorView contiguous_like(const TensorView& like, DType dtype) {
   return TensorView::contiguous(
       nullptr, dtype, std::span(like.shape.data(), static_cast<std::size_t>(like.rank)), like.device);

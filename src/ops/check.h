@@ -4,6 +4,7 @@
 #include <string>
 
 #include "kf/error.h"
+#include "kf/ops/quantized_output.h"
 #include "kf/tensor.h"
 
 namespace kf::ops {
@@ -47,6 +48,12 @@ inline bool on_host(const TensorView& table) { return table.device.type == Devic
 // there, by the kernels.
 void check_values(const char* op, const char* name, const TensorView& table, std::int64_t lo, std::int64_t hi,
                   const char* what);
+
+// Outputs that may be written in 8 bits: `out`, of x's dtype or of the codes', and the scales.
+void infer_output(TensorView& out, OutputQuantization& q, const TensorView& x);
+void validate_output(const char* op, const TensorView& out, const OutputQuantization& q, const TensorView& x,
+                     const char* x_name);
+void validate_static_scale(const char* op, const OutputQuantization& q);
 
 // The shape of `like` as a contiguous view without data; used by infer().
 TensorView contiguous_like(const TensorView& like, DType dtype);

@@ -65,26 +65,29 @@ Cost cost(const BinaryParams& p) {
   return {static_cast<double>(p.a.numel()), bytes_of({&p.a, &p.b, &p.out})};
 }
 
-void infer(ActivationParams& p) { infer_like(p.out, p.x); }
+void infer(ActivationParams& p) { infer_output(p.out, p.quantization, p.x); }
 void validate(const ActivationParams& p) {
   validate_input("activation", "x", p.x);
-  validate_out("activation", p.out, p.x, "x");
+  validate_output("activation", p.out, p.quantization, p.x, "x");
 }
-void validate_data(const ActivationParams&) {}
+void validate_data(const ActivationParams& p) { validate_static_scale("activation", p.quantization); }
 Cost cost(const ActivationParams& p) {
-  return {activation_flops(p.kind) * static_cast<double>(p.x.numel()), bytes_of({&p.x, &p.out})};
+  return {activation_flops(p.kind) * static_cast<double>(p.x.numel()),
+          bytes_of({&p.x, &p.out, &p.quantization.scales})};
 }
 
-void infer(GatedActivationParams& p) { infer_like(p.out, p.gate); }
+void infer(GatedActivationParams& p) { infer_output(p.out, p.quantization, p.gate); }
 void validate(const GatedActivationParams& p) {
   validate_input("gated_activation", "gate", p.gate);
   validate_like("gated_activation", "up", p.up, p.gate, "gate");
-  validate_out("gated_activation", p.out, p.gate, "gate");
+  validate_output("gated_activation", p.out, p.quantization, p.gate, "gate");
 }
-void validate_data(const GatedActivationParams&) {}
+void validate_data(const GatedActivationParams& p) {
+  validate_static_scale("gated_activation", p.quantization);
+}
 Cost cost(const GatedActivationParams& p) {
   return {(activation_flops(p.kind) + 1) * static_cast<double>(p.gate.numel()),
-          bytes_of({&p.gate, &p.up, &p.out})};
+          bytes_of({&p.gate, &p.up, &p.out, &p.quantization.scales})};
 }
 
 void infer(SoftmaxParams& p) {
@@ -101,11 +104,20 @@ void validate(const SoftmaxParams& p) {
         check("softmax", "lse", p.lse).dtype(DType::f32).rank(p.x.rank - 1).no_overlap_in_itself();
     for (int i = 0; i < p.lse.rank; ++i) c.dim(i, p.x.dim(i), "as in x");
   }
+  if (p.mask.present()) {
+    const Check c = check("softmax", "mask", p.mask).rank_between(1, p.x.rank);
+    if (p.mask.dtype != DType::boolean && !is_activation_dtype(p.mask.dtype))
+      c.fail("boolean, f32, f16 or bf16", dtype_name(p.mask.dtype));
+    for (int i = 1; i <= p.mask.rank; ++i)
+      if (p.mask.dim(-i) != 1 && p.mask.dim(-i) != p.x.dim(-i))
+        c.fail("a shape that broadcasts to x's, " + shape_string(p.x), shape_string(p.mask));
+    c.last_dim_contiguous();
+  }
   if (!std::isfinite(p.scale)) fail_attr("softmax", "scale", "a finite number", fmt::format("{}", p.scale));
 }
 void validate_data(const SoftmaxParams&) {}
 Cost cost(const SoftmaxParams& p) {
-  return {20.0 * static_cast<double>(p.x.numel()), bytes_of({&p.x, &p.out, &p.lse})};
+  return {20.0 * static_cast<double>(p.x.numel()), bytes_of({&p.x, &p.out, &p.lse, &p.mask})};
 }
 
 void infer(DequantizeParams& p) {
@@ -127,6 +139,17 @@ void validate_data(const DequantizeParams&) {}
 Cost cost(const DequantizeParams& p) {
   return {static_cast<double>(p.x.numel()) * (dtype_info(p.x.dtype).is_block ? 2 : 0),
           bytes_of({&p.x, &p.out})};
+}
+
+void infer(QuantizeParams& p) { infer_output(p.out, p.quantization, p.x); }
+void validate(const QuantizeParams& p) {
+  validate_input("quantize", "x", p.x);
+  if (!p.quantization.present()) fail_attr("quantize", "out_dtype", "i8, fp8_e4m3 or fp8_e5m2", "none");
+  validate_output("quantize", p.out, p.quantization, p.x, "x");
+}
+void validate_data(const QuantizeParams& p) { validate_static_scale("quantize", p.quantization); }
+Cost cost(const QuantizeParams& p) {
+  return {3.0 * static_cast<double>(p.x.numel()), bytes_of({&p.x, &p.out, &p.quantization.scales})};
 }
 
 }  // namespace kf::ops

@@ -105,3 +105,18 @@ def test_a_changed_field_counts_at_the_next_call(rng):
     m.config.use_online_softmax = False
     q = rng.standard_normal((1, 4, 2, 8)).astype("f4")
     assert [r["families"] for r in m.explain("attention", q=q, k=q, v=q) if r["selected"]] == ["vanilla"]
+
+
+def test_deterministic_calls_take_batch_invariant_kernels(rng):
+    x, weight = rng.standard_normal((5, 576)).astype("f4"), rng.standard_normal((32, 576)).astype("f4")
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(deterministic=True))
+    q = rng.standard_normal((3, 1, 2, 64)).astype("f4")
+    k = rng.standard_normal((3, 3000, 2, 64)).astype("f4")
+    rows = m.explain("attention", q=q, k=k, v=k)
+    assert [r["kernel"] for r in rows if r["selected"]] == ["cpu::attention_flash_fixed"]
+    assert "not batch-invariant" in next(r["reason"] for r in rows if r["kernel"] == "cpu::attention_flash")
+    whole = m.fuse_attention(q, k, k)
+    for b in range(3):
+        assert (m.fuse_attention(q[b : b + 1], k[b : b + 1], k[b : b + 1]) == whole[b]).all()
+    whole = m.fuse_gelu_linear(x, weight.T)
+    assert (m.fuse_gelu_linear(x[3:4], weight.T) == whole[3]).all()

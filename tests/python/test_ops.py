@@ -422,3 +422,75 @@ def test_more_keys_than_a_task_counts_are_refused():
     k = np.broadcast_to(np.ones((1, 1, 1, 8), np.float32), (1, 2**32, 1, 8))
     with pytest.raises(NotImplementedError, match="4294967296 keys"):
         kf.ops.attention(q, k, k)
+
+
+CODES = {
+    "i8": (np.int8, 127.0),
+    "fp8_e4m3": (ml_dtypes.float8_e4m3fn, 448.0),
+    "fp8_e5m2": (ml_dtypes.float8_e5m2, 57344.0),
+}
+
+
+def quantized(y, codes, scale=None):
+    """The codes and scales of y [..., n], by NumPy in float64."""
+    kind, largest = CODES[codes]
+    if scale is None:
+        scale = (np.abs(y).max(-1, keepdims=True) / largest).astype(np.float32)
+    exact = np.clip(f64(y) / np.where(scale == 0, 1, f64(scale)), -128 if codes == "i8" else -largest, largest)
+    return (np.rint(exact) if codes == "i8" else exact).astype(kind), np.broadcast_to(scale, (*y.shape[:-1], 1))[..., 0]
+
+
+def steps_apart(a, b):
+    """How many codes lie between each of a and of b."""
+    order = (lambda c: c.astype(int)) if a.dtype == np.int8 else (
+        lambda c: np.where(c.view(np.uint8) & 0x80, -1, 1) * (c.view(np.uint8) & 0x7F).astype(int)
+    )  # fmt: skip
+    return np.abs(order(a) - order(b)).max(initial=0)
+
+
+@pytest.mark.parametrize("selection", [kf.REFERENCE, kf.FUSED, kf.VANILLA], ids=["reference", "fused", "vanilla"])
+@pytest.mark.parametrize("codes", CODES)
+def test_outputs_in_8_bits(rng, codes, selection):
+    x, residual, gain = normal(rng, (2, 5, 129)), normal(rng, (2, 5, 129)), normal(rng, 129)
+    h = f64(x) + f64(residual)
+    normed = h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6) * f64(gain)
+    gated = f64(x) / (1 + np.exp(-f64(x))) * f64(residual)
+    for static in (None, np.array([0.03], np.float32)):
+        options = {"static_scale": static, "out_dtype": codes, "selection": selection}
+        for y, results in [
+            (f64(x), ops.quantize(x, **options)),
+            (normed, ops.rms_norm(x, gain, residual, **options)),
+            (gated, ops.gated_activation(x, residual, **options)),
+            (np.maximum(f64(x), 0), ops.activation(x, kind="relu", **options)),
+        ]:
+            out, scales = results if static is None else (results, None)
+            expected, expected_scales = quantized(y, codes, static)
+            assert out.dtype == expected.dtype and steps_apart(out, expected) <= 1
+            if scales is not None:
+                np.testing.assert_allclose(scales, expected_scales, rtol=1e-5)
+
+
+def test_quantized_outputs_are_of_the_callers_kind(rng):
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(normal(rng, (4, 64)))
+    for codes, kind in [("i8", torch.int8), ("fp8_e4m3", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)]:
+        out, scales = ops.quantize(x, out_dtype=codes)
+        assert out.dtype == kind and scales.shape == (4,)
+        exact = (x / scales[:, None]).clamp(-127, 127).round() if codes == "i8" else x / scales[:, None]
+        assert steps_apart(out.view(torch.uint8).numpy(), exact.to(kind).view(torch.uint8).numpy()) <= 1
+
+
+def test_what_quantized_outputs_ask_for(rng):
+    x, scale = normal(rng, (3, 8)), np.ones(1, np.float32)
+    with pytest.raises(ValueError, match="static_scale: expected a finite number > 0, got 0"):
+        ops.quantize(x, static_scale=np.zeros(1, np.float32))
+    with pytest.raises(ValueError, match="out_scales: expected none, since static_scale is given"):
+        ops.quantize(x, static_scale=scale, out_scales=np.empty(3, np.float32))
+    with pytest.raises(ValueError, match="static_scale: expected none, since out_dtype is none"):
+        ops.activation(x, static_scale=scale)
+    with pytest.raises(ValueError, match="out: expected i8, as out_dtype says, got f32"):
+        ops.quantize(x, out=np.empty((3, 8), np.float32), static_scale=scale)
+    with pytest.raises(ValueError, match="out_dtype: expected i8, fp8_e4m3 or fp8_e5m2, got none"):
+        ops.quantize(x, out_dtype="none")
+    with pytest.raises(ValueError, match=r"out_scales: expected 3 \(x\) in dimension 0"):
+        ops.quantize(x, out_scales=np.empty(4, np.float32))

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kf/ops/common.h"
+#include "kf/ops/quantized_output.h"
 
 namespace kf {
 
@@ -29,14 +30,16 @@ struct BinaryParams {
 struct ActivationParams {
   static constexpr Op kOp = Op::activation;
   TensorView x;    // activation dtype, last dimension contiguous
-  TensorView out;  // like x, may be x
+  TensorView out;  // like x, may be x; quantized, of the dtype of the codes
   Activation kind = Activation::silu;
+  OutputQuantization quantization;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
     v.out("out", out);
     v.may_alias("out", "x");
     v.choice("kind", kind, kActivationNames);
+    quantization.visit(v);
   }
 };
 
@@ -44,8 +47,9 @@ struct ActivationParams {
 struct GatedActivationParams {
   static constexpr Op kOp = Op::gated_activation;
   TensorView gate, up;  // [..., n], may be the halves of one tensor
-  TensorView out;       // like gate; may be gate or up
+  TensorView out;       // like gate; may be gate or up; quantized, of the dtype of the codes
   Activation kind = Activation::silu;
+  OutputQuantization quantization;
 
   void visit(FieldVisitor& v) {
     v.in("gate", gate);
@@ -54,22 +58,27 @@ struct GatedActivationParams {
     v.may_alias("out", "gate");
     v.may_alias("out", "up");
     v.choice("kind", kind, kActivationNames);
+    quantization.visit(v);
   }
 };
 
-// out = exp(scale x - lse), lse = log sum exp(scale x), over the last dimension. A row that is -inf throughout gives
-// zeros and lse -inf (attention's convention; PyTorch gives NaN). NaN and +inf pass as in PyTorch.
+// out = exp(z - lse), lse = log sum exp(z), over the last dimension; z = scale x + mask, or -inf where a boolean mask is
+// False. A row that is -inf throughout, or masked whole, gives zeros and lse -inf (attention's convention; PyTorch gives
+// NaN). NaN and +inf pass as in PyTorch; what a boolean mask hides does not.
 struct SoftmaxParams {
   static constexpr Op kOp = Op::softmax;
   TensorView x;    // [..., n], activation dtype, last dimension contiguous
   TensorView out;  // like x, may be x
   TensorView lse;  // f32 [...], natural log, optional
+  // Boolean, f32, f16 or bf16; optional. Broadcast to x as NumPy does: of its rank or less, each size x's or 1.
+  TensorView mask;
   float scale = 1.0f;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
     v.out("out", out);
     v.opt_out("lse", lse);
+    v.opt_in("mask", mask);
     v.may_alias("out", "x");
     v.attr("scale", scale);
   }
@@ -87,10 +96,25 @@ struct DequantizeParams {
   }
 };
 
+// out = x in 8 bits, with a scale a row or one in all: the formula is OutputQuantization's, of which `dtype` must be given.
+struct QuantizeParams {
+  static constexpr Op kOp = Op::quantize;
+  TensorView x;    // [..., n], activation dtype, last dimension contiguous
+  TensorView out;  // like x, of the dtype of the codes
+  OutputQuantization quantization{.dtype = CodeDType::i8};
+
+  void visit(FieldVisitor& v) {
+    v.in("x", x);
+    v.out("out", out);
+    quantization.visit(v);
+  }
+};
+
 void binary(const BinaryParams& p);
 void activation(const ActivationParams& p);
 void gated_activation(const GatedActivationParams& p);
 void softmax(const SoftmaxParams& p);
 void dequantize(const DequantizeParams& p);
+void quantize(const QuantizeParams& p);
 
 }  // namespace kf

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kf/ops/common.h"
+#include "kf/ops/quantized_output.h"
 
 namespace kf {
 
@@ -14,10 +15,11 @@ struct RmsNormParams {
   TensorView x;             // [..., n]: activation dtype, last dimension contiguous, row strides free
   TensorView weight;        // [n], any activation dtype
   TensorView residual;      // like x, optional
-  TensorView out;           // like x, may be x itself
+  TensorView out;           // like x, may be x itself; quantized, of the dtype of the codes
   TensorView residual_out;  // h, like x, optional; may be x or residual itself
   float eps = 1e-6f;
   float weight_offset = 0.0f;
+  OutputQuantization quantization;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -30,6 +32,7 @@ struct RmsNormParams {
     v.may_alias("residual_out", "residual");
     v.attr("eps", eps);
     v.attr("weight_offset", weight_offset);
+    quantization.visit(v);
   }
 };
 
@@ -41,9 +44,10 @@ struct LayerNormParams {
   TensorView weight;        // [n]
   TensorView bias;          // [n], optional
   TensorView residual;      // like x, optional
-  TensorView out;           // like x, may be x itself
+  TensorView out;           // like x, may be x itself; quantized, of the dtype of the codes
   TensorView residual_out;  // h, like x, optional; may be x or residual itself
   float eps = 1e-5f;
+  OutputQuantization quantization;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -56,6 +60,7 @@ struct LayerNormParams {
     v.may_alias("residual_out", "x");
     v.may_alias("residual_out", "residual");
     v.attr("eps", eps);
+    quantization.visit(v);
   }
 };
 

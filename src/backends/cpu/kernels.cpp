@@ -8,9 +8,11 @@
 
 #include "backends/cpu/attention/attend.h"
 #include "backends/cpu/attention/kernels.h"
+#include "backends/cpu/attention/schedule.h"
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/elementwise/dequantize.h"
 #include "backends/cpu/elementwise/pointwise.h"
+#include "backends/cpu/elementwise/quantize.h"
 #include "backends/cpu/elementwise/softmax.h"
 #include "backends/cpu/linear/kernels.h"
 #include "backends/cpu/linear/small/kernels.h"
@@ -37,18 +39,24 @@ Support always(const P&, const PlanContext&) {
   return Support::yes();
 }
 
+// A row of whose outputs no sum, and no choice of its order, goes by the other rows of a call.
+Kernel invariant(Kernel k) {
+  k.batch_invariant = true;
+  return k;
+}
+
 // A kernel that takes every valid call and is the unfused form as well as the fused one.
 template <class P>
 Kernel plain(const char* name, void (*run)(const P&, const RunContext&),
              std::size_t (*workspace)(const P&, const PlanContext&) = nullptr) {
-  return make_kernel<P>(name, kFused | kVanilla, "any layout with a contiguous last dimension", always<P>,
-                        run, workspace);
+  return invariant(make_kernel<P>(name, kFused | kVanilla, "any layout with a contiguous last dimension",
+                                  always<P>, run, workspace));
 }
 
 template <class P>
 Kernel reference_row(const char* name, void (*run)(const P&, const RunContext&),
                      std::size_t (*workspace)(const P&, const PlanContext&) = nullptr) {
-  return make_kernel<P>(name, kReference, "any layout", always<P>, run, workspace);
+  return invariant(make_kernel<P>(name, kReference, "any layout", always<P>, run, workspace));
 }
 
 }  // namespace
@@ -62,85 +70,106 @@ std::vector<Kernel> kernels() {
           "cpu::linear_small_unfused", kVanilla,
           small::condition() + ", 16-bit, low-bit or sparse weight; no prologue, activation or residual",
           small::supports_primitive, small::run, small::workspace),
-      make_kernel<LinearParams, GemmState>("cpu::linear_fused", kFused, "any call", always<LinearParams>,
-                                           gemm::prepare, gemm::run),
+      invariant(make_kernel<LinearParams, GemmState>("cpu::linear_fused", kFused, "any call",
+                                                     always<LinearParams>, gemm::prepare, gemm::run)),
       make_kernel<LinearParams, MatmulState>(
           "cpu::linear_onednn", kVanilla,
           "f32 (bf16 where the processor has it), dense; no prologue, activation or residual",
           onednn::supports, onednn::prepare, onednn::run),
-      make_kernel<LinearParams, GemmState>(
+      invariant(make_kernel<LinearParams, GemmState>(
           "cpu::linear_lowbit_unfused", kVanilla,
           "16-bit, low-bit or sparse operands; no prologue, activation or residual", gemm::supports_primitive,
-          gemm::prepare, gemm::run),
+          gemm::prepare, gemm::run)),
       reference_row<LinearParams>("cpu::linear_reference", reference::linear, reference::workspace),
 
       // --- qkv_linear, gated_ffn, lm_head_argmax ---
       make_kernel<QkvLinearParams>("cpu::qkv_linear_small", kFused, small::condition(), small::supports,
                                    small::run, small::workspace),
-      make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_fused", kFused, "any call",
-                                              always<QkvLinearParams>, gemm::prepare, gemm::run),
+      invariant(make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_fused", kFused, "any call",
+                                                        always<QkvLinearParams>, gemm::prepare, gemm::run)),
       reference_row<QkvLinearParams>("cpu::qkv_linear_reference", reference::qkv_linear,
                                      reference::workspace),
       make_kernel<GatedFfnParams>("cpu::gated_ffn_small", kFused, small::condition(), small::supports,
                                   small::run, small::workspace),
-      make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_fused", kFused, "any call",
-                                             always<GatedFfnParams>, gemm::prepare, gemm::run),
+      invariant(make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_fused", kFused, "any call",
+                                                       always<GatedFfnParams>, gemm::prepare, gemm::run)),
       reference_row<GatedFfnParams>("cpu::gated_ffn_reference", reference::gated_ffn, reference::workspace),
       make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_small", kFused, small::condition(),
                                       small::supports, small::run, small::workspace),
-      make_kernel<LmHeadArgmaxParams, GemmState>("cpu::lm_head_argmax_fused", kFused, "any call",
-                                                 always<LmHeadArgmaxParams>, gemm::prepare, gemm::run),
+      invariant(make_kernel<LmHeadArgmaxParams, GemmState>("cpu::lm_head_argmax_fused", kFused, "any call",
+                                                           always<LmHeadArgmaxParams>, gemm::prepare,
+                                                           gemm::run)),
       reference_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_reference", reference::lm_head_argmax,
                                         reference::workspace),
 
       // --- rms_norm, layer_norm ---
-      make_kernel("cpu::rms_norm_plain", kFused | kVanilla, "no residual", rms_norm_plain_supports,
-                  rms_norm_run, rms_norm_workspace),
-      make_kernel("cpu::rms_norm_residual", kFused, "with or without residual", always<RmsNormParams>,
-                  rms_norm_run, rms_norm_workspace),
+      invariant(make_kernel("cpu::rms_norm_plain", kFused | kVanilla, "no residual, no quantized output",
+                            rms_norm_plain_supports, rms_norm_run, rms_norm_workspace)),
+      invariant(make_kernel("cpu::rms_norm_residual", kFused, "with or without residual; no quantized output",
+                            rms_norm_residual_supports, rms_norm_run, rms_norm_workspace)),
+      invariant(make_kernel("cpu::rms_norm_quantized", kFused, "quantized output, with or without residual",
+                            rms_norm_quantized_supports, rms_norm_quantized_run,
+                            rms_norm_quantized_workspace)),
       reference_row("cpu::rms_norm_reference", reference::rms_norm),
-      make_kernel("cpu::layer_norm_plain", kFused | kVanilla, "no residual", layer_norm_plain_supports,
-                  layer_norm_run, layer_norm_workspace),
-      make_kernel("cpu::layer_norm_residual", kFused, "with or without residual", always<LayerNormParams>,
-                  layer_norm_run, layer_norm_workspace),
+      invariant(make_kernel("cpu::layer_norm_plain", kFused | kVanilla, "no residual, no quantized output",
+                            layer_norm_plain_supports, layer_norm_run, layer_norm_workspace)),
+      invariant(make_kernel("cpu::layer_norm_residual", kFused,
+                            "with or without residual; no quantized output", layer_norm_residual_supports,
+                            layer_norm_run, layer_norm_workspace)),
+      invariant(make_kernel("cpu::layer_norm_quantized", kFused, "quantized output, with or without residual",
+                            layer_norm_quantized_supports, layer_norm_quantized_run,
+                            layer_norm_quantized_workspace)),
       reference_row("cpu::layer_norm_reference", reference::layer_norm),
 
-      // --- binary, activation, gated_activation, softmax, dequantize ---
+      // --- binary, activation, gated_activation, softmax, dequantize, quantize ---
       plain("cpu::binary_plain", binary_run),
       reference_row("cpu::binary_reference", reference::binary),
-      plain("cpu::activation_plain", activation_run),
+      invariant(make_kernel("cpu::activation_plain", kFused | kVanilla, "no quantized output",
+                            activation_supports, activation_run)),
+      invariant(make_kernel("cpu::activation_quantized", kFused, "quantized output",
+                            activation_quantized_supports, activation_quantized_run,
+                            activation_quantized_workspace)),
       reference_row("cpu::activation_reference", reference::activation),
-      make_kernel("cpu::gated_activation_fused", kFused, "any layout with a contiguous last dimension",
-                  always<GatedActivationParams>, gated_activation_run),
+      invariant(make_kernel("cpu::gated_activation_fused", kFused, "no quantized output",
+                            gated_activation_supports, gated_activation_run)),
+      invariant(make_kernel("cpu::gated_activation_quantized", kFused, "quantized output",
+                            gated_activation_quantized_supports, gated_activation_quantized_run,
+                            gated_activation_quantized_workspace)),
       reference_row("cpu::gated_activation_reference", reference::gated_activation),
       plain("cpu::softmax_plain", softmax_run, softmax_workspace),
       reference_row("cpu::softmax_reference", reference::softmax),
       plain("cpu::dequantize_plain", dequantize_run),
       reference_row("cpu::dequantize_reference", reference::dequantize),
+      plain("cpu::quantize_plain", quantize_run),
+      reference_row("cpu::quantize_reference", reference::quantize),
 
       // --- rope, append_kv, rope_append ---
-      make_kernel("cpu::rope_plain", kFused | kVanilla, "no QK-norm; head_dim up to 1024",
-                  rope_plain_supports, rope_run, rope_workspace),
-      make_kernel("cpu::rope_qk_norm", kFused, "with or without QK-norm; head_dim up to 1024", rope_supports,
-                  rope_run, rope_workspace),
+      invariant(make_kernel("cpu::rope_plain", kFused | kVanilla, "no QK-norm; head_dim up to 1024",
+                            rope_plain_supports, rope_run, rope_workspace)),
+      invariant(make_kernel("cpu::rope_qk_norm", kFused, "with or without QK-norm; head_dim up to 1024",
+                            rope_supports, rope_run, rope_workspace)),
       reference_row("cpu::rope_reference", reference::rope),
       plain("cpu::append_kv_plain", append_kv_run, append_kv_workspace),
       reference_row("cpu::append_kv_reference", reference::append_kv),
-      make_kernel("cpu::rope_append_fused", kFused, "head_dim up to 1024", rope_append_supports,
-                  rope_append_run, rope_append_workspace),
+      invariant(make_kernel("cpu::rope_append_fused", kFused, "head_dim up to 1024", rope_append_supports,
+                            rope_append_run, rope_append_workspace)),
       reference_row("cpu::rope_append_reference", reference::rope_append),
 
       // --- attention, attention_scores, attention_mask, attention_values, merge_attention ---
       make_kernel("cpu::attention_flash", kFused,
                   fmt::format("head_dim of q and of v multiples of 8 up to {}", kMaxHeadDim), flash::supports,
                   flash::run, flash::workspace),
+      invariant(make_kernel(
+          "cpu::attention_flash_fixed", kFused,
+          fmt::format("the same, cut along the keys at multiples of {}: batch-invariant", kFixedChunkKeys),
+          flash::supports, flash::run_fixed, flash::workspace_fixed)),
       reference_row<AttentionParams>("cpu::attention_reference", reference::attention, reference::workspace),
       make_kernel<AttentionScoresParams>("cpu::attention_scores_onednn", kFused | kVanilla, "any call",
                                          always<AttentionScoresParams>, unfused::run, unfused::workspace),
       reference_row<AttentionScoresParams>("cpu::attention_scores_reference", reference::attention_scores,
                                            reference::workspace),
-      make_kernel<AttentionMaskParams>("cpu::attention_mask_pass", kFused | kVanilla, "any call",
-                                       always<AttentionMaskParams>, unfused::run),
+      invariant(make_kernel<AttentionMaskParams>("cpu::attention_mask_pass", kFused | kVanilla, "any call",
+                                                 always<AttentionMaskParams>, unfused::run)),
       reference_row("cpu::attention_mask_reference", reference::attention_mask),
       make_kernel<AttentionValuesParams>("cpu::attention_values_onednn", kFused | kVanilla, "any call",
                                          always<AttentionValuesParams>, unfused::run, unfused::workspace),

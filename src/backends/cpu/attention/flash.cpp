@@ -24,8 +24,8 @@ struct FlashSpace {
   AttentionScratch* scratch;  // [num_threads]
   std::size_t bytes;
 
-  FlashSpace(void* workspace, const AttentionParams& p, int num_threads) {
-    const ScheduleBounds bounds = schedule_bounds(p);
+  FlashSpace(void* workspace, const AttentionParams& p, Split split, int num_threads) {
+    const ScheduleBounds bounds = schedule_bounds(p, split);
     Workspace parts(workspace);
     tasks = parts.take<AttentionTask>(bounds.tasks);
     merges = parts.take<AttentionMerge>(bounds.merges);
@@ -35,6 +35,21 @@ struct FlashSpace {
     bytes = parts.bytes();
   }
 };
+
+void run(const AttentionParams& p, Split split, const RunContext& ctx) {
+  const FlashSpace space(ctx.workspace, p, split, ctx.num_threads);
+  const Schedule schedule = make_schedule(p, split, space.tasks, space.merges);
+#pragma omp parallel num_threads(ctx.num_threads)
+  {
+    AttentionScratch& mine = space.scratch[omp_get_thread_num()];
+#pragma omp for schedule(dynamic, 1)
+    for (std::size_t i = 0; i < schedule.tasks.size(); ++i)
+      attend(p, schedule.tasks[i], space.partials, mine);
+#pragma omp for schedule(static)
+    for (std::size_t i = 0; i < schedule.merges.size(); ++i)
+      merge_partials(p, schedule.merges[i], space.partials);
+  }
+}
 
 }  // namespace
 
@@ -55,22 +70,13 @@ Support flash::supports(const AttentionParams& p, const PlanContext&) {
 }
 
 std::size_t flash::workspace(const AttentionParams& p, const PlanContext& ctx) {
-  return FlashSpace(nullptr, p, ctx.num_threads).bytes;
+  return FlashSpace(nullptr, p, Split::by_batch, ctx.num_threads).bytes;
 }
+void flash::run(const AttentionParams& p, const RunContext& ctx) { cpu::run(p, Split::by_batch, ctx); }
 
-void flash::run(const AttentionParams& p, const RunContext& ctx) {
-  const FlashSpace space(ctx.workspace, p, ctx.num_threads);
-  const Schedule schedule = make_schedule(p, space.tasks, space.merges);
-#pragma omp parallel num_threads(ctx.num_threads)
-  {
-    AttentionScratch& mine = space.scratch[omp_get_thread_num()];
-#pragma omp for schedule(dynamic, 1)
-    for (std::size_t i = 0; i < schedule.tasks.size(); ++i)
-      attend(p, schedule.tasks[i], space.partials, mine);
-#pragma omp for schedule(static)
-    for (std::size_t i = 0; i < schedule.merges.size(); ++i)
-      merge_partials(p, schedule.merges[i], space.partials);
-  }
+std::size_t flash::workspace_fixed(const AttentionParams& p, const PlanContext& ctx) {
+  return FlashSpace(nullptr, p, Split::fixed, ctx.num_threads).bytes;
 }
+void flash::run_fixed(const AttentionParams& p, const RunContext& ctx) { cpu::run(p, Split::fixed, ctx); }
 
 }  // namespace kf::cpu

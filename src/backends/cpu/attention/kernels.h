@@ -15,6 +15,10 @@ Support supports(const AttentionParams& p, const PlanContext& ctx);
 std::size_t workspace(const AttentionParams& p, const PlanContext& ctx);
 void run(const AttentionParams& p, const RunContext& ctx);
 
+// Cut along the keys where the sequence alone says, so that a row's bits do not depend on the batch.
+std::size_t workspace_fixed(const AttentionParams& p, const PlanContext& ctx);
+void run_fixed(const AttentionParams& p, const RunContext& ctx);
+
 }  // namespace flash
 
 // unfused.cpp: the primitives as an eager framework runs them

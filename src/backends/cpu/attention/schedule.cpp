@@ -48,24 +48,27 @@ std::int64_t weight(const AttentionTask& t) {
 
 }  // namespace
 
-ScheduleBounds schedule_bounds(const AttentionParams& p) {
+ScheduleBounds schedule_bounds(const AttentionParams& p, Split split) {
   const Heads heads = heads_of(p);
   const std::int64_t batch = ops::Sequences(p).size();
   const std::int64_t tokens = ops::is_dense(p.tables) ? p.q.dim(0) * p.q.dim(1) : p.q.dim(0);
   const std::int64_t rows = tokens * heads.group;
-  const std::int64_t chunks = max_chunks(batch);
+  const std::int64_t longest = ops::max_kv_len(p.tables, p.k);
+  // A fixed split lies on multiples of its chunk, so that one more may be touched.
+  const std::int64_t chunks = split == Split::fixed ? longest / kFixedChunkKeys + 2 : max_chunks(batch);
+  const std::int64_t uncut = split == Split::fixed ? 0 : chunk_keys(0, batch, heads.kv);
   const bool may_split = !ops::is_dense(p.tables) || p.q.dim(1) * heads.group <= kSplitRows;
   ScheduleBounds bounds;
   bounds.tasks =
       static_cast<std::size_t>(heads.kv * (rows / kRowBlock + batch * (may_split ? chunks + 1 : 1)));
-  if (may_split && rows > 0 && ops::max_kv_len(p.tables, p.k) > chunk_keys(0, batch, heads.kv)) {
+  if (may_split && rows > 0 && longest > uncut) {
     bounds.merges = static_cast<std::size_t>(heads.kv * batch);
     bounds.partial_rows = static_cast<std::size_t>(heads.kv * std::min(rows, batch * kSplitRows) * chunks);
   }
   return bounds;
 }
 
-Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, AttentionMerge* merges) {
+Schedule make_schedule(const AttentionParams& p, Split split, AttentionTask* tasks, AttentionMerge* merges) {
   const ops::Sequences sequences(p);
   const Heads heads = heads_of(p);
   const std::int64_t batch = sequences.size();
@@ -85,10 +88,15 @@ Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, Attention
     const std::int64_t rows = s.seqlen_q * heads.group;
     if (rows == 0) continue;
     const std::int64_t wide = heads_of_task(p, heads, rows);
-    const std::int64_t keys = chunk_keys(longest, batch, wide);
+    const std::int64_t keys = split == Split::fixed ? kFixedChunkKeys : chunk_keys(longest, batch, wide);
     const ops::KeyRange all = keys_of(s);
-    const std::int64_t chunks =
-        is_split(s) ? std::max<std::int64_t>(ceil_div(all.end - all.begin, keys), 1) : 1;
+    // The end of the chunk that begins here.
+    const auto end_of = [&](std::int64_t begin) {
+      return std::min(split == Split::fixed ? (begin / keys + 1) * keys : begin + keys, all.end);
+    };
+    const std::int64_t cuts = split == Split::fixed ? ceil_div(all.end, keys) - all.begin / keys
+                                                    : ceil_div(all.end - all.begin, keys);
+    const std::int64_t chunks = is_split(s) && all.begin < all.end ? cuts : 1;
     for (std::int64_t kv_head = 0; kv_head < heads.kv; kv_head += wide) {
       AttentionTask t{};
       t.sequence = static_cast<std::int32_t>(b);
@@ -105,9 +113,9 @@ Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, Attention
                       static_cast<std::int32_t>(chunk_rows),
                       partial_row + h * rows};
         t.row_end = static_cast<std::int32_t>(rows);
-        for (std::int64_t begin = all.begin; begin < all.end; begin += keys) {
+        for (std::int64_t begin = all.begin; begin < all.end; begin = end_of(begin)) {
           t.key_begin = static_cast<std::int32_t>(begin);
-          t.key_end = static_cast<std::int32_t>(std::min(begin + keys, all.end));
+          t.key_end = static_cast<std::int32_t>(end_of(begin));
           t.partial_row = partial_row;
           partial_row += chunk_rows;
           *task++ = t;

@@ -5,7 +5,8 @@
 // A sequence of many rows is cut into blocks of rows. A sequence of few rows (decode) is cut into chunks of
 // keys instead, whose partial results are merged afterwards. Where the K/V heads of a key lie near each other,
 // such a task takes all of them, and so reads memory as it lies. Keys that none of a task's rows may attend are not
-// in its range. Sizes depend on the batch and never on the number of threads.
+// in its range. Sizes depend on the batch and never on the number of threads; with a fixed split not even on the batch, so
+// that a row's sums are taken in one order whatever else comes with it.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +22,11 @@ inline constexpr int kKeyBlock = 128;  // keys attended at a time
 inline constexpr int kSplitRows = 16;  // up to so many rows a sequence is cut along its keys
 inline constexpr int kStreamRows = 8;  // up to so many rows K/V are used as they lie: packing would not pay
 inline constexpr int kMinChunkKeys = 256;  // of one head: below it, merging costs more than it gains
+
+inline constexpr int kFixedChunkKeys = 1024;  // of a fixed split: whole key blocks
+
+// Where a sequence of few rows is cut along its keys.
+enum class Split : std::uint8_t { by_batch, fixed };
 
 struct AttentionTask {
   std::int32_t sequence, kv_head, kv_heads;  // the first head, and how many
@@ -41,13 +47,13 @@ struct AttentionMerge {
 struct ScheduleBounds {
   std::size_t tasks = 0, merges = 0, partial_rows = 0;
 };
-ScheduleBounds schedule_bounds(const AttentionParams& p);
+ScheduleBounds schedule_bounds(const AttentionParams& p, Split split);
 
 struct Schedule {
   std::span<AttentionTask> tasks;  // longest first
   std::span<AttentionMerge> merges;
 };
 // Fills memory for as many tasks and merges as schedule_bounds() says.
-Schedule make_schedule(const AttentionParams& p, AttentionTask* tasks, AttentionMerge* merges);
+Schedule make_schedule(const AttentionParams& p, Split split, AttentionTask* tasks, AttentionMerge* merges);
 
 }  // namespace kf::cpu

@@ -18,7 +18,30 @@ std::size_t softmax_workspace(const SoftmaxParams& p, const PlanContext& ctx) {
          static_cast<std::size_t>(ctx.num_threads);
 }
 
+namespace {
+
+void masked_softmax_run(const SoftmaxParams& p, const RunContext& ctx) {
+  const std::int64_t n = p.x.dim(-1), buffer = row_buffer(p.x);
+  const TensorView mask = broadcast_to(p.mask, p.x);
+  const RowOffsets x_rows(p.x), out_rows(p.out), lse_rows(p.lse, 0), mask_rows(mask);
+  // The stride of a dimension of one says nothing.
+  const std::int64_t step = p.mask.dim(-1) != 1 ? 1 : 0;
+  const bool stream = streams(p.out, {&p.x});
+  parallel_ranges(ctx.num_threads, num_rows(p.x), n, [&](std::int64_t begin, std::int64_t end, int thread) {
+    float* exponentials = static_cast<float*>(ctx.workspace) + thread * buffer;
+    for (std::int64_t row = begin; row < end; ++row) {
+      const float lse =
+          masked_softmax_row(p.x.dtype, p.x.at(x_rows(row)), {mask.dtype, mask.at(mask_rows(row)), step},
+                             p.out.at(out_rows(row)), n, p.scale, exponentials, stream);
+      if (p.lse.present()) p.lse.as<float>()[lse_rows(row)] = lse;
+    }
+  });
+}
+
+}  // namespace
+
 void softmax_run(const SoftmaxParams& p, const RunContext& ctx) {
+  if (p.mask.present()) return masked_softmax_run(p, ctx);
   const std::int64_t rows = num_rows(p.x), n = p.x.dim(-1), buffer = row_buffer(p.x);
   const RowOffsets x_rows(p.x), out_rows(p.out), lse_rows(p.lse, 0);
   const bool stream = streams(p.out, {&p.x});

@@ -69,8 +69,8 @@ HWY_INLINE Statistics RowStatistics(const Input& input, std::int64_t n, float ep
   return {static_cast<float>(mean), static_cast<float>(inv_std)};
 }
 
-// W is the dtype of weight and bias.
-template <bool kCentred, bool kResidual, class T, class W>
+// W is the dtype of weight and bias, Out that of what is written.
+template <bool kCentred, bool kResidual, class T, class W, class Out>
 void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
   const F32Tag d;
   const auto* weight = static_cast<const W*>(a.weight);
@@ -81,7 +81,7 @@ void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
   };
   for (std::int64_t row = begin; row < end; ++row) {
     const NormInput<T, kResidual> input = input_of(row);
-    const NormInput<T, kResidual> next = a.fetch_next && row + 1 < end ? input_of(row + 1) : input;
+    const NormInput<T, kResidual> next = a.fetch_next && row + 1 < a.num_rows ? input_of(row + 1) : input;
     T* residual_out = a.residual_out.present() ? a.residual_out.as<T>() + a.residual_out_rows(row) : nullptr;
     const Statistics s = RowStatistics<kCentred>(input, a.n, a.eps);
     const auto mean = hn::Set(d, s.mean), inv_std = hn::Set(d, s.inv_std);
@@ -90,8 +90,8 @@ void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
       return hn::Mul(hn::Mul(h, inv_std), w);
     };
     const auto add = [](auto u, auto v) HWY_ATTR { return hn::Add(u, v); };
-    WithOut(a.stream, a.out.as<T>() + a.out_rows(row), [&](auto out) HWY_ATTR {
-      ForEachPair(a.n, [&](std::int64_t i, auto extent) HWY_ATTR {
+    WithOut(a.stream, a.out.as<Out>() + a.out_rows(row), [&](auto out) HWY_ATTR {
+      const auto write = [&](std::int64_t i, auto extent) HWY_ATTR {
         const auto h = input.At(i, extent);
         if (residual_out) StoreF32(d, h, residual_out + i, extent);
         auto y = Each(scale, h, LoadInOrder<T>(d, weight + i, extent));
@@ -99,24 +99,34 @@ void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
           if (bias) y = Each(add, y, LoadInOrder<T>(d, bias + i, extent));
         out.Put(d, y, i, extent);
         next.Fetch(i);
-      });
+      };
+      if constexpr (std::is_same_v<Out, T>) {
+        ForEachPair(a.n, write);
+      } else {  // a pair of x's dtype may have another order
+        ForEachVector(a.n, write);
+      }
     });
   }
   if (a.stream) hwy::FlushStream();
 }
 
-template <class T, class W>
+template <class T, class W, class Out>
 void RowsOf(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
   if (a.residual.present()) {
-    a.centred ? Rows<true, true, T, W>(a, begin, end) : Rows<false, true, T, W>(a, begin, end);
+    a.centred ? Rows<true, true, T, W, Out>(a, begin, end) : Rows<false, true, T, W, Out>(a, begin, end);
   } else {
-    a.centred ? Rows<true, false, T, W>(a, begin, end) : Rows<false, false, T, W>(a, begin, end);
+    a.centred ? Rows<true, false, T, W, Out>(a, begin, end) : Rows<false, false, T, W, Out>(a, begin, end);
   }
+}
+
+template <class T, class Out>
+void RowsWritten(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
+  a.weight_dtype == a.x.dtype ? RowsOf<T, T, Out>(a, begin, end) : RowsOf<T, float, Out>(a, begin, end);
 }
 
 void NormRowRange(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
   with_activation_type(a.x.dtype, [&]<class T>(std::type_identity<T>) {
-    a.weight_dtype == a.x.dtype ? RowsOf<T, T>(a, begin, end) : RowsOf<T, float>(a, begin, end);
+    a.out.dtype == a.x.dtype ? RowsWritten<T, T>(a, begin, end) : RowsWritten<T, float>(a, begin, end);
   });
 }
 

@@ -12,6 +12,16 @@ namespace {
 // Element offsets of `t`, all of its dimensions counted as rows.
 RowOffsets elements(const TensorView& t) { return RowOffsets(t, 0); }
 
+// out[row, i] = y(flat index), in the dtype of `out`.
+template <class Y>
+void write_rows(const TensorView& out, const OutputQuantization& q, const Y& y) {
+  const RowOffsets rows(out), scale_rows(q.scales, 0);
+  const std::int64_t n = out.dim(-1);
+  for (std::int64_t row = 0; row < num_rows(out); ++row)
+    write_row(out, q, rows(row), out.stride(-1), scale_rows(row), n,
+              [&](std::int64_t i) { return y(row * n + i); });
+}
+
 }  // namespace
 
 void binary(const BinaryParams& p, const RunContext&) {
@@ -23,23 +33,29 @@ void binary(const BinaryParams& p, const RunContext&) {
 }
 
 void activation(const ActivationParams& p, const RunContext&) {
-  const RowOffsets x_at = elements(p.x), out_at = elements(p.out);
-  for (std::int64_t i = 0; i < p.out.numel(); ++i)
-    write(p.out, out_at(i), activate(p.kind, read(p.x, x_at(i))));
+  const RowOffsets x_at = elements(p.x);
+  write_rows(p.out, p.quantization, [&](std::int64_t i) { return activate(p.kind, read(p.x, x_at(i))); });
 }
 
 void gated_activation(const GatedActivationParams& p, const RunContext&) {
-  const RowOffsets gate_at = elements(p.gate), up_at = elements(p.up), out_at = elements(p.out);
-  for (std::int64_t i = 0; i < p.out.numel(); ++i)
-    write(p.out, out_at(i), activate(p.kind, read(p.gate, gate_at(i))) * read(p.up, up_at(i)));
+  const RowOffsets gate_at = elements(p.gate), up_at = elements(p.up);
+  write_rows(p.out, p.quantization, [&](std::int64_t i) {
+    return activate(p.kind, read(p.gate, gate_at(i))) * read(p.up, up_at(i));
+  });
 }
 
 void softmax(const SoftmaxParams& p, const RunContext&) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const std::int64_t n = p.x.dim(-1);
-  const RowOffsets x_rows(p.x), out_rows(p.out), lse_at(p.lse, 0);
+  const TensorView mask = p.mask.present() ? broadcast_to(p.mask, p.x) : TensorView();
+  const RowOffsets x_rows(p.x), out_rows(p.out), lse_at(p.lse, 0), mask_rows(mask);
   for (std::int64_t row = 0; row < num_rows(p.x); ++row) {
-    const auto scaled = [&](std::int64_t i) { return p.scale * read(p.x, x_rows(row) + i * p.x.stride(-1)); };
+    const auto scaled = [&](std::int64_t i) {
+      const double z = p.scale * read(p.x, x_rows(row) + i * p.x.stride(-1));
+      if (!mask.present()) return z;
+      const double m = read(mask, mask_rows(row) + i * mask.stride(-1));
+      return mask.dtype == DType::boolean ? (m != 0 ? z : -kInfinity) : z + m;
+    };
     double max = -kInfinity, sum = 0;
     for (std::int64_t i = 0; i < n; ++i) max = std::max(max, scaled(i));
     const double shift = max == -kInfinity ? 0 : max;
@@ -56,6 +72,11 @@ void dequantize(const DequantizeParams& p, const RunContext&) {
     for (std::int64_t i = 0; i < p.x.dim(1); ++i)
       write(p.out, row * p.out.stride(0) + i * p.out.stride(1),
             read(p.x, row * p.x.stride(0) + i * p.x.stride(1)));
+}
+
+void quantize(const QuantizeParams& p, const RunContext&) {
+  const RowOffsets x_at = elements(p.x);
+  write_rows(p.out, p.quantization, [&](std::int64_t i) { return read(p.x, x_at(i)); });
 }
 
 }  // namespace kf::cpu::reference

@@ -10,5 +10,6 @@ void activation(const ActivationParams& p, const RunContext& ctx);
 void gated_activation(const GatedActivationParams& p, const RunContext& ctx);
 void softmax(const SoftmaxParams& p, const RunContext& ctx);
 void dequantize(const DequantizeParams& p, const RunContext& ctx);
+void quantize(const QuantizeParams& p, const RunContext& ctx);
 
 }  // namespace kf::cpu::reference

@@ -10,7 +10,8 @@ namespace {
 template <class P>
 void norm(const P& p, const TensorView& bias, double weight_offset, bool centred) {
   const std::int64_t n = p.x.dim(-1);
-  const RowOffsets x_rows(p.x), residual_rows(p.residual), out_rows(p.out), residual_out_rows(p.residual_out);
+  const RowOffsets x_rows(p.x), residual_rows(p.residual), out_rows(p.out), residual_out_rows(p.residual_out),
+      scale_rows(p.quantization.scales, 0);
   for (std::int64_t row = 0; row < num_rows(p.x); ++row) {
     const auto h = [&](std::int64_t i) {
       const double x = read(p.x, x_rows(row) + i * p.x.stride(-1));
@@ -22,15 +23,16 @@ void norm(const P& p, const TensorView& bias, double weight_offset, bool centred
     const double mean = sum / static_cast<double>(n);
     for (std::int64_t i = 0; i < n; ++i) squares += (h(i) - mean) * (h(i) - mean);
     const double deviation = std::sqrt(squares / static_cast<double>(n) + static_cast<double>(p.eps));
-    for (std::int64_t i = 0; i < n; ++i) {
+    const auto normalised = [&](std::int64_t i) {
       const double sum_with_residual = h(i);
       double y =
           (sum_with_residual - mean) / deviation * (weight_offset + read(p.weight, i * p.weight.stride(0)));
       if (bias.present()) y += read(bias, i * bias.stride(0));
       if (p.residual_out.present())
         write(p.residual_out, residual_out_rows(row) + i * p.residual_out.stride(-1), sum_with_residual);
-      write(p.out, out_rows(row) + i * p.out.stride(-1), y);
-    }
+      return y;
+    };
+    write_row(p.out, p.quantization, out_rows(row), p.out.stride(-1), scale_rows(row), n, normalised);
   }
 }
 
