@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTHON := .venv/bin/python
 
-.PHONY: help setup build demo test test-cpp test-python test-sanitize test-install peers bench docs clean
+.PHONY: help setup build demo test test-cpp test-python test-sanitize test-install fuzz peers bench docs clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -48,6 +48,11 @@ test-sanitize: setup
 	@cmake --build build-sanitize -j $(JOBS)
 	@ctest --test-dir build-sanitize -j $(JOBS) --output-on-failure
 
+## make fuzz            fuzzes for an hour (FUZZ_SECONDS): libFuzzer on attention and weights, hypothesis on the Python face
+fuzz: build
+	@scripts/setup.sh requirements/test.txt
+	@$(PYTHON) scripts/fuzz.py
+
 test-install: build
 	@echo "== the installed package, from a separate CMake project and from a clean virtual environment"
 	@tests/install/run.sh
@@ -68,4 +73,4 @@ docs: build
 	@scripts/support_matrix.sh build/kf_matrix
 
 clean:
-	rm -rf build build-sanitize report
+	rm -rf build build-sanitize build-fuzz report
