@@ -44,7 +44,8 @@ bool makes(const Pattern& p, const AnyParams& params) {
             return false;
       }
     }
-    if (!taken && !is_free_attr(params.op(), actual[i].name) && actual[i].value != expected[i].value) return false;
+    if (!taken && !is_free_attr(params.op(), actual[i].name) && actual[i].value != expected[i].value)
+      return false;
   }
   return true;
 }
