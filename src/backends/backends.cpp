@@ -4,13 +4,21 @@
 #include <fmt/ranges.h>
 
 #include "backends/cpu/cpu_backend.h"
+#ifdef KF_CUDA
+#include "backends/cuda/cuda_backend.h"
+#endif
 #include "kf/backend.h"
 #include "kf/error.h"
 
 namespace kf {
 
 std::span<const Backend* const> all_backends() {
-  static const Backend* const kBackends[] = {&cpu::backend()};
+  static const Backend* const kBackends[] = {
+      &cpu::backend(),
+#ifdef KF_CUDA
+      &cuda::backend(),
+#endif
+  };
   return kBackends;
 }
 

@@ -1,0 +1,15 @@
+# The CUDA backend: its kernels, and the runtime, linked statically so that the library loads where there is no driver.
+enable_language(CUDA)
+find_package(CUDAToolkit 12.8 REQUIRED)
+if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know it
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+endif()
+set_target_properties(kf PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
+                                    CUDA_ARCHITECTURES "${KF_CUDA_ARCHITECTURES}")
+# Host code that is constexpr (RowOffsets, scalar conversions) serves in kernels, too.
+target_compile_options(kf PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --extended-lambda -Xcompiler=-Wall>)
+target_link_libraries(kf PRIVATE $<LINK_ONLY:CUDA::cudart_static>)
+# For these files alone, so that the others share ccache with builds without CUDA.
+file(GLOB_RECURSE KF_CUDA_HOST_SOURCES CONFIGURE_DEPENDS src/backends/cuda/*.cpp)
+set_source_files_properties(${KF_CUDA_HOST_SOURCES} PROPERTIES INCLUDE_DIRECTORIES "${CUDAToolkit_INCLUDE_DIRS}")
+set_source_files_properties(src/backends/backends.cpp PROPERTIES COMPILE_DEFINITIONS KF_CUDA)

@@ -1,0 +1,122 @@
+// Every CUDA kernel, one row each: op by op, best first. A call takes the first row of its op that accepts it and is of a
+// configured family.
+
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/elementwise/pointwise.h"
+#include "backends/cuda/elementwise/softmax.h"
+#include "backends/cuda/linear/linear.h"
+#include "backends/cuda/norm/norm.h"
+#include "backends/cuda/rope/rope.h"
+#include "backends/cuda/sampling/sampling.h"
+#include "backends/cuda/supports.h"
+
+namespace kf::cuda {
+
+namespace {
+
+constexpr const char* kAnyLayout = "any layout with a contiguous last dimension";
+constexpr const char* kSmall = "up to 4 tokens, weights of x's dtype in rows of neighbouring elements";
+
+// The operands that these kernels know: whatever else an op may take (scales, masks of sparse weights, adapters) is refused.
+const std::map<Op, std::set<std::string>>& known_operands() {
+  static const std::map<Op, std::set<std::string>> known = {
+      {Op::linear, {"x", "weight", "bias", "residual", "out", "norm_weight", "norm_bias"}},
+      {Op::qkv_linear,
+       {"x", "q_weight", "k_weight", "v_weight", "q_bias", "k_bias", "v_bias", "q", "k", "v", "norm_weight",
+        "norm_bias"}},
+      {Op::gated_ffn,
+       {"x", "gate_weight", "up_weight", "down_weight", "residual", "out", "norm_weight", "norm_bias"}},
+      {Op::rms_norm, {"x", "weight", "residual", "out", "residual_out"}},
+      {Op::layer_norm, {"x", "weight", "bias", "residual", "out", "residual_out"}},
+      {Op::binary, {"a", "b", "out"}},
+      {Op::activation, {"x", "out"}},
+      {Op::gated_activation, {"gate", "up", "out"}},
+      {Op::softmax, {"x", "out", "lse"}},
+      {Op::rope, {"x", "positions", "cos", "sin", "norm_weight", "out"}},
+      {Op::append_kv, {"k", "v", "slot_mapping", "k_cache", "v_cache"}},
+      {Op::rope_append,
+       {"q", "k", "v", "positions", "cos", "sin", "q_norm_weight", "k_norm_weight", "slot_mapping", "k_cache",
+        "v_cache", "q_out"}},
+      {Op::embedding, {"ids", "table", "out"}},
+      {Op::argmax, {"logits", "ids", "max"}},
+  };
+  return known;
+}
+
+// Only those, and of data only f32, f16 and bf16.
+Support known_only(Op op, const void* params) {
+  const std::set<std::string>& known = known_operands().at(op);
+  for (const Slot& s : slots_of(op, const_cast<void*>(params))) {
+    if (!s.tensor->present()) continue;
+    if (!known.contains(s.name)) return Support::no(std::string(s.name) + " given: this kernel takes none");
+    const DType dtype = s.tensor->dtype;
+    if (dtype == DType::i32 || dtype == DType::i64) continue;
+    if (const Support plain = plain_dtype(s.name, *s.tensor); !plain) return plain;
+  }
+  return Support::yes();
+}
+
+Kernel guarded(Kernel k) {
+  k.supports = [op = k.op, supports = k.supports](const void* params, const PlanContext& ctx) {
+    if (const Support s = known_only(op, params); !s) return s;
+    return supports(params, ctx);
+  };
+  return k;
+}
+
+}  // namespace
+
+std::vector<Kernel> kernels() {
+  std::vector<Kernel> all = {
+      // --- linear, qkv_linear, gated_ffn ---
+      make_kernel<LinearParams, SmallState>("cuda::linear_small", kFused, kSmall, small::supports,
+                                            small::prepare, small::run),
+      make_kernel<LinearParams, CublasLtState>("cuda::linear_cublaslt", kFused | kVanilla,
+                                               "one dtype; no prologue, activation or residual",
+                                               cublaslt::supports, cublaslt::prepare, cublaslt::run),
+      make_kernel<QkvLinearParams, SmallState>("cuda::qkv_linear_small", kFused, kSmall, small::supports,
+                                               small::prepare, small::run),
+      make_kernel<GatedFfnParams, SmallState>("cuda::gated_ffn_small", kFused, kSmall, small::supports,
+                                              small::prepare_ffn, small::run),
+
+      // --- rms_norm, layer_norm ---
+      make_kernel("cuda::rms_norm_plain", kFused | kVanilla, "no residual", rms_norm_plain_supports,
+                  rms_norm_run),
+      make_kernel("cuda::rms_norm_residual", kFused, "with or without residual", rms_norm_supports,
+                  rms_norm_run),
+      make_kernel("cuda::layer_norm_plain", kFused | kVanilla, "no residual", layer_norm_plain_supports,
+                  layer_norm_run),
+      make_kernel("cuda::layer_norm_residual", kFused, "with or without residual", layer_norm_supports,
+                  layer_norm_run),
+
+      // --- binary, activation, gated_activation, softmax ---
+      make_kernel("cuda::binary_plain", kFused | kVanilla, kAnyLayout, binary_supports, binary_run),
+      make_kernel("cuda::activation_plain", kFused | kVanilla, kAnyLayout, activation_supports,
+                  activation_run),
+      make_kernel("cuda::gated_activation_fused", kFused, kAnyLayout, gated_activation_supports,
+                  gated_activation_run),
+      make_kernel("cuda::softmax_plain", kFused | kVanilla, kAnyLayout, softmax_supports, softmax_run),
+
+      // --- rope, append_kv, rope_append ---
+      make_kernel("cuda::rope_plain", kFused | kVanilla, "no QK-norm", rope_plain_supports, rope_run),
+      make_kernel("cuda::rope_qk_norm", kFused, "with or without QK-norm", rope_supports, rope_run),
+      make_kernel("cuda::append_kv_plain", kFused | kVanilla, kAnyLayout, append_kv_supports, append_kv_run),
+      make_kernel("cuda::rope_append_fused", kFused, kAnyLayout, rope_append_supports, rope_append_run),
+
+      // --- embedding, argmax ---
+      make_kernel("cuda::embedding_plain", kFused | kVanilla, "table f32, f16 or bf16", embedding_supports,
+                  embedding_run),
+      make_kernel("cuda::argmax_plain", kFused | kVanilla, kAnyLayout, argmax_supports, argmax_run,
+                  argmax_workspace),
+  };
+  for (Kernel& k : all) k = guarded(std::move(k));
+  return all;
+}
+
+}  // namespace kf::cuda

@@ -1,0 +1,239 @@
+// cuBLASLt is opened at run time, so that the library loads on a machine that has none.
+
+#include <cublasLt.h>
+#include <dlfcn.h>
+
+#include <array>
+#include <mutex>
+
+#include <fmt/format.h>
+
+#include "backends/cuda/linear/linear.h"
+#include "backends/cuda/runtime.h"
+#include "kf/error.h"
+
+namespace kf::cuda {
+namespace {
+
+// The functions that are used, by their own names.
+struct Library {
+#define KF_CUBLASLT(name) decltype(&::name) name = nullptr
+  KF_CUBLASLT(cublasLtCreate);
+  KF_CUBLASLT(cublasLtMatmul);
+  KF_CUBLASLT(cublasLtMatmulDescCreate);
+  KF_CUBLASLT(cublasLtMatmulDescDestroy);
+  KF_CUBLASLT(cublasLtMatmulDescSetAttribute);
+  KF_CUBLASLT(cublasLtMatrixLayoutCreate);
+  KF_CUBLASLT(cublasLtMatrixLayoutDestroy);
+  KF_CUBLASLT(cublasLtMatmulPreferenceCreate);
+  KF_CUBLASLT(cublasLtMatmulPreferenceDestroy);
+  KF_CUBLASLT(cublasLtMatmulPreferenceSetAttribute);
+  KF_CUBLASLT(cublasLtMatmulAlgoGetHeuristic);
+#undef KF_CUBLASLT
+  std::string missing;  // why it cannot be used
+};
+
+Library open_library() {
+  Library l;
+  const std::string name = fmt::format("libcublasLt.so.{}", CUBLAS_VER_MAJOR);
+  void* const handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
+    l.missing = fmt::format("cuBLASLt: {} (install CUDA {}'s libcublas)", dlerror(), CUBLAS_VER_MAJOR);
+    return l;
+  }
+  const auto find = [&](auto& function, const char* symbol) {
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, symbol));
+    if (function == nullptr) l.missing = fmt::format("cuBLASLt: {} has no {}", name, symbol);
+  };
+#define KF_CUBLASLT(name) find(l.name, #name)
+  KF_CUBLASLT(cublasLtCreate);
+  KF_CUBLASLT(cublasLtMatmul);
+  KF_CUBLASLT(cublasLtMatmulDescCreate);
+  KF_CUBLASLT(cublasLtMatmulDescDestroy);
+  KF_CUBLASLT(cublasLtMatmulDescSetAttribute);
+  KF_CUBLASLT(cublasLtMatrixLayoutCreate);
+  KF_CUBLASLT(cublasLtMatrixLayoutDestroy);
+  KF_CUBLASLT(cublasLtMatmulPreferenceCreate);
+  KF_CUBLASLT(cublasLtMatmulPreferenceDestroy);
+  KF_CUBLASLT(cublasLtMatmulPreferenceSetAttribute);
+  KF_CUBLASLT(cublasLtMatmulAlgoGetHeuristic);
+#undef KF_CUBLASLT
+  return l;
+}
+
+const Library& library() {
+  static const Library l = open_library();
+  return l;
+}
+
+void check_lt(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS)
+    throw Error(ErrorCode::unavailable, fmt::format("{}: status {}", what, static_cast<int>(status)));
+}
+
+// One a device, for the process.
+cublasLtHandle_t handle_of(int device) {
+  static std::array<cublasLtHandle_t, kMaxDevices> handles{};
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  cublasLtHandle_t& h = handles.at(static_cast<std::size_t>(device));
+  if (h == nullptr) {
+    const CurrentDevice current(device);
+    check_lt(library().cublasLtCreate(&h), "cublasLtCreate");
+  }
+  return h;
+}
+
+cudaDataType_t data_type(DType dtype) {
+  return dtype == DType::f32 ? CUDA_R_32F : dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
+}
+
+constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+
+}  // namespace
+
+struct CublasLtState {
+  cublasLtMatmulDesc_t product = nullptr;
+  cublasLtMatrixLayout_t weight = nullptr, x = nullptr, out = nullptr;
+  // For operands aligned to 16 bytes, and to their elements.
+  cublasLtMatmulAlgo_t aligned{}, unaligned{};
+  bool has_unaligned = false;
+
+  CublasLtState() = default;
+  CublasLtState(const CublasLtState&) = delete;
+  CublasLtState& operator=(const CublasLtState&) = delete;
+  ~CublasLtState() {
+    if (product) library().cublasLtMatmulDescDestroy(product);
+    for (cublasLtMatrixLayout_t l : {weight, x, out})
+      if (l) library().cublasLtMatrixLayoutDestroy(l);
+  }
+};
+
+namespace {
+
+// A row-major [rows, cols] is cuBLASLt's column-major [cols, rows].
+cublasLtMatrixLayout_t layout(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t stride) {
+  cublasLtMatrixLayout_t l = nullptr;
+  check_lt(library().cublasLtMatrixLayoutCreate(&l, data_type(dtype), static_cast<std::uint64_t>(cols),
+                                                static_cast<std::uint64_t>(rows), stride),
+           "cublasLtMatrixLayoutCreate");
+  return l;
+}
+
+std::int64_t row_stride(const TensorView& t) {
+  return t.dim(0) > 1 ? t.stride(0) : std::max<std::int64_t>(t.dim(1), 1);
+}
+
+bool has_rows(const TensorView& weight) { return weight.dim(1) <= 1 || weight.stride(1) == 1; }
+
+bool find_algorithm(const CublasLtState& s, int device, std::uint32_t alignment,
+                    cublasLtMatmulAlgo_t* algorithm) {
+  const Library& lt = library();
+  cublasLtMatmulPreference_t preference = nullptr;
+  check_lt(lt.cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
+  const std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, decltype(lt.cublasLtMatmulPreferenceDestroy)> owner(
+      preference, lt.cublasLtMatmulPreferenceDestroy);
+  const std::size_t workspace = kWorkspaceBytes;
+  lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                          sizeof workspace);
+  for (const auto a :
+       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+    lt.cublasLtMatmulPreferenceSetAttribute(preference, a, &alignment, sizeof alignment);
+  cublasLtMatmulHeuristicResult_t result{};
+  int found = 0;
+  const cublasStatus_t status = lt.cublasLtMatmulAlgoGetHeuristic(
+      handle_of(device), s.product, s.weight, s.x, s.out, s.out, preference, 1, &result, &found);
+  if (status != CUBLAS_STATUS_SUCCESS || found == 0) return false;
+  *algorithm = result.algo;
+  return true;
+}
+
+std::shared_ptr<CublasLtState> describe(const LinearParams& p) {
+  const Library& lt = library();
+  auto s = std::make_shared<CublasLtState>();
+  check_lt(lt.cublasLtMatmulDescCreate(&s->product, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+           "cublasLtMatmulDescCreate");
+  const cublasOperation_t transposed = has_rows(p.weight) ? CUBLAS_OP_T : CUBLAS_OP_N;
+  lt.cublasLtMatmulDescSetAttribute(s->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed);
+  if (p.bias.present()) {
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    const cudaDataType_t type = data_type(p.bias.dtype);
+    lt.cublasLtMatmulDescSetAttribute(s->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+    lt.cublasLtMatmulDescSetAttribute(s->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
+    lt.cublasLtMatmulDescSetAttribute(s->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias.data,
+                                      sizeof(void*));
+  }
+  s->weight = has_rows(p.weight)
+                  ? layout(p.weight.dtype, p.weight.dim(0), p.weight.dim(1), row_stride(p.weight))
+                  : layout(p.weight.dtype, p.weight.dim(1), p.weight.dim(0), p.weight.stride(1));
+  s->x = layout(p.x.dtype, p.x.dim(0), p.x.dim(1), row_stride(p.x));
+  s->out = layout(p.out.dtype, p.out.dim(0), p.out.dim(1), row_stride(p.out));
+  return s;
+}
+
+}  // namespace
+
+Support cublaslt::supports(const LinearParams& p, const PlanContext& ctx) {
+  if (!library().missing.empty()) return Support::no(library().missing);
+  if (!p.prologue.empty()) return Support::no("a prologue: cuBLASLt's product has none");
+  if (p.activation != Activation::none)
+    return Support::no("an activation: this row is the unfused linear layer");
+  if (p.residual.present()) return Support::no("a residual: this row is the unfused linear layer");
+  if (p.weight.dtype != p.x.dtype || (p.bias.present() && p.bias.dtype != p.x.dtype))
+    return Support::no(
+        fmt::format("x {}, weight {}{}: cuBLASLt takes one dtype throughout", dtype_name(p.x.dtype),
+                    dtype_name(p.weight.dtype),
+                    p.bias.present() ? fmt::format(", bias {}", dtype_name(p.bias.dtype)) : ""));
+  if (p.x.dim(1) == 0) return Support::no("no input features: cuBLASLt takes at least one");
+  if (p.out.numel() == 0) return Support::yes();
+  for (const TensorView* t : {&p.x, &p.out})
+    if (t->dim(0) > 1 && t->stride(0) < t->dim(1))
+      return Support::no(fmt::format("rows {} apart and {} long: cuBLASLt takes rows that do not overlap",
+                                     t->stride(0), t->dim(1)));
+  const std::int64_t row = p.weight.stride(0), col = p.weight.stride(1);
+  if (!(has_rows(p.weight) && (p.weight.dim(0) <= 1 || row >= p.weight.dim(1))) &&
+      !((p.weight.dim(0) <= 1 || row == 1) && col >= p.weight.dim(0)))
+    return Support::no(fmt::format("weight strides {}, {}: cuBLASLt takes dense rows or columns", row, col));
+  cublasLtMatmulAlgo_t algorithm;
+  if (!find_algorithm(*describe(p), ctx.caps.device.index, 16, &algorithm))
+    return Support::no("cuBLASLt has no algorithm for this product");
+  return Support::yes();
+}
+
+std::shared_ptr<CublasLtState> cublaslt::prepare(const LinearParams& p, const PlanContext& ctx,
+                                                 std::size_t* workspace_bytes) {
+  if (p.out.numel() == 0) return std::make_shared<CublasLtState>();
+  auto s = describe(p);
+  const int device = ctx.caps.device.index;
+  if (!find_algorithm(*s, device, 16, &s->aligned))
+    throw Error(ErrorCode::unavailable, "cuBLASLt has no algorithm for this product");
+  const auto element = static_cast<std::uint32_t>(dtype_info(p.x.dtype).block_bytes);
+  s->has_unaligned = find_algorithm(*s, device, element, &s->unaligned);
+  *workspace_bytes = kWorkspaceBytes;
+  return s;
+}
+
+void cublaslt::run(const LinearParams& p, const CublasLtState& s, const RunContext& ctx) {
+  if (p.out.numel() == 0) return;
+  const CurrentDevice current(p.x.device.index);
+  bool aligned = true;
+  for (const TensorView* t : {&p.x, &p.weight, &p.out})
+    aligned &= reinterpret_cast<std::uintptr_t>(t->data) % 16 == 0;
+  if (!aligned && !s.has_unaligned)
+    throw Error(ErrorCode::invalid_argument, "linear: cuBLASLt expected operands aligned to 16 bytes");
+  // The bias is named by the description, which calls in other threads share: each has its own copy.
+  cublasLtMatmulDescOpaque_t product = *s.product;
+  if (p.bias.present())
+    check_lt(library().cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                                                      &p.bias.data, sizeof(void*)),
+             "cublasLtMatmulDescSetAttribute");
+  const float one = 1, zero = 0;
+  check_lt(library().cublasLtMatmul(handle_of(p.x.device.index), &product, &one, p.weight.data, s.weight,
+                                    p.x.data, s.x, &zero, p.out.data, s.out, p.out.data, s.out,
+                                    aligned ? &s.aligned : &s.unaligned, ctx.workspace, kWorkspaceBytes,
+                                    static_cast<cudaStream_t>(ctx.stream)),
+           "cublasLtMatmul");
+}
+
+}  // namespace kf::cuda

@@ -1,0 +1,40 @@
+// The linear family: our kernels for few tokens, which stream the weights, and cuBLASLt's matrix products.
+#pragma once
+
+#include <memory>
+
+#include "kf/kernel.h"
+#include "kf/ops/linear.h"
+
+namespace kf::cuda {
+
+// Up to kSmallTokens tokens; prologue, bias, activation and residual in the same launch (the gated FFN: two).
+inline constexpr int kSmallTokens = 4;
+struct SmallState {
+  bool constant_weights;
+};
+namespace small {
+Support supports(const LinearParams& p, const PlanContext& ctx);
+Support supports(const QkvLinearParams& p, const PlanContext& ctx);
+Support supports(const GatedFfnParams& p, const PlanContext& ctx);
+template <class P>
+std::shared_ptr<SmallState> prepare(const P&, const PlanContext& ctx, std::size_t*) {
+  return std::make_shared<SmallState>(SmallState{ctx.packs != nullptr});
+}
+std::shared_ptr<SmallState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx,
+                                        std::size_t* workspace_bytes);
+void run(const LinearParams& p, const SmallState& s, const RunContext& ctx);
+void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx);
+void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx);
+}  // namespace small
+
+// The unfused linear layer, as an eager framework runs it.
+struct CublasLtState;
+namespace cublaslt {
+Support supports(const LinearParams& p, const PlanContext& ctx);
+std::shared_ptr<CublasLtState> prepare(const LinearParams& p, const PlanContext& ctx,
+                                       std::size_t* workspace_bytes);
+void run(const LinearParams& p, const CublasLtState& s, const RunContext& ctx);
+}  // namespace cublaslt
+
+}  // namespace kf::cuda

@@ -1,0 +1,244 @@
+// Products of few tokens, bound by reading the weights once. Each warp takes kRows rows of the weight (of gate and up alike)
+// and all tokens; the tokens' inputs, after the prologue, lie in shared memory as f32. Where weights are constant, the first
+// are on their way before the predecessor ends.
+#pragma once
+
+#include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/math.cuh"
+#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/rows.cuh"
+#include "backends/cuda/linear/small_kernel.h"
+
+namespace kf::cuda::small {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr std::size_t kSharedOfMultiprocessor = 227 << 10;
+
+// Of a vector of W inputs, the first half lies in one plane and the second in another, so that the accesses of neighbouring
+// lanes, 16 bytes each, are neighbours.
+template <int W>
+struct Staged {
+  float* base;
+  int in;  // a multiple of W
+  __device__ float* token(int t) const { return base + t * in; }
+  __device__ void put(int t, int i, const float (&v)[W]) const {
+    if constexpr (W == 8) {
+      float lower[4], upper[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        lower[k] = v[k];
+        upper[k] = v[k + 4];
+      }
+      store(token(t) + i / 2, lower);
+      store(token(t) + in / 2 + i / 2, upper);
+    } else {
+      store(token(t) + i, v);
+    }
+  }
+  __device__ void get(int t, int i, float (&v)[W]) const {
+    if constexpr (W == 8) {
+      float lower[4], upper[4];
+      load(token(t) + i / 2, lower);
+      load(token(t) + in / 2 + i / 2, upper);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        v[k] = lower[k];
+        v[k + 4] = upper[k];
+      }
+    } else {
+      load(token(t) + i, v);
+    }
+  }
+};
+
+// x after the prologue, of all tokens.
+template <class T, int W>
+__device__ void stage(const Args& a, const Staged<W>& staged) {
+  for (int t = 0; t < a.num_tokens; ++t) {
+    const T* const x = static_cast<const T*>(a.x) + t * a.x_stride;
+    float sum = 0, squares = 0, mean = 0, inverse = 1;
+    if (a.norm == NormKind::layer) {
+      for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
+        float v[W];
+        load(x + i, v);
+#pragma unroll
+        for (int k = 0; k < W; ++k) sum += v[k];
+      }
+      mean = row_reduce<Sum>(sum) / static_cast<float>(a.in);
+    }
+    if (a.norm != NormKind::none) {
+      for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
+        float v[W];
+        load(x + i, v);
+#pragma unroll
+        for (int k = 0; k < W; ++k) squares += (v[k] - mean) * (v[k] - mean);
+      }
+      inverse = 1.0f / sqrtf(row_reduce<Sum>(squares) / static_cast<float>(a.in) + a.eps);
+    }
+    for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
+      float v[W];
+      load(x + i, v);
+      if (a.norm != NormKind::none) {
+        float w[W];
+        load_any(a.norm_weight_dtype, a.norm_weight, i, w);
+#pragma unroll
+        for (int k = 0; k < W; ++k) v[k] = (v[k] - mean) * inverse * (a.norm_weight_offset + w[k]);
+        if (a.norm_bias) {
+          load_any(a.norm_bias_dtype, a.norm_bias, i, w);
+#pragma unroll
+          for (int k = 0; k < W; ++k) v[k] += w[k];
+        }
+      }
+      activate<float>(a.pre_activation, v);
+      staged.put(t, i, v);
+    }
+  }
+  // Tokens that the template has and the call has not.
+  __syncthreads();
+}
+
+// A warp's rows: kRows of one part.
+struct Group {
+  int part, first;
+};
+template <int kRows>
+__host__ __device__ inline int groups_of(const Part& p) {
+  return (p.rows + kRows - 1) / kRows;
+}
+template <int kRows>
+__device__ inline Group group_at(const Args& a, int index) {
+  int part = 0;
+  while (index >= groups_of<kRows>(a.parts[part])) index -= groups_of<kRows>(a.parts[part++]);
+  return {part, index * kRows};
+}
+
+// Blocks stay for several groups a warp, so that the inputs are staged once.
+template <class T, int W, int kTokens, int kRows, bool kGated>
+__global__ void __launch_bounds__(kThreads, kTokens > 2 ? 2 : 3) small_kernel(const Args a) {
+  extern __shared__ float4 shared[];
+  const Staged<W> staged{reinterpret_cast<float*>(shared), a.in};
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warps = static_cast<int>(gridDim.x) * kWarps;
+  int index = static_cast<int>(threadIdx.x) / 32 * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  constexpr int kStreams = kGated ? 2 * kRows : kRows;  // weight rows that the warp reads
+  constexpr int kAhead = kStreams >= 4 ? 2 : 4;         // vectors of each in flight
+
+  const T* rows[kStreams];
+  Pack<T, W> ahead[kAhead][kStreams];
+  const auto fetch = [&](int j, int i) {
+#pragma unroll
+    for (int s = 0; s < kStreams; ++s)
+      if (i < a.in) ahead[j][s] = load_pack<W>(rows[s] + i);
+  };
+  // Sends for the beginning of a group.
+  const auto begin = [&](const Group& g) {
+    const Part& p = a.parts[g.part];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      // Beyond the last row the last again, of which the sums are dropped.
+      const std::int64_t row = min(g.first + r, p.rows - 1);
+      rows[r] = static_cast<const T*>(p.weight) + row * p.weight_stride;
+      if constexpr (kGated) rows[kRows + r] = static_cast<const T*>(a.up) + row * a.up_stride;
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) fetch(j, (j * 32 + lane) * W);
+  };
+  Group g{};
+  if (index < a.num_groups) g = group_at<kRows>(a, index);
+  if (index < a.num_groups && a.constant_weights) begin(g);
+  wait_for_predecessor();
+  if (index < a.num_groups && !a.constant_weights) begin(g);
+  stage<T>(a, staged);
+
+  while (index < a.num_groups) {
+    float sums[kStreams][kTokens] = {};
+    for (int base = lane * W; base < a.in; base += kAhead * 32 * W) {
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const int i = base + j * 32 * W;
+        if (i >= a.in) break;
+        float w[kStreams][W];
+#pragma unroll
+        for (int s = 0; s < kStreams; ++s) widen(ahead[j][s], w[s]);
+        fetch(j, i + kAhead * 32 * W);
+#pragma unroll
+        for (int t = 0; t < kTokens; ++t) {
+          float x[W];
+          staged.get(t, i, x);
+#pragma unroll
+          for (int s = 0; s < kStreams; ++s)
+#pragma unroll
+            for (int k = 0; k < W; ++k) sums[s][t] = fmaf(w[s][k], x[k], sums[s][t]);
+        }
+      }
+    }
+    const Group done = g;
+    index += warps;
+    if (index < a.num_groups) {
+      g = group_at<kRows>(a, index);
+      begin(g);  // on its way while the sums are added up
+    }
+#pragma unroll
+    for (int s = 0; s < kStreams; ++s)
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) sums[s][t] = lanes_reduce<Sum>(sums[s][t], 32);
+
+    const Part& p = a.parts[done.part];
+    // A lane a result.
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        const int row = done.first + r;
+        if (lane != r * kTokens + t || row >= p.rows || t >= a.num_tokens) continue;
+        float v[1] = {sums[r][t]}, other[1];
+        if (p.bias) {
+          load_any(p.bias_dtype, p.bias, row, other);
+          v[0] += other[0];
+        }
+        activate<float>(a.activation, v);
+        if constexpr (kGated) v[0] *= sums[kRows + r][t];
+        if (a.residual) v[0] += widen(static_cast<const T*>(a.residual)[t * a.residual_stride + row]);
+        static_cast<T*>(p.out)[t * p.out_stride + row] = narrow<T>(v[0]);
+      }
+  }
+}
+
+template <class T, int W, int kTokens, int kRows, bool kGated>
+void launch_rows(Args a, const TensorView& on, const RunContext& ctx) {
+  a.num_groups = 0;
+  for (int i = 0; i < a.num_parts; ++i) a.num_groups += groups_of<kRows>(a.parts[i]);
+  if (a.num_groups == 0) return;
+  const auto kernel = small_kernel<T, W, kTokens, kRows, kGated>;
+  const std::size_t bytes = shared_bytes(kTokens, a.in);
+  // As many warps as run at once, or fewer: each with as many groups as every other.
+  const int blocks_fit = std::max(
+      1, std::min<int>(kTokens > 2 ? 2 : 3, static_cast<int>(kSharedOfMultiprocessor / (bytes + 1024))));
+  const int most_warps = multiprocessors(on.device.index) * blocks_fit * kWarps;
+  const int rounds = (a.num_groups + most_warps - 1) / most_warps;
+  const int warps = (a.num_groups + rounds - 1) / rounds;
+  const Launch launch(on, ctx);
+  launch.allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+  launch(kernel, dim3(static_cast<unsigned>((warps + kWarps - 1) / kWarps)), dim3(kThreads), bytes, a);
+}
+
+template <class T, int kTokens>
+void launch_tokens(const Args& a, const TensorView& on, const RunContext& ctx) {
+  constexpr int kWide = kVectorWidth<T>;
+  if (!a.wide)
+    return a.up ? launch_rows<T, 1, kTokens, 1, true>(a, on, ctx)
+                : launch_rows<T, 1, kTokens, 1, false>(a, on, ctx);
+  // Rows that share the tokens' inputs save reads of shared memory, which more than two tokens would be bound by.
+  constexpr int kRows = kTokens > 2 ? 2 : 1;
+  return a.up ? launch_rows<T, kWide, kTokens, kRows, true>(a, on, ctx)
+              : launch_rows<T, kWide, kTokens, kRows, false>(a, on, ctx);
+}
+
+template <class T>
+void launch(const Args& a, const TensorView& on, const RunContext& ctx) {
+  if (a.num_tokens == 1) return launch_tokens<T, 1>(a, on, ctx);
+  if (a.num_tokens == 2) return launch_tokens<T, 2>(a, on, ctx);
+  return launch_tokens<T, 4>(a, on, ctx);
+}
+
+}  // namespace kf::cuda::small

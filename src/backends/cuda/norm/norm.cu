@@ -1,0 +1,160 @@
+// A row is read once, held in registers and normalised there. Everything is written after everything is read, so that outputs
+// may lie in the memory of inputs.
+
+#include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/rows.cuh"
+#include "backends/cuda/norm/norm.h"
+#include "backends/cuda/supports.h"
+
+namespace kf::cuda {
+namespace {
+
+struct NormArgs {
+  const void *x, *residual, *weight, *bias;  // residual, bias: or null
+  void *out, *residual_out;                  // residual_out: or null
+  RowOffsets x_rows, residual_rows, out_rows, residual_out_rows;
+  DType weight_dtype, bias_dtype;
+  std::int64_t rows;
+  int n;
+  float eps, weight_offset;
+};
+
+// kCentred: LayerNorm, else RMSNorm. kOwnDtype: weight and bias are of x's dtype, and the weight is on its way with x.
+template <bool kCentred, bool kResidual, bool kOwnDtype, class T, int W, int kVecs>
+__global__ void __launch_bounds__(kMaxRowThreads) norm_kernel(const NormArgs a) {
+  wait_for_predecessor();
+  const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  const bool active = row < a.rows;  // the others only take part in reductions
+  const int n = active ? a.n : 0;
+  HeldRow<T, W, kVecs> x{static_cast<const T*>(a.x) + (active ? a.x_rows(row) : 0), n};
+  HeldRow<T, W, kResidual ? kVecs : 0> residual{};
+  x.fill();
+  if constexpr (kResidual) {
+    residual.row = static_cast<const T*>(a.residual) + (active ? a.residual_rows(row) : 0);
+    residual.n = n;
+    residual.fill();
+  }
+  // Calls f(i, h) for each vector of h = x + residual.
+  const auto for_each = [&](const auto& f) {
+    for_each_vector<kVecs, W>(n, [&](int j, int i) {
+      float h[W];
+      x.get(j, i, h);
+      if constexpr (kResidual) {
+        float r[W];
+        residual.get(j, i, r);
+#pragma unroll
+        for (int k = 0; k < W; ++k) h[k] += r[k];
+      }
+      f(j, i, h);
+    });
+  };
+  HeldRow<T, W, kOwnDtype ? kVecs : 0> weight{static_cast<const T*>(a.weight), n};
+  weight.fill();
+
+  float mean = 0;
+  if constexpr (kCentred) {
+    float sum = 0;
+    for_each([&](int, int, const float(&h)[W]) {
+#pragma unroll
+      for (int k = 0; k < W; ++k) sum += h[k];
+    });
+    mean = row_reduce<Sum>(sum) / static_cast<float>(a.n);
+  }
+  float squares = 0;
+  for_each([&](int, int, const float(&h)[W]) {
+#pragma unroll
+    for (int k = 0; k < W; ++k) squares += (h[k] - mean) * (h[k] - mean);
+  });
+  const float variance = row_reduce<Sum>(squares) / static_cast<float>(a.n);
+  const float inverse = 1.0f / sqrtf(variance + a.eps);
+
+  if (!active) return;
+  T* const out = static_cast<T*>(a.out) + a.out_rows(row);
+  T* const residual_out =
+      a.residual_out ? static_cast<T*>(a.residual_out) + a.residual_out_rows(row) : nullptr;
+  for_each([&](int j, int i, const float(&h)[W]) {
+    float w[W], result[W];
+    if constexpr (kOwnDtype) {
+      weight.get(j, i, w);
+    } else {
+      load_any(a.weight_dtype, a.weight, i, w);
+    }
+#pragma unroll
+    for (int k = 0; k < W; ++k) result[k] = (h[k] - mean) * inverse * (a.weight_offset + w[k]);
+    if (kCentred && a.bias) {
+      if constexpr (kOwnDtype) {
+        load(static_cast<const T*>(a.bias) + i, w);
+      } else {
+        load_any(a.bias_dtype, a.bias, i, w);
+      }
+#pragma unroll
+      for (int k = 0; k < W; ++k) result[k] += w[k];
+    }
+    if (residual_out) store(residual_out + i, h);
+    store(out + i, result);
+  });
+}
+
+// What the two norms do not have in common.
+struct Affine {
+  TensorView bias;
+  float weight_offset;
+};
+Affine affine_of(const RmsNormParams& p) { return {{}, p.weight_offset}; }
+Affine affine_of(const LayerNormParams& p) { return {p.bias, 0.0f}; }
+
+template <bool kCentred, class P>
+void run_norm(const P& p, const RunContext& ctx) {
+  if (p.x.numel() == 0) return;
+  const Affine affine = affine_of(p);
+  NormArgs a{};
+  a.x = p.x.data;
+  a.residual = data_or_null(p.residual);
+  a.weight = p.weight.data;
+  a.bias = data_or_null(affine.bias);
+  a.out = p.out.data;
+  a.residual_out = data_or_null(p.residual_out);
+  a.x_rows = RowOffsets(p.x);
+  a.residual_rows = RowOffsets(p.residual);
+  a.out_rows = RowOffsets(p.out);
+  a.residual_out_rows = RowOffsets(p.residual_out);
+  a.weight_dtype = p.weight.dtype;
+  a.bias_dtype = affine.bias.dtype;
+  a.rows = num_rows(p.x);
+  a.n = static_cast<int>(p.x.dim(-1));
+  a.eps = p.eps;
+  a.weight_offset = affine.weight_offset;
+  const Launch launch(p.out, ctx);
+  with_vectors(p.x.dtype, {&p.x, &p.residual, &p.out, &p.residual_out, &p.weight, &affine.bias},
+               [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
+                 const RowShape shape = row_shape(a.n, W);
+                 with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+                   const bool own = a.weight_dtype == p.x.dtype && (!a.bias || a.bias_dtype == p.x.dtype);
+                   const auto of = [&]<bool kOwn>(std::bool_constant<kOwn>) {
+                     return p.residual.present() ? norm_kernel<kCentred, true, kOwn, T, W, kVecs>
+                                                 : norm_kernel<kCentred, false, kOwn, T, W, kVecs>;
+                   };
+                   launch(own ? of(std::true_type()) : of(std::false_type()), shape.grid(a.rows),
+                          shape.block(), 0, a);
+                 });
+               });
+}
+
+template <class P>
+Support plain_only(const P& p) {
+  if (p.residual.present()) return Support::no("residual given: this kernel takes none");
+  return rows_fit(p.x);
+}
+
+}  // namespace
+
+Support rms_norm_supports(const RmsNormParams& p, const PlanContext&) { return rows_fit(p.x); }
+Support rms_norm_plain_supports(const RmsNormParams& p, const PlanContext&) { return plain_only(p); }
+void rms_norm_run(const RmsNormParams& p, const RunContext& ctx) { run_norm<false>(p, ctx); }
+
+Support layer_norm_supports(const LayerNormParams& p, const PlanContext&) { return rows_fit(p.x); }
+Support layer_norm_plain_supports(const LayerNormParams& p, const PlanContext&) { return plain_only(p); }
+void layer_norm_run(const LayerNormParams& p, const RunContext& ctx) { run_norm<true>(p, ctx); }
+
+}  // namespace kf::cuda

@@ -1,0 +1,65 @@
+#include "backends/cuda/runtime.h"
+
+#include <array>
+#include <mutex>
+
+#include <fmt/format.h>
+
+#include "kf/error.h"
+
+namespace kf::cuda {
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not report it again
+  const ErrorCode code =
+      status == cudaErrorMemoryAllocation ? ErrorCode::resource_exhausted : ErrorCode::unavailable;
+  throw Error(code, fmt::format("{}: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status)));
+}
+
+CurrentDevice::CurrentDevice(int index) : index_(index) {
+  check(cudaGetDevice(&before_), "cudaGetDevice");
+  if (before_ != index_) check(cudaSetDevice(index_), "cudaSetDevice");
+}
+CurrentDevice::~CurrentDevice() {
+  if (before_ != index_) cudaSetDevice(before_);
+}
+
+int multiprocessors(int device_index) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device_index),
+        "cudaDeviceGetAttribute");
+  return count;
+}
+
+TableFault* table_fault(int device_index) {
+  static std::array<TableFault*, kMaxDevices> faults{};
+  static std::mutex mutex;
+  if (device_index < 0 || device_index >= kMaxDevices)
+    throw Error(ErrorCode::unavailable,
+                fmt::format("cuda: expected a device index below {}, got {}", kMaxDevices, device_index));
+  const std::lock_guard lock(mutex);
+  TableFault*& fault = faults[static_cast<std::size_t>(device_index)];
+  if (fault == nullptr) {
+    const CurrentDevice current(device_index);
+    void* memory = nullptr;  // lives as long as the process: kernels in flight may write to it
+    check(cudaHostAlloc(&memory, sizeof(TableFault), cudaHostAllocPortable | cudaHostAllocMapped),
+          "cudaHostAlloc");
+    fault = new (memory) TableFault;
+  }
+  return fault;
+}
+
+void throw_table_fault(int device_index) {
+  static constexpr const char* kNames[] = {"", "positions", "slot_mapping", "ids"};
+  TableFault* const fault = table_fault(device_index);
+  const volatile int& table = fault->table;  // the device writes to it
+  if (table == TableFault::none) return;
+  const TableFault found = *fault;
+  *fault = {};
+  throw Error(ErrorCode::invalid_argument,
+              fmt::format("{}[{}] on cuda:{}: expected a value below {}, got {}; the entry was left out",
+                          kNames[found.table], found.entry, device_index, found.limit, found.value));
+}
+
+}  // namespace kf::cuda
