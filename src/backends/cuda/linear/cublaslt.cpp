@@ -16,20 +16,17 @@ namespace kf::cuda {
 namespace {
 
 // The functions that are used, by their own names.
+#define KF_CUBLASLT_FUNCTIONS(each)                                                                        \
+  each(cublasLtCreate) each(cublasLtMatmul) each(cublasLtMatmulDescCreate) each(cublasLtMatmulDescDestroy) \
+      each(cublasLtMatmulDescSetAttribute) each(cublasLtMatrixLayoutCreate)                                \
+          each(cublasLtMatrixLayoutDestroy) each(cublasLtMatmulPreferenceCreate)                           \
+              each(cublasLtMatmulPreferenceDestroy) each(cublasLtMatmulPreferenceSetAttribute)             \
+                  each(cublasLtMatmulAlgoGetHeuristic)
+
 struct Library {
-#define KF_CUBLASLT(name) decltype(&::name) name = nullptr
-  KF_CUBLASLT(cublasLtCreate);
-  KF_CUBLASLT(cublasLtMatmul);
-  KF_CUBLASLT(cublasLtMatmulDescCreate);
-  KF_CUBLASLT(cublasLtMatmulDescDestroy);
-  KF_CUBLASLT(cublasLtMatmulDescSetAttribute);
-  KF_CUBLASLT(cublasLtMatrixLayoutCreate);
-  KF_CUBLASLT(cublasLtMatrixLayoutDestroy);
-  KF_CUBLASLT(cublasLtMatmulPreferenceCreate);
-  KF_CUBLASLT(cublasLtMatmulPreferenceDestroy);
-  KF_CUBLASLT(cublasLtMatmulPreferenceSetAttribute);
-  KF_CUBLASLT(cublasLtMatmulAlgoGetHeuristic);
-#undef KF_CUBLASLT
+#define KF_MEMBER(name) decltype(&::name) name = nullptr;
+  KF_CUBLASLT_FUNCTIONS(KF_MEMBER)
+#undef KF_MEMBER
   std::string missing;  // why it cannot be used
 };
 
@@ -45,19 +42,9 @@ Library open_library() {
     function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, symbol));
     if (function == nullptr) l.missing = fmt::format("cuBLASLt: {} has no {}", name, symbol);
   };
-#define KF_CUBLASLT(name) find(l.name, #name)
-  KF_CUBLASLT(cublasLtCreate);
-  KF_CUBLASLT(cublasLtMatmul);
-  KF_CUBLASLT(cublasLtMatmulDescCreate);
-  KF_CUBLASLT(cublasLtMatmulDescDestroy);
-  KF_CUBLASLT(cublasLtMatmulDescSetAttribute);
-  KF_CUBLASLT(cublasLtMatrixLayoutCreate);
-  KF_CUBLASLT(cublasLtMatrixLayoutDestroy);
-  KF_CUBLASLT(cublasLtMatmulPreferenceCreate);
-  KF_CUBLASLT(cublasLtMatmulPreferenceDestroy);
-  KF_CUBLASLT(cublasLtMatmulPreferenceSetAttribute);
-  KF_CUBLASLT(cublasLtMatmulAlgoGetHeuristic);
-#undef KF_CUBLASLT
+#define KF_FIND(name) find(l.name, #name);
+  KF_CUBLASLT_FUNCTIONS(KF_FIND)
+#undef KF_FIND
   return l;
 }
 
