@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTHON := .venv/bin/python
 
-.PHONY: help setup build demo test test-cpp test-python test-sanitize test-install fuzz peers bench docs clean
+.PHONY: help setup build demo test test-cpp test-python test-sanitize test-gpu test-install fuzz peers bench docs clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -48,6 +48,13 @@ test-sanitize: setup
 	@cmake --build build-sanitize -j $(JOBS)
 	@ctest --test-dir build-sanitize -j $(JOBS) --output-on-failure
 
+## make test-gpu        the cases on a CUDA device against the CPU's reference (needs the CUDA toolkit and a GPU)
+test-gpu: setup
+	@echo "== the CUDA backend"
+	@cmake --preset cuda >build-cuda.log 2>&1 || { cat build-cuda.log; exit 1; }
+	@cmake --build build-cuda -j $(JOBS) --target kf_tests kf_bench_device
+	@build-cuda/kf_tests --gtest_filter='Accelerators*'
+
 ## make fuzz            fuzzes for an hour (FUZZ_SECONDS): libFuzzer on attention and weights, hypothesis on the Python face
 fuzz: build
 	@scripts/setup.sh requirements/test.txt
@@ -73,4 +80,4 @@ docs: build
 	@scripts/support_matrix.sh build/kf_matrix
 
 clean:
-	rm -rf build build-sanitize build-fuzz report
+	rm -rf build build-cuda build-sanitize build-fuzz report

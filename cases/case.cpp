@@ -187,4 +187,17 @@ const CaseList& all_cases() {
   return list;
 }
 
+const CaseList& device_cases() {
+  static const CaseList list = [] {
+    CaseList l;
+    add_linear_device_cases(l);
+    add_norm_device_cases(l);
+    add_elementwise_device_cases(l);
+    add_rope_device_cases(l);
+    add_sampling_device_cases(l);
+    return l;
+  }();
+  return list;
+}
+
 }  // namespace kf::cases

@@ -18,7 +18,8 @@ class Maker {
  public:
   explicit Maker(std::string_view seed);
   // Normal values with this standard deviation, rounded to `dtype` (block formats: quantized as GGUF does).
-  TensorView normal(DType dtype, std::initializer_list<std::int64_t> shape, float stddev = 1.0f, float mean = 0.0f);
+  TensorView normal(DType dtype, std::initializer_list<std::int64_t> shape, float stddev = 1.0f,
+                    float mean = 0.0f);
   TensorView uniform(DType dtype, std::initializer_list<std::int64_t> shape, float lo, float hi);
   TensorView integers(DType dtype, const std::vector<std::int64_t>& values);  // i32 or i64, rank 1
   TensorView table(const std::vector<std::vector<std::int32_t>>& rows);       // i32, rank 2
@@ -48,9 +49,10 @@ struct Tolerance {
 struct Case {
   std::string name;  // "rms_norm/f32/8192x4096": unique
   Op op{};
-  std::function<AnyParams(Maker&)> make;  // inputs filled; outputs absent (the runner allocates what infer() says)
+  std::function<AnyParams(Maker&)>
+      make;  // inputs filled; outputs absent (the runner allocates what infer() says)
   Tolerance tolerance;
-  bool bench = false;    // of benchmark size: timed, and checked in the same run; not part of the tests
+  bool bench = false;  // of benchmark size: timed, and checked in the same run; not part of the tests
   // Outputs that may be absent in inference but that this case wants ("lse").
   std::vector<std::string> want;
 };
@@ -70,6 +72,14 @@ void add_rope_cases(CaseList& list);
 void add_sampling_cases(CaseList& list);
 
 const CaseList& all_cases();
+
+// Benchmark sizes of accelerators, by the same functions; not part of all_cases().
+void add_linear_device_cases(CaseList& list);
+void add_norm_device_cases(CaseList& list);
+void add_elementwise_device_cases(CaseList& list);
+void add_rope_device_cases(CaseList& list);
+void add_sampling_device_cases(CaseList& list);
+const CaseList& device_cases();
 
 // Where an element is, given its flat (row-major) index, as TensorView::at() takes it.
 std::int64_t element_offset(const TensorView& t, std::int64_t flat_index);

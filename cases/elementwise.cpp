@@ -308,4 +308,28 @@ void add_elementwise_cases(CaseList& list) {
   add_dequantize(list);
 }
 
+void add_elementwise_device_cases(CaseList& list) {
+  const DType dtype = DType::bf16;
+  for (const auto& [rows, n] : {std::pair{16384, 4096}, {8192, 1024}, {8192, 128}, {64, 14336}, {1, 4096}}) {
+    const std::string shape = fmt::format("{}x{}", rows, n);
+    const auto normal = [rows, n](Maker& m, float stddev) { return m.normal(dtype, {rows, n}, stddev); };
+    const auto add = [&](Op op, const std::string& name, const Tolerance& t,
+                         const std::function<AnyParams(Maker&)>& make) {
+      list.push_back({fmt::format("{}/bf16/{}", name, shape), op, make, t, /*bench=*/true, {}});
+    };
+    add(Op::binary, "binary/add", tolerance(dtype, 1),
+        [=](Maker& m) -> AnyParams { return BinaryParams{.a = normal(m, 1.0f), .b = normal(m, 1.0f)}; });
+    for (const Activation kind : {Activation::silu, Activation::gelu}) {
+      const std::string name = kActivationNames[static_cast<int>(kind)];
+      add(Op::activation, "activation/" + name, activation_tolerance(dtype, kind),
+          [=](Maker& m) -> AnyParams { return ActivationParams{.x = normal(m, 3.0f), .kind = kind}; });
+      add(Op::gated_activation, "gated_activation/" + name, gated_tolerance(dtype, kind),
+          [=](Maker& m) -> AnyParams {
+            return GatedActivationParams{.gate = normal(m, 3.0f), .up = normal(m, 1.0f), .kind = kind};
+          });
+    }
+    add_softmax_case(list, dtype, shape, false, 1.0f, true, [=](Maker& m) { return normal(m, 3.0f); });
+  }
+}
+
 }  // namespace kf::cases

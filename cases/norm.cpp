@@ -133,4 +133,17 @@ void add_norm_cases(CaseList& list) {
   add(list, Op::layer_norm, DType::f32, 5, 576, offset);
 }
 
+void add_norm_device_cases(CaseList& list) {
+  const Form plain{"", false, false, true, 0.0f, 1.0f, DType::bf16},
+      residual{"_residual", true, false, true, 0.0f, 1.0f, DType::bf16};
+  for (const Op op : {Op::rms_norm, Op::layer_norm}) {
+    for (const auto& [rows, n] : {std::pair{16384, 4096}, {8192, 1024}, {8192, 128}, {64, 4096}, {1, 4096}}) {
+      add(list, op, DType::bf16, rows, n, plain, /*bench=*/true);
+      add(list, op, DType::bf16, rows, n, residual, /*bench=*/true);
+    }
+    add(list, op, DType::f32, 8192, 4096, plain, /*bench=*/true);
+    add(list, op, DType::bf16, 2048, 16384, plain, /*bench=*/true);
+  }
+}
+
 }  // namespace kf::cases

@@ -269,4 +269,15 @@ void add_rope_cases(CaseList& list) {
   }
 }
 
+void add_rope_device_cases(CaseList& list) {
+  const DType dtype = DType::bf16;
+  const Cache paged{dtype, KvLayout::hnd, 16};
+  for (const Heads& h :
+       {Heads{8192, 32, 8, 128}, Heads{8192, 32, 8, 128, 0, false, true}, Heads{64, 32, 8, 128}}) {
+    list.push_back(rope_case(dtype, h, /*bench=*/true));
+    list.push_back(rope_append_case(dtype, h, paged, /*bench=*/true));
+  }
+  list.push_back(append_case(dtype, {8192, 32, 8, 128}, paged, /*bench=*/true));
+}
+
 }  // namespace kf::cases

@@ -393,6 +393,49 @@ Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baselin
   return t;
 }
 
+DeviceTiming time_on_device(const Case& c, Dispatcher& dispatcher, const Selection& selection,
+                            Dispatcher& reference) {
+  const Backend& backend = dispatcher.backend();
+  if (!backend.time)
+    throw Error(ErrorCode::not_implemented, fmt::format("backend {} has no clock of its own", backend.name));
+  const Instance instance = instantiate(c);
+  DeviceTiming t;
+  {
+    const Operands got = operands_for(dispatcher, instance), ref = operands_for(reference, instance);
+    dispatcher.run(c.op, got.params.data(), selection);
+    bring_back(dispatcher, got);
+    reference.run(c.op, ref.params.data());
+    t.check = compare(c, got, ref);
+  }
+  PackCache packs;
+  std::vector<Operands> copies(1);
+  copies[0] = operands_for(dispatcher, instance);
+  const auto plan = dispatcher.plan(c.op, copies[0].params.data(), selection, &packs);
+  t.kernel = plan->kernel().name;
+  t.cost = plan->cost();
+  constexpr double kMaxCopies = 64;
+  const double wanted = 4.0 * static_cast<double>(dispatcher.caps().l2_bytes) / std::max(1.0, t.cost.bytes);
+  while (static_cast<double>(copies.size()) < std::min(kMaxCopies, wanted))
+    copies.push_back(operands_for(dispatcher, instance));
+  const auto workspace = dispatcher.allocate(plan->workspace_bytes());
+  const int device = dispatcher.caps().device.index;
+  std::size_t turn = 0;
+  t.ms = backend.time(device, [&](void* stream) {
+    plan->run(copies[turn++ % copies.size()].params.data(),
+              {workspace.get(), dispatcher.num_threads(), stream});
+  });
+  const std::size_t half = std::max<std::size_t>(1, static_cast<std::size_t>(t.cost.bytes / 2));
+  std::vector<std::shared_ptr<void>> buffers;
+  for (std::size_t i = 0; i < 2 * copies.size(); ++i) buffers.push_back(dispatcher.allocate(half));
+  turn = 0;
+  t.copy_ms = backend.time(device, [&](void* stream) {
+    const std::size_t at = 2 * (turn++ % copies.size());
+    backend.memory.copy(device, buffers[at].get(), buffers[at + 1].get(), half, CopyDirection::on_device,
+                        stream);
+  });
+  return t;
+}
+
 // Floats of a buffer that is larger than the caches of most machines, and no larger: a virtual machine may report its
 // host's whole cache.
 static std::size_t large_buffer(const Dispatcher& dispatcher) {

@@ -20,9 +20,9 @@ Instance instantiate(const Case& c);
 
 struct Comparison {
   bool ok = true;
-  double max_error = 0;      // largest |got - ref|
-  double relative_error = 0; // that over the largest finite |ref|
-  std::string detail;        // the first element out of tolerance
+  double max_error = 0;       // largest |got - ref|
+  double relative_error = 0;  // that over the largest finite |ref|
+  std::string detail;         // the first element out of tolerance
 };
 
 struct KernelCheck {
@@ -40,9 +40,9 @@ std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher,
                                     Dispatcher& reference = default_dispatcher());
 
 struct Timing {
-  std::string baseline, optimized;  // kernel names
-  double baseline_ms = 0, optimized_ms = 0;  // medians
-  int iterations = 0;                        // timed runs of each
+  std::string baseline, optimized;                 // kernel names
+  double baseline_ms = 0, optimized_ms = 0;        // medians
+  int iterations = 0;                              // timed runs of each
   double baseline_bytes = 0, optimized_bytes = 0;  // workspace
   Cost cost;
   Comparison check;  // optimized against baseline
@@ -51,6 +51,18 @@ struct Timing {
 // The kernel that `optimized` selects against the one that `baseline` selects, alternating, for about `seconds`.
 Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baseline, const Selection& optimized,
                  double seconds);
+
+// A call of benchmark size on a device, over copies of its operands that take turns, so that the device's caches do not hold
+// them, and checked against the kernel that `reference` (the CPU) selects by default.
+struct DeviceTiming {
+  std::string kernel;
+  double ms = 0;       // Backend::time
+  double copy_ms = 0;  // copying as many bytes as the call moves (half of them read, half written)
+  Cost cost;
+  Comparison check;
+};
+DeviceTiming time_on_device(const Case& c, Dispatcher& dispatcher, const Selection& selection,
+                            Dispatcher& reference = default_dispatcher());
 
 // Copy bandwidth in GB/s (read + write), over buffers larger than the last-level cache: of the dispatcher's threads, or
 // of its device.

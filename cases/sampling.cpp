@@ -150,4 +150,14 @@ void add_sampling_cases(CaseList& list) {
   }
 }
 
+void add_sampling_device_cases(CaseList& list) {
+  for (const std::int64_t rows : {1, 64})
+    add_argmax(list, DType::bf16,
+               {fmt::format("{}x128256", rows),
+                [=](Maker& m, DType t) {
+                  return m.normal(t, {rows, 128256}, 3.0f);
+                },
+                true});
+}
+
 }  // namespace kf::cases
