@@ -45,7 +45,11 @@ TableFault* table_fault(int device_index) {
     void* memory = nullptr;  // lives as long as the process: kernels in flight may write to it
     check(cudaHostAlloc(&memory, sizeof(TableFault), cudaHostAllocPortable | cudaHostAllocMapped),
           "cudaHostAlloc");
+    void* claim = nullptr;
+    check(cudaMalloc(&claim, sizeof(int)), "cudaMalloc");
+    check(cudaMemset(claim, 0, sizeof(int)), "cudaMemset");
     fault = new (memory) TableFault;
+    fault->claim = static_cast<int*>(claim);
   }
   return fault;
 }
@@ -56,7 +60,9 @@ void throw_table_fault(int device_index) {
   const volatile int& table = fault->table;  // the device writes to it
   if (table == TableFault::none) return;
   const TableFault found = *fault;
-  *fault = {};
+  *fault = {.claim = found.claim};
+  const CurrentDevice current(device_index);
+  check(cudaMemset(found.claim, 0, sizeof(int)), "cudaMemset");
   throw Error(ErrorCode::invalid_argument,
               fmt::format("{}[{}] on cuda:{}: expected a value below {}, got {}; the entry was left out",
                           kNames[found.table], found.entry, device_index, found.limit, found.value));

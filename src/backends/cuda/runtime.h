@@ -30,6 +30,7 @@ int multiprocessors(int device_index);
 // synchronize() throws it.
 struct TableFault {
   enum Table : int { none, positions, slot_mapping, ids };
+  int* claim = nullptr;  // on the device: 1 once a thread has taken it upon itself to write the rest
   int table = none;
   std::int64_t entry = 0, value = 0, limit = 0;  // table[entry] = value, expected below the limit
 };

@@ -58,11 +58,12 @@ __device__ inline void wait_for_predecessor() {
 // Notes the first table entry that is out of range.
 __device__ inline void note_fault(TableFault* fault, TableFault::Table table, std::int64_t entry,
                                   std::int64_t value, std::int64_t limit) {
-  if (atomicCAS_system(&fault->table, 0, static_cast<int>(table)) != 0) return;
+  if (atomicCAS(fault->claim, 0, 1) != 0) return;
   fault->entry = entry;
   fault->value = value;
   fault->limit = limit;
   __threadfence_system();
+  *static_cast<volatile int*>(&fault->table) = table;
 }
 
 }  // namespace kf::cuda

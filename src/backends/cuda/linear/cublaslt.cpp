@@ -123,6 +123,10 @@ bool find_algorithm(const CublasLtState& s, int device, std::uint32_t alignment,
   const std::size_t workspace = kWorkspaceBytes;
   lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
                                           sizeof workspace);
+  // A split product is not to be rounded to the output's dtype before its parts and the bias are added.
+  const std::uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+  lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
+                                          sizeof reductions);
   for (const auto a :
        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
@@ -172,6 +176,11 @@ Support cublaslt::supports(const LinearParams& p, const PlanContext& ctx) {
         fmt::format("x {}, weight {}{}: cuBLASLt takes one dtype throughout", dtype_name(p.x.dtype),
                     dtype_name(p.weight.dtype),
                     p.bias.present() ? fmt::format(", bias {}", dtype_name(p.bias.dtype)) : ""));
+  if (p.bias.present() && p.x.dtype != DType::f32 && p.weight.dim(0) % 8 != 0)
+    return Support::no(fmt::format(
+        "bias in {} on {} features: cuBLASLt rounds before it adds one to rows that are no multiple of "
+        "16 bytes",
+        dtype_name(p.bias.dtype), p.weight.dim(0)));
   if (p.x.dim(1) == 0) return Support::no("no input features: cuBLASLt takes at least one");
   if (p.out.numel() == 0) return Support::yes();
   for (const TensorView* t : {&p.x, &p.out})

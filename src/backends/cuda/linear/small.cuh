@@ -112,9 +112,13 @@ __device__ inline Group group_at(const Args& a, int index) {
   return {part, index * kRows};
 }
 
+// Blocks that a multiprocessor holds: three where the registers for it do not spill.
+template <int kTokens, bool kGated>
+inline constexpr int kBlocks = kGated || kTokens > 2 ? 2 : 3;
+
 // Blocks stay for several groups a warp, so that the inputs are staged once.
 template <class T, int W, int kTokens, int kRows, bool kGated>
-__global__ void __launch_bounds__(kThreads, kTokens > 2 ? 2 : 3) small_kernel(const Args a) {
+__global__ void __launch_bounds__(kThreads, kBlocks<kTokens, kGated>) small_kernel(const Args a) {
   extern __shared__ float4 shared[];
   const Staged<W> staged{reinterpret_cast<float*>(shared), a.in};
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -213,7 +217,7 @@ void launch_rows(Args a, const TensorView& on, const RunContext& ctx) {
   const std::size_t bytes = shared_bytes(kTokens, a.in);
   // As many warps as run at once, or fewer: each with as many groups as every other.
   const int blocks_fit = std::max(
-      1, std::min<int>(kTokens > 2 ? 2 : 3, static_cast<int>(kSharedOfMultiprocessor / (bytes + 1024))));
+      1, std::min(kBlocks<kTokens, kGated>, static_cast<int>(kSharedOfMultiprocessor / (bytes + 1024))));
   const int most_warps = multiprocessors(on.device.index) * blocks_fit * kWarps;
   const int rounds = (a.num_groups + most_warps - 1) / most_warps;
   const int warps = (a.num_groups + rounds - 1) / rounds;
