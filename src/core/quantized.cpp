@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include "core/fork.h"
 #include "core/half.h"
 #include "core/operands.h"
 #include "kf/quantize.h"

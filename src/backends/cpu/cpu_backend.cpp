@@ -13,6 +13,7 @@
 #include <omp.h>
 
 #include "backends/cpu/simd/targets.h"
+#include "core/fork.h"
 #include "hwy/targets.h"
 #include "kf/error.h"
 
