@@ -114,6 +114,16 @@ AnyParams gelu_linear(cases::Maker& m) {
   return p;
 }
 
+AnyParams adapted_linear(cases::Maker& m) {
+  LinearParams p = linear(m);
+  p.residual = f32(m, {3, 8});
+  p.activation = Activation::gelu;
+  p.prologue = norm_prologue(m, NormKind::rms, 16);
+  p.lora.a = f32(m, {4, 16}, 0.3f);
+  p.lora.b = f32(m, {8, 4}, 0.3f);
+  return p;
+}
+
 QkvLinearParams qkv(cases::Maker& m, Prologue prologue) {
   QkvLinearParams p;
   p.x = f32(m, {3, 16});
@@ -249,6 +259,9 @@ const std::vector<Composite>& composites() {
        {"attention_scores", "attention_mask", "softmax", "attention_values"}},
       {"linear_full", full_linear, {"layer_norm", "linear", "activation", "binary"}},
       {"gelu_linear", gelu_linear, {"activation", "linear"}},
+      {"linear_lora",
+       adapted_linear,
+       {"rms_norm", "linear", "linear", "linear", "binary", "activation", "binary"}},
       {"qkv", [](cases::Maker& m) -> AnyParams { return qkv(m, {}); }, {"linear", "linear", "linear"}},
       {"qkv_norm",
        [](cases::Maker& m) -> AnyParams { return qkv(m, norm_prologue(m, NormKind::layer, 16)); },

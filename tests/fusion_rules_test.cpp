@@ -264,6 +264,31 @@ TEST(FusionRules, LinearEpilogues) {
   expect_untouched(b, {"linear_residual"});
 }
 
+// y = x W^T + (x A^T) B^T, and the whole layer around it.
+struct AdapterGraph : GraphBuilder {
+  explicit AdapterGraph(std::int64_t rank, DType dtype = DType::f32) : GraphBuilder("adapter") {
+    const ValueId x = floats("x", {3, 32});
+    const ValueId y = call(RmsNormParams{}, {{"x", x}, {"weight", weight("norm", {32})}});
+    const ValueId base =
+        call(LinearParams{}, {{"x", y}, {"weight", weight("w", {24, 32})}, {"bias", weight("b", {24})}});
+    const ValueId a = graph.constant("a", make.normal(dtype, {rank, 32}, 0.3f));
+    const ValueId low = linear(y, a);
+    const ValueId sum = binary(BinaryKind::add, base, linear(low, weight("lora_b", {24, rank})));
+    graph.output("out", activation(Activation::silu, sum));
+  }
+};
+
+TEST(FusionRules, Adapters) {
+  expect_fused(AdapterGraph(4), {"lora_linear"}, {"rms_norm", "linear", "activation"});
+  expect_fused(AdapterGraph(4), {"lora_linear", "linear_activation", "rms_norm_linear"}, {"linear"});
+}
+
+TEST(FusionRules, ASecondLayerIsNoAdapter) {
+  expect_fused(AdapterGraph(16), {"lora_linear"}, {"rms_norm", "linear", "activation"});
+  expect_untouched(AdapterGraph(17), {"lora_linear"});
+  expect_untouched(AdapterGraph(8, DType::q8_0), {"lora_linear"});
+}
+
 TEST(FusionRules, LinearPrologues) {
   for (const auto& [kind, rule] :
        {std::pair{Activation::silu, "silu_linear"}, std::pair{Activation::gelu, "gelu_linear"},

@@ -77,6 +77,7 @@ struct KernelFusionConfig {
   bool fuse_qkv = true;       // the three linear layers before attention as one
   bool fuse_residual = true;  // a residual added by the layer before it
   bool fuse_lm_head = true;   // the last layer and the greedy choice
+  bool fuse_lora = true;      // low-rank adapters added by the layer that they belong to
   bool allow_fallback =
       false;  // a call that the configured family cannot serve goes to another, and is counted
   bool deterministic = false;  // a row has the same bits whatever the batch: only kernels that promise it

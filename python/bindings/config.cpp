@@ -36,6 +36,7 @@ KernelFusionConfig fusion_config_from(const nb::dict& values) {
       .read("fuse_qkv", c.fuse_qkv)
       .read("fuse_residual", c.fuse_residual)
       .read("fuse_lm_head", c.fuse_lm_head)
+      .read("fuse_lora", c.fuse_lora)
       .read("allow_fallback", c.allow_fallback)
       .read("deterministic", c.deterministic)
       .read("num_threads", c.num_threads)

@@ -74,6 +74,7 @@ class KernelFusionConfig:
     fuse_qkv: bool = True  # the three layers before attention as one
     fuse_rope: bool = True  # rotation, QK-norm and the cache's append in one call
     fuse_lm_head: bool = True  # the last layer and the greedy choice as one
+    fuse_lora: bool = True  # low-rank adapters added by the layer that they belong to
     allow_fallback: bool = False  # False: what the configured kernels cannot serve is an error
     deterministic: bool = False  # a row has the same bits whatever the batch: only kernels that promise it
     num_threads: int = 0  # of a call on the CPU; 0: all

@@ -28,10 +28,10 @@ def __getattr__(name: str):
 def linear(
     x, weight, bias=None, residual=None, out=None, *, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
     norm_weight_offset=0.0, pre_activation="none", activation="none", weight_scales=None, weight_zeros=None,
-    weight_group_size=0, weight_mask=None, weight_offsets=None, weight_n=0, weight_m=0,
-    selection: Selection | None = None,
+    weight_group_size=0, weight_mask=None, weight_offsets=None, weight_n=0, weight_m=0, lora_a=None, lora_b=None,
+    lora_index=None, lora_scale=1.0, selection: Selection | None = None,
 ):  # fmt: skip
-    """out = act( pro(x) @ weight^T + bias ) + residual
+    """out = act( y @ weight^T + lora_scale * (y @ lora_a^T) @ lora_b^T + bias ) + residual,   y = pro(x)
 
     x [num_tokens, in], weight [out, in] (any strides, a GgufTensor, QuantizedTensor or SparseTensor), bias [out],
     residual and out [num_tokens, out]. pro is nothing, a norm over x's rows (`norm` "rms" or "layer" with norm_weight

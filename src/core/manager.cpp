@@ -47,6 +47,7 @@ constexpr std::pair<std::string_view, Switch> kSwitches[] = {
     {"fuse_qkv", &KernelFusionConfig::fuse_qkv},
     {"fuse_residual", &KernelFusionConfig::fuse_residual},
     {"fuse_lm_head", &KernelFusionConfig::fuse_lm_head},
+    {"fuse_lora", &KernelFusionConfig::fuse_lora},
 };
 
 // The configuration allows a call to be fused if every switch that governs its form is on.
@@ -103,6 +104,7 @@ class Allowed {
     check(p.prologue);
     if (p.activation != Activation::none) require(&KernelFusionConfig::fuse_ffn);
     if (p.residual.present()) require(&KernelFusionConfig::fuse_residual);
+    if (p.lora.present()) require(&KernelFusionConfig::fuse_lora);
   }
   void check(const QkvLinearParams& p) {
     check(p.prologue);

@@ -4,6 +4,7 @@
 
 #include "kf/rules.h"
 #include "kf/ops/attention.h"
+#include "kf/ops/linear.h"
 
 namespace kf {
 namespace {
@@ -114,6 +115,31 @@ Rule rope_append() {
 
 // ---- Linear layers
 
+// An adapter for the whole call, its scale within b.
+Rule lora_linear() {
+  Rule rule{"lora_linear",
+            "fuse_lora",
+            "a low-rank adapter added by the linear layer that it belongs to",
+            {{"base", Op::linear, same({"x", "weight", "bias?"}), {{"out", "y"}}},
+             {"down", Op::linear, {{"x", "x"}, {"weight", "lora_a"}}, {{"out", "t"}}},
+             {"up", Op::linear, {{"x", "t"}, {"weight", "lora_b"}}, {{"out", "d"}}},
+             {"add", Op::binary, {{"a", "y"}, {"b", "d"}}, {{"out", "out"}}, {{"kind", "add"}}}},
+            {Op::linear, same({"x", "weight", "bias?", "lora_a", "lora_b"}), {{"out", "out"}}}};
+  rule.condition = [](const AnyParams& params) {
+    const auto& p = params.as<LinearParams>();
+    constexpr std::int64_t kMaxRank = 512;
+    for (const TensorView* t : {&p.lora.a, &p.lora.b})
+      if (t->rank != 2 || !is_activation_dtype(t->dtype) || (t->dim(1) > 1 && t->stride(1) != 1))
+        return Support::no(to_string(*t) + ": an adapter is f32, f16 or bf16, its rows contiguous");
+    // A second layer that is as wide as the first is no low-rank adapter.
+    if (p.lora.a.dim(0) > kMaxRank || 2 * p.lora.a.dim(0) > p.x.dim(1))
+      return Support::no("a rank of " + std::to_string(p.lora.a.dim(0)) + " for " +
+                         std::to_string(p.x.dim(1)) + " features");
+    return Support::yes();
+  };
+  return rule;
+}
+
 Rule qkv_merge() {
   const auto projection = [](const std::string& n) -> PatternNode {
     return {n, Op::linear, {{"x", "x"}, {"weight", n + "_weight"}, {"bias?", n + "_bias"}}, {{"out", n}}};
@@ -159,7 +185,11 @@ struct Consumer {
 };
 
 std::vector<Consumer> consumers() {
-  return {{"linear", Op::linear, same({"weight", "bias?", "residual?"}), {{"out", "out"}}, {"activation"}},
+  return {{"linear",
+           Op::linear,
+           same({"weight", "bias?", "residual?", "lora_a?", "lora_b?", "lora_index?"}),
+           {{"out", "out"}},
+           {"activation", "lora_scale"}},
           {"qkv",
            Op::qkv_linear,
            same({"q_weight", "k_weight", "v_weight", "q_bias?", "k_bias?", "v_bias?"}),
@@ -212,38 +242,42 @@ Rule activation_prologue(std::string name, std::string flag, const std::string& 
 }
 
 Rule linear_activation() {
-  return {
-      "linear_activation",
-      "fuse_ffn",
-      "the activation applied to a linear layer's result before it is written",
-      {{"linear", Op::linear, same({"x", "weight", "bias?", "norm_weight?", "norm_bias?"}), {{"out", "y"}}},
-       {"act", Op::activation, {{"x", "y"}}, {{"out", "out"}}, {{"kind", "silu|gelu|gelu_tanh|relu"}}}},
-      {Op::linear,
-       same({"x", "weight", "bias?", "norm_weight?", "norm_bias?"}),
-       {{"out", "out"}},
-       {{"activation", "act.kind"},
-        {"norm", "linear.norm"},
-        {"eps", "linear.eps"},
-        {"norm_weight_offset", "linear.norm_weight_offset"},
-        {"pre_activation", "linear.pre_activation"}}}};
+  const NamePairs operands =
+      same({"x", "weight", "bias?", "norm_weight?", "norm_bias?", "lora_a?", "lora_b?", "lora_index?"});
+  return {"linear_activation",
+          "fuse_ffn",
+          "the activation applied to a linear layer's result before it is written",
+          {{"linear", Op::linear, operands, {{"out", "y"}}},
+           {"act", Op::activation, {{"x", "y"}}, {{"out", "out"}}, {{"kind", "silu|gelu|gelu_tanh|relu"}}}},
+          {Op::linear,
+           operands,
+           {{"out", "out"}},
+           {{"lora_scale", "linear.lora_scale"},
+            {"activation", "act.kind"},
+            {"norm", "linear.norm"},
+            {"eps", "linear.eps"},
+            {"norm_weight_offset", "linear.norm_weight_offset"},
+            {"pre_activation", "linear.pre_activation"}}}};
 }
 
 // The residual stream added to a layer's result before it is written.
 Rule residual_epilogue(std::string name, Op op, const NamePairs& operands) {
   const NamePairs inputs = joined(same({"x", "norm_weight?", "norm_bias?"}), operands);
-  return {std::move(name),
-          "fuse_residual",
-          std::string("the residual added to ") + op_name(op) + "'s result before it is written",
-          {{"layer", op, inputs, {{"out", "y"}}},
-           {"add", Op::binary, {{"a", "y"}, {"b", "residual"}}, {{"out", "out"}}, {{"kind", "add"}}}},
-          {op,
-           joined(inputs, {{"residual", "residual"}}),
-           {{"out", "out"}},
-           {{"activation", "layer.activation"},
-            {"norm", "layer.norm"},
-            {"eps", "layer.eps"},
-            {"norm_weight_offset", "layer.norm_weight_offset"},
-            {"pre_activation", "layer.pre_activation"}}}};
+  Rule rule{std::move(name),
+            "fuse_residual",
+            std::string("the residual added to ") + op_name(op) + "'s result before it is written",
+            {{"layer", op, inputs, {{"out", "y"}}},
+             {"add", Op::binary, {{"a", "y"}, {"b", "residual"}}, {{"out", "out"}}, {{"kind", "add"}}}},
+            {op,
+             joined(inputs, {{"residual", "residual"}}),
+             {{"out", "out"}},
+             {{"activation", "layer.activation"},
+              {"norm", "layer.norm"},
+              {"eps", "layer.eps"},
+              {"norm_weight_offset", "layer.norm_weight_offset"},
+              {"pre_activation", "layer.pre_activation"}}}};
+  if (op == Op::linear) rule.replacement.attrs.emplace_back("lora_scale", "layer.lora_scale");
+  return rule;
 }
 
 // ---- Elementwise and norms
@@ -302,6 +336,7 @@ std::vector<Rule> make_rules() {
           "scores, a mask that is not causal, softmax and values in one pass, without the score matrix"),
       qk_norm_rope(),
       rope_append(),
+      lora_linear(),
       qkv_merge(),
       gated_ffn(),
       lm_head_argmax()};
@@ -318,7 +353,8 @@ std::vector<Rule> make_rules() {
     if (c.op != Op::linear)
       rules.push_back(activation_prologue(std::string("activation_") + c.name, "fuse_ffn",
                                           "silu|gelu|gelu_tanh|relu", c));
-  rules.push_back(residual_epilogue("linear_residual", Op::linear, same({"weight", "bias?"})));
+  rules.push_back(residual_epilogue("linear_residual", Op::linear,
+                                    same({"weight", "bias?", "lora_a?", "lora_b?", "lora_index?"})));
   rules.push_back(
       residual_epilogue("ffn_residual", Op::gated_ffn, same({"gate_weight", "up_weight", "down_weight"})));
   rules.push_back(residual_norm(Op::rms_norm, "fuse_rmsnorm"));

@@ -106,6 +106,34 @@ double bytes_of(const Quantization& q) { return bytes_of(q.scales) + bytes_of(q.
 
 double bytes_of(const Sparsity& s) { return bytes_of(s.mask) + bytes_of(s.offsets); }
 
+void validate_lora(const char* op, const Lora& l, const TensorView& x, std::int64_t out) {
+  constexpr std::int64_t kMaxRank = 512;
+  if (!std::isfinite(l.scale)) fail_attr(op, "lora_scale", "a finite number", fmt::format("{}", l.scale));
+  const Check a = check(op, "lora_a", l.a), b = check(op, "lora_b", l.b),
+              index = check(op, "lora_index", l.index);
+  if (!l.a.present()) {
+    if (l.b.present()) b.fail("none, since there is no lora_a", shape_string(l.b));
+    if (l.index.present()) index.fail("none, since there is no lora_a", shape_string(l.index));
+    return;
+  }
+  if (!l.b.present()) b.fail("lora_b beside lora_a", "none");
+  const int rank = l.index.present() ? 3 : 2;
+  a.rank(rank).dim(rank - 1, x.dim(1), "x's columns").activation_dtype().last_dim_contiguous();
+  const std::int64_t low_rank = l.a.dim(-2);
+  if (low_rank < 1 || low_rank > kMaxRank)
+    a.fail(fmt::format("a rank of 1 to {}", kMaxRank), std::to_string(low_rank));
+  b.rank(rank)
+      .dim(rank - 2, out, "the weight's rows")
+      .dim(rank - 1, low_rank, "lora_a's rank")
+      .activation_dtype()
+      .last_dim_contiguous();
+  if (!l.index.present()) return;
+  b.dim(0, l.a.dim(0), "lora_a's adapters");
+  index.rank(1).dim(0, x.dim(0), "x's rows").dtype(DType::i32).contiguous();
+}
+
+double bytes_of(const Lora& l) { return bytes_of(l.a) + bytes_of(l.b) + bytes_of(l.index); }
+
 double bytes_of(const Prologue& pro) { return bytes_of(pro.norm_weight) + bytes_of(pro.norm_bias); }
 
 // Of a sparse weight those of its values.
@@ -130,14 +158,24 @@ void validate(const LinearParams& p) {
   validate_output(op, "out", p.out, p.x, rows);
   validate_prologue(op, p.prologue, p.x);
   validate_activation(op, "activation", p.activation);
+  validate_lora(op, p.lora, p.x, rows);
 }
 
-void validate_data(const LinearParams& p) { check_offsets("linear", "weight", p.weight, p.weight_sparsity); }
+void validate_data(const LinearParams& p) {
+  if (p.lora.index.present())
+    check_values("linear", "lora_index", p.lora.index, -1, p.lora.a.dim(0), "adapters");
+  check_offsets("linear", "weight", p.weight, p.weight_sparsity);
+}
 
 Cost cost(const LinearParams& p) {
-  return {matmul_flops(p.x, p.weight), bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.weight_quantization) +
-                                           bytes_of(p.weight_sparsity) + bytes_of(p.bias) +
-                                           bytes_of(p.residual) + bytes_of(p.out) + bytes_of(p.prologue)};
+  Cost c{matmul_flops(p.x, p.weight), bytes_of(p.x) + bytes_of(p.weight) + bytes_of(p.weight_quantization) +
+                                          bytes_of(p.weight_sparsity) + bytes_of(p.bias) +
+                                          bytes_of(p.residual) + bytes_of(p.out) + bytes_of(p.prologue) +
+                                          bytes_of(p.lora)};
+  if (p.lora.present())  // a token has one adapter
+    c.flops += 2.0 * static_cast<double>(p.x.dim(0)) * static_cast<double>(p.lora.a.dim(-2)) *
+               static_cast<double>(p.x.dim(1) + p.out.dim(1));
+  return c;
 }
 
 // qkv_linear

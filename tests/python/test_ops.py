@@ -383,6 +383,26 @@ def test_merged_attention_is_attention_over_all_keys(rng):
         np.testing.assert_allclose(lse, whole_lse, rtol=1e-5, atol=1e-5)
 
 
+def test_adapters(rng):
+    x, w = normal(rng, (5, 48)), normal(rng, (20, 48))
+    a, b = normal(rng, (3, 4, 48)), normal(rng, (3, 20, 4))
+    index = np.array([2, -1, 0, 2, 1], np.int32)
+    expected = f64(x) @ f64(w).T
+    one = expected + 0.5 * f64(x) @ f64(a[1]).T @ f64(b[1]).T
+    for t, adapter in enumerate(index):
+        if adapter >= 0:
+            expected[t] += 0.5 * f64(x[t]) @ f64(a[adapter]).T @ f64(b[adapter]).T
+    for selection in (kf.REFERENCE, kf.FUSED):
+        got = ops.linear(x, w, lora_a=a[1], lora_b=b[1], lora_scale=0.5, selection=selection)
+        np.testing.assert_allclose(got, one, rtol=1e-5, atol=1e-4)
+        got = ops.linear(x, w, lora_a=a, lora_b=b, lora_index=index, lora_scale=0.5, selection=selection)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    got = ops.linear(x, w, lora_a=a[1], lora_b=b[1] / 2, selection=kf.VANILLA)
+    np.testing.assert_allclose(got, one, rtol=1e-5, atol=1e-4)
+    with pytest.raises(kf.InvalidArgumentError, match="lora_index"):
+        ops.linear(x, w, lora_a=a, lora_b=b, lora_index=index + 1)
+
+
 @pytest.mark.parametrize("selection", [kf.REFERENCE, kf.FUSED, kf.VANILLA], ids=["reference", "fused", "vanilla"])
 def test_against_pytorch(rng, selection):
     torch = pytest.importorskip("torch")

@@ -14,6 +14,24 @@
 
 namespace kf {
 
+// Low-rank adapters of a layer (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021): scale * (x @ a^T) @ b^T
+// is added to x @ weight^T. One for the whole call, or several, of which every token names its own. They are no weights: what
+// they hold may change from call to call.
+struct Lora {
+  TensorView a;      // [rank, in] or [adapters, rank, in]; f32, f16, bf16, rows contiguous; rank at most 512
+  TensorView b;      // [out, rank] or [adapters, out, rank], likewise
+  TensorView index;  // i32 [num_tokens], with several adapters: a token's, or -1 for none
+  float scale = 1.0f;  // alpha / rank
+
+  bool present() const { return a.present(); }
+  void visit(FieldVisitor& v) {
+    v.opt_in("lora_a", a);
+    v.opt_in("lora_b", b);
+    v.opt_table("lora_index", index);
+    v.attr("lora_scale", scale);
+  }
+};
+
 struct LinearParams {
   static constexpr Op kOp = Op::linear;
   TensorView x;         // [num_tokens, in]: activation dtype, last dimension contiguous
@@ -25,6 +43,7 @@ struct LinearParams {
   Activation activation = Activation::none;
   Quantization weight_quantization;
   Sparsity weight_sparsity;
+  Lora lora;  // added before the bias
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -37,6 +56,7 @@ struct LinearParams {
     v.choice("activation", activation, kActivationNames);
     weight_quantization.visit(v, "weight_scales", "weight_zeros", "weight_group_size");
     weight_sparsity.visit(v, "weight_mask", "weight_offsets", "weight_n", "weight_m");
+    lora.visit(v);
   }
 };
 

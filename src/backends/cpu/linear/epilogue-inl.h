@@ -35,6 +35,9 @@ HWY_INLINE StripOf StripAt(const StoreEpilogue& e, std::int64_t pair, int side) 
 HWY_INLINE StripOf StripAt(const ArgmaxEpilogue& e, std::int64_t pair, int side) {
   return NeighbouringStrip(e.weight, pair, side);
 }
+HWY_INLINE StripOf StripAt(const LowRankEpilogue& e, std::int64_t pair, int side) {
+  return NeighbouringStrip(e.weight, pair, side);
+}
 HWY_INLINE StripOf StripAt(const GateEpilogue& e, std::int64_t pair, int side) {
   return {side == 0 ? &e.gate : &e.up, pair};
 }
@@ -82,6 +85,7 @@ HWY_INLINE void PrefetchFinish(const StoreEpilogue& e, std::int64_t pair, std::i
 }
 HWY_INLINE void PrefetchFinish(const GateEpilogue&, std::int64_t, std::int64_t, std::int64_t) {}
 HWY_INLINE void PrefetchFinish(const ArgmaxEpilogue&, std::int64_t, std::int64_t, std::int64_t) {}
+HWY_INLINE void PrefetchFinish(const LowRankEpilogue&, std::int64_t, std::int64_t, std::int64_t) {}
 
 HWY_INLINE void Finish(const StoreEpilogue& e, std::int64_t pair, std::int64_t row_begin, std::int64_t rows,
                        const float* sums) {
@@ -113,6 +117,23 @@ HWY_INLINE void Finish(const GateEpilogue& e, std::int64_t pair, std::int64_t ro
   }
   LinesToPanel(lines, lanes, lanes,
                e.hidden.panel(block, row_begin) + k * static_cast<std::int64_t>(kTileRows));
+}
+
+// Pairs of strips divide a block: its depth is a multiple of 32.
+HWY_INLINE void Finish(const LowRankEpilogue& e, std::int64_t pair, std::int64_t row_begin, std::int64_t rows,
+                       const float* sums) {
+  const F32Tag d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  HWY_ALIGN float lines[kTileRows * 2 * hn::MaxLanes(d)] = {};
+  for (std::int64_t r = 0; r < rows; ++r, sums += 2 * lanes) {
+    if (!e.low_rank.uses(row_begin + r, e.adapter)) continue;
+    const auto scale = hn::Set(d, e.low_rank.scale);
+    hn::Store(hn::Mul(hn::Load(d, sums), scale), d, lines + 2 * r * lanes);
+    hn::Store(hn::Mul(hn::Load(d, sums + lanes), scale), d, lines + (2 * r + 1) * lanes);
+  }
+  LinesToPanel(
+      lines, 2 * lanes, 2 * lanes,
+      e.low_rank.low.panel(e.adapter, row_begin) + 2 * pair * lanes * static_cast<std::int64_t>(kTileRows));
 }
 
 HWY_INLINE void Finish(const ArgmaxEpilogue& e, std::int64_t pair, std::int64_t row_begin, std::int64_t rows,

@@ -71,11 +71,11 @@ std::shared_ptr<GemmState> make_state(std::initializer_list<const Weight*> weigh
 // ---------------------------------------------------------------------------------------------------------------
 // Workspace: the rows of a pass, then what each thread has for itself.
 
-PackedRows take_rows(Workspace& parts, std::int64_t rows, std::int64_t in) {
+PackedRows take_rows(Workspace& parts, std::int64_t rows, const Blocks& blocks) {
   PackedRows packed;
   packed.rows = rows;
   packed.capacity = PackedRows::capacity_for(rows);
-  packed.blocks = cut_blocks(in);
+  packed.blocks = blocks;
   packed.data = parts.take<float>(PackedRows::bytes(rows, packed.blocks) / sizeof(float));
   return packed;
 }
@@ -96,16 +96,27 @@ struct ThreadPart {
   }
 };
 
+// A block of every adapter's rank.
+Blocks blocks_of(const Lora& lora) {
+  Blocks b;
+  b.depth = ceil_div(lora.a.dim(-2), 32) * 32;
+  b.count = lora.a.rank == 3 ? lora.a.dim(0) : 1;
+  b.in = b.depth * b.count;
+  return b;
+}
+
 class GemmSpace {
  public:
-  PackedRows a, hidden;  // hidden: gated_ffn only
-  std::size_t bytes;     // of the workspace
+  PackedRows a, hidden, low;  // hidden: gated_ffn only; low: of adapters only
+  std::size_t bytes;          // of the workspace
 
-  GemmSpace(void* workspace, const GemmState& s, std::int64_t in, std::int64_t intermediate = -1)
+  GemmSpace(void* workspace, const GemmState& s, std::int64_t in, std::int64_t intermediate = -1,
+            const Lora& lora = {})
       : rows_(s.rows_per_pass) {
     Workspace parts(workspace);
-    a = take_rows(parts, rows_, in);
-    if (intermediate >= 0) hidden = take_rows(parts, rows_, intermediate);
+    a = take_rows(parts, rows_, cut_blocks(in));
+    if (intermediate >= 0) hidden = take_rows(parts, rows_, cut_blocks(intermediate));
+    if (lora.present()) low = take_rows(parts, rows_, blocks_of(lora));
     threads_ = parts.take<char>(0);
     Workspace own(nullptr);
     [[maybe_unused]] const ThreadPart counted(own, rows_);
@@ -133,6 +144,23 @@ void pack_pass(const TensorView& x, const Prologue& prologue, std::int64_t row_o
     pack_rows(x, prologue, row_offset, row, std::min(a.rows, row + kPanelUnit), a);
 }
 
+LowRank low_rank_of(const Lora& lora, PackedRows low, std::int64_t rows, std::int64_t first_row) {
+  LowRank l;
+  if (!lora.present()) return l;
+  low.rows = rows;
+  l.low = low;
+  l.a = lora.a;
+  l.b = lora.b;
+  l.scale = lora.scale;
+  if (!lora.index.present()) return l;
+  l.index_stride = lora.index.stride(0);
+  l.index = lora.index.as<const std::int32_t>() + first_row * l.index_stride;
+  return l;
+}
+
+std::int64_t pairs_of(const LowRankEpilogue& e) {
+  return ceil_div(e.weight.layout.dim(0), 2 * strip_lanes());
+}
 std::int64_t pairs_of(const StoreEpilogue& e) { return ceil_div(e.weight.layout.dim(0), 2 * strip_lanes()); }
 std::int64_t pairs_of(const ArgmaxEpilogue& e) { return ceil_div(e.weight.layout.dim(0), 2 * strip_lanes()); }
 std::int64_t pairs_of(const GateEpilogue& e) { return ceil_div(e.gate.layout.dim(0), strip_lanes()); }
@@ -213,6 +241,7 @@ Support gemm::supports_primitive(const LinearParams& p, const PlanContext&) {
   if (p.activation != Activation::none)
     return Support::no("an activation: this row is the unfused linear layer");
   if (p.residual.present()) return Support::no("a residual: this row is the unfused linear layer");
+  if (p.lora.present()) return Support::no("an adapter: this row is the unfused linear layer");
   if (p.weight.dtype == DType::f32 && p.x.dtype == DType::f32 && !p.weight_sparsity.present())
     return Support::no("f32 throughout: this row takes 16-bit, low-bit and sparse operands");
   return Support::yes();
@@ -220,17 +249,26 @@ Support gemm::supports_primitive(const LinearParams& p, const PlanContext&) {
 
 std::shared_ptr<GemmState> gemm::prepare(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes) {
   const Weight weight = weight_of(p);
-  auto s = make_state({&weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
-  *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
+  const std::size_t low_bytes =
+      p.lora.present() ? PackedRows::bytes(kPanelUnit, blocks_of(p.lora)) / kPanelUnit : 0;
+  auto s = make_state({&weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)) + low_bytes, ctx);
+  *bytes = GemmSpace(nullptr, *s, p.x.dim(1), -1, p.lora).bytes;
   return s;
 }
 
 void gemm::run(const LinearParams& p, const GemmState& s, const RunContext& ctx) {
-  const GemmSpace space(ctx.workspace, s, p.x.dim(1));
-  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
+  const GemmSpace space(ctx.workspace, s, p.x.dim(1), -1, p.lora);
+  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, ThreadPart& own) {
+    const LowRank low_rank = low_rank_of(p.lora, space.low, own.item.a.rows, row);
+    for (std::int64_t adapter = 0; low_rank.present() && adapter < low_rank.adapters(); ++adapter) {
+      const LowRankEpilogue products[] = {{{adapter_weight(p.lora.a, adapter), nullptr}, low_rank, adapter}};
+      multiply_pass(own.item, products);
+    }
+    own.item.low_rank = low_rank.present() ? &low_rank : nullptr;
     const StoreEpilogue products[] = {
         {{weight_of(p), s.packs[0].get()}, p.bias, p.residual, p.out, p.activation, row}};
     multiply_pass(own.item, products);
+    own.item.low_rank = nullptr;
   });
 }
 

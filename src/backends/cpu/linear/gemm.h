@@ -73,9 +73,27 @@ struct StripWeight : Weight {
   StripWeight(const Weight& w, const void* packed) : Weight(w), packed(packed) {}
 };
 
+// Low-rank adapters: a reduction more, over the few numbers `low` that a token's adapter made of it. Every adapter is a
+// block of it, of depth `rank` rounded up, zero for the tokens of others.
+struct LowRank {
+  PackedRows low;
+  TensorView a, b;                      // as in Lora
+  const std::int32_t* index = nullptr;  // of the pass's first row; null: one adapter
+  std::int64_t index_stride = 1;
+  float scale = 1.0f;
+
+  bool present() const { return a.present(); }
+  std::int64_t adapters() const { return low.blocks.count; }
+  std::int64_t rank() const { return a.dim(-2); }
+  bool uses(std::int64_t row, std::int64_t adapter) const {
+    return index == nullptr || index[row * index_stride] == adapter;
+  }
+};
+
 // One unit of work.
 struct GemmItem {
   PackedRows a;
+  const LowRank* low_rank = nullptr;          // of StoreEpilogue's, where there are adapters
   std::int64_t row_begin = 0, row_end = 0;    // rows of the pass
   std::int64_t pair_begin = 0, pair_end = 0;  // pairs of strips
   float* strips = nullptr;                    // thread's own: kMaxPairsPerItem pairs of one block
@@ -93,6 +111,12 @@ struct GateEpilogue {  // hidden = act(gate) * up; a pair is a strip of each
   StripWeight gate, up;
   Activation activation = Activation::silu;
   PackedRows hidden;
+};
+struct
+    LowRankEpilogue {  // low = scale * sum where the row has the adapter, else 0; a pair is two strips of its matrix a
+  StripWeight weight;
+  const LowRank& low_rank;
+  std::int64_t adapter;
 };
 struct ArgmaxEpilogue {  // running maximum of each row of the pass, thread's own; a pair as in StoreEpilogue
   StripWeight weight;
@@ -119,5 +143,6 @@ void pack_strip(const TensorView& weight, std::int64_t strip, void* packed);
 void multiply(const GemmItem& item, const StoreEpilogue& epilogue);
 void multiply(const GemmItem& item, const GateEpilogue& epilogue);
 void multiply(const GemmItem& item, const ArgmaxEpilogue& epilogue);
+void multiply(const GemmItem& item, const LowRankEpilogue& epilogue);
 
 }  // namespace kf::cpu

@@ -5,10 +5,13 @@
 #define HWY_TARGET_INCLUDE "backends/cpu/linear/gemm_simd.cpp"
 #include "hwy/foreach_target.h"
 // After foreach_target:
+#include <type_traits>
+
 #include "backends/cpu/linear/epilogue-inl.h"
 #include "backends/cpu/linear/gemm.h"
 #include "backends/cpu/linear/rows-inl.h"
 #include "backends/cpu/linear/strips-inl.h"
+#include "backends/cpu/linear/weights.h"
 #include "backends/cpu/simd/tile-inl.h"
 #include "hwy/highway.h"
 
@@ -52,6 +55,20 @@ HWY_INLINE void PrefetchPart(const float* strip, std::int64_t floats, std::int64
   for (std::int64_t i = floats * at / rows; i < end; i += kLine) __builtin_prefetch(strip + i, 0, 2);
 }
 
+// Whether one of these rows has the adapter.
+HWY_INLINE bool AnyUses(const LowRank& l, std::int64_t row, std::int64_t rows, std::int64_t adapter) {
+  bool any = false;
+  for (std::int64_t r = 0; r < rows; ++r) any = any || l.uses(row + r, adapter);
+  return any;
+}
+
+// Whether an epilogue wants the sums of these rows at all.
+template <class Epilogue>
+HWY_INLINE bool Wants(const Epilogue& e, std::int64_t row, std::int64_t rows) {
+  if constexpr (std::is_same_v<Epilogue, LowRankEpilogue>) return AnyUses(e.low_rank, row, rows, e.adapter);
+  return true;
+}
+
 // Loop order, outermost first: blocks of depth (strips made once for all rows) > chunks of rows (A in L2) >
 // pairs of strips (one in L1) > tiles. Sums pass from block to block in memory.
 template <class Epilogue>
@@ -59,17 +76,27 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32Tag()));
   const std::int64_t item_rows = item.row_end - item.row_begin;
   const Blocks& blocks = item.a.blocks;
-  for (std::int64_t block = 0; block < blocks.count; ++block) {
-    const std::int64_t k_begin = block * blocks.depth;
-    const std::int64_t depth = std::min(blocks.depth, blocks.in - k_begin);
+  // Behind the weight's blocks come those of adapters.
+  const std::int64_t count = blocks.count + (item.low_rank != nullptr ? item.low_rank->adapters() : 0);
+  for (std::int64_t block = 0; block < count; ++block) {
+    const std::int64_t adapter = block - blocks.count;  // negative: the weight itself
+    const std::int64_t k_begin = adapter < 0 ? block * blocks.depth : 0;
+    const std::int64_t depth =
+        adapter < 0 ? std::min(blocks.depth, blocks.in - k_begin) : item.low_rank->rank();
+    const PackedRows& a = adapter < 0 ? item.a : item.low_rank->low;
     const float* strips[kMaxPairsPerItem][2];
     for (std::int64_t pair = item.pair_begin; pair < item.pair_end; ++pair) {
       const std::int64_t p = pair - item.pair_begin;
       for (int side = 0; side < 2; ++side) {
         const StripOf of = StripAt(epilogue, pair, side);
         float* const buffer = item.strips + (2 * p + side) * kMaxDepth * lanes;
-        strips[p][side] =
-            of.weight != nullptr ? StripBlock(*of.weight, of.strip, k_begin, depth, buffer) : strips[p][0];
+        if (of.weight == nullptr) {
+          strips[p][side] = strips[p][0];
+          continue;
+        }
+        const StripWeight w =
+            adapter < 0 ? *of.weight : StripWeight(adapter_weight(item.low_rank->b, adapter), nullptr);
+        strips[p][side] = StripBlock(w, of.strip, k_begin, depth, buffer);
       }
     }
     for (std::int64_t chunk = item.row_begin; chunk < item.row_end; chunk += kChunkRows) {
@@ -78,16 +105,18 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
         const std::int64_t p = pair - item.pair_begin;
         for (std::int64_t row = chunk; row < chunk_end; row += static_cast<std::int64_t>(kTileRows)) {
           const std::int64_t rows = std::min(static_cast<std::int64_t>(kTileRows), chunk_end - row);
+          if (!Wants(epilogue, row, rows)) continue;
           // Sums of one block alone need no memory of their own: the tile is finished at once.
           float* const sums =
-              blocks.count == 1 ? item.sums : item.sums + (p * item_rows + row - item.row_begin) * 2 * lanes;
-          if (block == blocks.count - 1) PrefetchFinish(epilogue, pair, row, rows);
+              count == 1 ? item.sums : item.sums + (p * item_rows + row - item.row_begin) * 2 * lanes;
+          if (block == count - 1) PrefetchFinish(epilogue, pair, row, rows);
           if (chunk == item.row_begin && pair + 1 < item.pair_end)
             for (const float* next : strips[p + 1])
               PrefetchPart(next, depth * lanes, row - chunk, chunk_end - chunk);
-          Tile(static_cast<std::size_t>(rows), item.a.panel(block, row), strips[p][0], strips[p][1],
-               static_cast<std::size_t>(depth), sums, block > 0);
-          if (block == blocks.count - 1) Finish(epilogue, pair, row, rows, sums);
+          if (adapter < 0 || AnyUses(*item.low_rank, row, rows, adapter))
+            Tile(static_cast<std::size_t>(rows), a.panel(adapter < 0 ? block : adapter, row), strips[p][0],
+                 strips[p][1], static_cast<std::size_t>(depth), sums, block > 0);
+          if (block == count - 1) Finish(epilogue, pair, row, rows, sums);
         }
       }
     }
@@ -97,6 +126,7 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
 void MultiplyStore(const GemmItem& item, const StoreEpilogue& e) { Multiply(item, e); }
 void MultiplyGate(const GemmItem& item, const GateEpilogue& e) { Multiply(item, e); }
 void MultiplyArgmax(const GemmItem& item, const ArgmaxEpilogue& e) { Multiply(item, e); }
+void MultiplyLowRank(const GemmItem& item, const LowRankEpilogue& e) { Multiply(item, e); }
 
 void PackRows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
               std::int64_t end, const PackedRows& packed) {
@@ -123,6 +153,7 @@ namespace kf::cpu {
 HWY_EXPORT(MultiplyStore);
 HWY_EXPORT(MultiplyGate);
 HWY_EXPORT(MultiplyArgmax);
+HWY_EXPORT(MultiplyLowRank);
 HWY_EXPORT(PackRows);
 HWY_EXPORT(PackStrip);
 HWY_EXPORT(StripLanes);
@@ -142,6 +173,9 @@ void multiply(const GemmItem& item, const StoreEpilogue& e) { HWY_DYNAMIC_DISPAT
 void multiply(const GemmItem& item, const GateEpilogue& e) { HWY_DYNAMIC_DISPATCH(MultiplyGate)(item, e); }
 void multiply(const GemmItem& item, const ArgmaxEpilogue& e) {
   HWY_DYNAMIC_DISPATCH(MultiplyArgmax)(item, e);
+}
+void multiply(const GemmItem& item, const LowRankEpilogue& e) {
+  HWY_DYNAMIC_DISPATCH(MultiplyLowRank)(item, e);
 }
 
 }  // namespace kf::cpu

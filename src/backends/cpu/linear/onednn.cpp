@@ -96,6 +96,7 @@ Support onednn::supports(const LinearParams& p, const PlanContext& ctx) {
   if (p.activation != Activation::none)
     return Support::no("an activation: this row is the unfused linear layer");
   if (p.residual.present()) return Support::no("a residual: this row is the unfused linear layer");
+  if (p.lora.present()) return Support::no("an adapter: this row is the unfused linear layer");
   if (p.weight_sparsity.present()) return Support::no("a sparse weight: oneDNN takes dense ones");
   for (const TensorView* t : {&p.x, &p.weight})
     if (!is_library_dtype(t->dtype) || t->dtype != p.x.dtype)

@@ -429,8 +429,8 @@ HWY_NOINLINE void DecodeStripSparse(const Weight& w, std::int64_t strip, std::in
 }
 
 // The strip in f32 for columns [k_begin, k_begin + depth): in place where it lies so, else made in `buffer`.
-HWY_INLINE const float* StripBlock(const StripWeight& w, std::int64_t strip, std::int64_t k_begin,
-                                   std::int64_t depth, float* buffer) {
+HWY_NOINLINE const float* StripBlock(const StripWeight& w, std::int64_t strip, std::int64_t k_begin,
+                                     std::int64_t depth, float* buffer) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32Tag()));
   const DType dtype = w.layout.dtype;
   if (w.sparsity.present()) {

@@ -10,6 +10,18 @@ template <class P>  // LinearParams or LmHeadArgmaxParams
 Weight weight_of(const P& p) {
   return {p.weight, p.weight_quantization, p.weight_sparsity, p.x.dim(1)};
 }
+// One adapter's matrix of those that Lora::a or Lora::b holds.
+inline Weight adapter_weight(const TensorView& all, std::int64_t adapter) {
+  TensorView t = all;
+  if (all.rank == 3) {
+    t = TensorView::contiguous(all.at(adapter * all.stride(0)), all.dtype, {all.dim(1), all.dim(2)},
+                               all.device);
+    t.strides[0] = all.stride(1);
+    t.strides[1] = all.stride(2);
+  }
+  return {t, {}, {}, t.dim(1)};
+}
+
 struct QkvWeights {
   Weight q, k, v;
   explicit QkvWeights(const QkvLinearParams& p)

@@ -84,18 +84,61 @@ void write_at(const TensorView& out, std::int64_t t, std::int64_t n, double valu
 
 }  // namespace
 
+// The adapter of a token, in its rank's few numbers: low[token] = scale * a @ y[token]; 0 where it has none.
+class LoraTerm {
+ public:
+  LoraTerm(const LinearParams& p, const double* y, double* low) : p_(p.lora), low_(low) {
+    if (!p_.present()) return;
+    const std::int64_t in = p.x.dim(1);
+    rank_ = p_.a.dim(-2);
+    for (std::int64_t t = 0; t < p.x.dim(0); ++t)
+      for (std::int64_t r = 0; r < rank_; ++r) {
+        double sum = 0;
+        if (const std::int64_t adapter = adapter_of(t); adapter >= 0)
+          for (std::int64_t k = 0; k < in; ++k)
+            sum +=
+                y[t * in + k] * read(p_.a, first(p_.a, adapter) + r * p_.a.stride(-2) + k * p_.a.stride(-1));
+        low_[t * rank_ + r] = sum * static_cast<double>(p_.scale);
+      }
+  }
+  double at(std::int64_t t, std::int64_t n) const {
+    const std::int64_t adapter = adapter_of(t);
+    if (!p_.present() || adapter < 0) return 0;
+    double sum = 0;
+    for (std::int64_t r = 0; r < rank_; ++r)
+      sum +=
+          low_[t * rank_ + r] * read(p_.b, first(p_.b, adapter) + n * p_.b.stride(-2) + r * p_.b.stride(-1));
+    return sum;
+  }
+
+ private:
+  std::int64_t adapter_of(std::int64_t t) const {
+    return p_.index.present() ? p_.index.as<const std::int32_t>()[t * p_.index.stride(0)] : 0;
+  }
+  static std::int64_t first(const TensorView& t, std::int64_t adapter) {
+    return t.rank == 3 ? adapter * t.stride(0) : 0;
+  }
+  const Lora& p_;
+  double* low_;
+  std::int64_t rank_ = 0;
+};
+
 std::size_t workspace(const LinearParams& p, const PlanContext& ctx) {
-  return bytes_for(p.x.dim(0), p.x.dim(1), p.x.dim(1), ctx.num_threads);
+  const std::int64_t rank = p.lora.present() ? p.lora.a.dim(-2) : 0;
+  return bytes_for(p.x.dim(0), p.x.dim(1) + rank, p.x.dim(1), ctx.num_threads);
 }
 
 void linear(const LinearParams& p, const RunContext& ctx) {
   auto* const y = static_cast<double*>(ctx.workspace);
-  auto* const weight_rows = reinterpret_cast<float*>(y + p.x.numel());
+  auto* const low = y + p.x.numel();
+  auto* const weight_rows =
+      reinterpret_cast<float*>(low + (p.lora.present() ? p.x.dim(0) * p.lora.a.dim(-2) : 0));
   const Weight weight = weight_of(p);
   apply_prologue_to_all(p.x, p.prologue, y);
+  const LoraTerm lora(p, y, low);
   for_each_dot(y, p.x.dim(0), weight, weight_rows, ctx.num_threads,
                [&](std::int64_t t, std::int64_t n, double sum) {
-                 const double value = activate(p.activation, add_bias(p.bias, n, sum));
+                 const double value = activate(p.activation, add_bias(p.bias, n, sum + lora.at(t, n)));
                  write_at(p.out, t, n, add_residual(p.residual, t, n, value));
                });
 }

@@ -9,6 +9,7 @@
 #include "backends/cpu/linear/gemm.h"
 #include "backends/cpu/linear/small/dot.h"
 #include "backends/cpu/linear/small/kernels.h"
+#include "backends/cpu/linear/small/lora.h"
 #include "backends/cpu/linear/small/token.h"
 #include "backends/cpu/linear/weights.h"
 #include "backends/cpu/workspace.h"
@@ -97,6 +98,7 @@ void prepare_together(const TensorView& x, const Prologue& prologue, const Small
 struct Layer {
   const Weight& weight;
   SmallEpilogue epilogue;
+  const SmallLora* lora = nullptr;
 };
 
 void run_rows(const Layer& layer, const SmallInput& input, Range rows) {
@@ -104,6 +106,7 @@ void run_rows(const Layer& layer, const SmallInput& input, Range rows) {
   for (std::int64_t begin = rows.begin; begin < rows.end; begin += kChunk) {
     const std::int64_t end = std::min(rows.end, begin + kChunk);
     dot_rows(layer.weight, input, begin, end, sums, kChunk);
+    if (layer.lora != nullptr) layer.lora->add(begin, end, sums, kChunk);
     store_sums(layer.epilogue, sums, kChunk, input.num_tokens, begin, end - begin);
   }
 }
@@ -138,27 +141,29 @@ SmallInput input_of(const QkvLinearParams& p, Workspace& space) {
   return take_input(space, p.x.dim(0), p.x.dim(1), {&w.q, &w.k, &w.v});
 }
 
-template <class P>
-std::size_t input_bytes(const P& p) {
-  Workspace space(nullptr);
-  input_of(p, space);
-  return space.bytes();
-}
-
 }  // namespace
 
 std::string condition() { return fmt::format("at most {} tokens, contiguous weight rows", kMaxTokens); }
 
-std::size_t workspace(const LinearParams& p, const PlanContext&) { return input_bytes(p); }
-std::size_t workspace(const QkvLinearParams& p, const PlanContext&) { return input_bytes(p); }
+std::size_t workspace(const LinearParams& p, const PlanContext&) {
+  Workspace space(nullptr);
+  input_of(p, space);
+  const SmallLora lora(p, space);
+  return space.bytes();
+}
+std::size_t workspace(const QkvLinearParams& p, const PlanContext&) {
+  Workspace space(nullptr);
+  input_of(p, space);
+  return space.bytes();
+}
 
 Support supports(const LinearParams& p, const PlanContext&) {
   return all_of({few_tokens(p.x), rows_contiguous("weight", weight_of(p))});
 }
 
 Support supports_primitive(const LinearParams& p, const PlanContext& ctx) {
-  if (!p.prologue.empty() || p.activation != Activation::none || p.residual.present())
-    return Support::no("a prologue, activation or residual: this row is the unfused linear layer");
+  if (!p.prologue.empty() || p.activation != Activation::none || p.residual.present() || p.lora.present())
+    return Support::no("a prologue, activation, residual or adapter: this row is the unfused linear layer");
   if (p.weight.dtype == DType::f32 && !p.weight_sparsity.present())
     return Support::no("weight f32: unfused, it is the library's GEMM");
   return supports(p, ctx);
@@ -168,12 +173,17 @@ void run(const LinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
   const SmallInput input = input_of(p, space);
   const Weight weight = weight_of(p);
-  const Layer layer{weight, {p.bias, p.residual, p.out, p.activation}};
+  const SmallLora lora(p, space);
+  const Layer layer{weight, {p.bias, p.residual, p.out, p.activation}, lora.present() ? &lora : nullptr};
   prepare_alone(p.x, p.prologue, input);
 #pragma omp parallel num_threads(team_of(ctx, {&weight}))
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     prepare_together(p.x, p.prologue, input, thread, threads);
+    if (lora.present()) {
+      lora.project(input, thread, threads);
+#pragma omp barrier
+    }
     run_layers({&layer, 1}, input, thread, threads);
   }
 }
