@@ -156,13 +156,17 @@ struct SparseRow {
 
   // Where the values of the columns' word lie: `from` and the first of them. Advances past them.
   HWY_INLINE const std::uint8_t* Next(std::uint32_t bits, std::int64_t* value) {
+    return Skip(std::popcount(bits), value);
+  }
+  // The same, where their number is known.
+  HWY_INLINE const std::uint8_t* Skip(std::int64_t count, std::int64_t* value) {
     const std::uint8_t* from = first;
     *value = at;
     if (HWY_UNLIKELY(at + kReach > end)) {
       from = tail;
       *value = Rest();
     }
-    at += std::popcount(bits);
+    at += count;
     return from;
   }
 

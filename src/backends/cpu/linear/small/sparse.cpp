@@ -17,7 +17,9 @@ HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 
 // One row: what is known of it stays in registers, and x, which is read again for every row, in the first cache.
-template <DType kType, int kTokens>
+//
+// kEven: every vector of columns has as many values as the next, so that where they lie is known without their mask.
+template <DType kType, int kTokens, bool kEven>
 HWY_INLINE void SparseDot(const Weight& w, std::int64_t row_index, const float* x, std::size_t x_stride,
                           float* sums, std::size_t sums_stride) {
   constexpr bool kScaled = SparseValues<kType>::kScaled;
@@ -27,6 +29,8 @@ HWY_INLINE void SparseDot(const Weight& w, std::int64_t row_index, const float* 
   const F32Tag d;
   SparseRow<kType> row;
   row.Start(w, row_index, 0);
+  const std::int64_t per_vector =
+      kEven ? static_cast<std::int64_t>(kSparseLanes) / w.sparsity.m * w.sparsity.n : 0;
   F32Vec acc[kChains][kTokens];
   for (std::size_t c = 0; c < kChains; ++c)
     for (int t = 0; t < kTokens; ++t) acc[c][t] = hn::Zero(d);
@@ -45,13 +49,14 @@ HWY_INLINE void SparseDot(const Weight& w, std::int64_t row_index, const float* 
       }
     }
     std::int64_t value;
-    const std::uint8_t* const from = row.Next(bits, &value);
+    const std::uint8_t* const from =
+        kEven ? row.Skip(per_vector * static_cast<std::int64_t>(kVectors), &value) : row.Next(bits, &value);
 #pragma GCC unroll 8
     for (std::size_t v = 0; v < kVectors; ++v) {
       constexpr std::uint32_t kMask = (1u << kSparseLanes) - 1;
       const std::uint32_t lanes = bits >> (v * kSparseLanes) & kMask;
       const F32Vec wv = SparseVector<kType>(from, value, lanes, scale);
-      value += std::popcount(lanes);
+      value += kEven ? per_vector : std::popcount(lanes);
 #pragma GCC unroll 4
       for (int t = 0; t < kTokens; ++t)
         acc[v % kChains][t] =
@@ -78,8 +83,14 @@ HWY_INLINE void SparseDot(const Weight& w, std::int64_t row_index, const float* 
 template <DType kType, int kTokens>
 HWY_NOINLINE void SparseTokens(const Weight& w, std::int64_t begin, std::int64_t end, const float* x,
                                std::size_t x_stride, float* sums, std::size_t sums_stride) {
-  for (std::int64_t row = begin; row < end; ++row)
-    SparseDot<kType, kTokens>(w, row, x, x_stride, sums + (row - begin), sums_stride);
+  const bool even = w.sparsity.m > 0 && static_cast<std::int64_t>(kSparseLanes) % w.sparsity.m == 0;
+  for (std::int64_t row = begin; row < end; ++row) {
+    float* const to = sums + (row - begin);
+    if (even)
+      SparseDot<kType, kTokens, true>(w, row, x, x_stride, to, sums_stride);
+    else
+      SparseDot<kType, kTokens, false>(w, row, x, x_stride, to, sums_stride);
+  }
 }
 
 void DotSparseRows(const Weight& w, const SmallInput& input, std::int64_t begin, std::int64_t end,
