@@ -28,6 +28,7 @@ OPERANDS = {
     "ffn": {"x": X, "gate_weight": W, "up_weight": W, "down_weight": W},
     "gelu_linear": {"x": X, "weight": W},
     "silu_linear": {"x": X, "weight": W},
+    "linear": {"x": X, "weight": W, "lora_a": kf.layout("f32", (8, 64)), "lora_b": kf.layout("f32", (64, 8))},
     "layernorm": {"x": X, "weight": NORM, "bias": NORM, "residual": X},
     "layernorm_linear": {"x": X, "ln_weight": NORM, "ln_bias": NORM, "linear_weight": W},
     "rmsnorm_linear": {"x": X, "norm_weight": NORM, "linear_weight": W},
@@ -53,8 +54,8 @@ def test_every_field_has_its_line_in_the_docs():
 
 
 SWITCHES = {
-    "fuse_ffn", "fuse_gelu_linear", "fuse_silu_linear", "fuse_ln", "fuse_ln_linear", "fuse_rmsnorm", "fuse_softmax",
-    "use_online_softmax",
+    "fuse_ffn", "fuse_gelu_linear", "fuse_silu_linear", "fuse_ln", "fuse_ln_linear", "fuse_lora", "fuse_rmsnorm",
+    "fuse_softmax", "use_online_softmax",
 }  # fmt: skip
 
 
@@ -67,6 +68,7 @@ SWITCHES = {
         ("fuse_ln", "layernorm"),
         ("fuse_ln_linear", "layernorm_linear"),
         ("fuse_ln_linear", "rmsnorm_linear"),
+        ("fuse_lora", "linear"),
         ("fuse_rmsnorm", "rmsnorm"),
         ("use_online_softmax", "attention"),
     ],
