@@ -1,6 +1,6 @@
 """What a call costs over its kernel, at shapes so small that nothing else shows: microseconds, the least of batches.
 
-    .venv/bin/python bench/call_overhead.py [--numpy]
+    .venv/bin/python bench/call_overhead.py [--numpy] [--json FILE]
 
 The kernel's own time is that of its plan run from C++ on operands of the same layout (as report() measures it).
 """
@@ -8,12 +8,15 @@ The kernel's own time is that of its plan run from C++ on operands of the same l
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
 import sagellm_kernel_fusion as kf
+from sagellm_kernel_fusion.bench.environment import environment
 
 BATCH, ROUNDS = 500, 15
 
@@ -32,24 +35,27 @@ def per_call_us(call) -> float:
 
 def calls(m: kf.KernelFusionManager, make) -> dict:
     x, w, q = make(1, 16), make(16), make(1, 1, 2, 16)
+    x3, tokens = x.reshape(1, 1, 16), q.reshape(1, 2, 16)
     square, out = make(16, 16), make(1, 16)
     pool = make(2, 2, 16, 16)
     tables, lengths = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    paged = {"block_tables": tables, "context_lens": lengths}
     return {
         "fuse_softmax": lambda: m.fuse_softmax(x),
         "fuse_softmax, out given": lambda: m.fuse_softmax(x, out=out),
         "fuse_rmsnorm": lambda: m.fuse_rmsnorm(x, w),
         "fuse_silu_linear": lambda: m.fuse_silu_linear(x, square),
         "fuse_ffn": lambda: m.fuse_ffn(x, square, square, square),
-        "fuse_ffn, x [1, 1, 16]": lambda: m.fuse_ffn(x[None], square, square, square),
+        "fuse_ffn, x [1, 1, 16]": lambda: m.fuse_ffn(x3, square, square, square),
         "fuse_attention": lambda: m.fuse_attention(q, q, q),
-        "fuse_attention, paged": lambda: m.fuse_attention(q[0], pool, pool, block_tables=tables, context_lens=lengths),
+        "fuse_attention, paged": lambda: m.fuse_attention(tokens, pool, pool, **paged),
     }
 
 
-def measure(kind: str, make) -> None:
+def measure(kind: str, make) -> list[dict]:
     print(f"{kind}: call, kernel, over the kernel (us)")
     m = kf.KernelFusionManager(kf.KernelFusionConfig(num_threads=1))
+    rows = []
     for name, call in calls(m, make).items():
         m.reset()
         call()
@@ -57,17 +63,23 @@ def measure(kind: str, make) -> None:
         kernel = 1e6 * m._core.replay(seen["kernel"], seen["shapes"], 0.02)["seconds"]
         total = per_call_us(call)
         print(f"  {name:28s} {total:7.2f} {kernel:7.2f} {total - kernel:7.2f}", flush=True)
+        rows.append({"arrays": kind, "call": name, "call_us": total, "kernel_us": kernel, "over_us": total - kernel})
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--numpy", action="store_true", help="NumPy's arrays as well")
+    parser.add_argument("--json", type=Path, help="where to write the figures and what they were measured on")
     options = parser.parse_args()
     torch.manual_seed(0)
     with torch.inference_mode():
-        measure("torch", torch.randn)
+        rows = measure("torch", torch.randn)
     if options.numpy:
-        measure("numpy", lambda *shape: np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+        rows += measure("numpy", lambda *shape: np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+    if options.json:
+        found = {"environment": environment(), "torch": torch.__version__, "rows": rows}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

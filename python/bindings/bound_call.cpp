@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <stdexcept>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -12,12 +14,28 @@
 namespace kf::python {
 namespace {
 
-// The names of an op's fields in the order of visits, made once: looking a keyword up makes no string then. Guarded by
-// the GIL, and kept for the life of the process.
-const std::vector<PyObject*>& field_names(const OpInfo& info) {
+// What a call needs to know of an op, made once: its struct with every default, and its fields' names in the order of
+// visits, interned, so that looking a keyword up makes no string and mostly compares pointers. Guarded by the GIL, and kept
+// for the life of the process.
+struct Form {
+  AnyParams defaults;
+  std::vector<PyObject*> names;
+
+  // The field's place in the order of visits; -1: there is none of this name.
+  int place_of(PyObject* key) const {
+    for (std::size_t i = 0; i < names.size(); ++i)
+      if (names[i] == key) return static_cast<int>(i);
+    for (std::size_t i = 0; i < names.size(); ++i)  // a string that is not interned
+      if (PyUnicode_Check(key) && PyUnicode_Compare(names[i], key) == 0) return static_cast<int>(i);
+    return -1;
+  }
+};
+constexpr std::size_t kMaxFields = 96;  // more than any op has
+
+const Form& form_of(const OpInfo& info) {
   class Names final : public FieldVisitor {
    public:
-    std::vector<PyObject*> names;
+    explicit Names(std::vector<PyObject*>& names) : names_(names) {}
     void tensor(const char* name, TensorView&, Role, bool) override { add(name); }
     void attr(const char* name, bool&) override { add(name); }
     void attr(const char* name, std::int64_t&) override { add(name); }
@@ -25,17 +43,18 @@ const std::vector<PyObject*>& field_names(const OpInfo& info) {
     void attr(const char* name, int&, std::span<const char* const>) override { add(name); }
 
    private:
-    void add(const char* name) { names.push_back(PyUnicode_InternFromString(name)); }
+    void add(const char* name) { names_.push_back(PyUnicode_InternFromString(name)); }
+    std::vector<PyObject*>& names_;
   };
-  static std::array<std::vector<PyObject*>, kNumOps> known;
-  std::vector<PyObject*>& names = known[static_cast<std::size_t>(info.op)];
-  if (names.empty()) {
-    Names collector;
-    AnyParams params(info.op);
-    params.visit(collector);
-    names = std::move(collector.names);
+  static std::array<Form, kNumOps> known;
+  Form& form = known[static_cast<std::size_t>(info.op)];
+  if (form.names.empty()) {
+    form.defaults = AnyParams(info.op);
+    Names collector(form.names);
+    form.defaults.visit(collector);
+    if (form.names.size() > kMaxFields) throw std::length_error("kMaxFields is too small");
   }
-  return names;
+  return form;
 }
 
 std::string text_of(nb::handle h) { return nb::cast<std::string>(nb::repr(h)); }
@@ -62,14 +81,16 @@ const OpInfo& op_named(const std::string& name) {
 class BoundCall::Binder final : public FieldVisitor {
  public:
   Binder(BoundCall& call, const nb::dict& fields, nb::handle transposed)
-      : call_(call),
-        op_(call.info_.name),
-        fields_(fields),
-        transposed_(transposed),
-        names_(field_names(call.info_)) {}
+      : call_(call), op_(call.info_.name), transposed_(transposed), form_(form_of(call.info_)) {
+    for (auto [key, value] : fields) {
+      const int place = form_.place_of(key.ptr());
+      if (place < 0) fail_name(key);
+      values_[static_cast<std::size_t>(place)] = value;
+    }
+  }
 
   void tensor(const char* name, TensorView& t, Role role, bool optional) override {
-    const nb::handle key = names_[next_];
+    const nb::handle key = form_.names[next_];
     nb::handle value = take();
     const bool make = PyBool_Check(value.ptr());
     if (make && role != Role::out)
@@ -109,32 +130,25 @@ class BoundCall::Binder final : public FieldVisitor {
         fmt::format("{}: expected one of {}, got {}", what(name), fmt::join(names, ", "), text_of(given)));
   }
 
-  // Every keyword must have named a field.
-  void finish() const {
-    if (taken_ == fields_.size()) return;
-    std::vector<std::string> names;
-    for (PyObject* name : names_) names.push_back(nb::cast<std::string>(nb::handle(name)));
-    for (auto [key, value] : fields_)
-      if (const std::string name = nb::cast<std::string>(nb::str(key));
-          std::find(names.begin(), names.end(), name) == names.end())
-        throw_invalid(
-            fmt::format("{}: no operand or attribute {}; there are {}", op_, name, fmt::join(names, ", ")));
-  }
-
  private:
   std::string what(const char* name) const { return fmt::format("{}: {}", op_, name); }
+
+  [[noreturn]] void fail_name(nb::handle key) const {
+    std::vector<std::string> names;
+    for (PyObject* name : form_.names) names.push_back(nb::cast<std::string>(nb::handle(name)));
+    throw_invalid(fmt::format("{}: no operand or attribute {}; there are {}", op_,
+                              nb::cast<std::string>(nb::str(key)), fmt::join(names, ", ")));
+  }
 
   bool is_transposed(nb::handle name) const {
     const int found = PySequence_Contains(transposed_.ptr(), name.ptr());
     if (found < 0) throw nb::python_error();
     return found == 1;
   }
-  // The next field's value; the dictionary keeps it alive.
+  // The next field's value, None where none was given; the dictionary keeps it alive.
   nb::handle take() {
-    PyObject* value = PyDict_GetItemWithError(fields_.ptr(), names_[next_++]);
-    if (value == nullptr) return Py_None;
-    ++taken_;
-    return value;
+    const nb::handle value = values_[next_++];
+    return value.is_valid() ? value : nb::handle(Py_None);
   }
   template <class T>
   void read(const char* name, T& value, const char* expected) {
@@ -145,17 +159,17 @@ class BoundCall::Binder final : public FieldVisitor {
 
   BoundCall& call_;
   const char* op_;
-  const nb::dict& fields_;
   nb::handle transposed_;
-  const std::vector<PyObject*>& names_;
-  std::size_t next_ = 0, taken_ = 0;
+  const Form& form_;
+  std::array<nb::handle, kMaxFields> values_;
+  std::size_t next_ = 0;
 };
 
 BoundCall::BoundCall(const OpInfo& info, const nb::dict& fields, const Given& given)
-    : info_(info), params_(info.op), rows_(given.rows) {
+    : info_(info), rows_(given.rows) {
+  std::memcpy(params_.data(), form_of(info).defaults.data(), info.params_bytes);
   Binder binder(*this, fields, given.transposed);
-  params_.visit(binder);
-  binder.finish();
+  info.visit(params_.data(), binder);
   info.infer(params_.data());
   for (const Output& o : outputs_) {
     if (!o.wanted) *o.view = TensorView{};
@@ -216,7 +230,7 @@ nb::object BoundCall::results() {
   // What was allocated with NumPy for a library that has its own arrays becomes one of these.
   const bool convert = first_array_.is_valid() && !exchange_api(first_array_) && !is_numpy(first_array_);
   nb::object only = nb::none();
-  nb::list several;
+  nb::list several = nb::steal<nb::list>(nb::handle());  // made for a second one
   int count = 0;
   for (const Output& o : outputs_) {
     if (!o.wanted) continue;
@@ -225,7 +239,10 @@ nb::object BoundCall::results() {
       static const nb::handle as_kind_of = arrays_function("as_kind_of");
       result = as_kind_of(result, first_array_);
     }
-    if (++count == 2) several.append(only);
+    if (++count == 2) {
+      several = nb::list();
+      several.append(only);
+    }
     if (count >= 2) several.append(result);
     only = result;
   }

@@ -1,6 +1,8 @@
 // A call's keyword arguments as the Params struct of its op, and its outputs as arrays of the caller's kind.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <optional>
 #include <span>
 #include <string>
@@ -48,7 +50,8 @@ class BoundCall {
   TensorView as_rows(nb::handle array, const TensorView& t, bool written);
 
   const OpInfo& info_;
-  AnyParams params_;
+  // The Params struct, where it takes no allocation: structs are trivially copyable.
+  alignas(std::max_align_t) std::array<std::byte, kMaxParamsBytes> params_;
   std::vector<Array> holders_;
   std::vector<Output> outputs_;
   bool rows_;

@@ -12,7 +12,6 @@ from .config import FusionBackend, KernelFusionConfig
 from .custom import register
 from .custom.adapter import Adapter
 from .errors import NotServedError, refusing
-from .operators import Call
 from .protocol import KernelFusionProtocol
 from .registry import ALIASES, KernelFusionBackendRegistry
 from .telemetry import Gains, log_report, stats_of, write_chrome_trace
@@ -296,7 +295,7 @@ class KernelFusionManager(KernelFusionProtocol):
 
     # Within
 
-    def _run(self, call: Call, config: KernelFusionConfig, out, stream):
+    def _run(self, call: tuple, config: KernelFusionConfig, out, stream):
         op, fields, transposed, rows, leading = call
         if self._custom:
             kind = "torch" if any(type(x).__module__.startswith("torch") for x in fields.values()) else "numpy"

@@ -1,8 +1,8 @@
 """The manager's operators as calls of the library's ops: what its methods, `plan`, `explain` and custom kernels share.
 
-Each function here takes a method's arguments and returns a Call. Weights are x @ W ("in_out") unless weight_layout says
-"out_in", which is torch.nn.Linear's; one that says itself how it lies (QuantizedTensor, SparseTensor, GgufTensor) is
-[out, in].
+Each function here takes a method's arguments and returns the fields of a Call as a plain tuple, without operands and
+attributes that have their defaults: both cost less. Weights are x @ W ("in_out") unless weight_layout says "out_in",
+which is torch.nn.Linear's; one that says itself how it lies (QuantizedTensor, SparseTensor, GgufTensor) is [out, in].
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from .sparse import SparseTensor
 
 
 class Call(NamedTuple):
+    """A call of an op, by names."""
+
     op: str
     fields: dict  # operands and attributes of the op, by name
     transposed: tuple[str, ...] = ()  # matrices that the op takes as their transposed view
@@ -36,50 +38,70 @@ def attention(
     attn_mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None,
     block_tables=None, context_lens=None, kv_layout="HND", k_scales=None, v_scales=None, k_zeros=None, v_zeros=None,
     out=None, return_lse=False,
-) -> Call:  # fmt: skip
+) -> tuple:  # fmt: skip
     leading = None
-    keys = _keys_or_values(config, "k", k, k_scales, k_zeros)
-    values = _keys_or_values(config, "v", v, v_scales, v_zeros)
+    fields = {"causal": causal}
+    _set_keys_or_values(fields, config, "k", k, k_scales, k_zeros)
+    _set_keys_or_values(fields, config, "v", v, v_scales, v_zeros)
     if block_tables is not None:
-        rank = len(k.shape)
-        if rank != 4:
-            raise refusing(f"attention: k: expected a page pool of 4 dimensions with block_tables, got {rank}")
-        page_size = k.shape[1] if kv_layout == "NHD" else k.shape[2]
-        block_tables, context_lens = tables_and_lengths(block_tables, context_lens, int(page_size))
+        pool = k.shape
+        if len(pool) != 4:
+            raise refusing(f"attention: k: expected a page pool of 4 dimensions with block_tables, got {len(pool)}")
+        page_size = pool[1] if kv_layout == "NHD" else pool[2]
+        fields["block_tables"], fields["context_lens"] = tables_and_lengths(block_tables, context_lens, page_size)
         if len(q.shape) == 4 and cu_seqlens_q is None:  # [batch, seqlen_q, num_heads, head_dim]
             batch, seqlen_q, *rest = (int(n) for n in q.shape)
             leading = (batch, seqlen_q)
             cu_seqlens_q = np.arange(batch + 1, dtype=np.int32) * np.int32(seqlen_q)
             q = _reshaped(q, (batch * seqlen_q, *rest))
             out = None if out is None else _reshaped_out(out, (batch * seqlen_q, *rest))
+    elif context_lens is not None:
+        fields["context_lens"] = context_lens
     if max_seqlen_q is not None:
         _check_longest("max_seqlen_q", max_seqlen_q, cu_seqlens_q)
     if max_seqlen_k is not None:
         _check_longest("max_seqlen_k", max_seqlen_k, cu_seqlens_k)
-    try:
-        left, right = window_size
-    except (TypeError, ValueError):
-        raise refusing(f"attention: window_size: expected (left, right), got {window_size!r}") from None
-    fields = {
-        "q": q, **keys, **values, "out": out, "lse": return_lse or None, "cu_seqlens_q": cu_seqlens_q,
-        "cu_seqlens_k": cu_seqlens_k, "block_tables": block_tables, "context_lens": context_lens,
-        "kv_layout": kv_layout, "softmax_scale": softmax_scale, "causal": causal, "window_left": left,
-        "window_right": right, "softcap": softcap, "alibi_slopes": alibi_slopes, "attn_mask": attn_mask, "sinks": sinks,
-    }  # fmt: skip
-    return Call("attention", fields, leading=leading)
+    if window_size != (-1, -1):
+        try:
+            fields["window_left"], fields["window_right"] = window_size
+        except (TypeError, ValueError):
+            raise refusing(f"attention: window_size: expected (left, right), got {window_size!r}") from None
+    fields["q"] = q
+    if out is not None:
+        fields["out"] = out
+    if return_lse:
+        fields["lse"] = True
+    if cu_seqlens_q is not None:
+        fields["cu_seqlens_q"] = cu_seqlens_q
+    if cu_seqlens_k is not None:
+        fields["cu_seqlens_k"] = cu_seqlens_k
+    if kv_layout != "HND":
+        fields["kv_layout"] = kv_layout
+    if softmax_scale is not None:
+        fields["softmax_scale"] = softmax_scale
+    if softcap != 0.0:
+        fields["softcap"] = softcap
+    if alibi_slopes is not None:
+        fields["alibi_slopes"] = alibi_slopes
+    if attn_mask is not None:
+        fields["attn_mask"] = attn_mask
+    if sinks is not None:
+        fields["sinks"] = sinks
+    return "attention", fields, (), False, leading
 
 
-def _keys_or_values(config: KernelFusionConfig, name: str, x, scales, zeros) -> dict:
-    """The operands for K or V: as they are; a QuantizedTensor; or codes with scales beside them."""
+def _set_keys_or_values(fields: dict, config: KernelFusionConfig, name: str, x, scales, zeros) -> None:
+    """Sets the operands for K or V: as they are; a QuantizedTensor; or codes with scales beside them."""
     quantized = None if type(x).__module__ in ("torch", "numpy") else as_quantized(x)
     if quantized is None:
         if scales is None and zeros is None:
-            return {name: x}
+            fields[name] = x
+            return
         quantized = kv_of_codes(f"attention: {name}", x, scales, zeros)
     elif scales is not None or zeros is not None:
         raise refusing(f"attention: {name}_scales: expected none beside a QuantizedTensor, which has its own")
     _check_quantized("attention", name, quantized.dtype, config)
-    return quantized.fields(name) if config.fuse_with_quant else {name: _dequantized(quantized.dequantize(), config)}
+    fields |= quantized.fields(name) if config.fuse_with_quant else {name: _dequantized(quantized.dequantize(), config)}
 
 
 def _check_longest(name: str, longest: int, offsets) -> None:
@@ -93,46 +115,63 @@ def _check_longest(name: str, longest: int, offsets) -> None:
 # FFN and linear layers
 
 
-def ffn(config, x, gate_weight, up_weight, down_weight, activation="silu", weight_layout="in_out", out=None) -> Call:
-    weights = {"gate_weight": gate_weight, "up_weight": up_weight, "down_weight": down_weight}
-    return _linear_call("gated_ffn", config, x, weights, weight_layout, out, activation=activation)
+def ffn(config, x, gate_weight, up_weight, down_weight, activation="silu", weight_layout="in_out", out=None) -> tuple:
+    fields = {"x": x, "gate_weight": gate_weight, "up_weight": up_weight, "down_weight": down_weight}
+    if activation != "silu":
+        fields["activation"] = activation
+    return _linear_call("gated_ffn", config, fields, _FFN_WEIGHTS, weight_layout, out)
 
 
 def layernorm_linear(
     config, x, ln_weight, ln_bias, linear_weight, bias=None, eps=1e-5, weight_layout="in_out", out=None
-) -> Call:
-    return _linear_call(
-        "linear", config, x, {"weight": linear_weight}, weight_layout, out,
-        bias=bias, norm="layer", norm_weight=ln_weight, norm_bias=ln_bias, eps=eps,
-    )  # fmt: skip
+) -> tuple:
+    fields = {"x": x, "weight": linear_weight, "norm": "layer", "norm_weight": ln_weight, "eps": eps}
+    if ln_bias is not None:
+        fields["norm_bias"] = ln_bias
+    if bias is not None:
+        fields["bias"] = bias
+    return _linear_call("linear", config, fields, _WEIGHT, weight_layout, out)
 
 
 def rmsnorm_linear(
     config, x, norm_weight, linear_weight, bias=None, eps=1e-6, weight_layout="in_out", out=None
-) -> Call:
-    return _linear_call(
-        "linear", config, x, {"weight": linear_weight}, weight_layout, out,
-        bias=bias, norm="rms", norm_weight=norm_weight, eps=eps,
-    )  # fmt: skip
+) -> tuple:
+    fields = {"x": x, "weight": linear_weight, "norm": "rms", "norm_weight": norm_weight, "eps": eps}
+    if bias is not None:
+        fields["bias"] = bias
+    return _linear_call("linear", config, fields, _WEIGHT, weight_layout, out)
 
 
-def gelu_linear(config, x, weight, bias=None, approximate="tanh", weight_layout="in_out", out=None) -> Call:
+def gelu_linear(config, x, weight, bias=None, approximate="tanh", weight_layout="in_out", out=None) -> tuple:
     if approximate not in ("tanh", "none"):
         raise refusing(f"gelu_linear: approximate: expected tanh or none, got {approximate!r}")
-    kind = "gelu_tanh" if approximate == "tanh" else "gelu"
-    return _linear_call("linear", config, x, {"weight": weight}, weight_layout, out, bias=bias, pre_activation=kind)
+    fields = {"x": x, "weight": weight, "pre_activation": "gelu_tanh" if approximate == "tanh" else "gelu"}
+    if bias is not None:
+        fields["bias"] = bias
+    return _linear_call("linear", config, fields, _WEIGHT, weight_layout, out)
 
 
-def silu_linear(config, x, weight, bias=None, weight_layout="in_out", out=None) -> Call:
-    return _linear_call("linear", config, x, {"weight": weight}, weight_layout, out, bias=bias, pre_activation="silu")
+def silu_linear(config, x, weight, bias=None, weight_layout="in_out", out=None) -> tuple:
+    fields = {"x": x, "weight": weight, "pre_activation": "silu"}
+    if bias is not None:
+        fields["bias"] = bias
+    return _linear_call("linear", config, fields, _WEIGHT, weight_layout, out)
 
 
-def _linear_call(op: str, config: KernelFusionConfig, x, weights: dict, weight_layout: str, out, **attributes) -> Call:
+_FFN_WEIGHTS = ("gate_weight", "up_weight", "down_weight")
+_WEIGHT = ("weight",)
+
+
+def _linear_call(
+    op: str, config: KernelFusionConfig, fields: dict, weights: tuple[str, ...], weight_layout: str, out
+) -> tuple:
     if weight_layout not in ("in_out", "out_in"):
         raise refusing(f"{op}: weight_layout: expected in_out (x @ W) or out_in, got {weight_layout!r}")
-    fields = {"x": x, "out": out, **weights, **attributes}
-    transposed = tuple(weights) if weight_layout == "in_out" else ()
-    for name, weight in weights.items():
+    if out is not None:
+        fields["out"] = out
+    transposed = weights if weight_layout == "in_out" else ()
+    for name in weights:
+        weight = fields[name]
         if type(weight).__module__ in ("torch", "numpy"):  # plain arrays need no look
             continue
         if isinstance(weight, SparseTensor):
@@ -149,7 +188,7 @@ def _linear_call(op: str, config: KernelFusionConfig, x, weights: dict, weight_l
         else:
             continue
         transposed = tuple(n for n in transposed if n != name)
-    return Call(op, fields, transposed, True)
+    return op, fields, transposed, True, None
 
 
 def _check_quantized(op: str, name: str, dtype: str, config: KernelFusionConfig) -> None:
@@ -179,22 +218,28 @@ def _dequantized(values: np.ndarray, config: KernelFusionConfig) -> np.ndarray:
 # Norms, softmax, activations
 
 
-def rmsnorm(config, x, weight, residual=None, eps=1e-6, out=None) -> Call:
-    fields = {"x": x, "weight": weight, "residual": residual, "out": out, "eps": eps}
-    return Call("rms_norm", fields | {"residual_out": True} if residual is not None else fields)
+def rmsnorm(config, x, weight, residual=None, eps=1e-6, out=None) -> tuple:
+    return _norm_call("rms_norm", {"x": x, "weight": weight, "eps": eps}, residual, out)
 
 
-def layernorm(config, x, weight, bias=None, residual=None, eps=1e-5, out=None) -> Call:
-    fields = {"x": x, "weight": weight, "bias": bias, "residual": residual, "out": out, "eps": eps}
-    return Call("layer_norm", fields | {"residual_out": True} if residual is not None else fields)
+def layernorm(config, x, weight, bias=None, residual=None, eps=1e-5, out=None) -> tuple:
+    return _norm_call("layer_norm", {"x": x, "weight": weight, "bias": bias, "eps": eps}, residual, out)
 
 
-def softmax(config, x, scale=1.0, return_lse=False, out=None) -> Call:
-    return Call("softmax", {"x": x, "out": out, "lse": return_lse or None, "scale": scale})
+def _norm_call(op: str, fields: dict, residual, out) -> tuple:
+    if residual is not None:
+        fields["residual"], fields["residual_out"] = residual, True
+    if out is not None:
+        fields["out"] = out
+    return op, fields, (), False, None
 
 
-def activation(config, x, kind="silu", out=None) -> Call:
-    return Call("activation", {"x": x, "out": out, "kind": kind})
+def softmax(config, x, scale=1.0, return_lse=False, out=None) -> tuple:
+    return "softmax", {"x": x, "out": out, "lse": return_lse or None, "scale": scale}, (), False, None
+
+
+def activation(config, x, kind="silu", out=None) -> tuple:
+    return "activation", {"x": x, "out": out, "kind": kind}, (), False, None
 
 
 # The K/V cache
@@ -203,7 +248,7 @@ def activation(config, x, kind="silu", out=None) -> Call:
 def append_kv(
     config, k, v, k_cache, v_cache, slot_mapping, cos=None, sin=None, positions=None, q=None, interleaved=False,
     kv_layout="HND",
-) -> Call:  # fmt: skip
+) -> tuple:  # fmt: skip
     fields = {
         "k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache, "slot_mapping": slot_mapping, "kv_layout": kv_layout,
     }  # fmt: skip
@@ -214,13 +259,13 @@ def append_kv(
     if cos is None and sin is None and positions is None:
         if q is not None:
             raise refusing("append_kv: q: expected cos, sin and positions with it: they are what it is rotated by")
-        return Call("append_kv", fields)
+        return "append_kv", fields, (), False, None
     for name, value in (("cos", cos), ("sin", sin), ("positions", positions)):
         if value is None:
             raise refusing(f"append_kv: {name}: expected cos, sin and positions together, got none")
     fields |= {"cos": cos, "sin": sin, "positions": positions, "interleaved": interleaved}
     # Without queries, none of no heads.
-    return Call("rope_append", fields | {"q": k[:, :0] if q is None else q})
+    return "rope_append", fields | {"q": k[:, :0] if q is None else q}, (), False, None
 
 
 OPERATORS = {
@@ -243,7 +288,7 @@ def call_of(operator: str, config: KernelFusionConfig, operands: dict) -> Call:
     """The call of an operator of the manager's, or of an op of the library's under its own operands."""
     if make := OPERATORS.get(operator):
         try:
-            return make(config, **operands)
+            return Call(*make(config, **operands))
         except TypeError as error:
             raise refusing(f"{operator}: {error}", op=operator) from error
     if operator in _kf.ops():

@@ -53,7 +53,7 @@ def tables_and_lengths(block_tables, context_lens, page_size: int) -> tuple[obje
     if isinstance(block_tables, (list, tuple)):
         block_tables = _padded(block_tables)
     if context_lens is None:
-        context_lens = _full_pages(block_tables, page_size)
+        context_lens = _full_pages(block_tables, int(page_size))
     elif isinstance(context_lens, (list, tuple)):
         context_lens = np.asarray(context_lens, np.int32)
     return block_tables, context_lens

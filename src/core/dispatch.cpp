@@ -179,8 +179,8 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
     op_info(op).validate(params);
     return make_plan(op, params, selection, packs);
   }
-  std::string key;
-  key.reserve(512);
+  thread_local std::string key;  // kept, so that a call that finds its plan allocates nothing
+  key.clear();
   append_plan_key(op, params, key);
   key.append(reinterpret_cast<const char*>(&selection.families), sizeof selection.families);
   key.push_back(static_cast<char>((selection.allow_fallback ? 1 : 0) | (selection.graph_safe ? 2 : 0) |
@@ -195,13 +195,14 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
       return it->second.plan;
     }
   }
+  const std::string layout = key;  // planning may plan other ops on the way
   check_layouts(op, params, caps_.device);
   op_info(op).validate(params);
   auto plan = make_plan(op, params, selection, nullptr);
   constexpr std::size_t kMaxPlans = 4096;  // a bound for callers whose shapes never repeat
   std::lock_guard lock(mutex_);
   if (table_version != table_version_) return plan;  // a kernel came meanwhile: the next call is to see it
-  const auto [it, is_new] = plans_.try_emplace(std::move(key));
+  const auto [it, is_new] = plans_.try_emplace(layout);
   if (!is_new) return it->second.plan;  // another thread's, made meanwhile
   plan_ages_.push_front(&it->first);
   it->second = {plan, plan_ages_.begin()};
