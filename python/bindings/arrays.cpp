@@ -197,7 +197,8 @@ Array to_array(nb::handle object, const std::string& what, Access access) {
 
 TensorView borrow_array(nb::handle object, const char* op, const char* operand, Access access,
                         std::vector<Array>& holders) {
-  if (const ExchangeApi* api = exchange_api(object); api != nullptr && !wants_gradients(object)) {
+  if (const ExchangeApi* api = exchange_api(object)) {
+    if (wants_gradients(object)) refuse_gradients(object, fmt::format("{}: {}", op, operand));
     DLTensor t;
     if (api->borrow(object.ptr(), &t) == 0) try {
         const TensorView view = from_dlpack(t);

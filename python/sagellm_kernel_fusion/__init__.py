@@ -70,6 +70,7 @@ __all__ = [
     "benchmark_kernel_fusion",
     "densify",
     "explain",
+    "fuse_model",
     "layout",
     "list_kernels",
     "load_model",
@@ -80,6 +81,7 @@ __all__ = [
     "quantized_cache",
     "rules",
     "sparsify",
+    "unfuse_model",
 ]
 
 
@@ -93,4 +95,8 @@ def __getattr__(name: str):
         from . import benchmark
 
         return getattr(benchmark, name)
+    if name in ("fuse_model", "unfuse_model"):
+        from . import integrations
+
+        return getattr(integrations, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -78,6 +78,25 @@ def test_smollm2_has_the_logits_of_transformers_run_here(smollm2_logits, transfo
     assert errors(logits, transformers_logits).max() <= TRANSFORMERS_TOLERANCE
 
 
+def test_a_transformers_model_fused_in_place(transformers_model, transformers_logits, golden):
+    import torch
+
+    tokens, prompt = torch.tensor([golden["tokens"]]), torch.tensor([golden["prompt_tokens"]])
+    greedy = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": -1}
+    done = kf.fuse_model(transformers_model)
+    try:
+        assert len(done.fused) == transformers_model.config.num_hidden_layers + 1 and not done.refused
+        with torch.inference_mode():
+            fused = transformers_model(tokens).logits[0].numpy()
+        made = transformers_model.generate(prompt, **greedy)[0, prompt.shape[1] :].tolist()
+    finally:
+        kf.unfuse_model(transformers_model)
+    assert made == golden["greedy_tokens"][:24]
+    assert errors(fused, transformers_logits).max() <= TRANSFORMERS_TOLERANCE
+    with torch.inference_mode():
+        np.testing.assert_array_equal(transformers_model(tokens).logits[0].numpy(), transformers_logits)
+
+
 def test_the_golden_answers_are_those_of_transformers_run_here(transformers_logits, golden):
     np.testing.assert_array_equal(transformers_logits.argmax(-1), golden["top_tokens"])
     assert projected_errors(transformers_logits, golden["projections"]).max() <= TRANSFORMERS_TOLERANCE
