@@ -231,6 +231,23 @@ Batch even(std::int64_t batch, std::int64_t seqlen_q, std::int64_t seqlen_k) {
   return {std::vector(n, seqlen_q), std::vector(n, seqlen_k)};
 }
 
+// A block layout: random, with this share of the key blocks for each query block, and some query blocks with none.
+struct Layout {
+  enum Heads { one, kv, query };
+
+  std::int64_t block_q = 0, block_k = 16;
+  double density = 0.5;
+  Heads heads = one;
+  bool lists = false;  // of key blocks, and not a value for each
+  bool one_batch = false;
+
+  std::string name() const {
+    static constexpr const char* kHeads[] = {"1h", "kvh", "qh"};
+    return fmt::format("-blocks{}x{}-{}%-{}{}{}", block_q, block_k, std::lround(100 * density), kHeads[heads],
+                       one_batch ? "-1b" : "", lists ? "-lists" : "");
+  }
+};
+
 // What a call has beside its queries, keys and values.
 struct Features {
   bool causal = true;
@@ -242,6 +259,7 @@ struct Features {
   bool one_batch = false, one_head = false, one_query = false;
   bool expanded = false;  // these by stride 0 and not by size 1
   bool sinks = false;
+  std::optional<Layout> layout;
 
   std::string name() const {
     std::string s = causal ? "-causal" : "";
@@ -251,6 +269,7 @@ struct Features {
     if (mask)
       s += fmt::format("-mask-{}{}{}{}{}", dtype_name(*mask), one_batch ? "-1b" : "", one_head ? "-1h" : "",
                        one_query ? "-1q" : "", expanded ? "-expanded" : "");
+    if (layout) s += layout->name();
     return s + (sinks ? "-sinks" : "");
   }
 };
@@ -260,7 +279,8 @@ constexpr float kLargestSlope = 0.5f;
 double feature_error(const Features& f, const Batch& b) {
   double error = f.softcap;
   if (f.alibi) {
-    const std::int64_t queries = *std::max_element(b.seqlens_q.begin(), b.seqlens_q.end());
+    const std::int64_t queries =
+        b.seqlens_q.empty() ? 0 : *std::max_element(b.seqlens_q.begin(), b.seqlens_q.end());
     error += kLargestSlope * static_cast<double>(queries + b.longest());
   }
   if (f.mask) error += 5;
@@ -304,12 +324,43 @@ TensorView alibi_slopes(Maker& m, const Batch& b, const Heads& h, const Features
   return m.uniform(DType::f32, {batch, h.query}, 0.0f, kLargestSlope);
 }
 
+SparseKeys sparse_keys(Maker& m, const Batch& b, const Heads& h, const Layout& l) {
+  // Without sequences a batch is as operands() has it.
+  const auto blocks = [](const std::vector<std::int64_t>& lens, std::int64_t size) {
+    const std::int64_t longest = lens.empty() ? 3 : *std::max_element(lens.begin(), lens.end());
+    return (longest + size - 1) / size;
+  };
+  // A packed or paged batch may have more blocks than its sequences.
+  const std::int64_t more = b.form == Batch::dense ? 0 : 1,
+                     rows = l.block_q ? blocks(b.seqlens_q, l.block_q) + more : 1,
+                     columns = blocks(b.seqlens_k, l.block_k),
+                     batch = l.one_batch ? 1 : static_cast<std::int64_t>(b.seqlens_q.size()),
+                     heads = l.heads == Layout::one  ? 1
+                             : l.heads == Layout::kv ? h.kv
+                                                     : h.query;
+  const TensorView bits = m.filled(DType::boolean, {batch, heads, rows, columns + more}, 1);
+  std::bernoulli_distribution taken(l.density);
+  const auto sees = [&](std::int64_t row) { return l.density == 1 || row % 5 != 3; };
+  for (std::int64_t i = 0; i < bits.numel(); ++i)
+    set_element(bits, i, sees(i / (columns + more)) && taken(m.rng()));
+  SparseKeys s{.block_layout = m.strided(bits, 3), .block_size_q = l.block_q, .block_size_k = l.block_k};
+  if (!l.lists) return s;
+  const TensorView lists = m.filled(DType::i32, {batch, heads, rows, columns + 1}, -1);
+  for (std::int64_t row = 0; row < batch * heads * rows; ++row)
+    for (std::int64_t c = 0, n = 0; c < columns; ++c)
+      if (element(bits, row * (columns + more) + c) != 0)
+        set_element(lists, row * (columns + 1) + n++, static_cast<double>(c));
+  s.block_layout = m.strided(lists, 2);
+  return s;
+}
+
 // What attention and attention_mask have alike.
 template <class P>
 void set_biases(Maker& m, const Batch& b, const Heads& h, const Features& f, P& p) {
   p.causal = f.causal, p.window_left = f.window_left, p.window_right = f.window_right;
   if (f.alibi) p.alibi_slopes = alibi_slopes(m, b, h, f);
   if (f.mask) p.attn_mask = attn_mask(m, b, h, f);
+  if (f.layout) p.sparsity = sparse_keys(m, b, h, *f.layout);
 }
 
 class Cases {
@@ -755,6 +806,65 @@ void add_quantized(Cases& cases) {
                     {DType::f32, {dtype, Kv::row, 0, true}});
 }
 
+// Block layouts and lists of key blocks, alone over forms and stages, and with everything else.
+void add_block_sparse(Cases& cases) {
+  std::vector<Batch> batches = {even(2, 61, 61),  even(1, 150, 150), even(2, 19, 301), even(3, 1, 290),
+                                even(1, 1, 2500), even(2, 12, 5),    even(1, 3, 0),    even(0, 3, 3)};
+  for (const auto form : {Batch::packed, Batch::hnd, Batch::nhd}) {
+    batches.push_back({{1, 70, 13, 5, 0}, {300, 70, 141, 2, 9}, form, 5});
+    batches.push_back({{1, 1, 1}, {7, 600, 0}, form, 16});
+  }
+  std::vector<Layout> layouts = {{16, 16},
+                                 {64, 64, 0.5, Layout::query},
+                                 {128, 128, 0.5, Layout::kv},
+                                 {1, 1, 0.3, Layout::one, false, true},
+                                 {7, 5, 0.5, Layout::query, true},
+                                 {7, 5, 0.1, Layout::kv, true},
+                                 {0, 16, 0.5, Layout::kv, true},
+                                 {0, 16, 0.2, Layout::query, true},
+                                 {2, 1000, 0.7, Layout::query},
+                                 {20, 32, 1.0, Layout::query},
+                                 {20, 32, 0.0}};
+  for (const Batch& b : batches)
+    for (const Layout& l : layouts)
+      for (const bool causal : {true, false}) {
+        const Features f{.causal = causal, .layout = l};
+        cases.featured(b, {6, 2, 64}, {}, f);
+        cases.mask(b, {6, 2, 64}, f);
+      }
+
+  std::mt19937_64 rng(22);
+  const auto one_of = [&](const auto& choices) { return choices[rng() % std::size(choices)]; };
+  for (int i = 0; i < 160; ++i) {
+    Features f;
+    f.causal = rng() % 2 == 0;
+    if (rng() % 3 == 0) f.window_left = one_of(std::array{0, 2, 17, 64, 200});
+    if (rng() % 4 == 0) f.window_right = one_of(std::array{0, 3, 40});
+    if (rng() % 3 == 0) f.softcap = 30.0f;
+    if (rng() % 3 == 0) f.alibi = Features::slopes_of_batch;
+    if (rng() % 3 == 0) f.mask = one_of(std::array{DType::boolean, DType::f32}), f.one_head = true;
+    f.sinks = rng() % 4 == 0;
+    f.layout = Layout{one_of(std::array{0, 1, 8, 48, 64}),
+                      one_of(std::array{1, 3, 16, 64, 128}),
+                      0.4,
+                      static_cast<Layout::Heads>(rng() % 3),
+                      rng() % 2 == 0,
+                      rng() % 3 == 0};
+    const Batch& b = batches[rng() % batches.size()];
+    const std::int64_t kv = one_of(std::array{1, 2, 3}), group = one_of(std::array{1, 2, 4, 9}),
+                       dim = 8 << rng() % 5;
+    const KvFormat formats[] = {DType::f32,
+                                DType::f16,
+                                DType::bf16,
+                                {DType::i8, KvFormat::row},
+                                {DType::int4, KvFormat::row, 0, true},
+                                {DType::fp8_e4m3, KvFormat::token}};
+    cases.featured(b, {kv * group, kv, dim, rng() % 3 ? 0 : std::int64_t{8} << rng() % 5},
+                   {one_of(std::array{DType::f32, DType::bf16}), one_of(formats)}, f, false,
+                   fmt::format("-{}", i));
+  }
+}
+
 void add_merges(Cases& cases) {
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     cases.merge("dense", {2, 5, 3, 40}, dtype);
@@ -813,6 +923,11 @@ void add_bench(Cases& cases) {
     cases.featured(b, h, {}, {.mask = DType::boolean, .one_head = true}, true);
     cases.featured(b, h, {}, {.mask = DType::f32, .one_head = true}, true);
   }
+  for (const double density : {1.0, 0.5, 0.25, 0.1}) {
+    cases.featured(even(1, 2048, 2048), h, {}, {.layout = Layout{64, 64, density, Layout::query}}, true);
+    cases.featured({{1}, {8192}, Batch::hnd}, h, {}, {.layout = Layout{0, 16, density, Layout::kv, true}},
+                   true);
+  }
 }
 
 }  // namespace
@@ -824,6 +939,7 @@ void add_attention_cases(CaseList& list) {
   add_hostile(cases);
   add_features(cases);
   add_quantized(cases);
+  add_block_sparse(cases);
   add_merges(cases);
   add_bench(cases);
 }

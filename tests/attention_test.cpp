@@ -58,7 +58,8 @@ void expect_unseen(const Shape& shape, std::int64_t key, const Selection& select
       if (shape.sees(t, key))
         ASSERT_TRUE(std::isnan(cases::element(spoilt.out, at))) << "token " << t << ", key " << key;
       else
-        ASSERT_EQ(cases::element(spoilt.out, at), cases::element(p.out, at)) << "token " << t << ", key " << key;
+        ASSERT_EQ(cases::element(spoilt.out, at), cases::element(p.out, at))
+            << "token " << t << ", key " << key;
     }
   }
 }
@@ -127,6 +128,117 @@ TEST(Attention, PagesBehindTheWindowNeedNotBeThere) {
     p.window_left += 1;
     p.tables.block_tables = released;
     EXPECT_THROW(d.run(p), Error);
+  }
+}
+
+// Key blocks that a layout leaves out are not read: hostile keys and values there do not show, pages there need not be there.
+struct Poisoned {
+  std::int64_t seqlen_q, seqlen_k, block_q, block_k;
+  DType layout = DType::boolean;
+};
+
+void expect_unread(const Poisoned& shape, const Selection& selection) {
+  Maker m("unread");
+  const auto [seqlen_q, seqlen_k, block_q, block_k, dtype] = shape;
+  const std::int64_t heads = 6, kv_heads = 2, head_dim = 40;
+  const std::int64_t rows = block_q ? (seqlen_q + block_q - 1) / block_q : 1,
+                     columns = (seqlen_k + block_k - 1) / block_k;
+  // Every K/V head has its own pages, of block_k keys, and leaves out other blocks of them in every query block.
+  const auto sees = [&](std::int64_t head, std::int64_t row, std::int64_t column) {
+    return (head * 5 + row * 3 + column) % 3 == 0;
+  };
+  const TensorView layout = m.filled(dtype, {1, kv_heads, rows, columns}, dtype == DType::i32 ? -1 : 0);
+  for (std::int64_t i = 0; i < kv_heads * rows; ++i)
+    for (std::int64_t c = 0, n = 0; c < columns; ++c)
+      if (sees(i / rows, i % rows, c))
+        cases::set_element(layout, i * columns + (dtype == DType::i32 ? n++ : c),
+                           dtype == DType::i32 ? static_cast<double>(c) : 1);
+  AttentionParams p{.q = m.normal(DType::f32, {1, seqlen_q, heads, head_dim}),
+                    .k = m.normal(DType::f32, {1, seqlen_k, kv_heads, head_dim}),
+                    .v = m.normal(DType::f32, {1, seqlen_k, kv_heads, head_dim}),
+                    .out = m.filled(DType::f32, {1, seqlen_q, heads, head_dim}, 9),
+                    .causal = false,
+                    .sparsity = {.block_layout = layout, .block_size_q = block_q, .block_size_k = block_k}};
+  Dispatcher d(backend_by_name("cpu"));
+  d.run(p, selection);
+  for (const TensorView* t : {&p.k, &p.v})
+    for (std::int64_t i = 0; i < t->numel(); ++i) {
+      const std::int64_t head = i / head_dim % kv_heads, block = i / (head_dim * kv_heads) / block_k;
+      bool seen = false;
+      for (std::int64_t row = 0; row < rows; ++row) seen = seen || sees(head, row, block);
+      if (!seen) cases::set_element(*t, i, kNan);
+    }
+  const std::vector<double> expected = elements(p.out);
+  for (std::int64_t i = 0; i < p.out.numel(); ++i) cases::set_element(p.out, i, 9);
+  d.run(p, selection);
+  EXPECT_EQ(elements(p.out), expected);
+  for (const double x : expected) ASSERT_TRUE(std::isfinite(x));
+}
+
+TEST(Attention, BlocksThatNoRowSeesAreNotRead) {
+  for (const Selection& selection :
+       {Selection{}, Selection{.batch_invariant = true}, Selection{.families = kReference}})
+    for (const DType dtype : {DType::boolean, DType::i32})
+      for (const Poisoned& shape : {Poisoned{200, 200, 0, 64},
+                                    {150, 300, 0, 16},
+                                    {1, 3000, 0, 16},
+                                    {3, 700, 0, 5},
+                                    {120, 120, 60, 20},
+                                    {5, 90, 0, 90}})
+        expect_unread({shape.seqlen_q, shape.seqlen_k, shape.block_q, shape.block_k, dtype}, selection);
+}
+
+// Rows of one query block do not see what those of another do: a key block is hostile to the rows that see it alone.
+TEST(Attention, WhatALayoutForbidsHasNoPart) {
+  for (const std::int64_t group : {1, 3}) {
+    Maker m("forbidden");
+    AttentionParams p{.q = m.normal(DType::f32, {1, 100, 2 * group, 64}),
+                      .k = m.normal(DType::f32, {1, 100, 2, 64}),
+                      .v = m.normal(DType::f32, {1, 100, 2, 64}),
+                      .out = m.filled(DType::f32, {1, 100, 2 * group, 64}, 9),
+                      .causal = false,
+                      .sparsity = {.block_layout = m.filled(DType::boolean, {1, 1, 10, 5}, 1),
+                                   .block_size_q = 10,
+                                   .block_size_k = 20}};
+    for (std::int64_t row = 0; row < 10; ++row)
+      cases::set_element(p.sparsity.block_layout, row * 5 + 2, row % 3 == 1);
+    for (std::int64_t i = 40 * 128; i < 60 * 128; ++i)
+      cases::set_element(p.k, i, kNan), cases::set_element(p.v, i, kNan);
+    Dispatcher d(backend_by_name("cpu"));
+    for (const unsigned families : {unsigned{kFused}, unsigned{kReference}}) {
+      d.run(p, {.families = families});
+      for (std::int64_t i = 0; i < p.out.numel(); ++i)
+        ASSERT_EQ(std::isnan(cases::element(p.out, i)), i / (128 * group) / 10 % 3 == 1) << "element " << i;
+    }
+  }
+}
+
+// Lists of pages a head: a cache may have let go of pages that no head lists.
+TEST(Attention, PagesThatNoHeadListsNeedNotBeThere) {
+  for (const std::int64_t seqlen_q : {1, 3, 40}) {
+    Maker m("unlisted");
+    AttentionParams p{
+        .q = m.normal(DType::f32, {seqlen_q, 4, 32}),
+        .k = m.normal(DType::f32, {6, 2, 16, 32}),
+        .v = m.normal(DType::f32, {6, 2, 16, 32}),
+        .out = m.filled(DType::f32, {seqlen_q, 4, 32}, 9),
+        .tables = {.cu_seqlens_q = m.integers(DType::i32, {0, seqlen_q}),
+                   .block_tables = m.table({{1, 3, 5, 2, 0, 4}}),
+                   .context_lens = m.integers(DType::i32, {90})},
+        .sparsity = {.block_layout = m.filled(DType::i32, {1, 2, 1, 3}, -1), .block_size_k = 16}};
+    const std::int32_t lists[] = {0, 3, 5, 0, 5, -1};
+    for (std::int64_t i = 0; i < 6; ++i) cases::set_element(p.sparsity.block_layout, i, lists[i]);
+    Dispatcher d(backend_by_name("cpu"));
+    d.run(p);
+    for (const unsigned families : {unsigned{kFused}, unsigned{kReference}}) {
+      AttentionParams without = p;
+      without.tables.block_tables = m.table({{1, -1, -1, 2, -1, 4}});
+      without.out = m.filled(DType::f32, {seqlen_q, 4, 32}, 9);
+      d.run(without, {.families = families});
+      expect_near(without.out, p.out);
+      without.tables.block_tables = m.table({{1, -1, -1, -1, -1, 4}});
+      EXPECT_THROW(d.run(without, {.families = families}), Error);
+    }
   }
 }
 
@@ -203,20 +315,23 @@ TEST(Attention, CrossAttentionIsTheSameInEveryForm) {
                    v = m.normal(DType::f32, {37, 2, 32});
   const TensorView cu_q = m.integers(DType::i32, {0, 7, 67, 68});
   Dispatcher d(backend_by_name("cpu"));
-  const AttentionParams packed{.q = q,
-                               .k = k,
-                               .v = v,
-                               .out = m.filled(DType::f32, {68, 4, 32}, 9),
-                               .tables = {.cu_seqlens_q = cu_q, .cu_seqlens_k = m.integers(DType::i32, {0, 23, 28, 37})},
-                               .causal = false};
+  const AttentionParams packed{
+      .q = q,
+      .k = k,
+      .v = v,
+      .out = m.filled(DType::f32, {68, 4, 32}, 9),
+      .tables = {.cu_seqlens_q = cu_q, .cu_seqlens_k = m.integers(DType::i32, {0, 23, 28, 37})},
+      .causal = false};
   d.run(packed);
 
   AttentionParams paged = packed;
   paged.out = m.filled(DType::f32, {68, 4, 32}, 9);
-  paged.k = m.filled(DType::f32, {11, 2, kPage, 64}, kNan), paged.v = m.filled(DType::f32, {11, 2, kPage, 32}, kNan);
-  paged.tables = {.cu_seqlens_q = cu_q,
-                  .block_tables = m.table({{0, 1, 2, 3, 4, 5}, {6, 7, -1, -1, -1, -1}, {8, 9, 10, -1, -1, -1}}),
-                  .context_lens = m.integers(DType::i32, {23, 5, 9})};
+  paged.k = m.filled(DType::f32, {11, 2, kPage, 64}, kNan),
+  paged.v = m.filled(DType::f32, {11, 2, kPage, 32}, kNan);
+  paged.tables = {
+      .cu_seqlens_q = cu_q,
+      .block_tables = m.table({{0, 1, 2, 3, 4, 5}, {6, 7, -1, -1, -1, -1}, {8, 9, 10, -1, -1, -1}}),
+      .context_lens = m.integers(DType::i32, {23, 5, 9})};
   for (std::int64_t b = 0, first = 0; b < 3; first += seqlens_k[b++])
     for (std::int64_t j = 0; j < seqlens_k[b]; ++j) {
       const std::int64_t page = paged.tables.block_tables.as<std::int32_t>()[b * 6 + j / kPage];
@@ -230,7 +345,8 @@ TEST(Attention, CrossAttentionIsTheSameInEveryForm) {
   d.run(paged);
   expect_near(paged.out, packed.out);
 
-  for (std::int64_t b = 0, first_q = 0, first_k = 0; b < 3; first_q += seqlens_q[b], first_k += seqlens_k[b++]) {
+  for (std::int64_t b = 0, first_q = 0, first_k = 0; b < 3;
+       first_q += seqlens_q[b], first_k += seqlens_k[b++]) {
     const auto one = [](TensorView t, std::int64_t begin, std::int64_t count) {
       t = t.slice(0, begin, begin + count);
       t.rank = 4;
@@ -319,7 +435,8 @@ TEST(Attention, ASinkIsAKeyWithoutAValue) {
       d.run(with), d.run(without);
       for (std::int64_t t = 0; t < seqlen_q; ++t)
         for (std::int64_t h = 0; h < heads; ++h) {
-          const double plain = cases::element(without.lse, h * seqlen_q + t), sink = with.sinks.as<float>()[h];
+          const double plain = cases::element(without.lse, h * seqlen_q + t),
+                       sink = with.sinks.as<float>()[h];
           const double lse = std::log(std::exp(plain) + std::exp(sink)), weight = std::exp(plain - lse);
           EXPECT_NEAR(cases::element(with.lse, h * seqlen_q + t), lse, 1e-5);
           for (std::int64_t i = (t * heads + h) * dim, end = i + dim; i < end; ++i)
@@ -343,7 +460,8 @@ TEST(Attention, ARowWithoutKeysHasItsSink) {
   for (const unsigned families : {unsigned{kFused}, unsigned{kReference}}) {
     d.run(p, {.families = families});
     for (std::int64_t i = 0; i < 48; ++i) EXPECT_EQ(cases::element(p.out, i), 0);
-    for (std::int64_t i = 0; i < 6; ++i) EXPECT_NEAR(cases::element(p.lse, i), p.sinks.as<float>()[i / 3], 1e-6);
+    for (std::int64_t i = 0; i < 6; ++i)
+      EXPECT_NEAR(cases::element(p.lse, i), p.sinks.as<float>()[i / 3], 1e-6);
   }
 }
 

@@ -341,6 +341,42 @@ TEST(BadData, FeaturesOfAttention) {
   });
   refused("out", [&](auto& p) { p.out = m.filled(DType::f32, {2, 4, 6, 32}, 9); });
   refused("v", [&](auto& p) { p.v = m.normal(DType::f32, {2, 8, 2, 16}); });
+  // Four queries and nine keys in blocks of 2 and 4.
+  const auto layout = [&](DType dtype, std::initializer_list<std::int64_t> shape, std::int64_t q = 2,
+                          std::int64_t k = 4) {
+    return SparseKeys{.block_layout = m.filled(dtype, shape, 1), .block_size_q = q, .block_size_k = k};
+  };
+  refused("block_size_k", [](auto& p) { p.sparsity.block_size_k = 4; });
+  refused("block_size_q", [](auto& p) { p.sparsity.block_size_q = 4; });
+  refused("block_size_k", [&](auto& p) { p.sparsity = layout(DType::boolean, {1, 1, 2, 3}, 2, 0); });
+  refused("block_size_k", [&](auto& p) {
+    p.sparsity = layout(DType::boolean, {1, 1, 2, 3}, 2, std::int64_t{1} << 40);
+  });
+  refused("block_size_q", [&](auto& p) { p.sparsity = layout(DType::boolean, {1, 1, 2, 3}, -1); });
+  refused("block_layout", [&](auto& p) { p.sparsity = layout(DType::boolean, {2, 3}); });
+  refused("got f32", [&](auto& p) { p.sparsity = layout(DType::f32, {1, 1, 2, 3}); });
+  refused("batch, or 1", [&](auto& p) { p.sparsity = layout(DType::boolean, {3, 1, 2, 3}); });
+  refused("num_kv_heads", [&](auto& p) { p.sparsity = layout(DType::boolean, {1, 3, 2, 3}); });
+  refused("num_kv_heads", [&](auto& p) { p.sparsity = layout(DType::boolean, {1, 0, 2, 3}); });
+  refused("query blocks", [&](auto& p) { p.sparsity = layout(DType::boolean, {1, 1, 3, 3}); });
+  refused("one query block", [&](auto& p) { p.sparsity = layout(DType::boolean, {1, 1, 2, 3}, 0); });
+  refused("key blocks", [&](auto& p) { p.sparsity = layout(DType::boolean, {1, 1, 2, 2}); });
+  refused("block_layout", [&](auto& p) {
+    p.sparsity = layout(DType::boolean, {1, 1, 2, 6});
+    p.sparsity.block_layout.shape[3] = 3, p.sparsity.block_layout.strides[3] = 2;
+  });
+  for (const auto& [second, quoted] :
+       {std::pair{3, "got 3"}, {1, "ascending"}, {0, "ascending"}, {-2, "got -2"}})
+    refused(quoted, [&](auto& p) {
+      p.sparsity = layout(DType::i32, {1, 1, 2, 2});
+      cases::set_element(p.sparsity.block_layout, 1, second);
+      cases::set_element(p.sparsity.block_layout, 3, -1);
+    });
+  refused("after -1", [&](auto& p) {
+    p.sparsity = layout(DType::i32, {1, 1, 2, 2});
+    cases::set_element(p.sparsity.block_layout, 2, -1);
+    cases::set_element(p.sparsity.block_layout, 1, 2);
+  });
   EXPECT_EQ(good.out.as<float>()[0], 9);
 
   AttentionParams packed{.q = m.normal(DType::f32, {5, 2, 32}),
@@ -357,6 +393,13 @@ TEST(BadData, FeaturesOfAttention) {
   packed.attn_mask = mask(DType::f32, {1, 4, 9});
   expect_data_refused(packed, "total_q");
   EXPECT_EQ(packed.out.as<float>()[0], 9);
+  packed.attn_mask = {};
+  packed.sparsity = {
+      .block_layout = m.filled(DType::boolean, {1, 1, 9, 9}, 1), .block_size_q = 1, .block_size_k = 1};
+  packed.sparsity.block_layout.shape[3] = 3;
+  expect_data_refused(packed, "key blocks");
+  packed.sparsity.block_layout.shape[3] = 9, packed.sparsity.block_layout.shape[2] = 1;
+  expect_data_refused(packed, "query blocks");
 }
 
 // What scales and zeros of quantized keys and values may not be.

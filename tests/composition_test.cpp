@@ -92,6 +92,21 @@ AnyParams tree_attention(cases::Maker& m) {
   return p;
 }
 
+AnyParams block_sparse_attention(cases::Maker& m, bool causal) {
+  AttentionParams p = dense_attention(m, causal);
+  p.sparsity = {
+      .block_layout = m.filled(DType::boolean, {1, 4, 2, 3}, 1), .block_size_q = 2, .block_size_k = 2};
+  for (std::int64_t i = 1; i < 24; i += 3) cases::set_element(p.sparsity.block_layout, i, 0);
+  return p;
+}
+
+AnyParams listed_attention(cases::Maker& m) {
+  AttentionParams p = paged_attention(m).as<AttentionParams>();
+  p.sparsity = {.block_layout = m.filled(DType::i32, {1, 2, 1, 3}, -1), .block_size_k = 4};
+  cases::set_element(p.sparsity.block_layout, 0, 0), cases::set_element(p.sparsity.block_layout, 3, 1);
+  return p;
+}
+
 LinearParams linear(cases::Maker& m) {
   LinearParams p;
   p.x = f32(m, {3, 16});
@@ -256,6 +271,15 @@ const std::vector<Composite>& composites() {
        {"attention_scores", "attention_mask", "softmax", "attention_values"}},
       {"attention_tree",
        tree_attention,
+       {"attention_scores", "attention_mask", "softmax", "attention_values"}},
+      {"attention_block_sparse",
+       [](cases::Maker& m) { return block_sparse_attention(m, true); },
+       {"attention_scores", "attention_mask", "softmax", "attention_values"}},
+      {"attention_block_sparse_full",
+       [](cases::Maker& m) { return block_sparse_attention(m, false); },
+       {"attention_scores", "attention_mask", "softmax", "attention_values"}},
+      {"attention_listed",
+       listed_attention,
        {"attention_scores", "attention_mask", "softmax", "attention_values"}},
       {"linear_full", full_linear, {"layer_norm", "linear", "activation", "binary"}},
       {"gelu_linear", gelu_linear, {"activation", "linear"}},

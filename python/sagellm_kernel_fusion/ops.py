@@ -171,8 +171,8 @@ def quantize(
 def attention(
     q, k, v, out=None, lse=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None,
     kv_layout="HND", softmax_scale=0.0, causal=True, window_left=-1, window_right=-1, softcap=0.0, alibi_slopes=None,
-    attn_mask=None, sinks=None, k_scales=None, k_zeros=None, k_group_size=0, v_scales=None, v_zeros=None,
-    v_group_size=0, selection: Selection | None = None,
+    attn_mask=None, sinks=None, block_layout=None, block_size_q=0, block_size_k=0, k_scales=None, k_zeros=None,
+    k_group_size=0, v_scales=None, v_zeros=None, v_group_size=0, selection: Selection | None = None,
 ):  # fmt: skip
     """out[i] = sum over keys j of softmax_j(softmax_scale q[i] . k[j]) v[j], with an online softmax in f32.
 
@@ -193,6 +193,11 @@ def attention(
     a column for each key of the longest sequence. sinks f32 [num_heads] are logits that join each row's softmax and
     carry no value.
 
+    block_layout cuts the queries of each sequence into blocks of block_size_q tokens (0: all are one), its keys into
+    blocks of block_size_k, and says which of these each of those attends: boolean [batch or 1, num_heads, num_kv_heads
+    or 1, query blocks, key blocks], or int32 [..., query blocks, n], lists of key blocks, ascending, -1 after the last.
+    What no row attends is not read. A list of pages a head over a paged cache has block_size_k = page_size.
+
     k and v may be quantized: `QuantizedTensor`s (`quantize_kv`), or codes with their scales, zeros and group sizes.
     """
     return call("attention", locals())
@@ -211,8 +216,8 @@ def attention_scores(
 
 def attention_mask(
     scores, out=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
-    seqlen_k=0, causal=True, window_left=-1, window_right=-1, alibi_slopes=None, attn_mask=None,
-    selection: Selection | None = None,
+    seqlen_k=0, causal=True, window_left=-1, window_right=-1, alibi_slopes=None, attn_mask=None, block_layout=None,
+    block_size_q=0, block_size_k=0, selection: Selection | None = None,
 ):  # fmt: skip
     """out = scores, biased by alibi_slopes and attn_mask, where a row may attend (see `attention`); -inf elsewhere.
     seqlen_k: keys a sequence, dense form only."""

@@ -27,12 +27,13 @@ NamePairs same(std::initializer_list<const char*> names) {
 
 // ---- Attention
 
-// Causal or not, with or without a window, slopes and a mask; `full`: none of them, and no mask in the pattern.
+// Causal or not, with or without a window, slopes, a mask and a block layout; `full`: none of them, and no mask in the pattern.
 enum class Masking : std::uint8_t { causal, masked, full };
 
 Rule attention(Masking masking, std::string name, std::string summary) {
   const NamePairs tables = same({"cu_seqlens_q?", "cu_seqlens_k?", "block_tables?", "context_lens?"});
-  const NamePairs biases = masking == Masking::full ? NamePairs{} : same({"alibi_slopes?", "attn_mask?"});
+  const NamePairs biases =
+      masking == Masking::full ? NamePairs{} : same({"alibi_slopes?", "attn_mask?", "block_layout?"});
   const std::string masked = masking == Masking::full ? "s" : "masked";
   NamePairs attrs = {{"softmax_scale", "scores.softmax_scale"},
                      {"softcap", "scores.softcap"},
@@ -45,7 +46,7 @@ Rule attention(Masking masking, std::string name, std::string summary) {
     pattern.push_back(
         {"mask", Op::attention_mask, joined(joined({{"scores", "s"}}, tables), biases), {{"out", masked}}});
     pattern.back().dims = {{"seqlen_k", "k", 1, {"cu_seqlens_q", "block_tables"}}};
-    for (const char* attr : {"kv_layout", "window_left", "window_right"})
+    for (const char* attr : {"kv_layout", "window_left", "window_right", "block_size_q", "block_size_k"})
       attrs.emplace_back(attr, std::string("mask.") + attr);
     if (masking == Masking::masked) attrs.emplace_back("causal", "mask.causal");
   }

@@ -102,13 +102,25 @@ class TableBounds {
         if (s.name == "table") table_rows = t.dim(0);
         if (s.name == "k_cache") num_slots = t.dim(0) * page_rows(n, t);
         if (s.name == "block_tables") max_pages = t.dim(1);
+        if (s.name == "cu_seqlens_k") sequences = t.dim(0) - 1;
+        if (s.name == "block_layout") layout_columns = t.dim(3);
       }
+      if (const auto size = get_attr(n.params, "block_size_k")) key_block = std::get<std::int64_t>(*size);
       if (n.op() == Op::attention_scores) seqlen_k_max = n.params.as<AttentionScoresParams>().scores.dim(-1);
     }
   }
 
   std::int64_t total_q = 0, total_k = 0, num_pages = 1, page_size = 1, max_pages = 0, num_slots = 1;
+  std::int64_t sequences = 1, dense_k = 0, layout_columns = 1, key_block = 1;  // of a block layout
   std::int64_t max_position = 1, table_rows = 1, seqlen_k_max = std::numeric_limits<std::int64_t>::max();
+
+  // Keys of a sequence.
+  std::int64_t keys() const {
+    const std::int64_t all = max_pages > 0 ? max_pages * page_size
+                             : dense_k > 0 ? dense_k
+                                           : total_k / std::max<std::int64_t>(sequences, 1);
+    return std::min(all, seqlen_k_max);
+  }
 
  private:
   static std::int64_t page_rows(const Node& n, const TensorView& pool) {
@@ -118,7 +130,7 @@ class TableBounds {
   void note_keys(const Node& n, const TensorView& t) {
     total_k = t.dim(0);
     num_pages = t.dim(0);
-    if (t.rank == 4) page_size = page_rows(n, t);
+    if (t.rank == 4) page_size = page_rows(n, t), dense_k = t.dim(1);
   }
 };
 
@@ -131,7 +143,11 @@ std::int64_t table_entry(std::string_view slot, std::int64_t i, std::int64_t cou
   if (slot == "cu_seqlens_q") return even_split(b.total_q);
   if (slot == "cu_seqlens_k") return even_split(b.total_k);
   if (slot == "block_tables") return i % std::max<std::int64_t>(b.num_pages, 1);
-  if (slot == "attn_mask") return i % 5 != 0;  // boolean: mostly allowed
+  if (slot == "attn_mask" || slot == "block_layout") return i % 5 != 0;  // boolean: mostly allowed
+  if (slot == "listed_blocks") {  // a layout of lists: the first key blocks
+    const std::int64_t column = i % std::max<std::int64_t>(b.layout_columns, 1);
+    return column * std::max<std::int64_t>(b.key_block, 1) < b.keys() ? column : -1;
+  }
   if (slot == "context_lens") return std::min(b.max_pages * b.page_size, b.seqlen_k_max);
   return 0;
 }
@@ -209,7 +225,8 @@ std::map<std::string, SampleData> sample_inputs(const Graph& graph) {
     if (bytes > 0) std::memset(data.storage.get(), 0, bytes);
     data.view.data = data.storage.get();
     data.view.device = {};
-    const std::string_view slot = first_slot(graph, v);
+    std::string_view slot = first_slot(graph, v);
+    if (slot == "block_layout" && data.view.dtype == DType::i32) slot = "listed_blocks";
     const std::int64_t count = data.view.numel();
     const bool is_float = is_activation_dtype(data.view.dtype);
     // Scales are positive; zeros stay 0.

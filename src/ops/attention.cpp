@@ -1,9 +1,11 @@
 #include <cmath>
+#include <limits>
 
 #include <fmt/format.h>
 
 #include "core/quantized.h"
 #include "ops/check.h"
+#include "ops/key_blocks.h"
 #include "ops/ops.h"
 #include "ops/sequences.h"
 
@@ -131,6 +133,52 @@ void validate_biases(const char* op, const TensorView& slopes, const TensorView&
   c.last_dim_contiguous();
 }
 
+std::int64_t blocks_of(std::int64_t count, std::int64_t size) {
+  return count > 0 ? (count - 1) / size + 1 : 0;
+}
+
+// A block layout for `tokens` query tokens and `keys` keys (of a sequence, where the batch is dense). num_kv_heads -1: not
+// known.
+void validate_sparse_keys(const char* op, const SparseKeys& s, const SequenceTables& t, std::int64_t batch,
+                          std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t tokens,
+                          std::int64_t keys) {
+  const TensorView& layout = s.block_layout;
+  if (!layout.present()) {
+    for (auto [name, size] :
+         {std::pair{"block_size_q", s.block_size_q}, std::pair{"block_size_k", s.block_size_k}})
+      if (size != 0) fail_attr(op, name, "0 without a block_layout", std::to_string(size));
+    return;
+  }
+  // Table entries are i32, and so are the keys that a kernel counts.
+  constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
+  if (s.block_size_q < 0 || s.block_size_q > kLargest)
+    fail_attr(op, "block_size_q", "a number of query tokens, or 0: all are one block",
+              std::to_string(s.block_size_q));
+  if (s.block_size_k < 1 || s.block_size_k > kLargest)
+    fail_attr(op, "block_size_k", "the keys of a block of block_layout, at least 1",
+              std::to_string(s.block_size_k));
+  const Check c = check(op, "block_layout", layout);
+  c.rank(4);
+  if (layout.dtype != DType::boolean && layout.dtype != DType::i32)
+    c.fail("boolean (a value for each key block) or i32 (lists of key blocks)", dtype_name(layout.dtype));
+  if (layout.dim(0) != 1) c.dim(0, batch, "batch, or 1");
+  const std::int64_t heads = layout.dim(1);
+  if (heads != 1 && heads != num_heads && heads != num_kv_heads &&
+      (num_kv_heads >= 0 || heads == 0 || num_heads % heads != 0))
+    c.fail(num_kv_heads >= 0
+               ? fmt::format("{} (num_heads), {} (num_kv_heads) or 1 in dimension 1", num_heads, num_kv_heads)
+               : fmt::format("a number that divides {} heads in dimension 1", num_heads),
+           shape_string(layout));
+  if (s.block_size_q == 0) {
+    c.dim(2, 1, "one query block without a block_size_q");
+  } else if (is_dense(t)) {
+    c.dim(2, blocks_of(tokens, s.block_size_q), "query blocks: seqlen_q / block_size_q, rounded up");
+  }
+  if (is_dense(t) && layout.dtype == DType::boolean)
+    c.dim(3, blocks_of(keys, s.block_size_k), "key blocks: seqlen_k / block_size_k, rounded up");
+  c.last_dim_contiguous();
+}
+
 // Of q and what is laid out like it: [batch, seqlen_q, num_heads, head_dim] or [total_q, num_heads, head_dim]; of
 // scores likewise.
 bool has_token_rank(const TensorView& t, const SequenceTables& tables) {
@@ -170,10 +218,10 @@ void validate_cu_seqlens(const char* op, const char* name, const TensorView& cu,
         .fail(fmt::format("{} tokens in entry {}, the last", total, batch), std::to_string(v[batch]));
 }
 
-// `first_key(b)`: the first key of sequence b that is read.
+// `for_each_read(b, f)` calls f(keys) for the runs of keys of sequence b that are read.
 template <class F>
 void validate_pages(const char* op, const SequenceTables& t, std::int64_t num_pages, std::int64_t page_size,
-                    const F& first_key) {
+                    const F& for_each_read) {
   const std::int64_t batch = t.block_tables.dim(0), max_pages = t.block_tables.dim(1);
   for (std::int64_t b = 0; b < batch; ++b) {
     const std::int64_t len = t.context_lens.as<std::int32_t>()[b];
@@ -183,12 +231,14 @@ void validate_pages(const char* op, const SequenceTables& t, std::int64_t num_pa
                             page_size, b),
                 std::to_string(len));
     const std::int32_t* pages = t.block_tables.as<std::int32_t>() + b * t.block_tables.stride(0);
-    for (std::int64_t i = len > 0 ? first_key(b) / page_size : 0; i * page_size < len; ++i)
-      if (pages[i] < 0 || pages[i] >= num_pages)
-        check(op, "block_tables", t.block_tables)
-            .fail(fmt::format("a page of 0 to {} in entry {} of sequence {}, which has {} keys",
-                              num_pages - 1, i, b, len),
-                  std::to_string(pages[i]));
+    for_each_read(b, [&](KeyRange keys) {
+      for (std::int64_t i = keys.begin / std::max<std::int64_t>(page_size, 1); i * page_size < keys.end; ++i)
+        if (pages[i] < 0 || pages[i] >= num_pages)
+          check(op, "block_tables", t.block_tables)
+              .fail(fmt::format("a page of 0 to {} in entry {} of sequence {}, which has {} keys",
+                                num_pages - 1, i, b, len),
+                    std::to_string(pages[i]));
+    });
   }
 }
 
@@ -198,13 +248,16 @@ void validate_query_tokens(const char* op, const SequenceTables& t, std::int64_t
 }
 
 template <class F>
-void validate_key_tokens(const char* op, const SequenceTables& t, const TensorView& kv, const F& first_key) {
+void validate_key_tokens(const char* op, const SequenceTables& t, const TensorView& kv,
+                         const F& for_each_read) {
   if (!tables_on_host(t)) return;
   if (t.cu_seqlens_k.present()) validate_cu_seqlens(op, "cu_seqlens_k", t.cu_seqlens_k, kv.dim(0));
-  if (t.paged()) validate_pages(op, t, kv.dim(0), kv.dim(page_rows_axis(t)), first_key);
+  if (t.paged()) validate_pages(op, t, kv.dim(0), kv.dim(page_rows_axis(t)), for_each_read);
 }
 void validate_key_tokens(const char* op, const SequenceTables& t, const TensorView& kv) {
-  validate_key_tokens(op, t, kv, [](std::int64_t) { return std::int64_t{0}; });
+  validate_key_tokens(op, t, kv, [&](std::int64_t b, const auto& f) {
+    if (const std::int64_t len = t.context_lens.as<std::int32_t>()[b]; len > 0) f(KeyRange{0, len});
+  });
 }
 
 // Each sequence's keys have columns in the mask.
@@ -216,6 +269,44 @@ void validate_mask_width(const char* op, const TensorView& mask, const SequenceT
       check(op, "attn_mask", mask)
           .fail(fmt::format("at least {} columns, the keys of sequence {}", sequences[b].kv_len, b),
                 shape_string(mask));
+}
+
+// A layout has the blocks of the longest sequence, and lists what there is in ascending order.
+void validate_layout_data(const char* op, const SparseKeys& s, const SequenceTables& t,
+                          const Sequences& sequences) {
+  const TensorView& layout = s.block_layout;
+  if (!layout.present() || !tables_on_host(t)) return;
+  std::int64_t longest_keys = 0;
+  for (std::int64_t b = 0; b < sequences.size(); ++b) {
+    const std::int64_t tokens = blocks_of(sequences[b].seqlen_q, std::max<std::int64_t>(s.block_size_q, 1)),
+                       keys = blocks_of(sequences[b].kv_len, s.block_size_k);
+    longest_keys = std::max(longest_keys, keys);
+    if (s.block_size_q > 0 && tokens > layout.dim(2))
+      check(op, "block_layout", layout)
+          .fail(fmt::format("at least {} query blocks, those of sequence {}", tokens, b),
+                shape_string(layout));
+    if (layout.dtype == DType::boolean && keys > layout.dim(3))
+      check(op, "block_layout", layout)
+          .fail(fmt::format("at least {} key blocks, those of sequence {}", keys, b), shape_string(layout));
+  }
+  if (layout.dtype != DType::i32 || !on_host(layout) || sequences.size() == 0) return;
+  for (std::int64_t b = 0; b < layout.dim(0); ++b)
+    for (std::int64_t h = 0; h < layout.dim(1); ++h)
+      for (std::int64_t q = 0; q < layout.dim(2); ++q) {
+        const std::int32_t* const list =
+            layout.as<std::int32_t>() + b * layout.stride(0) + h * layout.stride(1) + q * layout.stride(2);
+        for (std::int64_t i = 0; i < layout.dim(3); ++i) {
+          const bool ends = list[i] == -1, after_end = i > 0 && list[i - 1] == -1;
+          if (ends ||
+              (!after_end && list[i] >= 0 && list[i] < longest_keys && (i == 0 || list[i] > list[i - 1])))
+            continue;
+          check(op, "block_layout", layout)
+              .fail(fmt::format("key blocks of 0 to {}, ascending, and -1 after the last, in [{}, {}, {}]",
+                                longest_keys - 1, b, h, q),
+                    fmt::format("{} in entry {}{}", list[i], i,
+                                i > 0 ? fmt::format(" after {}", list[i - 1]) : ""));
+        }
+      }
 }
 
 // No sequence has more keys than the score matrix has columns.
@@ -317,27 +408,48 @@ void validate(const AttentionParams& p) {
                   p.q.dim(is_dense(p.tables) ? 1 : 0), p.k.dim(1));
   if (p.sinks.present())
     check(kOp, "sinks", p.sinks).rank(1).dtype(DType::f32).dim(0, num_heads, "num_heads");
+  validate_sparse_keys(kOp, p.sparsity, p.tables, Sequences(p).size(), num_heads,
+                       p.k.dim(kv_heads_axis(p.tables)), p.q.dim(is_dense(p.tables) ? 1 : 0), p.k.dim(1));
 }
 
 void validate_data(const AttentionParams& p) {
   validate_query_tokens("attention", p.tables, p.q.dim(0));
   const Sequences sequences(p);
   const Window window(p);
-  validate_key_tokens("attention", p.tables, p.k, [&](std::int64_t b) {
+  validate_layout_data("attention", p.sparsity, p.tables, sequences);
+  const std::int64_t num_heads = p.q.dim(-2),
+                     layout_heads = p.sparsity.block_layout.present() && num_heads > 0
+                                        ? std::max<std::int64_t>(p.sparsity.block_layout.dim(1), 1)
+                                        : 1;
+  validate_key_tokens("attention", p.tables, p.k, [&](std::int64_t b, const auto& f) {
     const SequenceSpan s = sequences[b];
-    return s.visible_keys(0, s.seqlen_q, window).begin;
+    const std::int64_t tokens = query_block_tokens(p.sparsity, s.seqlen_q);
+    for (std::int64_t begin = 0; begin < s.seqlen_q; begin += tokens) {
+      const KeyRange seen = s.visible_keys(begin, std::min(begin + tokens, s.seqlen_q), window);
+      for (std::int64_t h = 0; h < layout_heads; ++h)
+        KeyBlocks(p.sparsity, b, query_block(p.sparsity, begin), h * (num_heads / layout_heads), num_heads)
+            .for_each_run(seen, f);
+    }
   });
   validate_mask_width("attention", p.attn_mask, p.tables, sequences);
+}
+
+// The share of the keys that a layout's lists can name. What a boolean layout allows is not known from its shape: all.
+double listed_share(const SparseKeys& s, double seqlen_k) {
+  const TensorView& t = s.block_layout;
+  if (!t.present() || t.dtype != DType::i32 || seqlen_k <= 0) return 1;
+  return std::min(1.0, double(t.dim(3)) * double(s.block_size_k) / seqlen_k);
 }
 
 Cost cost(const AttentionParams& p) {
   const Extent e = extent(p.q, p.k, p.tables);
   const Window window(p);
-  const double heads = double(p.q.dim(-2)), dims = double(p.q.dim(-1) + p.v.dim(-1));
-  return {2 * dims * heads * e.batch * pairs(e.seqlen_q, e.seqlen_k, window),
-          double(p.q.nbytes() + p.out.nbytes()) + bytes_of(p.attn_mask) +
-              key_bytes(e, p.k, p.k_quantization, p.tables, window) +
-              key_bytes(e, p.v, p.v_quantization, p.tables, window)};
+  const double heads = double(p.q.dim(-2)), dims = double(p.q.dim(-1) + p.v.dim(-1)),
+               share = listed_share(p.sparsity, e.seqlen_k);
+  return {share * 2 * dims * heads * e.batch * pairs(e.seqlen_q, e.seqlen_k, window),
+          double(p.q.nbytes() + p.out.nbytes()) + bytes_of(p.attn_mask) + bytes_of(p.sparsity.block_layout) +
+              share * (key_bytes(e, p.k, p.k_quantization, p.tables, window) +
+                       key_bytes(e, p.v, p.v_quantization, p.tables, window))};
 }
 
 // ---- attention_scores
@@ -406,10 +518,13 @@ void validate(const AttentionMaskParams& p) {
   const bool dense = is_dense(p.tables);
   validate_biases(kOp, p.alibi_slopes, p.attn_mask, p.tables, Sequences(p).size(),
                   p.scores.dim(dense ? 1 : 0), p.scores.dim(dense ? 2 : 1), p.seqlen_k);
+  validate_sparse_keys(kOp, p.sparsity, p.tables, Sequences(p).size(), p.scores.dim(dense ? 1 : 0), -1,
+                       p.scores.dim(dense ? 2 : 1), p.seqlen_k);
 }
 
 void validate_data(const AttentionMaskParams& p) {
   const SequenceTables& t = p.tables;
+  if (is_dense(t)) validate_layout_data("attention_mask", p.sparsity, t, Sequences(p));
   if (is_dense(t) || !tables_on_host(t)) return;
   validate_query_tokens("attention_mask", t, p.scores.dim(1));
   if (t.cu_seqlens_k.present())
@@ -421,10 +536,12 @@ void validate_data(const AttentionMaskParams& p) {
           .fail("lengths of 0 or more", std::to_string(len));
   validate_width("attention_mask", t, Sequences(p), p.scores.dim(-1));
   validate_mask_width("attention_mask", p.attn_mask, t, Sequences(p));
+  validate_layout_data("attention_mask", p.sparsity, t, Sequences(p));
 }
 
 Cost cost(const AttentionMaskParams& p) {
-  return {0, double(p.scores.nbytes() + p.out.nbytes()) + bytes_of(p.attn_mask)};
+  return {0, double(p.scores.nbytes() + p.out.nbytes()) + bytes_of(p.attn_mask) +
+                 bytes_of(p.sparsity.block_layout)};
 }
 
 // ---- attention_values

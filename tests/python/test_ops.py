@@ -198,6 +198,51 @@ def test_append_then_attend_over_pages(rng, layout):
         assert_close(out[b : b + 1], expected, np.float32, terms=10)
 
 
+def blocks64(layout, block_q, block_k, seqlen_q, seqlen_k):
+    """A layout [heads, query blocks, key blocks] as what each token may see, [heads, seqlen_q, seqlen_k]."""
+    rows = np.repeat(layout, block_q, 1)[:, :seqlen_q] if block_q else np.repeat(layout, seqlen_q, 1)
+    return np.repeat(rows, block_k, 2)[:, :, :seqlen_k]
+
+
+def masked_attention64(q, k, v, seen):
+    """[seqlen, heads, head_dim] in float64 of what `seen`, [heads, seqlen_q, seqlen_k], lets a row see; else zeros."""
+    group = q.shape[1] // k.shape[1]
+    k, v = np.repeat(f64(k), group, 1), np.repeat(f64(v), group, 1)
+    scores = np.where(seen, np.einsum("qhd,khd->hqk", f64(q), k) / np.sqrt(q.shape[-1]), -np.inf)
+    weights = np.exp(scores - np.where(seen.any(-1, keepdims=True), scores.max(-1, keepdims=True), 0))
+    total = weights.sum(-1, keepdims=True)
+    return np.einsum("hqk,khd->qhd", np.divide(weights, total, out=np.zeros_like(weights), where=total > 0), v)
+
+
+@pytest.mark.parametrize("selection", [kf.FUSED, kf.VANILLA, kf.REFERENCE], ids=lambda s: s.families[0])
+@pytest.mark.parametrize("layout_heads", [1, 2, 6])
+@pytest.mark.parametrize(("seqlen_q", "block_q"), [(45, 16), (1, 0)])
+def test_block_sparse_attention(rng, seqlen_q, block_q, layout_heads, selection):
+    q, k, v = (normal(rng, (2, n, heads, 32)) for n, heads in ((seqlen_q, 6), (70, 2), (70, 2)))
+    layout = rng.random((2, layout_heads, -(-seqlen_q // block_q) if block_q else 1, 9)) < 0.4
+    out = ops.attention(q, k, v, block_layout=layout, block_size_q=block_q, block_size_k=8, selection=selection)
+    causal = np.arange(70)[None] <= np.arange(seqlen_q)[:, None] + 70 - seqlen_q
+    for b in range(2):
+        seen = blocks64(np.repeat(layout[b], 6 // layout_heads, 0), block_q, 8, seqlen_q, 70) & causal
+        assert_close(out[b], masked_attention64(q[b], k[b], v[b], seen), np.float32, terms=70)
+
+
+def test_a_list_of_pages_a_head(rng):
+    q = normal(rng, (1, 4, 32))
+    pools = [normal(rng, (7, 2, 8, 32)) for _ in "kv"]
+    tables, pages = np.array([[6, 2, 4, 0, 5]], np.int32), np.array([[[[0, 4, -1]], [[1, 2, 3]]]], np.int32)
+    out = ops.attention(
+        q, *pools, block_tables=tables, context_lens=np.array([37], np.int32), block_layout=pages, block_size_k=8
+    )
+    k, v = (pool[tables[0]].transpose(0, 2, 1, 3).reshape(40, 2, 32)[:37] for pool in pools)
+    listed = np.isin(np.arange(5), pages[0, 0, 0]), np.isin(np.arange(5), pages[0, 1, 0])
+    seen = blocks64(np.repeat(np.stack(listed), 2, 0)[:, None], 0, 8, 1, 37)
+    assert_close(out, masked_attention64(q, k, v, seen), np.float32, terms=37)
+    options = {"block_tables": tables, "context_lens": np.array([37], np.int32), "block_size_k": 8}
+    with pytest.raises(kf.InvalidArgumentError, match="ascending"):
+        ops.attention(q, *pools, **options, block_layout=pages[..., ::-1].copy())
+
+
 def test_the_three_primitives_make_attention(rng):
     q, k, v = normal(rng, (1, 5, 4, 32)), normal(rng, (1, 9, 2, 32)), normal(rng, (1, 9, 2, 32))
     vanilla = kf.VANILLA

@@ -6,13 +6,14 @@
 //   s       = attn_mask[i, j] ? s : -inf, or s + attn_mask[i, j]                       attn_mask
 //   out[i]  = sum_j exp(s[i, j] - lse[i]) v[j],   lse[i] = log(sum_j exp(s[i, j]) + exp(sink))
 //
-// over the keys j that row i of its sequence may attend: all seqlen_k of them, or those in its window. Row i stands at
+// over the keys j that row i of its sequence may attend: all seqlen_k of them, or those in its window and, with a block
+// layout (SparseKeys), in its blocks. Row i stands at
 // key p = i + seqlen_k - seqlen_q (bottom-right: the last row at the last key) and sees keys p - window_left ..
 // p + window_right; -1 is unbounded, and causal is window_right = 0. A row that may attend nothing, or only scores of
 // -inf, gives zeros, and lse -inf (with a sink: the sink).
 //
-// What lies outside a row's window or its sequence has no part in it, whatever it is: NaN or infinite keys and values
-// there do not show, and keys outside the windows of all rows need not be there (their pages may be -1). A key that
+// What lies outside a row's window, its block layout or its sequence has no part in it, whatever it is: NaN or infinite keys
+// and values there do not show, and keys that no row sees need not be there (their pages may be -1). A key that
 // attn_mask forbids weighs zero instead, so that a NaN or an infinity in its *value* shows, as 0 * NaN does in PyTorch.
 //
 // Exact, with an online softmax in f32 (Dao et al., FlashAttention, 2022). Query head h reads K/V head
@@ -62,13 +63,36 @@ inline void visit_kv_quantization(FieldVisitor& v, Quantization& q, const char* 
   v.attr(group_size_name, q.group_size);
 }
 
+// Which blocks of keys take part (block-sparse attention: Child et al., Sparse Transformers, 2019; Zaheer et al., BigBird,
+// 2020; a list of pages a head: Tang et al., Quest, 2024). A layout cuts the queries and the keys of each sequence into blocks:
+// query token t, counted from the sequence's first in this call, lies in query block t / block_size_q, key j in key block
+// j / block_size_k. The rows of a query block see the keys of the key blocks that the layout gives it, as far as their
+// window lets them. Key blocks that no row sees are not read, and their pages may be -1.
+struct SparseKeys {
+  // Optional, [batch or 1, num_heads, num_kv_heads or 1, query blocks, columns], the last dimension contiguous; either
+  //   boolean  column c: whether key block c takes part
+  //   i32      the key blocks that take part, ascending; -1 follows the last
+  // Blocks are those of the longest sequence; a packed or paged batch may have more of either, and shorter sequences leave
+  // the rest. A list a head over a paged cache has block_size_k = page_size and one query block.
+  TensorView block_layout;
+  std::int64_t block_size_q = 0;  // query tokens of a block; 0: all are one block
+  std::int64_t block_size_k = 0;  // keys of a block: with a layout at least 1
+
+  void visit(FieldVisitor& v) {
+    v.opt_in("block_layout", block_layout);
+    v.attr("block_size_q", block_size_q);
+    v.attr("block_size_k", block_size_k);
+  }
+};
+
 struct AttentionParams {
   static constexpr Op kOp = Op::attention;
   TensorView q;    // activation dtype; head_dim contiguous, other strides free
   TensorView k;    // dtype of its own: f32, f16, bf16; int4, i8, fp8_e4m3 or fp8_e5m2 with k_quantization
   TensorView v;    // like k, but for a head_dim and scales of its own
   TensorView out;  // like q, with v's head_dim
-  TensorView lse;  // f32, natural log, optional: dense [batch, num_heads, seqlen_q], else [num_heads, total_q]
+  TensorView
+      lse;  // f32, natural log, optional: dense [batch, num_heads, seqlen_q], else [num_heads, total_q]
   SequenceTables tables;
   float softmax_scale = 0.0f;  // 0: 1 / sqrt(head_dim) of q and k
   bool causal = true;
@@ -82,6 +106,7 @@ struct AttentionParams {
   // many columns as the longest sequence has keys. A tree of draft tokens over a paged cache is such a mask.
   TensorView attn_mask;
   TensorView sinks;  // f32 [num_heads], optional
+  SparseKeys sparsity;
   // They are dequantized in registers, or as they are packed for the cache, and never expanded in memory.
   Quantization k_quantization, v_quantization;
 
@@ -100,6 +125,7 @@ struct AttentionParams {
     vis.opt_in("alibi_slopes", alibi_slopes);
     vis.opt_in("attn_mask", attn_mask);
     vis.opt_in("sinks", sinks);
+    sparsity.visit(vis);
     visit_kv_quantization(vis, k_quantization, "k_scales", "k_zeros", "k_group_size");
     visit_kv_quantization(vis, v_quantization, "v_scales", "v_zeros", "v_group_size");
   }
@@ -112,8 +138,9 @@ struct AttentionParams {
 // sequence; columns beyond them are -inf.
 struct AttentionScoresParams {
   static constexpr Op kOp = Op::attention_scores;
-  TensorView q, k;    // as in AttentionParams
-  TensorView scores;  // f32: dense [batch, num_heads, seqlen_q, seqlen_k_max], else [num_heads, total_q, seqlen_k_max]
+  TensorView q, k;  // as in AttentionParams
+  TensorView
+      scores;  // f32: dense [batch, num_heads, seqlen_q, seqlen_k_max], else [num_heads, total_q, seqlen_k_max]
   SequenceTables tables;
   float softmax_scale = 0.0f;
   float softcap = 0.0f;           // 0: none
@@ -132,7 +159,8 @@ struct AttentionScoresParams {
   }
 };
 
-// out = scores, biased by alibi_slopes and attn_mask, where a row may attend; -inf elsewhere.
+// out = scores, biased by alibi_slopes and attn_mask, where a row may attend; -inf elsewhere. The heads of a block layout
+// are a number that divides the scores'.
 struct AttentionMaskParams {
   static constexpr Op kOp = Op::attention_mask;
   TensorView scores;  // f32, as AttentionScoresParams writes them
@@ -145,6 +173,7 @@ struct AttentionMaskParams {
   std::int64_t window_right = -1;
   TensorView alibi_slopes;
   TensorView attn_mask;
+  SparseKeys sparsity;
 
   void visit(FieldVisitor& v) {
     v.in("scores", scores);
@@ -157,6 +186,7 @@ struct AttentionMaskParams {
     v.attr("window_right", window_right);
     v.opt_in("alibi_slopes", alibi_slopes);
     v.opt_in("attn_mask", attn_mask);
+    sparsity.visit(v);
   }
 };
 
@@ -190,7 +220,8 @@ struct AttentionValuesParams {
 // sequence and not causally, each to its own suffix causally, and merge. Sinks go into one of the parts only.
 struct MergeAttentionParams {
   static constexpr Op kOp = Op::merge_attention;
-  TensorView out_a;         // activation dtype: [batch, seqlen_q, num_heads, head_dim] or [total_q, num_heads, head_dim]
+  TensorView
+      out_a;  // activation dtype: [batch, seqlen_q, num_heads, head_dim] or [total_q, num_heads, head_dim]
   TensorView lse_a;         // f32, natural log: [batch, num_heads, seqlen_q] or [num_heads, total_q]
   TensorView out_b, lse_b;  // likewise
   TensorView out;           // like out_a; may be out_a or out_b

@@ -46,10 +46,10 @@ struct Work {
         head_rows(t.row_end - t.row_begin),
         rows(t.kv_heads * head_rows) {}
 
-  std::int64_t token(int row) const { return (task.row_begin + row % head_rows) / group; }
+  std::int64_t token(int row) const { return (task.row_begin + row % head_rows) / task.query_heads; }
   std::int64_t head(int row) const {
-    return (task.kv_head + row / head_rows) * std::int64_t{group} +
-           (task.row_begin + row % head_rows) % group;
+    return (task.kv_head + row / head_rows) * std::int64_t{group} + task.query_head +
+           (task.row_begin + row % head_rows) % task.query_heads;
   }
 };
 
@@ -87,54 +87,90 @@ void ClearSums(const Work& w, AttentionScratch& s) {
     std::fill_n(s.out + r * kOutStride, RoundUp(w.value_dim, StripWidth()), 0.0f);
 }
 
-// The soft cap and the biases of the scores of keys from `begin` on.
-void BiasScores(const Work& w, int begin, AttentionScratch& s) {
+// The soft cap and the biases of the scores.
+void BiasScores(const Work& w, AttentionScratch& s) {
   const AttentionParams& p = w.p;
   const ops::TokenRows mask_rows =
       p.attn_mask.present() ? w.sequences.mask_rows(p.attn_mask, w.span) : ops::TokenRows{};
   for (int r = 0; r < w.rows; ++r) {
-    float* const row = s.scores + r * kKeyBlock + s.first[r];
-    const int count = s.limit[r] - s.first[r];
-    const std::int64_t token = w.token(r), head = w.head(r), key = begin + s.first[r];
-    if (p.softcap > 0.0f) CapRow(row, count, p.softcap * kLog2E);
-    if (p.alibi_slopes.present())
-      AddSlope(row, count, ops::alibi_slope(p.alibi_slopes, w.span.index, head) * kLog2E,
-               w.span.own_key(token) - key);
-    if (p.attn_mask.present())
-      ApplyMask(row, count, p.attn_mask, mask_rows.offset(token, head) + key, kLog2E);
+    const std::int64_t token = w.token(r), head = w.head(r);
+    for (int i = 0; i < s.num_runs; ++i) {
+      const KeyRun& run = s.runs[i];
+      const int first = std::max(s.first[r], run.column),
+                count = std::min(s.limit[r], run.column + run.count) - first;
+      if (count <= 0) continue;
+      float* const row = s.scores + r * kKeyBlock + first;
+      const std::int64_t key = run.key + (first - run.column);
+      if (p.softcap > 0.0f) CapRow(row, count, p.softcap * kLog2E);
+      if (p.alibi_slopes.present())
+        AddSlope(row, count, ops::alibi_slope(p.alibi_slopes, w.span.index, head) * kLog2E,
+                 w.span.own_key(token) - key);
+      if (p.attn_mask.present())
+        ApplyMask(row, count, p.attn_mask, mask_rows.offset(token, head) + key, kLog2E);
+    }
   }
 }
 
-// Keys [begin, begin + count) attended by all rows.
-template <class T>
-void AttendBlock(const Work& w, const KvSource<T>& k, const KvSource<T>& v, int begin, int count,
-                 AttentionScratch& s) {
-  const int padded = RoundUp(w.rows, kTile);
-  for (int r = 0; r < padded; ++r) {
-    s.first[r] = std::clamp(s.key_begin[r] - begin, 0, count);
-    s.limit[r] = std::clamp(s.key_end[r] - begin, 0, count);
+// The next keys of the task from `key` on that its rows may see, as many as fit a block: their runs, and of their columns
+// what each row sees. Returns the key after them. The keys of a row's window stay neighbours, since columns are in the order
+// of the keys.
+int GatherKeys(const Work& w, const ops::KeyBlocks& blocks, int key, AttentionScratch& s) {
+  s.num_runs = s.columns = 0;
+  ops::KeyRange run = blocks.next_run({key, w.task.key_end});
+  while (run.begin < run.end && s.columns < kKeyBlock) {
+    const int count = static_cast<int>(std::min<std::int64_t>(run.end - run.begin, kKeyBlock - s.columns));
+    s.runs[s.num_runs++] = {static_cast<int>(run.begin), s.columns, count};
+    s.columns += count;
+    run.begin += count;
+    if (run.begin == run.end) run = blocks.next_run({run.end, w.task.key_end});
   }
+  s.following = run;
+  const auto column_of = [&](int end) {
+    int column = 0;
+    for (int i = 0; i < s.num_runs; ++i) column += std::clamp(end - s.runs[i].key, 0, s.runs[i].count);
+    return column;
+  };
+  for (int r = 0; r < RoundUp(w.rows, kTile); ++r) {
+    s.first[r] = column_of(s.key_begin[r]);
+    s.limit[r] = column_of(s.key_end[r]);
+  }
+  return static_cast<int>(run.begin);
+}
+
+// The gathered keys attended by all rows.
+template <class T>
+void AttendBlock(const Work& w, const KvSource<T>& k, const KvSource<T>& v, AttentionScratch& s) {
+  const int padded = RoundUp(w.rows, kTile);
   const bool biased = w.p.softcap > 0.0f || w.p.alibi_slopes.present() || w.p.attn_mask.present();
-  const int columns = RoundUp(count, StripWidth());
+  const int columns = RoundUp(s.columns, StripWidth());
   const std::int64_t head = w.task.kv_head;
   if (w.head_rows <= kStreamRows) {
-    const Block block{head, w.task.kv_heads, begin, begin + count, w.task.key_end};
+    const auto block = [&](int i) {
+      const KeyRun& run = s.runs[i];
+      const ops::KeyRange next =
+          i + 1 < s.num_runs ? ops::KeyRange{s.runs[i + 1].key, s.runs[i + 1].key + s.runs[i + 1].count}
+                             : s.following;
+      return Block{head, w.task.kv_heads, run.key, run.key + run.count, run.column, next.begin, next.end};
+    };
     WithStreamShape(w.head_rows, w.head_dim,
                     [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
-                      StreamScores<kRows>(d, k, block, w.head_dim, s);
+                      for (int i = 0; i < s.num_runs; ++i) StreamScores<kRows>(d, k, block(i), w.head_dim, s);
                     });
-    if (biased) BiasScores(w, begin, s);
+    if (biased) BiasScores(w, s);
     SoftmaxStep(w.rows, columns, s);
+    RescaleSums(w.rows, w.value_dim, s);
     WithStreamShape(w.head_rows, w.value_dim,
                     [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
-                      StreamValues<kRows>(d, v, block, w.value_dim, s);
+                      for (int i = 0; i < s.num_runs; ++i)
+                        StreamValues<kRows>(d, v, block(i), w.value_dim, s);
                     });
   } else {
-    PackKeys(k, head, begin, count, w.head_dim, s.keys);
-    TileScores(padded, count, w.head_dim, s);
-    if (biased) BiasScores(w, begin, s);
+    for (int i = 0; i < s.num_runs; ++i) PackKeys(k, head, s.runs[i], w.head_dim, s.keys);
+    PadKeys(s.columns, w.head_dim, s.keys);
+    TileScores(padded, s.columns, w.head_dim, s);
+    if (biased) BiasScores(w, s);
     SoftmaxStep(padded, columns, s);
-    PackValues(v, head, begin, count, w.value_dim, s.values);
+    for (int i = 0; i < s.num_runs; ++i) PackValues(v, head, s.runs[i], w.value_dim, s.values);
     TileValues(padded, w.value_dim, s);
   }
 }
@@ -179,10 +215,14 @@ void Attend(const AttentionParams& p, const AttentionTask& task, const Attention
                      value_rows = w.sequences.key_rows(p.v, w.span);
   const KvScales key_scales(w.sequences, w.span, p.k, p.k_quantization),
       value_scales(w.sequences, w.span, p.v, p.v_quantization);
+  const ops::KeyBlocks blocks(p.sparsity, task.sequence, ops::query_block(p.sparsity, w.token(0)), w.head(0),
+                              p.q.dim(-2));
   with_kv_type(p.k.dtype, [&]<class T>(std::type_identity<T>) {
     const KvSource<T> k{key_rows, p.k.as<T>(), key_scales}, v{value_rows, p.v.as<T>(), value_scales};
-    for (int begin = task.key_begin; begin < task.key_end; begin += kKeyBlock)
-      AttendBlock(w, k, v, begin, std::min(kKeyBlock, task.key_end - begin), s);
+    for (int key = task.key_begin; key < task.key_end;) {
+      key = GatherKeys(w, blocks, key, s);
+      if (s.columns > 0) AttendBlock(w, k, v, s);
+    }
   });
   for (int r = 0; r < w.rows; ++r) {
     if (task.partial_row < 0) {
@@ -197,7 +237,17 @@ void Attend(const AttentionParams& p, const AttentionTask& task, const Attention
 }
 
 void MergePartials(const AttentionParams& p, const AttentionMerge& merge, const AttentionPartials& partials) {
-  const AttentionTask rows{merge.sequence, merge.kv_head, 1, 0, merge.rows, 0, 0, -1};
+  const AttentionTask rows{.sequence = merge.sequence,
+                           .kv_head = merge.kv_head,
+                           .kv_heads = 1,
+                           .query_head = merge.query_head,
+                           .query_heads = merge.query_heads,
+                           .row_begin = merge.row_begin,
+                           .row_end = merge.row_begin + merge.rows,
+                           .key_begin = 0,
+                           .key_end = 0,
+                           .keys = 0,
+                           .partial_row = -1};
   const Work w(p, rows);
   const hn::ScalableTag<float> d;
   HWY_ALIGN float sums[kMaxHeadDim];

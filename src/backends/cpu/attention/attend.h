@@ -17,6 +17,11 @@ inline constexpr int kOutStride = kMaxHeadDim + 16;
 // Keys of a strip of values, one more than there are, so that the strips of a key do not fall into one set of the cache.
 inline constexpr int kValueStrip = kKeyBlock + 1;
 
+// Neighbouring keys among those that are attended at a time: they take columns [column, column + count) of the scores.
+struct KeyRun {
+  int key, column, count;
+};
+
 // f32 memory of one thread. A block of keys and values is converted and packed once for all rows of the task,
 // and everything together stays within the second-level cache.
 struct AttentionScratch {
@@ -31,8 +36,11 @@ struct AttentionScratch {
   alignas(64) float rescale[kRowBlock];  // what the last block multiplied the row's sums by
   std::int32_t key_begin[kRowBlock];     // the keys that the row may attend: [key_begin, key_end)
   std::int32_t key_end[kRowBlock];
-  std::int32_t first[kRowBlock];  // of the block's keys: [first, limit)
+  std::int32_t first[kRowBlock];  // of the block's columns: [first, limit)
   std::int32_t limit[kRowBlock];
+  KeyRun runs[kKeyBlock];  // the block's keys: one run, or what a block layout leaves of more
+  int num_runs, columns;
+  ops::KeyRange following;  // the run of keys after these
 };
 
 // Partial results of split sequences: rows of unnormalised output, and (max, sum) a row.

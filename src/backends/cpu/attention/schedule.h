@@ -5,7 +5,8 @@
 // A sequence of many rows is cut into blocks of rows. A sequence of few rows (decode) is cut into chunks of
 // keys instead, whose partial results are merged afterwards. Where the K/V heads of a key lie near each other,
 // such a task takes all of them, and so reads memory as it lies. Keys that none of a task's rows may attend are not
-// in its range. Sizes depend on the batch and never on the number of threads; with a fixed split not even on the batch, so
+// in its range. All rows of a task see the same key blocks: where there is a block layout a task stays within a query block,
+// and within a query head where heads have layouts of their own; keys then count as far as they are seen. Sizes depend on the batch and never on the number of threads; with a fixed split not even on the batch, so
 // that a row's sums are taken in one order whatever else comes with it.
 #pragma once
 
@@ -13,7 +14,7 @@
 #include <cstdint>
 #include <span>
 
-#include "ops/sequences.h"
+#include "ops/key_blocks.h"
 
 namespace kf::cpu {
 
@@ -30,8 +31,10 @@ enum class Split : std::uint8_t { by_batch, fixed };
 
 struct AttentionTask {
   std::int32_t sequence, kv_head, kv_heads;  // the first head, and how many
-  std::int32_t row_begin, row_end;           // of each head: row = token * group + head in the group
+  std::int32_t query_head, query_heads;      // of the group of each: the first, and how many
+  std::int32_t row_begin, row_end;           // of each head: row = token * query_heads + query head
   std::int32_t key_begin, key_end;
+  std::int32_t keys;  // of these, as many as the layout lets the rows see
   std::int64_t
       partial_row;  // where the task's rows lie among the partial results; -1: straight to the output
 };
@@ -39,7 +42,8 @@ struct AttentionTask {
 // Partial results of one (sequence, K/V head): `rows` rows of each of `chunks` tasks, `chunk_stride` rows apart.
 struct AttentionMerge {
   std::int32_t sequence, kv_head;
-  std::int32_t rows, chunks, chunk_stride;
+  std::int32_t query_head, query_heads;
+  std::int32_t row_begin, rows, chunks, chunk_stride;
   std::int64_t partial_row;
 };
 

@@ -20,10 +20,13 @@ namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using kf::HWY_NAMESPACE::ReduceSum;
 
-// Keys [begin, end) of some heads, in a task that goes on up to task_end.
+// Keys [begin, end) of some heads, which have columns from `column` on; keys [next, next_end) follow.
 struct Block {
   std::int64_t first_head;
-  int heads, begin, end, task_end;
+  int heads, begin, end, column;
+  std::int64_t next, next_end;
+
+  std::int64_t key_of(int at) const { return begin + (at - column); }
 };
 
 // Spans of a few keys of one head, visited in the order in which they lie in memory.
@@ -35,7 +38,7 @@ inline constexpr int kLongestSpan = std::max(kSpanOfHead, kSpanOfToken);
 // the first-level cache.
 inline constexpr std::int64_t kBytesAhead = 6144;
 
-// Calls f(head, first key in the block, keys, row of the first, first row of a span that follows: to be fetched
+// Calls f(head, first column, keys, row of the first, first row of a span that follows: to be fetched
 // meanwhile, for the hardware's prefetching does not follow jumps from page to page and head to head).
 template <class T, class F>
 HWY_INLINE void ForEachSpan(const KvSource<T>& source, const Block& block, int head_dim, F&& f) {
@@ -58,8 +61,9 @@ HWY_INLINE void ForEachSpan(const KvSource<T>& source, const Block& block, int h
     const T* const row = row_at(at);
     Place ahead{at.key + step.key, at.head + step.head};
     if (ahead.head >= block.heads) ahead = {ahead.key + keys, ahead.head - block.heads};
-    f(at.head, static_cast<int>(at.key) - block.begin, static_cast<int>(keys), row,
-      ahead.key < block.task_end ? row_at(ahead) : row);
+    if (ahead.key >= block.end) ahead.key += block.next - block.end;
+    f(at.head, static_cast<int>(at.key) - block.begin + block.column, static_cast<int>(keys), row,
+      ahead.key < block.next_end ? row_at(ahead) : row);
     at = at.head + 1 < block.heads ? Place{at.key, at.head + 1} : Place{at.key + keys, 0};
   }
 }
@@ -154,7 +158,7 @@ HWY_NOINLINE void StreamScores(D d, const KvSource<T>& source, const Block& bloc
     float* const scores = s.scores + head * kRows * kKeyBlock + first;
     float scale[kLongestSpan];
     if constexpr (kIsCode<T>) {
-      const std::int64_t key = block.begin + first, kv_head = block.first_head + head;
+      const std::int64_t key = block.key_of(first), kv_head = block.first_head + head;
       if (!source.scales.one_a_row()) {
         DecodeRows(source, key, kv_head, count, k, s.keys);
         return ScoreSpan<kRows>(d, q, s.keys, head_dim, scale, count, head_dim, scores, ahead, stride);
@@ -165,7 +169,7 @@ HWY_NOINLINE void StreamScores(D d, const KvSource<T>& source, const Block& bloc
   });
 }
 
-// out += probabilities v for `count` neighbouring values of a head, from `key` of the block on. Keys that not all rows
+// out += probabilities v for `count` neighbouring values of a head, from column `key` on. Keys that not all rows
 // may see are added row by row: a zero probability would not keep out an infinity or a NaN among their values.
 template <int kRows, class D, class T>
 HWY_INLINE void AddSpan(D d, int head, int key, int count, const T* v, std::int64_t stride, int head_dim,
@@ -197,23 +201,30 @@ HWY_INLINE void AddSpan(D d, int head, int key, int count, const T* v, std::int6
   }
 }
 
-// out = out * rescale + probabilities v.
-template <int kRows, class D, class T>
-HWY_NOINLINE void StreamValues(D d, const KvSource<T>& source, const Block& block, int head_dim,
-                               AttentionScratch& s) {
+// out = out * rescale
+HWY_INLINE void RescaleSums(int rows, int head_dim, AttentionScratch& s) {
+  const hn::ScalableTag<float> d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  for (int r = 0; r < block.heads * kRows; ++r) {
+  static_assert(kOutStride % hn::MaxLanes(hn::ScalableTag<float>()) ==
+                0);  // whole vectors fit beyond head_dim
+  for (int r = 0; r < rows; ++r) {
     const auto factor = hn::Set(d, s.rescale[r]);
     for (int i = 0; i < head_dim; i += lanes) {
       float* const out = s.out + r * kOutStride + i;
       hn::Store(hn::Mul(hn::Load(d, out), factor), d, out);
     }
   }
+}
+
+// out += probabilities v.
+template <int kRows, class D, class T>
+HWY_NOINLINE void StreamValues(D d, const KvSource<T>& source, const Block& block, int head_dim,
+                               AttentionScratch& s) {
   const std::int64_t stride = source.rows.token_stride;
   ForEachSpan(source, block, head_dim, [&](int head, int first, int count, const T* v, const T* ahead) {
     for (int j = 0; j < count; ++j) PrefetchRow(advance(ahead, j * stride), head_dim);
     if constexpr (kIsCode<T>) {
-      const std::int64_t key = block.begin + first, kv_head = block.first_head + head;
+      const std::int64_t key = block.key_of(first), kv_head = block.first_head + head;
       if (!source.scales.one_a_row()) {
         DecodeRows(source, key, kv_head, count, v, s.keys);
         return AddSpan<kRows>(d, head, first, count, s.keys, head_dim, head_dim, s);

@@ -54,46 +54,53 @@ HWY_INLINE auto RowsToPack(const KvSource<T>& source, std::int64_t key, std::int
   }
 }
 
-// Keys [begin, begin + count) into strips [head_dim][strip]; the last strip is filled up with zeros.
+// Keys of a run into strips [head_dim][strip].
 template <class T>
-HWY_NOINLINE void PackKeys(const KvSource<T>& source, std::int64_t head, int begin, int count, int head_dim,
+HWY_NOINLINE void PackKeys(const KvSource<T>& source, std::int64_t head, const KeyRun& keys, int head_dim,
                            float* out) {
   const int strip = StripWidth();
   const std::int64_t stride = source.rows.token_stride;
   HWY_ALIGN float buffer[kIsCode<T> ? 4 * kMaxHeadDim : 1];
   const auto column = [&](int key) { return out + key / strip * strip * head_dim + key % strip; };
   source.rows.for_each_run(
-      begin, begin + count, head, [&](std::int64_t first, std::int64_t run, std::int64_t offset) {
+      keys.key, keys.key + keys.count, head, [&](std::int64_t first, std::int64_t run, std::int64_t offset) {
         const T* row = advance(source.data, offset);
-        int key = static_cast<int>(first) - begin;
+        int key = static_cast<int>(first) - keys.key + keys.column;  // its column
         const int end = key + static_cast<int>(run);
         while (key < end) {
           float* const to = column(key);
           if (key % strip + 4 <= strip && key + 4 <= end) {
             for (int r = 0; r < 4; ++r)
               PrefetchAhead(advance(row, r * stride), stride, end - key - r, head_dim);
-            const auto from = RowsToPack(source, begin + key, head, 4, row, head_dim, buffer);
+            const auto from =
+                RowsToPack(source, keys.key + (key - keys.column), head, 4, row, head_dim, buffer);
             for (int i = 0; i < head_dim; i += 4)
               Transpose4x4(from.data + i, from.data + from.stride + i, from.data + 2 * from.stride + i,
                            from.data + 3 * from.stride + i, to + i * strip, static_cast<std::size_t>(strip));
             key += 4;
             row = advance(row, 4 * stride);
           } else {
-            const auto from = RowsToPack(source, begin + key, head, 1, row, head_dim, buffer);
+            const auto from =
+                RowsToPack(source, keys.key + (key - keys.column), head, 1, row, head_dim, buffer);
             for (int i = 0; i < head_dim; ++i) to[i * strip] = to_f32(from.data[i]);
             ++key;
             row = advance(row, stride);
           }
         }
       });
-  for (int key = count; key < RoundUp(count, strip); ++key)
-    for (int i = 0; i < head_dim; ++i) column(key)[i * strip] = 0.0f;
 }
 
-// Values [begin, begin + count) into strips [kValueStrip][strip] of dimensions; the last strip is filled up
+// Zeros for the columns of the last strip that no key has.
+HWY_INLINE void PadKeys(int count, int head_dim, float* out) {
+  const int strip = StripWidth();
+  for (int key = count; key < RoundUp(count, strip); ++key)
+    for (int i = 0; i < head_dim; ++i) out[key / strip * strip * head_dim + key % strip + i * strip] = 0.0f;
+}
+
+// Values of a run into strips [kValueStrip][strip] of dimensions; the last strip is filled up
 // with zeros.
 template <class T>
-HWY_NOINLINE void PackValues(const KvSource<T>& source, std::int64_t head, int begin, int count, int head_dim,
+HWY_NOINLINE void PackValues(const KvSource<T>& source, std::int64_t head, const KeyRun& keys, int head_dim,
                              float* out) {
   const hn::ScalableTag<float> d;
   const int lanes = static_cast<int>(hn::Lanes(d));
@@ -101,9 +108,9 @@ HWY_NOINLINE void PackValues(const KvSource<T>& source, std::int64_t head, int b
   const std::int64_t stride = source.rows.token_stride;
   HWY_ALIGN float buffer[kIsCode<T> ? kMaxHeadDim : 1];
   source.rows.for_each_run(
-      begin, begin + count, head, [&](std::int64_t first, std::int64_t run, std::int64_t offset) {
+      keys.key, keys.key + keys.count, head, [&](std::int64_t first, std::int64_t run, std::int64_t offset) {
         const T* row = advance(source.data, offset);
-        float* to = out + (first - begin) * strip;
+        float* to = out + (first - keys.key + keys.column) * strip;
         for (std::int64_t j = 0; j < run; ++j, row = advance(row, stride), to += strip) {
           PrefetchAhead(row, stride, run - j, head_dim);
           const auto* const from = RowsToPack(source, first + j, head, 1, row, head_dim, buffer).data;

@@ -10,7 +10,7 @@
 
 #include "backends/cpu/reference/scalar.h"
 #include "core/quantized.h"
-#include "ops/sequences.h"
+#include "ops/key_blocks.h"
 
 namespace kf::cpu::reference {
 namespace {
@@ -122,28 +122,41 @@ void attention(const AttentionParams& p, const RunContext& ctx) {
         double* const scores = values + s.kv_len * value_dim;
         double* const query = scores + s.kv_len;
         double* const row = query + head_dim;
-        const ops::KeyRange all = s.visible_keys(0, s.seqlen_q, window);
-        Keys(sequences, p.k, p.k_quantization, s).read(all, head / group, keys);
-        Keys(sequences, p.v, p.v_quantization, s).read(all, head / group, values);
+        const Keys all_keys(sequences, p.k, p.k_quantization, s),
+            all_values(sequences, p.v, p.v_quantization, s);
+        const std::int64_t block_tokens = ops::query_block_tokens(p.sparsity, s.seqlen_q);
+        ops::KeyBlocks blocks;
         for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
-          const auto [begin, end] = s.visible_keys(t, window);
+          if (t % block_tokens == 0) {  // what any row of the query block sees, and nothing else
+            blocks = ops::KeyBlocks(p.sparsity, s.index, ops::query_block(p.sparsity, t), head, p.q.dim(-2));
+            blocks.for_each_run(s.visible_keys(t, std::min(t + block_tokens, s.seqlen_q), window),
+                                [&](const ops::KeyRange& run) {
+                                  all_keys.read(run, head / group, keys);
+                                  all_values.read(run, head / group, values);
+                                });
+          }
+          const ops::KeyRange seen = s.visible_keys(t, window);
           read_row(p.q, sequences.token_rows(p.q, s).offset(t, head), head_dim, query);
           double largest = p.sinks.present() ? read(p.sinks, head * p.sinks.stride(0)) : -kInfinity;
           const double sink = largest;
-          for (std::int64_t j = begin; j < end; ++j) {
-            const double score = capped(scale * dot(query, keys + j * head_dim, head_dim), p.softcap);
-            scores[j] = biased(score, sequences, s, p.alibi_slopes, p.attn_mask, head, t, j);
-            largest = std::max(largest, scores[j]);
-          }
+          blocks.for_each_run(seen, [&](const ops::KeyRange& run) {
+            for (std::int64_t j = run.begin; j < run.end; ++j) {
+              const double score = capped(scale * dot(query, keys + j * head_dim, head_dim), p.softcap);
+              scores[j] = biased(score, sequences, s, p.alibi_slopes, p.attn_mask, head, t, j);
+              largest = std::max(largest, scores[j]);
+            }
+          });
           // Scores of -inf weigh nothing, even where there are no others.
           const auto weight_of = [&](double x) { return x == -kInfinity ? 0.0 : std::exp(x - largest); };
           double sum = 0;
           std::fill_n(row, value_dim, 0.0);
-          for (std::int64_t j = begin; j < end; ++j) {
-            const double weight = weight_of(scores[j]);
-            sum += weight;
-            for (std::int64_t i = 0; i < value_dim; ++i) row[i] += weight * values[j * value_dim + i];
-          }
+          blocks.for_each_run(seen, [&](const ops::KeyRange& run) {
+            for (std::int64_t j = run.begin; j < run.end; ++j) {
+              const double weight = weight_of(scores[j]);
+              sum += weight;
+              for (std::int64_t i = 0; i < value_dim; ++i) row[i] += weight * values[j * value_dim + i];
+            }
+          });
           if (sum == 0) std::fill_n(row, value_dim, 0.0);
           sum += weight_of(sink);
           const std::int64_t out = sequences.token_rows(p.out, s).offset(t, head);
@@ -197,13 +210,18 @@ void attention_mask(const AttentionMaskParams& p, const RunContext& ctx) {
     for (std::int64_t t = 0; t < s.seqlen_q; ++t) {
       const float* const row = p.scores.as<float>() + sequences.head_major_rows(p.scores, s).offset(t, head);
       float* const out = p.out.as<float>() + sequences.head_major_rows(p.out, s).offset(t, head);
-      const auto [begin, end] = s.visible_keys(t, window);
-      for (std::int64_t j = 0; j < p.scores.dim(-1); ++j) {
-        const double score = j >= begin && j < end
-                                 ? biased(row[j], sequences, s, p.alibi_slopes, p.attn_mask, head, t, j)
-                                 : -kInfinity;
-        out[j] = static_cast<float>(score);
-      }
+      const ops::KeyBlocks blocks(p.sparsity, s.index, ops::query_block(p.sparsity, t), head, num_heads);
+      std::int64_t done = 0;
+      const auto forbid = [&](std::int64_t until) {
+        for (; done < until; ++done) out[done] = -static_cast<float>(kInfinity);
+      };
+      blocks.for_each_run(s.visible_keys(t, window), [&](const ops::KeyRange& run) {
+        forbid(run.begin);
+        for (; done < run.end; ++done)
+          out[done] =
+              static_cast<float>(biased(row[done], sequences, s, p.alibi_slopes, p.attn_mask, head, t, done));
+      });
+      forbid(p.scores.dim(-1));
     }
   });
 }
