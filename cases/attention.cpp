@@ -18,6 +18,7 @@
 #include <limits>
 #include <numeric>
 #include <optional>
+#include <tuple>
 
 #include <fmt/format.h>
 
@@ -260,6 +261,7 @@ struct Features {
   bool expanded = false;  // these by stride 0 and not by size 1
   bool sinks = false;
   std::optional<Layout> layout;
+  std::int64_t keep_n = 0, keep_m = 0;
 
   std::string name() const {
     std::string s = causal ? "-causal" : "";
@@ -270,6 +272,7 @@ struct Features {
       s += fmt::format("-mask-{}{}{}{}{}", dtype_name(*mask), one_batch ? "-1b" : "", one_head ? "-1h" : "",
                        one_query ? "-1q" : "", expanded ? "-expanded" : "");
     if (layout) s += layout->name();
+    if (keep_m) s += fmt::format("-keep{}of{}", keep_n, keep_m);
     return s + (sinks ? "-sinks" : "");
   }
 };
@@ -285,6 +288,7 @@ double feature_error(const Features& f, const Batch& b) {
   }
   if (f.mask) error += 5;
   if (f.sinks) error += 5;
+  if (f.keep_m) error += 5;  // the unit of a score, after the choice
   return 4 * unit_roundoff(DType::f32) * error;
 }
 
@@ -324,6 +328,13 @@ TensorView alibi_slopes(Maker& m, const Batch& b, const Heads& h, const Features
   return m.uniform(DType::f32, {batch, h.query}, 0.0f, kLargestSlope);
 }
 
+// To eighths, of which sums of products are exact, and so are scores where 1 / sqrt(head_dim) is a power of two: kernels and
+// reference then choose the same of each n:m, and there are ties among them.
+void round_to_eighths(const TensorView& t) {
+  for (std::int64_t i = 0; t.present() && i < t.numel(); ++i)
+    if (const double x = element(t, i); std::isfinite(x)) set_element(t, i, std::round(8 * x) / 8);
+}
+
 SparseKeys sparse_keys(Maker& m, const Batch& b, const Heads& h, const Layout& l) {
   // Without sequences a batch is as operands() has it.
   const auto blocks = [](const std::vector<std::int64_t>& lens, std::int64_t size) {
@@ -361,6 +372,11 @@ void set_biases(Maker& m, const Batch& b, const Heads& h, const Features& f, P& 
   if (f.alibi) p.alibi_slopes = alibi_slopes(m, b, h, f);
   if (f.mask) p.attn_mask = attn_mask(m, b, h, f);
   if (f.layout) p.sparsity = sparse_keys(m, b, h, *f.layout);
+  p.sparsity.keep_n = f.keep_n, p.sparsity.keep_m = f.keep_m;
+  if (f.keep_m) {
+    if (p.attn_mask.present() && p.attn_mask.dtype != DType::boolean) round_to_eighths(p.attn_mask);
+    round_to_eighths(p.alibi_slopes);
+  }
 }
 
 class Cases {
@@ -384,6 +400,12 @@ class Cases {
           p.k_quantization = o.k_quantization, p.v_quantization = o.v_quantization;
           p.softcap = f.softcap;
           set_biases(m, b, h, f, p);
+          if (f.keep_m) {
+            round_to_eighths(p.q);
+            if (!needs_scales(types.kv.dtype)) round_to_eighths(p.k);
+            for (std::int64_t i = 0; i < p.k_quantization.scales.numel() && needs_scales(types.kv.dtype); ++i)
+              set_element(p.k_quantization.scales, i, 1.0 / 16);
+          }
           if (f.sinks) p.sinks = m.normal(DType::f32, {h.query});
           return p;
         });
@@ -865,6 +887,77 @@ void add_block_sparse(Cases& cases) {
   }
 }
 
+// Of every m neighbouring scores the n largest.
+void add_kept(Cases& cases) {
+  std::vector<Batch> batches = {even(2, 61, 61),  even(1, 150, 150), even(2, 19, 301), even(3, 1, 290),
+                                even(1, 1, 2500), even(2, 12, 5),    even(1, 3, 0)};
+  for (const auto form : {Batch::packed, Batch::hnd, Batch::nhd}) {
+    batches.push_back({{1, 70, 13, 5, 0}, {300, 70, 141, 2, 9}, form, 5});
+    batches.push_back({{1, 1, 1}, {7, 600, 0}, form, 16});
+  }
+  const std::pair<int, int> patterns[] = {{2, 4},  {1, 2}, {1, 4}, {4, 8},  {5, 16},
+                                          {1, 32}, {4, 4}, {3, 5}, {7, 100}};
+  for (const Batch& b : batches)
+    for (const auto& [n, m] : patterns)
+      for (const bool causal : {true, false}) {
+        const Features f{.causal = causal, .keep_n = n, .keep_m = m};
+        cases.featured(b, {6, 2, 64}, {}, f);
+        cases.mask(b, {6, 2, 64}, f);
+      }
+  std::mt19937_64 rng(23);
+  const auto one_of = [&](const auto& choices) { return choices[rng() % std::size(choices)]; };
+  for (int i = 0; i < 96; ++i) {
+    Features f;
+    f.causal = rng() % 2 == 0;
+    if (rng() % 3 == 0) f.window_left = one_of(std::array{0, 2, 17, 64, 200});
+    if (rng() % 4 == 0) f.window_right = one_of(std::array{0, 3, 40});
+    if (rng() % 3 == 0) f.alibi = Features::slopes;
+    if (rng() % 3 == 0) f.mask = one_of(std::array{DType::boolean, DType::f32}), f.one_head = true;
+    if (!f.alibi && !f.mask && rng() % 2) f.softcap = 30.0f;
+    f.sinks = rng() % 4 == 0;
+    std::tie(f.keep_n, f.keep_m) = one_of(patterns);
+    // Only the reference takes sinks with groups that the fused kernel does not.
+    if (rng() % 3 == 0)
+      f.layout = Layout{one_of(std::array{0, 8, 64}), 32, 0.4, static_cast<Layout::Heads>(rng() % 3),
+                        rng() % 2 == 0};
+    if ((f.keep_m & (f.keep_m - 1)) != 0) f.sinks = false;
+    const Batch& b = batches[rng() % batches.size()];
+    const std::int64_t kv = one_of(std::array{1, 2, 3}), group = one_of(std::array{1, 2, 4, 9}),
+                       dim = one_of(std::array{16, 64, 256});
+    const KvFormat formats[] = {DType::f32, DType::f16, DType::bf16, {DType::i8, KvFormat::row}};
+    cases.featured(b, {kv * group, kv, dim, rng() % 3 ? 0 : std::int64_t{8} << rng() % 5},
+                   {one_of(std::array{DType::f32, DType::bf16}), one_of(formats)}, f, false,
+                   fmt::format("-{}", i));
+  }
+  // Blocks that do not hold whole groups: the unfused form and the reference.
+  cases.featured(even(1, 40, 90), {4, 2, 64}, {}, {.layout = Layout{8, 3, 0.5}, .keep_n = 2, .keep_m = 4});
+
+  const Heads h{4, 2, 64};
+  const Tolerance plain = attention_tolerance(DType::f32, h.dim, 150, 20 * unit_roundoff(DType::f32));
+  for (const std::int64_t seqlen_q : {1, 40}) {
+    const auto with = [&](const std::string& name, auto change) {
+      cases.special(fmt::format("keep2of4-{}/q{}", name, seqlen_q), even(1, seqlen_q, 150), h, plain,
+                    [=](Maker&, AttentionParams& p) {
+                      round_to_eighths(p.q), round_to_eighths(p.k);
+                      p.sparsity.keep_n = 2, p.sparsity.keep_m = 4;
+                      change(p);
+                    });
+    };
+    const auto fill = [](const TensorView& t, std::int64_t key, float value) {
+      for (std::int64_t i = 0; i < 2 * t.dim(-1); ++i) set_element(t, key * 2 * t.dim(-1) + i, value);
+    };
+    with("ties", [=](AttentionParams& p) {  // all keys alike: the first two of every four
+      for (std::int64_t j = 0; j < 150; ++j) fill(p.k, j, 0.25f);
+    });
+    with("nan-key", [=](AttentionParams& p) { fill(p.k, 6, kNan); });
+    with("three-nan-keys", [=](AttentionParams& p) {
+      for (const std::int64_t key : {4, 5, 7}) fill(p.k, key, kNan);
+    });
+    with("infinite-key", [=](AttentionParams& p) { set_element(p.k, 6 * 128, kInfinity); });
+    with("negative-scale", [=](AttentionParams& p) { p.softmax_scale = -0.125f; });
+  }
+}
+
 void add_merges(Cases& cases) {
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     cases.merge("dense", {2, 5, 3, 40}, dtype);
@@ -940,6 +1033,7 @@ void add_attention_cases(CaseList& list) {
   add_features(cases);
   add_quantized(cases);
   add_block_sparse(cases);
+  add_kept(cases);
   add_merges(cases);
   add_bench(cases);
 }

@@ -242,6 +242,32 @@ TEST(Attention, PagesThatNoHeadListsNeedNotBeThere) {
   }
 }
 
+// What is kept of every m, and that the rest weighs nothing: values tell which keys they are of.
+TEST(Attention, KeepsTheLargestOfEachGroup) {
+  Maker m("kept");
+  // Scores of the eleven keys, and the two of every four that stay; of equal ones the earlier.
+  const float scores[] = {1, 5, 3, 5, 7, 7, 7, 7, -1, -2, -3};
+  const bool stays[] = {false, true, false, true, true, true, false, false, true, true, false};
+  AttentionParams p{.q = m.filled(DType::f32, {1, 1, 1, 16}, 0),
+                    .k = m.filled(DType::f32, {1, 11, 1, 16}, 0),
+                    .v = m.filled(DType::f32, {1, 11, 1, 16}, 0),
+                    .out = m.filled(DType::f32, {1, 1, 1, 16}, 9),
+                    .sparsity = {.keep_n = 2, .keep_m = 4}};
+  p.softmax_scale = 1;
+  cases::set_element(p.q, 0, 1);
+  double sum = 0;
+  for (std::int64_t j = 0; j < 11; ++j) {
+    cases::set_element(p.k, j * 16, scores[j]), cases::set_element(p.v, j * 16 + j, 1);
+    sum += stays[j] ? std::exp(scores[j]) : 0;
+  }
+  Dispatcher d(backend_by_name("cpu"));
+  for (const unsigned families : {unsigned{kFused}, unsigned{kVanilla}, unsigned{kReference}}) {
+    d.run(p, {.families = families});
+    for (std::int64_t j = 0; j < 11; ++j)
+      EXPECT_NEAR(cases::element(p.out, j), stays[j] ? std::exp(scores[j]) / sum : 0, 1e-6) << j;
+  }
+}
+
 // Sequences that begin alike: attention to the common prefix once, for the tokens of all, and to their own suffixes;
 // merged, it is attention to the whole.
 TEST(Attention, CascadeEqualsAttentionToTheConcatenation) {

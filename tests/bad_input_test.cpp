@@ -341,6 +341,8 @@ TEST(BadData, FeaturesOfAttention) {
   });
   refused("out", [&](auto& p) { p.out = m.filled(DType::f32, {2, 4, 6, 32}, 9); });
   refused("v", [&](auto& p) { p.v = m.normal(DType::f32, {2, 8, 2, 16}); });
+  for (const auto& [n, m] : {std::pair{1, 0}, {0, 4}, {5, 4}, {-1, 4}, {2, -4}})
+    refused("keep_n", [&](auto& p) { p.sparsity.keep_n = n, p.sparsity.keep_m = m; });
   // Four queries and nine keys in blocks of 2 and 4.
   const auto layout = [&](DType dtype, std::initializer_list<std::int64_t> shape, std::int64_t q = 2,
                           std::int64_t k = 4) {

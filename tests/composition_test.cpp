@@ -100,6 +100,12 @@ AnyParams block_sparse_attention(cases::Maker& m, bool causal) {
   return p;
 }
 
+AnyParams kept_attention(cases::Maker& m) {
+  AttentionParams p = dense_attention(m, false);
+  p.sparsity.keep_n = 1, p.sparsity.keep_m = 2;
+  return p;
+}
+
 AnyParams listed_attention(cases::Maker& m) {
   AttentionParams p = paged_attention(m).as<AttentionParams>();
   p.sparsity = {.block_layout = m.filled(DType::i32, {1, 2, 1, 3}, -1), .block_size_k = 4};
@@ -277,6 +283,9 @@ const std::vector<Composite>& composites() {
        {"attention_scores", "attention_mask", "softmax", "attention_values"}},
       {"attention_block_sparse_full",
        [](cases::Maker& m) { return block_sparse_attention(m, false); },
+       {"attention_scores", "attention_mask", "softmax", "attention_values"}},
+      {"attention_kept",
+       kept_attention,
        {"attention_scores", "attention_mask", "softmax", "attention_values"}},
       {"attention_listed",
        listed_attention,

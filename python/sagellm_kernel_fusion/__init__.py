@@ -34,6 +34,7 @@ from .protocol import KernelFusionProtocol
 from .quantized import QuantizedTensor, quantize, quantize_kv, quantized_cache
 from .registry import KernelFusionBackendRegistry
 from .sparse import SparseTensor, densify, sparsify
+from .sparse_attention import FusedSparseAttention
 
 register_builtin()
 
@@ -47,6 +48,7 @@ __all__ = [
     "DeadlineExceededError",
     "ErrorCode",
     "FusedKernel",
+    "FusedSparseAttention",
     "FusionBackend",
     "FusionTarget",
     "GgufTensor",

@@ -54,7 +54,8 @@ class KernelFusionManager(KernelFusionProtocol):
         alibi_slopes=None, attn_mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_k=None,
         max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, block_tables=None, context_lens=None,
         kv_layout: str = "HND", k_scales=None, v_scales=None, k_zeros=None, v_zeros=None, out=None,
-        return_lse: bool = False, stream=None,
+        return_lse: bool = False, stream=None, block_layout=None, block_size: tuple[int, int] = (0, 0),
+        keep: tuple[int, int] | None = None,
     ):  # fmt: skip
         """softmax(softmax_scale q k^T) v, causal from the bottom right, with GQA read from the tensors.
 
@@ -73,14 +74,19 @@ class KernelFusionManager(KernelFusionProtocol):
         num_heads, seqlen_q], or [num_heads, total_q]. k and v may be QuantizedTensors (`quantize_kv`), or codes with
         k_scales and v_scales, whose dimensions are theirs, each of full size or 1, last head_dim / group_size: int8,
         8-bit floats, or uint8, which is int4, two a byte along head_dim; zeros int8 like the scales. stream:
-        the device's queue, as an integer or torch's object."""
+        the device's queue, as an integer or torch's object.
+
+        Sparse (see FusedSparseAttention too): block_layout, boolean [batch or 1, num_heads, num_kv_heads or 1, query
+        blocks, key blocks] or int32 lists of key blocks in place of the last, ascending, -1 after the last, says which
+        blocks of block_size (query tokens, keys) are attended, 0 query tokens being all; keep (n, m) keeps the n
+        largest of every m neighbouring scores."""
         config = self.config if config is None else _checked(config)
         if other := self._elsewhere(config, q):
             return _hand_over(other, "fuse_attention", locals(), ("q", "k", "v"))
         call = operators.attention(
             config, q, k, v, causal, softmax_scale, window_size, softcap, alibi_slopes, attn_mask, sinks, cu_seqlens_q,
             cu_seqlens_k, max_seqlen_q, max_seqlen_k, block_tables, context_lens, kv_layout, k_scales, v_scales,
-            k_zeros, v_zeros, out, return_lse,
+            k_zeros, v_zeros, out, return_lse, block_layout, block_size, keep,
         )  # fmt: skip
         return self._run(call, config, out, stream)
 

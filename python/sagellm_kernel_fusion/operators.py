@@ -7,6 +7,7 @@ which is torch.nn.Linear's; one that says itself how it lies (QuantizedTensor, S
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ def attention(
     config, q, k, v, causal=True, softmax_scale=None, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
     attn_mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None,
     block_tables=None, context_lens=None, kv_layout="HND", k_scales=None, v_scales=None, k_zeros=None, v_zeros=None,
-    out=None, return_lse=False,
+    out=None, return_lse=False, block_layout=None, block_size=(0, 0), keep=None,
 ) -> tuple:  # fmt: skip
     leading = None
     fields = {"causal": causal}
@@ -66,6 +67,11 @@ def attention(
             fields["window_left"], fields["window_right"] = window_size
         except (TypeError, ValueError):
             raise refusing(f"attention: window_size: expected (left, right), got {window_size!r}") from None
+    if block_layout is not None or block_size != (0, 0):
+        fields["block_layout"] = block_layout
+        fields["block_size_q"], fields["block_size_k"] = _pair("block_size", "(query tokens, keys)", block_size)
+    if keep is not None:
+        fields["keep_n"], fields["keep_m"] = _pair("keep", "(n, m)", keep)
     fields["q"] = q
     if out is not None:
         fields["out"] = out
@@ -102,6 +108,14 @@ def _set_keys_or_values(fields: dict, config: KernelFusionConfig, name: str, x, 
         raise refusing(f"attention: {name}_scales: expected none beside a QuantizedTensor, which has its own")
     _check_quantized("attention", name, quantized.dtype, config)
     fields |= quantized.fields(name) if config.fuse_with_quant else {name: _dequantized(quantized.dequantize(), config)}
+
+
+def _pair(name: str, what: str, value) -> tuple[int, int]:
+    try:
+        first, second = value
+        return operator.index(first), operator.index(second)
+    except (TypeError, ValueError):
+        raise refusing(f"attention: {name}: expected {what}, got {value!r}") from None
 
 
 def _check_longest(name: str, longest: int, offsets) -> None:

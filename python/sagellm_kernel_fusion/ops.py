@@ -171,8 +171,9 @@ def quantize(
 def attention(
     q, k, v, out=None, lse=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None,
     kv_layout="HND", softmax_scale=0.0, causal=True, window_left=-1, window_right=-1, softcap=0.0, alibi_slopes=None,
-    attn_mask=None, sinks=None, block_layout=None, block_size_q=0, block_size_k=0, k_scales=None, k_zeros=None,
-    k_group_size=0, v_scales=None, v_zeros=None, v_group_size=0, selection: Selection | None = None,
+    attn_mask=None, sinks=None, block_layout=None, block_size_q=0, block_size_k=0, keep_n=0, keep_m=0,
+    k_scales=None, k_zeros=None, k_group_size=0, v_scales=None, v_zeros=None, v_group_size=0,
+    selection: Selection | None = None,
 ):  # fmt: skip
     """out[i] = sum over keys j of softmax_j(softmax_scale q[i] . k[j]) v[j], with an online softmax in f32.
 
@@ -198,6 +199,9 @@ def attention(
     or 1, query blocks, key blocks], or int32 [..., query blocks, n], lists of key blocks, ascending, -1 after the last.
     What no row attends is not read. A list of pages a head over a paged cache has block_size_k = page_size.
 
+    keep_m > 0 keeps the keep_n largest of every keep_m neighbouring scores of a row, as the above leaves them, groups
+    counted from the first key; of equal scores the earlier, a NaN counting as infinity. The others weigh zero.
+
     k and v may be quantized: `QuantizedTensor`s (`quantize_kv`), or codes with their scales, zeros and group sizes.
     """
     return call("attention", locals())
@@ -217,9 +221,10 @@ def attention_scores(
 def attention_mask(
     scores, out=None, *, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
     seqlen_k=0, causal=True, window_left=-1, window_right=-1, alibi_slopes=None, attn_mask=None, block_layout=None,
-    block_size_q=0, block_size_k=0, selection: Selection | None = None,
+    block_size_q=0, block_size_k=0, keep_n=0, keep_m=0, selection: Selection | None = None,
 ):  # fmt: skip
-    """out = scores, biased by alibi_slopes and attn_mask, where a row may attend (see `attention`); -inf elsewhere.
+    """out = scores, biased by alibi_slopes and attn_mask, where a row may attend (see `attention`) and they are kept;
+    -inf elsewhere.
     seqlen_k: keys a sequence, dense form only."""
     return call("attention_mask", locals())
 

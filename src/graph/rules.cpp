@@ -46,7 +46,8 @@ Rule attention(Masking masking, std::string name, std::string summary) {
     pattern.push_back(
         {"mask", Op::attention_mask, joined(joined({{"scores", "s"}}, tables), biases), {{"out", masked}}});
     pattern.back().dims = {{"seqlen_k", "k", 1, {"cu_seqlens_q", "block_tables"}}};
-    for (const char* attr : {"kv_layout", "window_left", "window_right", "block_size_q", "block_size_k"})
+    for (const char* attr :
+         {"kv_layout", "window_left", "window_right", "block_size_q", "block_size_k", "keep_n", "keep_m"})
       attrs.emplace_back(attr, std::string("mask.") + attr);
     if (masking == Masking::masked) attrs.emplace_back("causal", "mask.causal");
   }

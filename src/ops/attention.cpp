@@ -142,6 +142,9 @@ std::int64_t blocks_of(std::int64_t count, std::int64_t size) {
 void validate_sparse_keys(const char* op, const SparseKeys& s, const SequenceTables& t, std::int64_t batch,
                           std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t tokens,
                           std::int64_t keys) {
+  if (s.keep_m < 0 || s.keep_n < 0 || s.keep_n > s.keep_m || (s.keep_m > 0 && s.keep_n == 0))
+    fail_attr(op, "keep_n, keep_m", "1 <= keep_n <= keep_m, or 0 and 0: all are kept",
+              fmt::format("{}, {}", s.keep_n, s.keep_m));
   const TensorView& layout = s.block_layout;
   if (!layout.present()) {
     for (auto [name, size] :

@@ -227,6 +227,24 @@ def test_block_sparse_attention(rng, seqlen_q, block_q, layout_heads, selection)
         assert_close(out[b], masked_attention64(q[b], k[b], v[b], seen), np.float32, terms=70)
 
 
+@pytest.mark.parametrize("selection", [kf.FUSED, kf.VANILLA, kf.REFERENCE], ids=lambda s: s.families[0])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 8)])
+def test_the_largest_of_every_group_are_kept(rng, n, m, selection):
+    # Eighths, of which sums are exact: everyone chooses the same, ties too.
+    q, k = (np.round(8 * normal(rng, (1, 33, heads, 16))) / 8 for heads in (4, 2))
+    v = normal(rng, (1, 33, 2, 16))
+    out = ops.attention(q, k, v, keep_n=n, keep_m=m, selection=selection)
+    scores = np.einsum("qhd,khd->hqk", q[0], np.repeat(k[0], 2, 1))
+    seen = np.broadcast_to(np.tri(33, dtype=bool), scores.shape)
+    groups = np.pad(np.where(seen, scores, -np.inf), [(0, 0), (0, 0), (0, -33 % m)], constant_values=-np.inf)
+    groups = groups.reshape(4, 33, -1, m)
+    order = np.argsort(-groups, -1, kind="stable")  # of equal ones the first
+    kept = np.zeros(groups.shape, bool)
+    np.put_along_axis(kept, order[..., :n], True, -1)
+    kept = kept.reshape(4, 33, -1)[..., :33] & seen
+    assert_close(out[0], masked_attention64(q[0], k[0], v[0], kept), np.float32, terms=33)
+
+
 def test_a_list_of_pages_a_head(rng):
     q = normal(rng, (1, 4, 32))
     pools = [normal(rng, (7, 2, 8, 32)) for _ in "kv"]

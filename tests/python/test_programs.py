@@ -76,7 +76,11 @@ def test_cpp_examples(programs, name):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("examples/*.py")))
 def test_python_examples(tmp_path, name):
-    assert run(sys.executable, ROOT / f"examples/{name}.py", cwd=tmp_path) == "ndarray (2, 128, 8, 64) float32\n"
+    expected = {
+        "attention": r"ndarray \(2, 128, 8, 64\) float32\n",
+        "sparse_attention": r"n:m: \(1, 512, 8, 64\), 0.*\nblock: \(1, 512, 8, 64\), .*\npages: \(1, 8, 64\),.*\n",
+    }
+    assert re.fullmatch(expected[name], run(sys.executable, ROOT / f"examples/{name}.py", cwd=tmp_path))
 
 
 def test_the_readmes_commands_exist():

@@ -63,7 +63,9 @@ inline void visit_kv_quantization(FieldVisitor& v, Quantization& q, const char* 
   v.attr(group_size_name, q.group_size);
 }
 
-// Which blocks of keys take part (block-sparse attention: Child et al., Sparse Transformers, 2019; Zaheer et al., BigBird,
+// Which keys take part, beside what windows and masks say: blocks that a layout names, and the largest of their scores.
+//
+// Blocks (block-sparse attention: Child et al., Sparse Transformers, 2019; Zaheer et al., BigBird,
 // 2020; a list of pages a head: Tang et al., Quest, 2024). A layout cuts the queries and the keys of each sequence into blocks:
 // query token t, counted from the sequence's first in this call, lies in query block t / block_size_q, key j in key block
 // j / block_size_k. The rows of a query block see the keys of the key blocks that the layout gives it, as far as their
@@ -78,10 +80,18 @@ struct SparseKeys {
   std::int64_t block_size_q = 0;  // query tokens of a block; 0: all are one block
   std::int64_t block_size_k = 0;  // keys of a block: with a layout at least 1
 
+  // Of every keep_m neighbouring keys of a sequence, counted from its first, a row keeps the keep_n with the largest scores,
+  // as cap, slopes and mask leave them; the others weigh zero. 0: all are kept. Of equal scores the earlier keys are kept; a
+  // NaN counts as infinity; keys that the row does not see are none of the keep_n. (Dynamic n:m sparse attention: Chen et
+  // al., Dynamic N:M Fine-grained Structured Sparse Attention Mechanism, 2022.)
+  std::int64_t keep_n = 0, keep_m = 0;
+
   void visit(FieldVisitor& v) {
     v.opt_in("block_layout", block_layout);
     v.attr("block_size_q", block_size_q);
     v.attr("block_size_k", block_size_k);
+    v.attr("keep_n", keep_n);
+    v.attr("keep_m", keep_m);
   }
 };
 

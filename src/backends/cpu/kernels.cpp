@@ -9,6 +9,7 @@
 #include "backends/cpu/attention/attend.h"
 #include "backends/cpu/attention/kernels.h"
 #include "backends/cpu/attention/schedule.h"
+#include "backends/cpu/attention/score_rows.h"
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/elementwise/dequantize.h"
 #include "backends/cpu/elementwise/pointwise.h"
@@ -156,9 +157,11 @@ std::vector<Kernel> kernels() {
       reference_row("cpu::rope_append_reference", reference::rope_append),
 
       // --- attention, attention_scores, attention_mask, attention_values, merge_attention ---
-      make_kernel("cpu::attention_flash", kFused,
-                  fmt::format("head_dim of q and of v multiples of 8 up to {}", kMaxHeadDim), flash::supports,
-                  flash::run, flash::workspace),
+      make_kernel(
+          "cpu::attention_flash", kFused,
+          fmt::format("head_dim of q and of v multiples of 8 up to {}; keep_m a power of two up to {}",
+                      kMaxHeadDim, kMostKept),
+          flash::supports, flash::run, flash::workspace),
       invariant(make_kernel(
           "cpu::attention_flash_fixed", kFused,
           fmt::format("the same, cut along the keys at multiples of {}: batch-invariant", kFixedChunkKeys),

@@ -19,8 +19,8 @@ from sagellm_kernel_fusion import ops  # noqa: E402
 lengths = st.one_of(st.sampled_from([0, 1, 2, 15, 16, 17, 127, 128, 129, 255, 257]), st.integers(0, 300))
 
 
-def reference(q, k, v, features, mask):
-    """One sequence: q [sq, heads, d], k and v [sk, kv_heads, d]; out and lse in float64."""
+def reference(q, k, v, features, mask, blocks):
+    """One sequence: q [sq, heads, d], k and v [sk, kv_heads, d], blocks [heads, sq, sk]; out and lse in float64."""
     sq, sk, group = q.shape[0], k.shape[0], q.shape[1] // k.shape[1]
     k, v = (t.double().repeat_interleave(group, 1) for t in (k, v))
     s = torch.einsum("ihd,jhd->hij", q.double(), k) * features["softmax_scale"]
@@ -37,6 +37,8 @@ def reference(q, k, v, features, mask):
     right = 0 if features["causal"] else features["window_right"]
     if right >= 0:
         seen &= j <= p + right
+    if blocks is not None:
+        seen = seen & blocks
     s = s.masked_fill(~seen, -math.inf)
     joined = s
     if features["sinks"] is not None:
@@ -85,6 +87,20 @@ def test_attention(data, seed, call, dtype, selection):
         masks = [torch.rand(sq, sk, generator=g) < 0.8 for sq, sk in pairs]
         wide = [torch.nn.functional.pad(m, (0, longest - m.shape[1])) for m in masks]
         options["attn_mask"] = torch.stack(wide)[:, None] if form == "dense" else torch.cat(wide)[None]
+    blocks = [None] * batch
+    if draw(st.integers(0, 3)) == 0 and longest and total_q:
+        block_q, block_k = draw(st.sampled_from([0, 1, 7, 16])), draw(st.sampled_from([1, 5, 16, 64]))
+        layout_heads = draw(st.sampled_from([1, kv_heads, heads]))
+        rows = -(-max(sq for sq, _ in pairs) // block_q) if block_q else 1
+        layout = torch.rand(batch, layout_heads, rows, -(-longest // block_k), generator=g) < 0.5
+        for b, (sq, sk) in enumerate(pairs):
+            seen = layout[b].repeat_interleave(heads // layout_heads, 0).repeat_interleave(block_q or max(sq, 1), 1)
+            blocks[b] = seen[:, :sq].repeat_interleave(block_k, 2)[..., :sk]
+        if draw(st.booleans()):  # as lists
+            numbers = torch.arange(layout.shape[-1], dtype=torch.int32).expand_as(layout)
+            in_front = torch.where(layout, numbers, layout.shape[-1]).sort(-1).values
+            layout = in_front.masked_fill(in_front == layout.shape[-1], -1).to(torch.int32)
+        options |= {"block_layout": layout, "block_size_q": block_q, "block_size_k": block_k}
     if form == "dense":
         q, k, v = torch.stack(qs), torch.stack(ks), torch.stack(vs)
     else:
@@ -116,7 +132,7 @@ def test_attention(data, seed, call, dtype, selection):
     out = out.reshape(total_q, heads, d)
     at = 0
     for b, (sq, _) in enumerate(pairs):
-        exact, exact_lse = reference(qs[b], ks[b], vs[b], features, masks[b])
+        exact, exact_lse = reference(qs[b], ks[b], vs[b], features, masks[b], blocks[b])
         got = out[at : at + sq]
         own_lse = lse[b] if form == "dense" else lse[:, at : at + sq]
         at += sq

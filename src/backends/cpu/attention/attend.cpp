@@ -13,6 +13,7 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
+#include "backends/cpu/attention/keep_largest-inl.h"
 #include "backends/cpu/attention/online_softmax-inl.h"
 #include "backends/cpu/attention/score_rows-inl.h"
 #include "backends/cpu/attention/stream-inl.h"
@@ -34,6 +35,10 @@ struct Work {
   const ops::SequenceSpan span;
   const int head_dim, value_dim, group;
   const int head_rows, rows;  // of one K/V head, and of all
+  // Where the largest scores of a group are kept: scores then are products of the queries as they come, scaled and biased
+  // in their own unit, so that what is equal stays so, and in units of log2 only afterwards.
+  const bool keeps;
+  const float score_factor, unit;
 
   Work(const AttentionParams& params, const AttentionTask& t)
       : p(params),
@@ -44,7 +49,10 @@ struct Work {
         value_dim(static_cast<int>(params.v.dim(-1))),
         group(static_cast<int>(params.q.dim(-2) / params.k.dim(ops::kv_heads_axis(params.tables)))),
         head_rows(t.row_end - t.row_begin),
-        rows(t.kv_heads * head_rows) {}
+        rows(t.kv_heads * head_rows),
+        keeps(params.sparsity.keep_m > 0),
+        score_factor(static_cast<float>(ops::score_scale(params.softmax_scale, head_dim))),
+        unit(keeps ? 1.0f : kLog2E) {}
 
   std::int64_t token(int row) const { return (task.row_begin + row % head_rows) / task.query_heads; }
   std::int64_t head(int row) const {
@@ -53,11 +61,11 @@ struct Work {
   }
 };
 
-// Queries as f32, multiplied by the scale of the scores; rows up to the next whole tile are zeros.
+// Queries as f32, multiplied by the scale of the scores (not where scores are chosen among); rows up to the next whole tile are zeros.
 void LoadQueries(const Work& w, AttentionScratch& s) {
   const double scale = ops::score_scale(w.p.softmax_scale, w.head_dim);
   const hn::ScalableTag<float> d;
-  const auto factor = hn::Set(d, static_cast<float>(scale * std::numbers::log2e));
+  const auto factor = hn::Set(d, w.keeps ? 1.0f : static_cast<float>(scale * std::numbers::log2e));
   const ops::TokenRows q_rows = w.sequences.token_rows(w.p.q, w.span);
   with_activation_type(w.p.q.dtype, [&]<class T>(std::type_identity<T>) {
     for (int r = 0; r < w.rows; ++r) {
@@ -87,7 +95,7 @@ void ClearSums(const Work& w, AttentionScratch& s) {
     std::fill_n(s.out + r * kOutStride, RoundUp(w.value_dim, StripWidth()), 0.0f);
 }
 
-// The soft cap and the biases of the scores.
+// The soft cap and the biases of the scores, and the choice among them.
 void BiasScores(const Work& w, AttentionScratch& s) {
   const AttentionParams& p = w.p;
   const ops::TokenRows mask_rows =
@@ -101,12 +109,16 @@ void BiasScores(const Work& w, AttentionScratch& s) {
       if (count <= 0) continue;
       float* const row = s.scores + r * kKeyBlock + first;
       const std::int64_t key = run.key + (first - run.column);
-      if (p.softcap > 0.0f) CapRow(row, count, p.softcap * kLog2E);
+      if (w.keeps) ScaleRow(row, count, w.score_factor);
+      if (p.softcap > 0.0f) CapRow(row, count, p.softcap * w.unit);
       if (p.alibi_slopes.present())
-        AddSlope(row, count, ops::alibi_slope(p.alibi_slopes, w.span.index, head) * kLog2E,
+        AddSlope(row, count, ops::alibi_slope(p.alibi_slopes, w.span.index, head) * w.unit,
                  w.span.own_key(token) - key);
       if (p.attn_mask.present())
-        ApplyMask(row, count, p.attn_mask, mask_rows.offset(token, head) + key, kLog2E);
+        ApplyMask(row, count, p.attn_mask, mask_rows.offset(token, head) + key, w.unit);
+      if (w.keeps)
+        KeepLargest(row, count, static_cast<int>(key % p.sparsity.keep_m),
+                    static_cast<int>(p.sparsity.keep_n), static_cast<int>(p.sparsity.keep_m), kLog2E);
     }
   }
 }
@@ -118,7 +130,11 @@ int GatherKeys(const Work& w, const ops::KeyBlocks& blocks, int key, AttentionSc
   s.num_runs = s.columns = 0;
   ops::KeyRange run = blocks.next_run({key, w.task.key_end});
   while (run.begin < run.end && s.columns < kKeyBlock) {
-    const int count = static_cast<int>(std::min<std::int64_t>(run.end - run.begin, kKeyBlock - s.columns));
+    int count = static_cast<int>(std::min<std::int64_t>(run.end - run.begin, kKeyBlock - s.columns));
+    // Groups among which scores are chosen stay whole; a run's begin with it.
+    if (w.keeps && run.begin + count < run.end)
+      count -= static_cast<int>((run.begin + count) % w.p.sparsity.keep_m);
+    if (count <= 0) break;
     s.runs[s.num_runs++] = {static_cast<int>(run.begin), s.columns, count};
     s.columns += count;
     run.begin += count;
@@ -141,7 +157,7 @@ int GatherKeys(const Work& w, const ops::KeyBlocks& blocks, int key, AttentionSc
 template <class T>
 void AttendBlock(const Work& w, const KvSource<T>& k, const KvSource<T>& v, AttentionScratch& s) {
   const int padded = RoundUp(w.rows, kTile);
-  const bool biased = w.p.softcap > 0.0f || w.p.alibi_slopes.present() || w.p.attn_mask.present();
+  const bool biased = w.keeps || w.p.softcap > 0.0f || w.p.alibi_slopes.present() || w.p.attn_mask.present();
   const int columns = RoundUp(s.columns, StripWidth());
   const std::int64_t head = w.task.kv_head;
   if (w.head_rows <= kStreamRows) {

@@ -11,6 +11,7 @@
 #include "backends/cpu/attention/attend.h"
 #include "backends/cpu/attention/kernels.h"
 #include "backends/cpu/attention/schedule.h"
+#include "backends/cpu/attention/score_rows.h"
 #include "backends/cpu/workspace.h"
 
 namespace kf::cpu {
@@ -58,6 +59,14 @@ Support flash::supports(const AttentionParams& p, const PlanContext&) {
     if (head_dim % 8 != 0 || head_dim > kMaxHeadDim)
       return Support::no(
           fmt::format("head_dim {}: this kernel takes multiples of 8 up to {}", head_dim, kMaxHeadDim));
+  if (const SparseKeys& s = p.sparsity; s.keep_m > 0) {
+    if (!keeps_in_vectors(s.keep_m))
+      return Support::no(
+          fmt::format("keep_m {}: this kernel takes powers of two up to {}", s.keep_m, kMostKept));
+    if (s.block_layout.present() && s.block_size_k % s.keep_m != 0)
+      return Support::no(fmt::format("block_size_k {}: this kernel takes multiples of keep_m, {}",
+                                     s.block_size_k, s.keep_m));
+  }
   // Tasks count keys and rows in 32 bits.
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max() - kKeyBlock;
   const std::int64_t tokens = ops::is_dense(p.tables) ? p.q.dim(1) : p.q.dim(0);

@@ -127,7 +127,10 @@ class Scheduler {
     // The end of the chunk that begins here.
     const auto end_of = [&](std::int64_t begin) {
       if (split_ == Split::fixed) return std::min((begin / keys + 1) * keys, u.keys.end);
-      return u.blocks.after({begin, u.keys.end}, keys);
+      // Groups of which the largest scores are kept stay whole.
+      const std::int64_t end = u.blocks.after({begin, u.keys.end}, keys),
+                         m = std::max<std::int64_t>(p_.sparsity.keep_m, 1);
+      return std::min(ceil_div(end, m) * m, u.keys.end);
     };
     if (u.keys.begin >= u.keys.end || end_of(u.keys.begin) == u.keys.end) return push(u, u.task, u.keys);
     const std::int32_t rows = u.task.row_end - u.task.row_begin, chunk_rows = u.task.kv_heads * rows;

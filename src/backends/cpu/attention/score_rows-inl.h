@@ -24,6 +24,14 @@ using kf::HWY_NAMESPACE::ForEachVector;
 using kf::HWY_NAMESPACE::LoadF32;
 using kf::HWY_NAMESPACE::StoreF32;
 
+// row *= factor
+HWY_INLINE void ScaleRow(float* row, std::int64_t n, float factor) {
+  const F32Tag d;
+  const auto f = hn::Set(d, factor);
+  ForEachVector(n, [&](std::int64_t i, auto extent)
+                       HWY_ATTR { StoreF32(d, hn::Mul(f, LoadF32(d, row + i, extent)), row + i, extent); });
+}
+
 // row = cap * tanh(row / cap), with tanh x = 1 - 2 / (e^2x + 1): within 4 u of the cap.
 HWY_INLINE void CapRow(float* row, std::int64_t n, float cap) {
   const F32Tag d;

@@ -239,15 +239,19 @@ void unfused::run(const AttentionMaskParams& p, const RunContext& ctx) {
                                      ops::alibi_slope(p.alibi_slopes, s.index, head), s.own_key(t) - first);
                          if (p.attn_mask.present())
                            apply_mask(out + first, last - first, p.attn_mask, mask.offset(t, head) + first);
-                         if (!p.sparsity.block_layout.present()) continue;
-                         const ops::KeyBlocks blocks(p.sparsity, s.index, ops::query_block(p.sparsity, t),
-                                                     head, num_heads);
-                         std::int64_t done = first;
-                         blocks.for_each_run({first, last}, [&](const ops::KeyRange& run) {
-                           std::fill(out + done, out + run.begin, kForbidden);
-                           done = run.end;
-                         });
-                         std::fill(out + done, out + last, kForbidden);
+                         if (p.sparsity.block_layout.present()) {
+                           const ops::KeyBlocks blocks(p.sparsity, s.index, ops::query_block(p.sparsity, t),
+                                                       head, num_heads);
+                           std::int64_t done = first;
+                           blocks.for_each_run({first, last}, [&](const ops::KeyRange& run) {
+                             std::fill(out + done, out + run.begin, kForbidden);
+                             done = run.end;
+                           });
+                           std::fill(out + done, out + last, kForbidden);
+                         }
+                         if (p.sparsity.keep_m > 0)
+                           keep_largest(out + first, last - first, first % p.sparsity.keep_m,
+                                        p.sparsity.keep_n, p.sparsity.keep_m);
                        }
                      });
 }

@@ -10,6 +10,7 @@
 
 #include "backends/cpu/reference/scalar.h"
 #include "core/quantized.h"
+#include "ops/keep_largest.h"
 #include "ops/key_blocks.h"
 
 namespace kf::cpu::reference {
@@ -137,15 +138,20 @@ void attention(const AttentionParams& p, const RunContext& ctx) {
           }
           const ops::KeyRange seen = s.visible_keys(t, window);
           read_row(p.q, sequences.token_rows(p.q, s).offset(t, head), head_dim, query);
-          double largest = p.sinks.present() ? read(p.sinks, head * p.sinks.stride(0)) : -kInfinity;
-          const double sink = largest;
+          // What the row does not see is -inf to those that choose among its scores.
+          std::fill(scores + seen.begin, scores + seen.end, -kInfinity);
           blocks.for_each_run(seen, [&](const ops::KeyRange& run) {
             for (std::int64_t j = run.begin; j < run.end; ++j) {
               const double score = capped(scale * dot(query, keys + j * head_dim, head_dim), p.softcap);
               scores[j] = biased(score, sequences, s, p.alibi_slopes, p.attn_mask, head, t, j);
-              largest = std::max(largest, scores[j]);
             }
           });
+          if (p.sparsity.keep_m > 0)
+            ops::keep_largest(scores + seen.begin, seen.end - seen.begin, seen.begin % p.sparsity.keep_m,
+                              p.sparsity.keep_n, p.sparsity.keep_m);
+          const double sink = p.sinks.present() ? read(p.sinks, head * p.sinks.stride(0)) : -kInfinity;
+          double largest = sink;
+          for (std::int64_t j = seen.begin; j < seen.end; ++j) largest = std::max(largest, scores[j]);
           // Scores of -inf weigh nothing, even where there are no others.
           const auto weight_of = [&](double x) { return x == -kInfinity ? 0.0 : std::exp(x - largest); };
           double sum = 0;
@@ -222,6 +228,8 @@ void attention_mask(const AttentionMaskParams& p, const RunContext& ctx) {
               static_cast<float>(biased(row[done], sequences, s, p.alibi_slopes, p.attn_mask, head, t, done));
       });
       forbid(p.scores.dim(-1));
+      if (p.sparsity.keep_m > 0)
+        ops::keep_largest(out, p.scores.dim(-1), 0, p.sparsity.keep_n, p.sparsity.keep_m);
     }
   });
 }
