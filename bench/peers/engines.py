@@ -6,6 +6,7 @@ engine by name; libraries are imported where they are used, so that a missing on
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 from pathlib import Path
@@ -33,12 +34,12 @@ class TransformersEngine:
 
     package = "transformers"
 
-    def __init__(self, model, attention: str):
+    def __init__(self, model, attention: str, name: str | None = None):
         import torch
 
         self.torch, self.model, self.attention, self.cache = torch, model, attention, None
         short = {torch.float32: "", torch.bfloat16: "-bf16"}[model.dtype]
-        self.name = f"transformers-{attention}{short}"
+        self.name = name or f"transformers-{attention}{short}"
         self.precision = str(model.dtype).removeprefix("torch.")
 
     def prefill(self, tokens: np.ndarray) -> np.ndarray:
@@ -132,8 +133,17 @@ def make_kf(name: str, path: Path, threads: int, context: int) -> KfEngine:
     return KfEngine(name, model, {"f32": "float32", "file": "file"}[weights])
 
 
+def fused_copy(model, threads: int):
+    """The model under fuse_model, its weights shared with the other engines'."""
+    import sagellm_kernel_fusion as kf
+
+    shared = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    kf.fuse_model(shared, kf.KernelFusionConfig(num_threads=threads))
+    return shared
+
+
 NAMES = (
-    "transformers-sdpa", "transformers-eager", "transformers-sdpa-bf16",
+    "transformers-sdpa", "transformers-eager", "transformers-sdpa-bf16", "transformers-fused",
     "llama.cpp", "llama.cpp-flash-off",
     "kf-f32", "kf-file", "kf-f32-all", "kf-file-all", "kf-f32-none", "kf-file-none",
 )  # fmt: skip
@@ -152,8 +162,11 @@ def make(names: list[str], path: Path, threads: int, context: int) -> list[Engin
             attention, _, short = rest.partition("-")
             dtype = "bfloat16" if short == "bf16" else "float32"
             if dtype not in models:
-                models[dtype] = load_model(path, dtype, attention)
-            engines.append(TransformersEngine(models[dtype], attention))
+                models[dtype] = load_model(path, dtype, "sdpa" if attention == "fused" else attention)
+            if attention == "fused":
+                engines.append(TransformersEngine(fused_copy(models[dtype], threads), "kernel_fusion", name))
+            else:
+                engines.append(TransformersEngine(models[dtype], attention))
         elif family == "llama.cpp":
             engines.append(LlamaCppEngine(path, threads, context, rest.removeprefix("flash-") or "auto"))
         elif family == "kf":

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from . import _kf
-from .errors import KernelFusionError
+from .errors import KernelFusionError, NotServedError
 
 _log = logging.getLogger("sagellm_kernel_fusion")
 _BUDGET_SECONDS = 1.0  # of one report
@@ -108,6 +108,41 @@ def log_report(report: dict[str, float], counts: list[dict]) -> None:
                 "%s served %d calls of %s as a fallback: %s",
                 row["kernel"], row["fallbacks"], row["op"], row["fallback_reason"],
             )  # fmt: skip
+
+
+class SpanExporter:
+    """Timed calls as OpenTelemetry's spans, each given once."""
+
+    def __init__(self):
+        self._until = 0.0  # when the last call that was given ended
+        self._lock = threading.Lock()
+
+    def export(self, spans: list[tuple], tracer=None) -> int:
+        """tracer: an OpenTelemetry Tracer; None: that of the global provider."""
+        if tracer is None:
+            try:
+                from opentelemetry import trace
+            except ImportError as error:
+                raise NotServedError(
+                    "export_spans: opentelemetry is not installed: pip install opentelemetry-sdk, or use write_trace"
+                ) from error
+            tracer = trace.get_tracer("sagellm_kernel_fusion", _kf.__version__)
+        # Calls are timed by the steady clock, spans are dated.
+        epoch = time.time_ns() - time.monotonic_ns()
+        with self._lock:
+            new = [span for span in spans if span[3] + span[4] > self._until]
+            for op, kernel, shapes, start, seconds, thread in new:
+                began = epoch + int(start * 1e9)
+                attributes = {"kf.op": op, "kf.kernel": kernel, "kf.shapes": shapes, "thread.id": _signed(thread)}
+                span = tracer.start_span(kernel, start_time=began, attributes=attributes)
+                span.end(began + int(seconds * 1e9))
+                self._until = max(self._until, start + seconds)
+        return len(new)
+
+
+def _signed(number: int) -> int:
+    """Attributes are 64-bit integers with a sign."""
+    return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def write_chrome_trace(path: str | os.PathLike, spans: list[tuple]) -> int:

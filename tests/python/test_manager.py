@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -277,6 +279,7 @@ def test_wrong_operands_are_refused_with_what_was_expected(m):
         "stream: expected": lambda: m.fuse_softmax(x, stream="main"),
         "detach": lambda: m.fuse_softmax(x.clone().requires_grad_()),
         "write_trace": lambda: m.write_trace("trace.json"),
+        "export_spans": lambda: m.export_spans(),
     }.items():
         with pytest.raises(kf.InvalidArgumentError, match=expected):
             call()
@@ -335,3 +338,37 @@ def test_profiling_times_kernels_and_writes_a_trace(tmp_path):
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert [e["cat"] for e in events] == ["softmax"] * 3 and all(e["ph"] == "X" and e["dur"] > 0 for e in events)
     assert events[0]["ts"] + events[0]["dur"] <= events[1]["ts"]
+
+
+def test_spans_go_to_opentelemetry_once():
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("test")
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(profile_kernels=True))
+    before = time.time_ns()
+    for _ in range(2):
+        m.fuse_softmax(torch.randn(4, 8))
+    after = time.time_ns()
+    assert m.export_spans(tracer) == 2
+    assert m.export_spans(tracer) == 0
+    m.fuse_activation(torch.randn(4, 8))
+    assert m.export_spans(tracer) == 1
+    spans = exporter.get_finished_spans()
+    assert [span.attributes["kf.op"] for span in spans] == ["softmax", "softmax", "activation"]
+    assert spans[0].name == spans[0].attributes["kf.kernel"] and "x=f32[4, 8]" in spans[0].attributes["kf.shapes"]
+    slack = 1_000_000  # between reading two clocks, one after the other
+    assert before - slack <= spans[0].start_time < spans[0].end_time <= spans[1].start_time <= after + slack
+    assert m.export_spans() == 0  # the global provider's, with nothing new
+
+
+def test_spans_without_opentelemetry(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(profile_kernels=True))
+    with pytest.raises(kf.NotServedError, match="pip install opentelemetry-sdk"):
+        m.export_spans()

@@ -85,7 +85,7 @@ def test_a_transformers_model_fused_in_place(transformers_model, transformers_lo
     greedy = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": -1}
     done = kf.fuse_model(transformers_model)
     try:
-        assert len(done.fused) == transformers_model.config.num_hidden_layers + 1 and not done.refused
+        assert len(done.fused) == transformers_model.config.num_hidden_layers + 2 and not done.refused
         with torch.inference_mode():
             fused = transformers_model(tokens).logits[0].numpy()
         made = transformers_model.generate(prompt, **greedy)[0, prompt.shape[1] :].tolist()

@@ -69,6 +69,7 @@ _FORMS = (
         "layer_norm", lambda m: isinstance(m, nn.LayerNorm), modules.plan_layer_norm, modules.layer_norm_forward, _rows
     ),
 )  # fmt: skip
+_HEAD = _Form("linear", lambda module: False, modules.plan_linear, modules.linear_forward, _rows)
 
 
 def fuse_model(
@@ -77,9 +78,9 @@ def fuse_model(
     """Makes a model call fused operators, in place; for inference, on the CPU, in f32, f16 or bf16.
 
     transformers' Llama, Qwen2, Qwen3, Mistral, Phi-3, Gemma 2 and Gemma 3: whole decoder layers (norms, the QKV layers,
-    rotation, attention over any of its caches, the gated FFN, residuals). In any other model, torch's or transformers':
-    RMS and layer norms, and gated FFNs. Before a kind of module is replaced, it is compared with its fused form on
-    random operands, in f32.
+    rotation, attention over any of its caches, the gated FFN, residuals), and the last layer. In any other model,
+    torch's or transformers': RMS and layer norms, and gated FFNs. Before a kind of module is replaced, it is compared
+    with its fused form on random operands, in f32.
 
     config: as the manager's: what a switch turns off runs unfused; a manager of your own (with custom kernels) may be
     given in its place. Weights are shared with the model, and read at every call. Returns what was fused, what was not
@@ -94,12 +95,13 @@ def fuse_model(
     manager = KernelFusionManager(config) if manager is None else manager
     calls = Calls(manager, manager.config if config is None else config)
     done = FusedModules(manager)
+    heads = {id(m.get_output_embeddings()) for m in model.modules() if hasattr(m, "get_output_embeddings")}
     known: dict[tuple, str | None] = {}
     within: tuple[str, ...] = ()
     for name, module in list(model.named_modules()):
         if name.startswith(within):
             continue
-        form = next((form for form in _FORMS if form.is_one(module)), None)
+        form = _HEAD if id(module) in heads else next((form for form in _FORMS if form.is_one(module)), None)
         if form is None:
             if type(module).__name__.endswith("Attention"):
                 done.refused.append((name, "attention outside of a decoder layer that is known"))

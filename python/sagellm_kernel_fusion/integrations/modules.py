@@ -138,6 +138,19 @@ def is_gated_ffn(module: nn.Module) -> bool:
     return "down_proj" in names and ("gate_up_proj" in names or ("gate_proj" in names and "up_proj" in names))
 
 
+# The last layer. Nothing is fused with it, but it then computes with the same threads as the layers before it: torch's
+# have a pool of their own, and two pools that wait for work in turns take the cores from each other.
+
+
+def plan_linear(module: nn.Linear) -> SimpleNamespace | str:
+    return linears_problem(head=module) or problem_of(module) or SimpleNamespace(width=module.in_features)
+
+
+def linear_forward(self: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    fields = {"x": input, "weight": parameter(self), "bias": parameter(self, "bias")}
+    return getattr(self, STATE).calls("linear", fields, rows=True)
+
+
 def probe(module: nn.Module, width: int):
     """Operands to compare a module and its fused form on."""
     return (torch.randn(3, 5, width, generator=torch.Generator().manual_seed(0)),)
