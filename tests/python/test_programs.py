@@ -46,7 +46,7 @@ def programs(tmp_path_factory) -> Path:
 
 
 def test_the_readme_has_programs():
-    assert len(blocks("cpp")) == len(blocks("cmake")) == 1 and len(blocks("python")) == 2
+    assert len(blocks("cpp")) == len(blocks("cmake")) == 1 and len(blocks("python")) == 3
     assert "find_package(kf REQUIRED)" in blocks("cmake")[0] and "(program " in blocks("cmake")[0]
 
 
@@ -56,15 +56,22 @@ def test_the_readmes_cpp_program(programs):
 
 def test_the_readmes_python_program(smollm2, tmp_path):
     (tmp_path / smollm2.name).symlink_to(smollm2)
-    program, _ = blocks("python")
+    program, _, _ = blocks("python")
     check = "assert out.shape == x.shape and type(out) is np.ndarray and model.generate('Once', 2).text"
     run(sys.executable, "-c", f"{program}\n{check}", cwd=tmp_path)
 
 
 def test_the_readmes_program_of_the_manager(tmp_path):
     pytest.importorskip("torch")
-    _, program = blocks("python")
+    _, program, _ = blocks("python")
     check = "assert out.shape == q.shape and m.report()['attention_speedup'] > 0"
+    run(sys.executable, "-c", f"{program}\n{check}", cwd=tmp_path)
+
+
+def test_the_readmes_program_of_a_transformers_model(tmp_path):
+    pytest.importorskip("transformers")
+    *_, program = blocks("python")
+    check = "assert len(done.fused) == 4 and not done.refused and tokens.shape[1] > 3"
     run(sys.executable, "-c", f"{program}\n{check}", cwd=tmp_path)
 
 
