@@ -38,9 +38,12 @@ double score_error(std::int64_t head_dim) {
   return kLambda * unit_roundoff(DType::f32) * 2 / 3.14159 * static_cast<double>(head_dim);
 }
 
+// On a device's matrix units probabilities are rounded to q's dtype of 16 bits: u of each of them, of values within 5.
 Tolerance attention_tolerance(DType out, std::int64_t head_dim, std::int64_t keys, double feature_error = 0) {
   const double u32 = unit_roundoff(DType::f32), sums = kLambda * u32 * std::sqrt(static_cast<double>(keys));
-  return {2 * unit_roundoff(out), 5.0 * (2 * (score_error(head_dim) + feature_error) + 2 * (5 * u32 + sums))};
+  return {.rtol = 2 * unit_roundoff(out),
+          .atol = 5.0 * (2 * (score_error(head_dim) + feature_error) + 2 * (5 * u32 + sums)),
+          .device_atol = out == DType::f32 ? 0 : 5 * unit_roundoff(out)};
 }
 
 struct Heads {
@@ -1036,6 +1039,25 @@ void add_attention_cases(CaseList& list) {
   add_kept(cases);
   add_merges(cases);
   add_bench(cases);
+}
+
+// The shapes of an accelerator's prefill and decode.
+void add_attention_device_cases(CaseList& list) {
+  Cases cases(list);
+  const Types bf16{DType::bf16, DType::bf16};
+  for (const Heads& h : {Heads{32, 32, 64}, Heads{32, 8, 128}, Heads{8, 8, 256}})
+    for (const Batch& b : {even(16, 512, 512), even(4, 2048, 2048), even(1, 8192, 8192)})
+      cases.attention(b, h, bf16, true, true);
+  cases.attention(even(4, 2048, 2048), {32, 8, 128}, bf16, false, true);
+  const Heads h{32, 8, 128};
+  for (const Batch& b : {even(1, 1, 4096), even(1, 1, 32768), even(8, 1, 8192), even(64, 1, 1024)})
+    cases.attention(b, h, bf16, true, true);
+  Batch ragged{std::vector<std::int64_t>(8, 1), {16000, 500, 8000, 3000, 12000, 100, 20000, 6000}, Batch::hnd, 16};
+  cases.attention(ragged, h, bf16, true, true);
+  ragged.form = Batch::nhd;
+  cases.attention(ragged, h, bf16, true, true);
+  cases.attention({{512}, {8192}, Batch::hnd, 16}, h, bf16, true, true);
+  cases.attention({{4, 4}, {8192, 8192}, Batch::hnd, 16}, h, bf16, true, true);
 }
 
 }  // namespace kf::cases

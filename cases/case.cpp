@@ -194,6 +194,7 @@ const CaseList& device_cases() {
     add_norm_device_cases(l);
     add_elementwise_device_cases(l);
     add_rope_device_cases(l);
+    add_attention_device_cases(l);
     add_sampling_device_cases(l);
     return l;
   }();

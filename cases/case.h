@@ -44,6 +44,8 @@ struct Tolerance {
   double rtol = 0, atol = 0;
   int codes = 0;
   double code_floor = 1.0 / 128;
+  // Added to atol on a device whose matrix units take operands of 16 bits only, which an intermediate is rounded to.
+  double device_atol = 0;
 };
 
 struct Case {
@@ -78,6 +80,7 @@ void add_linear_device_cases(CaseList& list);
 void add_norm_device_cases(CaseList& list);
 void add_elementwise_device_cases(CaseList& list);
 void add_rope_device_cases(CaseList& list);
+void add_attention_device_cases(CaseList& list);
 void add_sampling_device_cases(CaseList& list);
 const CaseList& device_cases();
 

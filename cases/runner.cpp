@@ -191,7 +191,8 @@ double codes_apart(DType dtype, double a, double b, double code_floor) {
          std::max(std::ldexp(1.0, exponent - mantissa_bits), code_floor * code_ends(dtype).highest);
 }
 
-Comparison compare(const Case& c, const Operands& got, const Operands& ref) {
+Comparison compare(const Case& c, const Operands& got, const Operands& ref, bool on_host) {
+  const double atol = c.tolerance.atol + (on_host ? 0 : c.tolerance.device_atol);
   Comparison r;
   double largest = 0;
   for (std::size_t k = 0; k < got.outputs.size(); ++k) {
@@ -210,7 +211,7 @@ Comparison compare(const Case& c, const Operands& got, const Operands& ref) {
         ok = error <= c.tolerance.codes;
       } else {
         error = std::abs(a - b);
-        ok = error <= (exact ? 0.0 : c.tolerance.atol + c.tolerance.rtol * std::abs(b));
+        ok = error <= (exact ? 0.0 : atol + c.tolerance.rtol * std::abs(b));
         largest = std::max(largest, std::abs(b));
       }
       r.max_error = std::max(r.max_error, error);
@@ -218,7 +219,7 @@ Comparison compare(const Case& c, const Operands& got, const Operands& ref) {
         r.ok = false;
         const double allowed = exact   ? 0.0
                                : codes ? c.tolerance.codes
-                                       : c.tolerance.atol + c.tolerance.rtol * std::abs(b);
+                                       : atol + c.tolerance.rtol * std::abs(b);
         r.detail = fmt::format("{}[{}]: expected {:.9g}, got {:.9g}, difference {:.3g}{}, allowed {:.3g}",
                                got.outputs[k].name, i, b, a, codes ? error : std::abs(a - b),
                                codes ? " codes" : "", allowed);
@@ -281,7 +282,7 @@ Comparison check_form(const Case& c, const Kernel& k, Dispatcher& dispatcher, Pa
   const auto workspace = dispatcher.allocate(plan->workspace_bytes());
   dispatcher.execute(*plan, got.params.data(), workspace.get());
   bring_back(dispatcher, got);
-  Comparison result = compare(c, got, ref);
+  Comparison result = compare(c, got, ref, dispatcher.on_host());
   const std::vector<std::uint64_t> after = input_hashes(dispatcher, got);
   for (std::size_t i = 0; i < after.size(); ++i) {
     if (after[i] == 0 || after[i] == inputs[i]) continue;
@@ -389,7 +390,7 @@ Timing time_case(const Case& c, Dispatcher& dispatcher, const Selection& baselin
   t.baseline_bytes = static_cast<double>(plan_a->workspace_bytes());
   t.optimized_bytes = static_cast<double>(plan_b->workspace_bytes());
   t.cost = plan_a->cost();
-  t.check = compare(c, b, a);
+  t.check = compare(c, b, a, dispatcher.on_host());
   return t;
 }
 
@@ -405,7 +406,7 @@ DeviceTiming time_on_device(const Case& c, Dispatcher& dispatcher, const Selecti
     dispatcher.run(c.op, got.params.data(), selection);
     bring_back(dispatcher, got);
     reference.run(c.op, ref.params.data());
-    t.check = compare(c, got, ref);
+    t.check = compare(c, got, ref, dispatcher.on_host());
   }
   PackCache packs;
   std::vector<Operands> copies(1);

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "backends/cuda/attention/attention.h"
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/elementwise/pointwise.h"
 #include "backends/cuda/elementwise/softmax.h"
@@ -21,6 +22,8 @@ namespace kf::cuda {
 namespace {
 
 constexpr const char* kAnyLayout = "any layout with a contiguous last dimension";
+constexpr const char* kProducts =
+    "any number of tokens, one dtype: products of cuBLASLt and what stands around them";
 constexpr const char* kSmall = "up to 4 tokens, weights of x's dtype in rows of neighbouring elements";
 
 // The operands that these kernels know: whatever else an op may take (scales, masks of sparse weights, adapters) is refused.
@@ -43,20 +46,24 @@ const std::map<Op, std::set<std::string>>& known_operands() {
       {Op::rope_append,
        {"q", "k", "v", "positions", "cos", "sin", "q_norm_weight", "k_norm_weight", "slot_mapping", "k_cache",
         "v_cache", "q_out"}},
+      {Op::attention,
+       {"q", "k", "v", "out", "lse", "cu_seqlens_q", "cu_seqlens_k", "block_tables", "context_lens",
+        "alibi_slopes", "attn_mask", "sinks", "k_scales", "k_zeros", "v_scales", "v_zeros"}},
+      {Op::merge_attention, {"out_a", "lse_a", "out_b", "lse_b", "out", "lse"}},
       {Op::embedding, {"ids", "table", "out"}},
       {Op::argmax, {"logits", "ids", "max"}},
   };
   return known;
 }
 
-// Only those, and of data only f32, f16 and bf16.
+// Only those, and of data only f32, f16 and bf16; attention's kernels say for themselves which.
 Support known_only(Op op, const void* params) {
   const std::set<std::string>& known = known_operands().at(op);
   for (const Slot& s : slots_of(op, const_cast<void*>(params))) {
     if (!s.tensor->present()) continue;
     if (!known.contains(s.name)) return Support::no(std::string(s.name) + " given: this kernel takes none");
     const DType dtype = s.tensor->dtype;
-    if (dtype == DType::i32 || dtype == DType::i64) continue;
+    if (dtype == DType::i32 || dtype == DType::i64 || op == Op::attention) continue;
     if (const Support plain = plain_dtype(s.name, *s.tensor); !plain) return plain;
   }
   return Support::yes();
@@ -80,10 +87,19 @@ std::vector<Kernel> kernels() {
       make_kernel<LinearParams, CublasLtState>("cuda::linear_cublaslt", kFused | kVanilla,
                                                "one dtype; no prologue, activation or residual",
                                                cublaslt::supports, cublaslt::prepare, cublaslt::run),
+      make_kernel<LinearParams, CublasLtState>("cuda::linear_cublaslt_residual", kFused | kLibrary,
+                                               "one dtype; no prologue or activation",
+                                               cublaslt::supports_residual, cublaslt::prepare, cublaslt::run),
+      make_kernel<LinearParams, ProductsState>("cuda::linear_products", kFused, kProducts, products::supports,
+                                               products::prepare, products::run),
       make_kernel<QkvLinearParams, SmallState>("cuda::qkv_linear_small", kFused, kSmall, small::supports,
                                                small::prepare, small::run),
+      make_kernel<QkvLinearParams, ProductsState>("cuda::qkv_linear_products", kFused, kProducts,
+                                                  products::supports, products::prepare, products::run),
       make_kernel<GatedFfnParams, SmallState>("cuda::gated_ffn_small", kFused, kSmall, small::supports,
                                               small::prepare_ffn, small::run),
+      make_kernel<GatedFfnParams, ProductsState>("cuda::gated_ffn_products", kFused, kProducts,
+                                                 products::supports, products::prepare, products::run),
 
       // --- rms_norm, layer_norm ---
       make_kernel("cuda::rms_norm_plain", kFused | kVanilla, "no residual", rms_norm_plain_supports,
@@ -108,6 +124,16 @@ std::vector<Kernel> kernels() {
       make_kernel("cuda::rope_qk_norm", kFused, "with or without QK-norm", rope_supports, rope_run),
       make_kernel("cuda::append_kv_plain", kFused | kVanilla, kAnyLayout, append_kv_supports, append_kv_run),
       make_kernel("cuda::rope_append_fused", kFused, kAnyLayout, rope_append_supports, rope_append_run),
+
+      // --- attention, merge_attention ---
+      make_kernel<AttentionParams, attention::State>(
+          "cuda::attention_flash2", kFused, "f16 and bf16; rows in chunks of 16 bytes; head_dim up to 256",
+          flash2_supports, flash2_prepare, flash2_run),
+      make_kernel<AttentionParams, attention::State>(
+          "cuda::attention_f32", kFused, "any dtypes, quantized keys and values; head_dim up to 256",
+          attention_f32_supports, attention_f32_prepare, attention_f32_run),
+      make_kernel("cuda::merge_attention_plain", kFused | kVanilla, kAnyLayout, merge_attention_supports,
+                  merge_attention_run),
 
       // --- embedding, argmax ---
       make_kernel("cuda::embedding_plain", kFused | kVanilla, "table f32, f16 or bf16", embedding_supports,

@@ -41,7 +41,7 @@ class Launch {
   }
 
  private:
-  static constexpr std::size_t kDefaultShared = 48 << 10;
+  static constexpr std::size_t kDefaultShared = 44 << 10;  // of 48, which what a kernel declares is part of
   CurrentDevice current_;
   cudaStream_t stream_;
   int device_;

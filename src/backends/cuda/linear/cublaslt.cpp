@@ -81,7 +81,8 @@ constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
 struct CublasLtState {
   cublasLtMatmulDesc_t product = nullptr;
-  cublasLtMatrixLayout_t weight = nullptr, x = nullptr, out = nullptr;
+  cublasLtMatrixLayout_t weight = nullptr, x = nullptr, added = nullptr,
+                         out = nullptr;  // added: a residual, or as out
   // For operands aligned to 16 bytes, and to their elements.
   cublasLtMatmulAlgo_t aligned{}, unaligned{};
   bool has_unaligned = false;
@@ -91,7 +92,7 @@ struct CublasLtState {
   CublasLtState& operator=(const CublasLtState&) = delete;
   ~CublasLtState() {
     if (product) library().cublasLtMatmulDescDestroy(product);
-    for (cublasLtMatrixLayout_t l : {weight, x, out})
+    for (cublasLtMatrixLayout_t l : {weight, x, added, out})
       if (l) library().cublasLtMatrixLayoutDestroy(l);
   }
 };
@@ -134,7 +135,7 @@ bool find_algorithm(const CublasLtState& s, int device, std::uint32_t alignment,
   cublasLtMatmulHeuristicResult_t result{};
   int found = 0;
   const cublasStatus_t status = lt.cublasLtMatmulAlgoGetHeuristic(
-      handle_of(device), s.product, s.weight, s.x, s.out, s.out, preference, 1, &result, &found);
+      handle_of(device), s.product, s.weight, s.x, s.added, s.out, preference, 1, &result, &found);
   if (status != CUBLAS_STATUS_SUCCESS || found == 0) return false;
   *algorithm = result.algo;
   return true;
@@ -160,18 +161,25 @@ std::shared_ptr<CublasLtState> describe(const LinearParams& p) {
                   : layout(p.weight.dtype, p.weight.dim(1), p.weight.dim(0), p.weight.stride(1));
   s->x = layout(p.x.dtype, p.x.dim(0), p.x.dim(1), row_stride(p.x));
   s->out = layout(p.out.dtype, p.out.dim(0), p.out.dim(1), row_stride(p.out));
+  const TensorView& added = p.residual.present() ? p.residual : p.out;
+  s->added = layout(added.dtype, p.out.dim(0), p.out.dim(1), row_stride(added));
   return s;
 }
 
 }  // namespace
 
 Support cublaslt::supports(const LinearParams& p, const PlanContext& ctx) {
+  if (p.residual.present()) return Support::no("a residual: this row is the unfused linear layer");
+  return supports_residual(p, ctx);
+}
+
+Support cublaslt::supports_residual(const LinearParams& p, const PlanContext& ctx) {
   if (!library().missing.empty()) return Support::no(library().missing);
   if (!p.prologue.empty()) return Support::no("a prologue: cuBLASLt's product has none");
   if (p.activation != Activation::none)
-    return Support::no("an activation: this row is the unfused linear layer");
-  if (p.residual.present()) return Support::no("a residual: this row is the unfused linear layer");
-  if (p.weight.dtype != p.x.dtype || (p.bias.present() && p.bias.dtype != p.x.dtype))
+    return Support::no("an activation: cuBLASLt's product has none of ours");
+  if (p.weight.dtype != p.x.dtype || (p.bias.present() && p.bias.dtype != p.x.dtype) ||
+      (p.residual.present() && p.residual.dtype != p.x.dtype))
     return Support::no(
         fmt::format("x {}, weight {}{}: cuBLASLt takes one dtype throughout", dtype_name(p.x.dtype),
                     dtype_name(p.weight.dtype),
@@ -183,8 +191,8 @@ Support cublaslt::supports(const LinearParams& p, const PlanContext& ctx) {
         dtype_name(p.bias.dtype), p.weight.dim(0)));
   if (p.x.dim(1) == 0) return Support::no("no input features: cuBLASLt takes at least one");
   if (p.out.numel() == 0) return Support::yes();
-  for (const TensorView* t : {&p.x, &p.out})
-    if (t->dim(0) > 1 && t->stride(0) < t->dim(1))
+  for (const TensorView* t : {&p.x, &p.out, &p.residual})
+    if (t->present() && t->dim(0) > 1 && t->stride(0) < t->dim(1))
       return Support::no(fmt::format("rows {} apart and {} long: cuBLASLt takes rows that do not overlap",
                                      t->stride(0), t->dim(1)));
   const std::int64_t row = p.weight.stride(0), col = p.weight.stride(1);
@@ -214,8 +222,8 @@ void cublaslt::run(const LinearParams& p, const CublasLtState& s, const RunConte
   if (p.out.numel() == 0) return;
   const CurrentDevice current(p.x.device.index);
   bool aligned = true;
-  for (const TensorView* t : {&p.x, &p.weight, &p.out})
-    aligned &= reinterpret_cast<std::uintptr_t>(t->data) % 16 == 0;
+  for (const TensorView* t : {&p.x, &p.weight, &p.residual, &p.out})
+    aligned &= !t->present() || reinterpret_cast<std::uintptr_t>(t->data) % 16 == 0;
   if (!aligned && !s.has_unaligned)
     throw Error(ErrorCode::invalid_argument, "linear: cuBLASLt expected operands aligned to 16 bytes");
   // The bias is named by the description, which calls in other threads share: each has its own copy.
@@ -224,9 +232,10 @@ void cublaslt::run(const LinearParams& p, const CublasLtState& s, const RunConte
     check_lt(library().cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
                                                       &p.bias.data, sizeof(void*)),
              "cublasLtMatmulDescSetAttribute");
-  const float one = 1, zero = 0;
+  const float one = 1, kept = p.residual.present() ? 1.0f : 0.0f;
+  const void* const added = p.residual.present() ? p.residual.data : p.out.data;
   check_lt(library().cublasLtMatmul(handle_of(p.x.device.index), &product, &one, p.weight.data, s.weight,
-                                    p.x.data, s.x, &zero, p.out.data, s.out, p.out.data, s.out,
+                                    p.x.data, s.x, &kept, added, s.added, p.out.data, s.out,
                                     aligned ? &s.aligned : &s.unaligned, ctx.workspace, kWorkspaceBytes,
                                     static_cast<cudaStream_t>(ctx.stream)),
            "cublasLtMatmul");

@@ -28,13 +28,26 @@ void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx);
 void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx);
 }  // namespace small
 
-// The unfused linear layer, as an eager framework runs it.
+// A product with bias; `supports`: the unfused linear layer, as an eager framework runs it, `supports_residual`: with what is
+// added to it in its epilogue.
 struct CublasLtState;
 namespace cublaslt {
+Support supports_residual(const LinearParams& p, const PlanContext& ctx);
 Support supports(const LinearParams& p, const PlanContext& ctx);
 std::shared_ptr<CublasLtState> prepare(const LinearParams& p, const PlanContext& ctx,
                                        std::size_t* workspace_bytes);
 void run(const LinearParams& p, const CublasLtState& s, const RunContext& ctx);
 }  // namespace cublaslt
+
+// Any number of tokens, around such products.
+struct ProductsState;
+namespace products {
+template <class P>
+Support supports(const P& p, const PlanContext& ctx);
+template <class P>
+std::shared_ptr<ProductsState> prepare(const P& p, const PlanContext& ctx, std::size_t* workspace_bytes);
+template <class P>
+void run(const P& p, const ProductsState& s, const RunContext& ctx);
+}  // namespace products
 
 }  // namespace kf::cuda

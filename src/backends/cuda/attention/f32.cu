@@ -1,0 +1,176 @@
+// Attention in f32, whatever q, keys and values are kept in: keys and values are widened, or dequantized, on their way to
+// shared memory. Scores: a lane a key; values: a lane a column.
+#include <cuda_fp8.h>
+
+#include "backends/cuda/attention/instances.cuh"
+#include "backends/cuda/device/reduce.cuh"
+
+namespace kf::cuda::attention {
+namespace {
+
+constexpr int kRows = F32Shape::kRows, kKeys = F32Shape::kKeys, kWarps = F32Shape::kWarps;
+constexpr int kThreads = kWarps * 32, kWarpRows = kRows / kWarps, kMaxDim = F32Shape::kMaxDim;
+
+std::size_t shared_bytes(const Args& a) {
+  return sizeof(float) *
+         static_cast<std::size_t>(kRows * a.head_dim + kKeys * (a.head_dim + 1) + kKeys * a.value_dim);
+}
+
+__device__ float scalar_at(DType dtype, const void* data, std::int64_t i) {
+  switch (dtype) {
+    case DType::f16:
+      return widen(static_cast<const F16*>(data)[i]);
+    case DType::bf16:
+      return widen(static_cast<const Bf16*>(data)[i]);
+    case DType::i8:
+      return static_cast<const std::int8_t*>(data)[i];
+    case DType::int4: {  // two a byte, the low half first
+      const int byte = static_cast<const std::uint8_t*>(data)[i / 2];
+      return static_cast<float>(((i % 2 ? byte >> 4 : byte & 15) ^ 8) - 8);
+    }
+    case DType::fp8_e4m3:
+    case DType::fp8_e5m2: {
+      const __half_raw h = __nv_cvt_fp8_to_halfraw(static_cast<const std::uint8_t*>(data)[i],
+                                                   dtype == DType::fp8_e4m3 ? __NV_E4M3 : __NV_E5M2);
+      return __half2float(__half(h));
+    }
+    default:
+      return static_cast<const float*>(data)[i];
+  }
+}
+
+// A tile of keys or values as f32; zeros from `end` on.
+__device__ void widen_keys(float* to, int stride, const Keys& k, const Args& a, const Span& s, int kv_head,
+                           int first, int end, int dim) {
+  for (int i = static_cast<int>(threadIdx.x); i < kKeys * dim; i += kThreads) {
+    const int row = i / dim, d = i % dim;
+    float v = 0;
+    if (first + row < end) {
+      const KeyPlace at = key_place(a, s, first + row);
+      v = scalar_at(k.dtype, k.data, key_offset(k, at, kv_head) + d);
+      if (k.scales.data) {
+        const int group = d / k.group_size;
+        if (k.zeros.data)
+          v -= scalar_at(k.zeros.dtype, k.zeros.data,
+                         key_offset(k.zeros, at, kv_head) + group * k.zeros.group_stride);
+        v *= scalar_at(k.scales.dtype, k.scales.data,
+                       key_offset(k.scales, at, kv_head) + group * k.scales.group_stride);
+      }
+    }
+    to[row * stride + d] = v;
+  }
+}
+
+template <class T>
+__global__ __launch_bounds__(kThreads) void f32_kernel(const __grid_constant__ Args a) {
+  wait_for_predecessor();
+  Segment s;
+  if (!find_segment<kRows, kKeys>(a, &s)) return;
+  const Span& span = s.unit.span;
+  const int kv_head = s.unit.kv_head, end = s.keys.end, dim = a.head_dim;
+  const RowsOfTile<kRows> tile_rows(a, s.unit);
+  extern __shared__ float floats[];
+  float *const q_s = floats, *const k_s = q_s + kRows * dim, *const v_s = k_s + kKeys * (dim + 1);
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * dim; i += kThreads) {
+    const int row = i / dim;
+    const Row at = row_of(a, kv_head, s.unit.row_tile * kRows + row);
+    q_s[i] =
+        row < tile_rows.count
+            ? widen(static_cast<const T*>(a.q.data)[row_offset(a.q, a, span, at.token, at.head) + i % dim])
+            : 0.0f;
+  }
+  int token[kWarpRows], head[kWarpRows];
+  KeyRange visible[kWarpRows];
+  float out[kWarpRows][kMaxDim / 32] = {}, largest[kWarpRows], sum[kWarpRows] = {};
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) {
+    const Row at = row_of(a, kv_head, s.unit.row_tile * kRows + warp * kWarpRows + r);
+    token[r] = min(at.token, tile_rows.last_token);
+    head[r] = at.head;
+    visible[r] = visible_keys(a, span, token[r], token[r]);
+    largest[r] = -INFINITY;
+  }
+  for (int first = s.keys.begin; first < end; first += kKeys) {
+    __syncthreads();  // the tile before has been read
+    widen_keys(k_s, dim + 1, a.k, a, span, kv_head, first, end, dim);
+    widen_keys(v_s, a.value_dim, a.v, a, span, kv_head, first, end, a.value_dim);
+    __syncthreads();
+    float score[kWarpRows] = {};
+    for (int d = 0; d < dim; ++d) {
+      const float k = k_s[lane * (dim + 1) + d];
+#pragma unroll
+      for (int r = 0; r < kWarpRows; ++r) score[r] = fmaf(q_s[(warp * kWarpRows + r) * dim + d], k, score[r]);
+    }
+    const int key = first + lane;
+    unsigned seen[kWarpRows];
+#pragma unroll
+    for (int r = 0; r < kWarpRows; ++r) {
+      const bool sees = key < end && key >= visible[r].begin && key < visible[r].end;
+      seen[r] = __ballot_sync(0xffffffffu, sees);
+      score[r] = sees ? RowFeatures(a, span, token[r], head[r]).score(a, score[r], key) : -INFINITY;
+      const float top = fmaxf(largest[r], lanes_reduce<Max>(score[r], 32));
+      const float base = top == -INFINITY ? 0.0f : top;
+      const float scale = expf(largest[r] - base);
+      largest[r] = top;
+      score[r] = sees ? expf(score[r] - base) : 0.0f;
+      sum[r] = sum[r] * scale + lanes_reduce<Sum>(score[r], 32);
+#pragma unroll
+      for (int c = 0; c < kMaxDim / 32; ++c) out[r][c] *= scale;
+    }
+    for (int j = 0; j < kKeys; ++j) {
+      float v[kMaxDim / 32];
+#pragma unroll
+      for (int c = 0; c < kMaxDim / 32; ++c)
+        v[c] = lane + 32 * c < a.value_dim ? v_s[j * a.value_dim + lane + 32 * c] : 0.0f;
+#pragma unroll
+      for (int r = 0; r < kWarpRows; ++r) {
+        const float p = __shfl_sync(0xffffffffu, score[r], j);
+        if (seen[r] >> j & 1) {
+#pragma unroll
+          for (int c = 0; c < kMaxDim / 32; ++c) out[r][c] = fmaf(p, v[c], out[r][c]);
+        }
+      }
+    }
+  }
+  const std::int64_t slot = static_cast<std::int64_t>(blockIdx.x) * kRows;
+#pragma unroll
+  for (int r = 0; r < kWarpRows; ++r) {
+    const int row = warp * kWarpRows + r;
+    if (row >= tile_rows.count) continue;
+    const RowEnd e = end_row(a, s, head[r], largest[r], kLog2e, sum[r]);
+    if (lane == 0) {
+      if (s.whole)
+        store_lse(a, span, token[r], head[r], e.lse);
+      else
+        a.partial_lse[slot + row] = e.lse;
+    }
+    T* const to = static_cast<T*>(a.out.data) + row_offset(a.out, a, span, token[r], head[r]);
+#pragma unroll
+    for (int c = 0; c < kMaxDim / 32; ++c) {
+      const int column = lane + 32 * c;
+      if (column >= a.value_dim) continue;
+      const float v = e.factor == 0 ? 0.0f : out[r][c] * e.factor;
+      if (s.whole)
+        to[column] = narrow<T>(v);
+      else
+        a.partial[(slot + row) * a.value_dim + column] = v;
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void launch_f32(const Args& a, const Grid& grid, const TensorView& on, const RunContext& ctx) {
+  const Launch launch(on, ctx);
+  Launch::allow_shared(reinterpret_cast<const void*>(f32_kernel<T>), shared_bytes(a));
+  launch(f32_kernel<T>, dim3(grid.blocks), dim3(kThreads), shared_bytes(a), a);
+  launch_combine<T, kRows, kKeys>(launch, a, grid);
+}
+template void launch_f32<float>(const Args&, const Grid&, const TensorView&, const RunContext&);
+template void launch_f32<F16>(const Args&, const Grid&, const TensorView&, const RunContext&);
+template void launch_f32<Bf16>(const Args&, const Grid&, const TensorView&, const RunContext&);
+
+}  // namespace kf::cuda::attention

@@ -1,0 +1,36 @@
+// Definitions that flash2_*.cu, decode_*.cu and f32.cu instantiate.
+#pragma once
+
+#include "backends/cuda/attention/combine.cuh"
+#include "backends/cuda/attention/decode.cuh"
+#include "backends/cuda/attention/launches.h"
+
+namespace kf::cuda::attention {
+
+template <class T, int kRows, int kKeys>
+void launch_combine(const Launch& launch, const Args& a, const Grid& grid) {
+  if (a.target_blocks == 0) return;
+  launch(combine_kernel<T, kRows, kKeys>, dim3(grid.units, kRows), dim3(kCombineWarps * 32), 0, a);
+}
+
+template <class T, int kDim>
+void launch_flash2(const Args& a, const Grid& grid, const TensorView& on, const RunContext& ctx) {
+  using S = Flash2Shape<kDim>;
+  const Launch launch(on, ctx);
+  const bool plain = a.softcap <= 0 && !a.slopes && !a.mask.data && a.scale > 0;
+  const auto kernel = plain ? flash2_kernel<T, kDim, true> : flash2_kernel<T, kDim, false>;
+  Launch::allow_shared(reinterpret_cast<const void*>(kernel), S::kSharedBytes);
+  launch(kernel, dim3(grid.blocks), dim3(S::kWarps * 32), S::kSharedBytes, a);
+  launch_combine<T, S::kRows, S::kKeys>(launch, a, grid);
+}
+
+template <class T, int kDim>
+void launch_decode(const Args& a, const Grid& grid, const TensorView& on, const RunContext& ctx) {
+  using S = DecodeShape<kDim>;
+  const Launch launch(on, ctx);
+  Launch::allow_shared(reinterpret_cast<const void*>(decode_kernel<T, kDim>), S::kSharedBytes);
+  launch(decode_kernel<T, kDim>, dim3(grid.blocks), dim3(S::kWarps * 32), S::kSharedBytes, a);
+  launch_combine<T, S::kRows, S::kKeys>(launch, a, grid);
+}
+
+}  // namespace kf::cuda::attention
