@@ -38,8 +38,8 @@ Options parse(int argc, char** argv) {
 
 int run(const Options& o) {
   kf::Dispatcher device(kf::backend_by_name(o.backend));
-  fmt::print("{}: {}\n{:<52} {:<32} {:>10} {:>9} {:>9} {:>9}\n", o.backend, device.caps().name, "case", "kernel",
-             "us", "GB/s", "TFLOP/s", "of a copy");
+  fmt::print("{}: {}\n{:<52} {:<32} {:>10} {:>9} {:>9} {:>9}\n", o.backend, device.caps().name, "case",
+             "kernel", "us", "GB/s", "TFLOP/s", "of a copy");
   nlohmann::json results = nlohmann::json::array();
   const std::regex filter(o.filter);
   int wrong = 0;
@@ -48,8 +48,9 @@ int run(const Options& o) {
     try {
       const auto t = kf::cases::time_on_device(c, device, {});
       const double gb_per_s = t.cost.bytes / (t.ms * 1e6);
-      fmt::print("{:<52} {:<32} {:>10.2f} {:>9.0f} {:>9.1f} {:>9.2f}{}\n", c.name, t.kernel, t.ms * 1e3, gb_per_s,
-                 t.cost.flops / (t.ms * 1e9), t.copy_ms / t.ms, t.check.ok ? "" : "  WRONG: " + t.check.detail);
+      fmt::print("{:<52} {:<32} {:>10.2f} {:>9.0f} {:>9.1f} {:>9.2f}{}\n", c.name, t.kernel, t.ms * 1e3,
+                 gb_per_s, t.cost.flops / (t.ms * 1e9), t.copy_ms / t.ms,
+                 t.check.ok ? "" : "  WRONG: " + t.check.detail);
       wrong += !t.check.ok;
       results.push_back({{"case", c.name},
                          {"kernel", t.kernel},

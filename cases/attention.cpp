@@ -1052,7 +1052,8 @@ void add_attention_device_cases(CaseList& list) {
   const Heads h{32, 8, 128};
   for (const Batch& b : {even(1, 1, 4096), even(1, 1, 32768), even(8, 1, 8192), even(64, 1, 1024)})
     cases.attention(b, h, bf16, true, true);
-  Batch ragged{std::vector<std::int64_t>(8, 1), {16000, 500, 8000, 3000, 12000, 100, 20000, 6000}, Batch::hnd, 16};
+  Batch ragged{
+      std::vector<std::int64_t>(8, 1), {16000, 500, 8000, 3000, 12000, 100, 20000, 6000}, Batch::hnd, 16};
   cases.attention(ragged, h, bf16, true, true);
   ragged.form = Batch::nhd;
   cases.attention(ragged, h, bf16, true, true);

@@ -783,9 +783,10 @@ void add_linear_device_cases(CaseList& list) {
   }
   add_linear(list, DType::bf16, w, {1, 4096, 4096}, {.norm = NormKind::rms, .residual = true}, true);
   add_linear(list, DType::bf16, w, {1024, 4096, 4096}, {}, true);
+  add_linear(list, DType::bf16, w, {1024, 4096, 4096}, {.norm = NormKind::rms, .residual = true}, true);
   add_qkv(list, DType::bf16, {w, w, w}, 1, 4096, {4096, 1024, 1024}, NormKind::rms, false, true);
   add_qkv(list, DType::bf16, {w, w, w}, 1, 2048, {2048, 512, 512}, NormKind::rms, false, true);
-  for (const std::int64_t num_tokens : {1, 2}) {
+  for (const std::int64_t num_tokens : {1, 2, 64, 1024}) {
     add_ffn(list, DType::bf16, w, {num_tokens, 4096, 14336}, NormKind::rms, Activation::silu, true, true);
     add_ffn(list, DType::bf16, w, {num_tokens, 2048, 8192}, NormKind::rms, Activation::silu, true, true);
   }

@@ -55,8 +55,8 @@ TableFault* table_fault(int device_index) {
 }
 
 void throw_table_fault(int device_index) {
-  static constexpr const char* kNames[] = {"",    "positions",    "slot_mapping", "ids",
-                                           "cu_seqlens_q", "cu_seqlens_k", "context_lens", "block_tables"};
+  static constexpr const char* kNames[] = {
+      "", "positions", "slot_mapping", "ids", "cu_seqlens_q", "cu_seqlens_k", "context_lens", "block_tables"};
   TableFault* const fault = table_fault(device_index);
   const volatile int& table = fault->table;  // the device writes to it
   if (table == TableFault::none) return;

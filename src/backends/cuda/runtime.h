@@ -29,7 +29,16 @@ int multiprocessors(int device_index);
 // What a kernel found in a table that only the device can read. It leaves out the entry and notes the first such finding;
 // synchronize() throws it.
 struct TableFault {
-  enum Table : int { none, positions, slot_mapping, ids, cu_seqlens_q, cu_seqlens_k, context_lens, block_tables };
+  enum Table : int {
+    none,
+    positions,
+    slot_mapping,
+    ids,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    context_lens,
+    block_tables
+  };
   int* claim = nullptr;  // on the device: 1 once a thread has taken it upon itself to write the rest
   int table = none;
   std::int64_t entry = 0, value = 0, limit = 0;  // table[entry] = value, expected below the limit
