@@ -150,8 +150,12 @@ Rule qkv_merge() {
           "fuse_qkv",
           "three linear layers over one input as one",
           {projection("q"), projection("k"), projection("v")},
-          {Op::qkv_linear, same({"x", "q_weight", "k_weight", "v_weight", "q_bias?", "k_bias?", "v_bias?"}),
-           same({"q", "k", "v"})}};
+          {Op::qkv_linear,
+           same({"x", "q_weight", "k_weight", "v_weight", "q_bias?", "k_bias?", "v_bias?"}),
+           same({"q", "k", "v"}),
+           {{"input_quantization", "q.input_quantization"},
+            {"input_quantization", "k.input_quantization"},
+            {"input_quantization", "v.input_quantization"}}}};
 }
 
 Rule gated_ffn() {
@@ -166,7 +170,10 @@ Rule gated_ffn() {
           {Op::gated_ffn,
            same({"x", "gate_weight", "up_weight", "down_weight"}),
            {{"out", "out"}},
-           {{"activation", "act.kind"}}}};
+           {{"activation", "act.kind"},
+            {"input_quantization", "gate.input_quantization"},
+            {"input_quantization", "up.input_quantization"},
+            {"input_quantization", "down.input_quantization"}}}};
 }
 
 Rule lm_head_argmax() {
@@ -175,7 +182,10 @@ Rule lm_head_argmax() {
           "the last layer and the greedy choice, without the logits",
           {{"head", Op::linear, same({"x", "weight"}), {{"out", "logits"}}},
            {"argmax", Op::argmax, {{"logits", "logits"}}, same({"ids", "max?"})}},
-          {Op::lm_head_argmax, same({"x", "weight"}), same({"ids", "max?"})}};
+          {Op::lm_head_argmax,
+           same({"x", "weight"}),
+           same({"ids", "max?"}),
+           {{"input_quantization", "head.input_quantization"}}}};
 }
 
 // Ops with a Prologue: what they take besides x and the prologue.
@@ -191,18 +201,18 @@ std::vector<Consumer> consumers() {
            Op::linear,
            same({"weight", "bias?", "residual?", "lora_a?", "lora_b?", "lora_index?"}),
            {{"out", "out"}},
-           {"activation", "lora_scale"}},
+           {"activation", "lora_scale", "input_quantization"}},
           {"qkv",
            Op::qkv_linear,
            same({"q_weight", "k_weight", "v_weight", "q_bias?", "k_bias?", "v_bias?"}),
            same({"q", "k", "v"}),
-           {}},
+           {"input_quantization"}},
           {"ffn",
            Op::gated_ffn,
            same({"gate_weight", "up_weight", "down_weight", "residual?"}),
            {{"out", "out"}},
-           {"activation"}},
-          {"lm_head", Op::lm_head_argmax, same({"weight"}), same({"ids", "max?"}), {}}};
+           {"activation", "input_quantization"}},
+          {"lm_head", Op::lm_head_argmax, same({"weight"}), same({"ids", "max?"}), {"input_quantization"}}};
 }
 
 NamePairs carried_attrs(const Consumer& c) {
@@ -259,7 +269,8 @@ Rule linear_activation() {
             {"norm", "linear.norm"},
             {"eps", "linear.eps"},
             {"norm_weight_offset", "linear.norm_weight_offset"},
-            {"pre_activation", "linear.pre_activation"}}}};
+            {"pre_activation", "linear.pre_activation"},
+            {"input_quantization", "linear.input_quantization"}}}};
 }
 
 // The residual stream added to a layer's result before it is written.
@@ -277,7 +288,8 @@ Rule residual_epilogue(std::string name, Op op, const NamePairs& operands) {
               {"norm", "layer.norm"},
               {"eps", "layer.eps"},
               {"norm_weight_offset", "layer.norm_weight_offset"},
-              {"pre_activation", "layer.pre_activation"}}}};
+              {"pre_activation", "layer.pre_activation"},
+              {"input_quantization", "layer.input_quantization"}}}};
   if (op == Op::linear) rule.replacement.attrs.emplace_back("lora_scale", "layer.lora_scale");
   return rule;
 }

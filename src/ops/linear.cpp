@@ -159,6 +159,8 @@ void validate(const LinearParams& p) {
   validate_prologue(op, p.prologue, p.x);
   validate_activation(op, "activation", p.activation);
   validate_lora(op, p.lora, p.x, rows);
+  if (p.lora.present() && p.input_quantization != InputQuantization::none)
+    fail_attr(op, "input_quantization", "none, since there is an adapter", "int8");
 }
 
 void validate_data(const LinearParams& p) {

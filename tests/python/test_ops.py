@@ -466,6 +466,35 @@ def test_adapters(rng):
         ops.linear(x, w, lora_a=a, lora_b=b, lora_index=index + 1)
 
 
+def in_8_bits(y):
+    scale = (np.abs(y).max(axis=1, keepdims=True) / np.float32(127)).astype(np.float32)
+    return f64(np.rint(y / scale)) * f64(scale)
+
+
+@pytest.mark.parametrize("dtype, group_size", [("int8", 0), ("int4", 32)])
+def test_input_quantization(rng, dtype, group_size):
+    x = normal(rng, (5, 64))
+    gate, up, down = (
+        kf.quantize(normal(rng, shape), dtype, group_size=group_size) for shape in [(96, 64)] * 2 + [(64, 96)]
+    )
+    w = [f64(t.dequantize()) for t in (gate, up, down)]
+    expected = in_8_bits(x) @ w[0].T
+    for selection in (kf.REFERENCE, kf.FUSED, kf.VANILLA):
+        got = ops.linear(x, gate, input_quantization="int8", selection=selection)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    g = in_8_bits(x) @ w[0].T
+    hidden = (g / (1 + np.exp(-g)) * (in_8_bits(x) @ w[1].T)).astype(np.float32)
+    expected = in_8_bits(hidden) @ w[2].T
+    one_code = np.abs(hidden).max() / 127 * np.abs(w[2]).max()  # a hidden value may fall to the other side of a tie
+    for selection in (kf.REFERENCE, kf.FUSED, kf.VANILLA):
+        got = ops.gated_ffn(x, gate, up, down, input_quantization="int8", selection=selection)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-3 + one_code)
+    with pytest.raises(kf.KernelFusionError, match="i8, int4, q8_0, q4_0 and q4_1"):
+        ops.linear(x, normal(rng, (8, 64)), input_quantization="int8")
+    with pytest.raises(kf.InvalidArgumentError, match="input_quantization"):
+        ops.linear(x, gate, input_quantization="int7")
+
+
 @pytest.mark.parametrize("selection", [kf.REFERENCE, kf.FUSED, kf.VANILLA], ids=["reference", "fused", "vanilla"])
 def test_against_pytorch(rng, selection):
     torch = pytest.importorskip("torch")

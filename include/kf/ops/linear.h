@@ -2,7 +2,7 @@
 //
 //   out = act( pro(x) @ weight^T + bias ) + residual        pro: identity, a norm, or an activation
 //
-// Arithmetic is f32 whatever the dtypes. Weights are [out_features, in_features] with any strides (a torch.nn.Linear
+// Arithmetic is f32 whatever the dtypes, unless InputQuantization (common.h) is asked for. Weights are [out_features, in_features] with any strides (a torch.nn.Linear
 // weight as it is; an x @ W weight as its transposed view), f32, f16 or bf16; or low-bit, rows as they lie, which
 // kernels dequantize in registers: a GGUF block format, or int4, i8 or fp8 with scales beside it (Quantization). Of a sparse
 // weight (Sparsity) the operand holds the values alone, and [out, in] is what they stand for.
@@ -43,7 +43,8 @@ struct LinearParams {
   Activation activation = Activation::none;
   Quantization weight_quantization;
   Sparsity weight_sparsity;
-  Lora lora;  // added before the bias
+  Lora lora;                                                       // added before the bias
+  InputQuantization input_quantization = InputQuantization::none;  // int8: weights i8, int4, q8_0, q4_0, q4_1
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -57,6 +58,7 @@ struct LinearParams {
     weight_quantization.visit(v, "weight_scales", "weight_zeros", "weight_group_size");
     weight_sparsity.visit(v, "weight_mask", "weight_offsets", "weight_n", "weight_m");
     lora.visit(v);
+    v.choice("input_quantization", input_quantization, kInputQuantizationNames);
   }
 };
 
@@ -71,6 +73,7 @@ struct QkvLinearParams {
   Prologue prologue;
   Quantization q_weight_quantization, k_weight_quantization, v_weight_quantization;
   Sparsity q_weight_sparsity, k_weight_sparsity, v_weight_sparsity;
+  InputQuantization input_quantization = InputQuantization::none;
 
   void visit(FieldVisitor& vis) {
     vis.in("x", x);
@@ -90,6 +93,7 @@ struct QkvLinearParams {
     q_weight_sparsity.visit(vis, "q_weight_mask", "q_weight_offsets", "q_weight_n", "q_weight_m");
     k_weight_sparsity.visit(vis, "k_weight_mask", "k_weight_offsets", "k_weight_n", "k_weight_m");
     v_weight_sparsity.visit(vis, "v_weight_mask", "v_weight_offsets", "v_weight_n", "v_weight_m");
+    vis.choice("input_quantization", input_quantization, kInputQuantizationNames);
   }
 };
 
@@ -107,6 +111,7 @@ struct GatedFfnParams {
   Activation activation = Activation::silu;
   Quantization gate_weight_quantization, up_weight_quantization, down_weight_quantization;
   Sparsity gate_weight_sparsity, up_weight_sparsity, down_weight_sparsity;
+  InputQuantization input_quantization = InputQuantization::none;  // of y and of the hidden values
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -126,6 +131,7 @@ struct GatedFfnParams {
     up_weight_sparsity.visit(v, "up_weight_mask", "up_weight_offsets", "up_weight_n", "up_weight_m");
     down_weight_sparsity.visit(v, "down_weight_mask", "down_weight_offsets", "down_weight_n",
                                "down_weight_m");
+    v.choice("input_quantization", input_quantization, kInputQuantizationNames);
   }
 };
 
@@ -140,6 +146,7 @@ struct LmHeadArgmaxParams {
   Prologue prologue;
   Quantization weight_quantization;
   Sparsity weight_sparsity;
+  InputQuantization input_quantization = InputQuantization::none;
 
   void visit(FieldVisitor& v) {
     v.in("x", x);
@@ -149,6 +156,7 @@ struct LmHeadArgmaxParams {
     prologue.visit(v);
     weight_quantization.visit(v, "weight_scales", "weight_zeros", "weight_group_size");
     weight_sparsity.visit(v, "weight_mask", "weight_offsets", "weight_n", "weight_m");
+    v.choice("input_quantization", input_quantization, kInputQuantizationNames);
   }
 };
 

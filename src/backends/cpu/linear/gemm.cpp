@@ -236,7 +236,8 @@ void for_each_pass(const TensorView& x, const Prologue& prologue, const GemmStat
 // linear
 
 // The primitive form, as an eager framework calls it for weights that its library does not take.
-Support gemm::supports_primitive(const LinearParams& p, const PlanContext&) {
+Support gemm::supports_primitive(const LinearParams& p, const PlanContext& ctx) {
+  if (const Support s = full_precision(p, ctx); !s) return s;
   if (!p.prologue.empty()) return Support::no("a prologue: this row is the unfused linear layer");
   if (p.activation != Activation::none)
     return Support::no("an activation: this row is the unfused linear layer");

@@ -8,6 +8,7 @@
 #include <dnnl.hpp>
 
 #include "backends/cpu/linear/kernels.h"
+#include "backends/cpu/linear/weights.h"
 #include "kf/ops/linear.h"
 
 namespace kf::cpu {
@@ -92,6 +93,7 @@ std::shared_ptr<void> pack_weight(const TensorView& weight, const memory::desc& 
 }  // namespace
 
 Support onednn::supports(const LinearParams& p, const PlanContext& ctx) {
+  if (const Support s = full_precision(p, ctx); !s) return s;
   if (!p.prologue.empty()) return Support::no("a prologue: oneDNN's matmul has none");
   if (p.activation != Activation::none)
     return Support::no("an activation: this row is the unfused linear layer");

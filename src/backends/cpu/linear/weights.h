@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/sparse.h"
+#include "kf/kernel.h"
 #include "kf/ops/linear.h"
 
 namespace kf::cpu {
@@ -36,5 +37,12 @@ struct FfnWeights {
         up(p.up_weight, p.up_weight_quantization, p.up_weight_sparsity, p.x.dim(1)),
         down(p.down_weight, p.down_weight_quantization, p.down_weight_sparsity, gate.layout.dim(0)) {}
 };
+
+// For kernels that multiply x as it is.
+template <class P>
+Support full_precision(const P& p, const PlanContext&) {
+  if (p.input_quantization == InputQuantization::none) return Support::yes();
+  return Support::no("input_quantization int8: this kernel multiplies x unrounded");
+}
 
 }  // namespace kf::cpu

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include <omp.h>
 
@@ -66,8 +67,33 @@ void for_each_dot(const double* y, std::int64_t num_tokens, const Weight& weight
   }
 }
 
-void apply_prologue_to_all(const TensorView& x, const Prologue& pro, double* y) {
-  for (std::int64_t t = 0; t < x.dim(0); ++t) apply_prologue(x, pro, t, y + t * x.dim(1));
+// Values as InputQuantization rounds them, decoded: scale * c. Its own arithmetic is f32.
+void quantize(InputQuantization kind, double* y, std::int64_t n) {
+  if (kind == InputQuantization::none) return;
+  float largest = 0;
+  bool finite = true;
+  for (std::int64_t k = 0; k < n; ++k) {
+    const auto v = static_cast<float>(y[k]);
+    finite = finite && std::isfinite(v);
+    largest = std::max(largest, std::abs(v));
+  }
+  float scale = largest / 127.0f;
+  if (scale < std::numeric_limits<float>::min()) scale = 0;
+  for (std::int64_t k = 0; k < n; ++k) {
+    const float code = scale == 0 ? 0.0f : std::nearbyint(static_cast<float>(y[k]) / scale);
+    y[k] = finite ? static_cast<double>(scale) * std::clamp(code, -127.0f, 127.0f)
+                  : std::numeric_limits<double>::quiet_NaN();
+  }
+}
+
+// What the products of a layer are made of.
+template <class P>
+void prepare_all(const P& p, double* y) {
+  const std::int64_t in = p.x.dim(1);
+  for (std::int64_t t = 0; t < p.x.dim(0); ++t, y += in) {
+    apply_prologue(p.x, p.prologue, t, y);
+    quantize(p.input_quantization, y, in);
+  }
 }
 
 double add_bias(const TensorView& bias, std::int64_t n, double sum) {
@@ -134,7 +160,7 @@ void linear(const LinearParams& p, const RunContext& ctx) {
   auto* const weight_rows =
       reinterpret_cast<float*>(low + (p.lora.present() ? p.x.dim(0) * p.lora.a.dim(-2) : 0));
   const Weight weight = weight_of(p);
-  apply_prologue_to_all(p.x, p.prologue, y);
+  prepare_all(p, y);
   const LoraTerm lora(p, y, low);
   for_each_dot(y, p.x.dim(0), weight, weight_rows, ctx.num_threads,
                [&](std::int64_t t, std::int64_t n, double sum) {
@@ -150,7 +176,7 @@ std::size_t workspace(const QkvLinearParams& p, const PlanContext& ctx) {
 void qkv_linear(const QkvLinearParams& p, const RunContext& ctx) {
   auto* const y = static_cast<double*>(ctx.workspace);
   auto* const weight_rows = reinterpret_cast<float*>(y + p.x.numel());
-  apply_prologue_to_all(p.x, p.prologue, y);
+  prepare_all(p, y);
   const QkvWeights w(p);
   const auto project = [&](const Weight& weight, const TensorView& bias, const TensorView& out) {
     for_each_dot(
@@ -174,13 +200,15 @@ void gated_ffn(const GatedFfnParams& p, const RunContext& ctx) {
   auto* const y = static_cast<double*>(ctx.workspace);
   auto* const hidden = y + p.x.numel();
   auto* const weight_rows = reinterpret_cast<float*>(hidden + num_tokens * intermediate);
-  apply_prologue_to_all(p.x, p.prologue, y);
+  prepare_all(p, y);
   for_each_dot(y, num_tokens, w.gate, weight_rows, ctx.num_threads,
                [&](std::int64_t t, std::int64_t n, double sum) {
                  hidden[t * intermediate + n] = activate(p.activation, sum);
                });
   for_each_dot(y, num_tokens, w.up, weight_rows, ctx.num_threads,
                [&](std::int64_t t, std::int64_t n, double sum) { hidden[t * intermediate + n] *= sum; });
+  for (std::int64_t t = 0; t < num_tokens; ++t)
+    quantize(p.input_quantization, hidden + t * intermediate, intermediate);
   for_each_dot(hidden, num_tokens, w.down, weight_rows, ctx.num_threads,
                [&](std::int64_t t, std::int64_t n, double sum) {
                  write_at(p.out, t, n, add_residual(p.residual, t, n, sum));
@@ -198,7 +226,7 @@ void lm_head_argmax(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   auto* const y = static_cast<double*>(ctx.workspace);
   auto* const max = y + p.x.numel();
   auto* const weight_row = reinterpret_cast<float*>(max + p.x.dim(0));
-  apply_prologue_to_all(p.x, p.prologue, y);
+  prepare_all(p, y);
   const Weight weight = weight_of(p);
   for_each_dot(y, p.x.dim(0), weight, weight_row, 1, [&](std::int64_t t, std::int64_t n, double sum) {
     const double logit = static_cast<float>(sum);

@@ -1,10 +1,14 @@
 // Which instruction sets the SIMD kernels are compiled for. Include first in every file that uses
 // hwy/foreach_target.h. On x86: the baseline (Highway's 128-bit emulation, which the compiler turns into
-// SSE2), AVX2 with FMA, AVX-512; the levels between bring nothing to these kernels.
+// SSE2), AVX2 with FMA, AVX-512; the levels between bring nothing to these kernels. A file that defines KF_SIMD_VNNI
+// before takes AVX-512 only where it has VNNI (Highway's AVX3_DL), and AVX2 where it has not.
 #pragma once
 
 #ifdef KF_DEV_ONE_SIMD_TARGET
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3 | HWY_AVX3_DL)
+#elif defined(KF_SIMD_VNNI)
+#define HWY_WANT_AVX3_DL
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3)
 #else
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL)
 #endif

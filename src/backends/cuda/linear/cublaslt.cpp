@@ -178,6 +178,8 @@ Support cublaslt::supports_residual(const LinearParams& p, const PlanContext& ct
   if (!p.prologue.empty()) return Support::no("a prologue: cuBLASLt's product has none");
   if (p.activation != Activation::none)
     return Support::no("an activation: cuBLASLt's product has none of ours");
+  if (p.input_quantization != InputQuantization::none)
+    return Support::no("input_quantization int8: this row multiplies x unrounded");
   if (p.weight.dtype != p.x.dtype || (p.bias.present() && p.bias.dtype != p.x.dtype) ||
       (p.residual.present() && p.residual.dtype != p.x.dtype))
     return Support::no(

@@ -126,6 +126,8 @@ std::shared_ptr<ProductsState> plan(const P& p, const PlanContext& ctx) {
 
 template <class P>
 Support products::supports(const P& p, const PlanContext& ctx) {
+  if (p.input_quantization != InputQuantization::none)
+    return Support::no("input_quantization int8: this row multiplies x unrounded");
   if constexpr (std::is_same_v<P, LinearParams>)
     if (is_bare(p)) return Support::no("nothing before the product, and no activation: a product is enough");
   try {

@@ -15,7 +15,9 @@ bool is_wide(const void* data, DType dtype, std::int64_t stride, std::int64_t in
   return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride * bytes % 16 == 0 && in * bytes % 16 == 0;
 }
 
-Support supports_input(const TensorView& x) {
+Support supports_input(const TensorView& x, InputQuantization quantization) {
+  if (quantization != InputQuantization::none)
+    return Support::no("input_quantization int8: this kernel multiplies x unrounded");
   if (x.dim(0) > kSmallTokens)
     return Support::no(fmt::format("{} tokens: this kernel takes up to {}", x.dim(0), kSmallTokens));
   if (x.dim(1) == 0) return Support::no("no input features: this kernel takes at least one");
@@ -80,7 +82,7 @@ void launch(Args a, const TensorView& x, const SmallState& s, const RunContext& 
 }  // namespace
 
 Support supports(const LinearParams& p, const PlanContext&) {
-  if (const Support s = supports_input(p.x); !s) return s;
+  if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
   return supports_weight(p.x, p.weight);
 }
 void run(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
@@ -92,7 +94,7 @@ void run(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
 }
 
 Support supports(const QkvLinearParams& p, const PlanContext&) {
-  if (const Support s = supports_input(p.x); !s) return s;
+  if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
   for (const TensorView* w : {&p.q_weight, &p.k_weight, &p.v_weight})
     if (const Support s = supports_weight(p.x, *w); !s) return s;
   return Support::yes();
@@ -115,8 +117,8 @@ TensorView intermediate(const GatedFfnParams& p, void* workspace) {
 }  // namespace
 
 Support supports(const GatedFfnParams& p, const PlanContext&) {
-  if (const Support s = supports_input(p.x); !s) return s;
-  if (const Support s = supports_input(intermediate(p, nullptr)); !s) return s;
+  if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
+  if (const Support s = supports_input(intermediate(p, nullptr), p.input_quantization); !s) return s;
   for (const TensorView* w : {&p.gate_weight, &p.up_weight, &p.down_weight})
     if (const Support s = supports_weight(p.x, *w); !s) return s;
   return Support::yes();

@@ -19,6 +19,23 @@ inline bool has_nibbles(DType dtype, NibbleOrder order) {
   return dtype == DType::q4_0 || dtype == DType::q4_1;
 }
 
+// How codes of x are laid out, step by step of a weight's (int8.cpp): i8 with a scale a row, with one for 128 or more, q8_0
+// and i8 with one for fewer, and the two orders of nibbles.
+enum class CodeOrder : std::uint8_t { row, group, block, halves, neighbours, none };
+inline constexpr int kNumCodeOrders = static_cast<int>(CodeOrder::none);
+
+// x in 8 bits, where a call asks for it (InputQuantization).
+struct SmallCodes {
+  std::int8_t* rows =
+      nullptr;  // [num_tokens][row_stride], zeros behind the last feature; null: x is not quantized
+  std::size_t row_stride = 0;
+  float* scales = nullptr;  // [num_tokens]
+  // [num_tokens][strides] for each CodeOrder: of a step the codes, then for every lane of 32 bits the sum of its codes,
+  // times what is added to those of the weight, negative. Addressed as floats. Null where no weight has this order.
+  float* forms[kNumCodeOrders] = {};
+  std::size_t strides[kNumCodeOrders] = {};
+};
+
 // The activations of a call in f32, in the forms that the dot products read.
 struct SmallInput {
   std::int64_t in = 0;  // features
@@ -33,7 +50,20 @@ struct SmallInput {
   // Which tokens (as bits) have outsized elements. These are left out of `nibbles`; what they contribute is
   // added one by one.
   std::uint32_t* outsized = nullptr;
+  SmallCodes codes;  // then there are no nibbles
 
+  // Some of the tokens, where x is quantized.
+  SmallInput tokens(int first, int count) const {
+    SmallInput some = *this;
+    const auto skip = static_cast<std::size_t>(first);
+    some.num_tokens = count;
+    some.values += skip * value_stride;
+    some.codes.rows += skip * codes.row_stride;
+    some.codes.scales += first;
+    for (int i = 0; i < kNumCodeOrders; ++i)
+      if (codes.forms[i] != nullptr) some.codes.forms[i] += skip * codes.strides[i];
+    return some;
+  }
   float* token(int t) const { return values + static_cast<std::size_t>(t) * value_stride; }
 };
 

@@ -1,5 +1,5 @@
 // How each weight format is read. A row is read in steps; a step has kParts parts, each of kVectors vectors of weights, to
-// be multiplied with as many vectors of x. Where kScaled, the sum of a step's products is then scaled (by what
+// be multiplied (MulAdd) with as many vectors of x. Where kScaled, these sums begin anew (Start) in every step, and are then scaled (by what
 // LoadScales reads, once for all tokens) and added to the row's (Close).
 //
 //   kStepBytes     of a row
@@ -46,9 +46,18 @@ HWY_INLINE F32Vec LoadHalf(const std::uint8_t* p) {
   return F16ToF32(F32Tag(), hn::Set(HalfTag(), bits));
 }
 
+// Products and their sums in f32.
+struct F32Products {
+  using Sum = F32Vec;
+  using Input = F32Vec;
+  static HWY_INLINE F32Vec Start(const float*) { return hn::Zero(F32Tag()); }
+  static HWY_INLINE F32Vec LoadInput(const float* x) { return hn::Load(F32Tag(), x); }
+  static HWY_INLINE F32Vec MulAdd(F32Vec w, F32Vec x, F32Vec sum) { return hn::MulAdd(w, x, sum); }
+};
+
 // Rows of f32, f16 or bf16.
 template <class T>
-struct PlainFormat {
+struct PlainFormat : F32Products {
   static constexpr std::size_t kParts = 1;
   static constexpr std::size_t kVectors = 1;
   static constexpr std::size_t kStepBytes = kLanes * sizeof(T);
@@ -62,7 +71,7 @@ struct PlainFormat {
 
 // q8_0: a step is a block. Quants are scaled before they meet x: a sum of unscaled products would overflow
 // from x = 3e36 on.
-struct Q8Format {
+struct Q8Format : F32Products {
   static constexpr std::size_t kParts = 1;
   static constexpr std::size_t kVectors = 32 / kLanes;
   static constexpr std::size_t kStepBytes = 34;
@@ -107,7 +116,7 @@ HWY_INLINE hn::Vec<CodeTag> ShiftBytes(hn::Vec<CodeTag> bytes, int bits, std::ui
 }
 
 // q5_0: a step is a block. Like q8_0's, weights are scaled before they meet x.
-struct Q5Format {
+struct Q5Format : F32Products {
   static constexpr std::size_t kParts = 1;
   static constexpr std::size_t kVectors = 32 / kLanes;
   static constexpr std::size_t kStepBytes = sizeof(BlockQ5_0);
@@ -146,7 +155,7 @@ struct Q5Format {
 };
 
 // q4_k: a step is a block, a part two of its eight: the low and the high halves of 32 bytes.
-struct Q4KFormat {
+struct Q4KFormat : F32Products {
   static constexpr std::size_t kParts = 4;
   static constexpr std::size_t kVectors = 64 / kLanes;
   static constexpr std::size_t kStepBytes = sizeof(BlockQ4_K);
@@ -188,7 +197,7 @@ struct Q4KFormat {
 };
 
 // q6_k: a step is a block, a part two of its sixteen.
-struct Q6KFormat {
+struct Q6KFormat : F32Products {
   static constexpr std::size_t kParts = 8;
   static constexpr std::size_t kVectors = 32 / kLanes;
   static constexpr std::size_t kStepBytes = sizeof(BlockQ6_K);
@@ -264,7 +273,7 @@ HWY_INLINE hn::Vec<D> SpreadField(D d, const std::uint8_t* p) {
 // to f32 exactly, and x comes multiplied by 2^(-4 n). A step is eight vectors, one for each nibble of the word; a ninth
 // of x holds each lane's sum of x, by which the minimum counts:
 //   sum (d q + m) x = d sum(q x) + m sum(x)
-struct NibbleWords {
+struct NibbleWords : F32Products {
   static constexpr std::size_t kParts = 1;
   static constexpr std::size_t kVectors = 8;
   static constexpr std::size_t kStepElems = kVectors * kLanes;
@@ -334,7 +343,7 @@ struct Int4Format : NibbleWords {
 
 // i8 and fp8: scaled before they meet x, as q8_0.
 template <DType kType>
-struct ByteFormat {
+struct ByteFormat : F32Products {
   static constexpr std::size_t kElemsPerByte = 1;
   static constexpr std::size_t kParts = 1;
   static constexpr std::size_t kStepElems = 32;

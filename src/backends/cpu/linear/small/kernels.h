@@ -12,6 +12,14 @@ namespace kf::cpu::small {
 // What calls the kernels take, in words.
 std::string condition();
 
+// The rows of calls that ask for x in 8 bits: any number of tokens.
+std::string int8_condition();
+Support supports_int8_primitive(const LinearParams& p, const PlanContext& ctx);
+Support supports_int8(const LinearParams& p, const PlanContext& ctx);
+Support supports_int8(const QkvLinearParams& p, const PlanContext& ctx);
+Support supports_int8(const GatedFfnParams& p, const PlanContext& ctx);
+Support supports_int8(const LmHeadArgmaxParams& p, const PlanContext& ctx);
+
 // The primitive form: no prologue, activation or residual.
 Support supports_primitive(const LinearParams& p, const PlanContext& ctx);
 Support supports(const LinearParams& p, const PlanContext& ctx);

@@ -1,5 +1,5 @@
-// The linear family for few tokens: the threads share the rows of the weights, and every call is one parallel
-// region.
+// The linear family for few tokens, and for any number of them in 8 bits (InputQuantization): the threads share the rows of
+// the weights, and every pass over these is one parallel region.
 #include <algorithm>
 #include <span>
 
@@ -8,6 +8,7 @@
 
 #include "backends/cpu/linear/gemm.h"
 #include "backends/cpu/linear/small/dot.h"
+#include "backends/cpu/linear/small/int8.h"
 #include "backends/cpu/linear/small/kernels.h"
 #include "backends/cpu/linear/small/lora.h"
 #include "backends/cpu/linear/small/token.h"
@@ -18,8 +19,13 @@
 namespace kf::cpu::small {
 namespace {
 
-// Beyond these, decoding a weight once for all tokens (the GEMM) is faster than decoding it once for four.
+// Beyond these, decoding a weight once for all tokens (the GEMM) is faster than decoding it once for four. It is also the
+// number of tokens whose sums a thread holds.
 constexpr std::int64_t kMaxTokens = 16;
+// Tokens in 8 bits, whose products cost less than reading a weight again.
+constexpr std::int64_t kMaxQuantizedTokens = 256;
+// What a thread reads of a weight for all tokens before it goes on stays in L2.
+constexpr std::int64_t kChunkBytes = 256 << 10;
 // Output rows whose sums a thread holds before it finishes them.
 constexpr std::int64_t kChunk = 64;
 // Threads take rows in multiples of this: a cache line of f32 results.
@@ -37,14 +43,36 @@ Range part_of(std::int64_t count, std::int64_t unit, std::int64_t thread, std::i
           std::min(count, units * (thread + 1) / threads * unit)};
 }
 
+// x in 8 bits, in the orders of these weights.
+SmallCodes take_codes(Workspace& space, std::int64_t num_tokens, std::int64_t in,
+                      std::initializer_list<const Weight*> weights) {
+  const auto tokens = static_cast<std::size_t>(num_tokens);
+  SmallCodes codes;
+  codes.row_stride = code_stride(in);
+  codes.rows = space.take<std::int8_t>(tokens * codes.row_stride);
+  codes.scales = space.take<float>(tokens);
+  for (const Weight* w : weights) {
+    const CodeOrder order = code_order(*w);
+    const auto i = static_cast<std::size_t>(order);
+    if (codes.strides[i] != 0) continue;
+    codes.strides[i] = code_form_stride(order, in);
+    codes.forms[i] = space.take<float>(tokens * codes.strides[i]);
+  }
+  return codes;
+}
+
 // The forms of x that these weights are multiplied with.
 SmallInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in,
-                      std::initializer_list<const Weight*> weights) {
+                      InputQuantization quantization, std::initializer_list<const Weight*> weights) {
   SmallInput input;
   input.in = in;
   input.num_tokens = static_cast<int>(num_tokens);
   input.value_stride = value_stride(in);
   input.values = space.take<float>(static_cast<std::size_t>(num_tokens) * input.value_stride);
+  if (quantization != InputQuantization::none) {
+    input.codes = take_codes(space, num_tokens, in, weights);
+    return input;
+  }
   input.nibble_stride = nibble_stride(in);
   for (const NibbleOrder order : {NibbleOrder::halves, NibbleOrder::neighbours})
     if (std::any_of(weights.begin(), weights.end(), [&](const Weight* w) {
@@ -67,6 +95,57 @@ Support rows_contiguous(const char* name, const Weight& w) {
   if (weight.dim(1) <= 1 || weight.stride(1) == 1) return Support::yes();
   return Support::no(
       fmt::format("{}: its rows have stride {}: this kernel takes contiguous rows", name, weight.stride(1)));
+}
+
+// What the rows of tokens in 8 bits ask of a weight.
+Support multiplies_codes(const char* name, const Weight& w) {
+  if (w.sparsity.present())
+    return Support::no(fmt::format("{}: sparse: this kernel takes dense weights", name));
+  if (code_order(w) == CodeOrder::none)
+    return Support::no(fmt::format("{} {}: this kernel takes i8, int4, q8_0, q4_0 and q4_1", name,
+                                   dtype_name(w.layout.dtype)));
+  return rows_contiguous(name, w);
+}
+
+Support in_8_bits(InputQuantization quantization) {
+  if (quantization == InputQuantization::int8) return Support::yes();
+  return Support::no("input_quantization none: this kernel takes x in 8 bits, where that is asked for");
+}
+
+// Tokens of one pass.
+template <class P>
+std::int64_t pass_tokens(const P& p) {
+  const bool codes = p.input_quantization != InputQuantization::none && P::kOp != Op::lm_head_argmax;
+  return std::min(p.x.dim(0), codes ? kMaxQuantizedTokens : kMaxTokens);
+}
+
+// A call's tokens [begin, end): x, and what has a row for each of them.
+template <class P>
+P some_tokens(P p, std::int64_t begin, std::int64_t end) {
+  const auto slice = [&](TensorView& t) {
+    if (t.present()) t = t.slice(0, begin, end);
+  };
+  slice(p.x);
+  if constexpr (requires { p.out; }) {
+    slice(p.out);
+    slice(p.residual);
+  } else if constexpr (requires { p.ids; }) {
+    slice(p.ids);
+    slice(p.max);
+  } else {
+    slice(p.q);
+    slice(p.k);
+    slice(p.v);
+  }
+  return p;
+}
+
+template <class P>
+void run_passes(const P& p, const RunContext& ctx, void (*run)(const P&, const RunContext&)) {
+  const std::int64_t tokens = p.x.dim(0), step = pass_tokens(p);
+  if (step == tokens) return run(p, ctx);
+  for (std::int64_t begin = 0; begin < tokens; begin += step)
+    run(some_tokens(p, begin, std::min(tokens, begin + step)), ctx);
 }
 
 // Every condition must hold; the first that does not is the reason.
@@ -101,13 +180,33 @@ struct Layer {
   const SmallLora* lora = nullptr;
 };
 
+// Rows of a weight that are read for all tokens at a time.
+std::int64_t chunk_of(const Weight& weight, const SmallInput& input) {
+  if (input.num_tokens <= kMaxTokens) return kChunk;
+  const auto row_bytes = static_cast<std::int64_t>(weight.layout.nbytes()) / weight.layout.dim(0);
+  return std::clamp(kChunkBytes / std::max<std::int64_t>(row_bytes, 1) / kRowUnit * kRowUnit, kRowUnit,
+                    kChunk);
+}
+
+// Calls body(first, some) for groups of tokens whose sums a thread holds, `some` the input of those from token `first` on.
+template <class Body>
+void for_each_group(const SmallInput& input, const Body& body) {
+  if (input.num_tokens <= kMaxTokens) return body(0, input);
+  for (int first = 0; first < input.num_tokens; first += kMaxTokens)
+    body(first, input.tokens(first, std::min(static_cast<int>(kMaxTokens), input.num_tokens - first)));
+}
+
 void run_rows(const Layer& layer, const SmallInput& input, Range rows) {
   float sums[kMaxTokens * kChunk];
-  for (std::int64_t begin = rows.begin; begin < rows.end; begin += kChunk) {
-    const std::int64_t end = std::min(rows.end, begin + kChunk);
-    dot_rows(layer.weight, input, begin, end, sums, kChunk);
-    if (layer.lora != nullptr) layer.lora->add(begin, end, sums, kChunk);
-    store_sums(layer.epilogue, sums, kChunk, input.num_tokens, begin, end - begin);
+  if (rows.begin == rows.end) return;
+  const std::int64_t chunk = chunk_of(layer.weight, input);
+  for (std::int64_t begin = rows.begin; begin < rows.end; begin += chunk) {
+    const std::int64_t end = std::min(rows.end, begin + chunk);
+    for_each_group(input, [&](int first, const SmallInput& some) {
+      dot_rows(layer.weight, some, begin, end, sums, kChunk);
+      if (layer.lora != nullptr) layer.lora->add(begin, end, sums, kChunk);
+      store_sums(layer.epilogue, sums, kChunk, first, some.num_tokens, begin, end - begin);
+    });
   }
 }
 
@@ -133,17 +232,21 @@ void run_layers(std::span<const Layer> layers, const SmallInput& input, int thre
 
 SmallInput input_of(const LinearParams& p, Workspace& space) {
   const Weight weight = weight_of(p);
-  return take_input(space, p.x.dim(0), p.x.dim(1), {&weight});
+  return take_input(space, pass_tokens(p), p.x.dim(1), p.input_quantization, {&weight});
 }
 
 SmallInput input_of(const QkvLinearParams& p, Workspace& space) {
   const QkvWeights w(p);
-  return take_input(space, p.x.dim(0), p.x.dim(1), {&w.q, &w.k, &w.v});
+  return take_input(space, pass_tokens(p), p.x.dim(1), p.input_quantization, {&w.q, &w.k, &w.v});
 }
 
 }  // namespace
 
 std::string condition() { return fmt::format("at most {} tokens, contiguous weight rows", kMaxTokens); }
+
+std::string int8_condition() {
+  return "input_quantization int8; i8, int4, q8_0, q4_0 or q4_1, contiguous weight rows";
+}
 
 std::size_t workspace(const LinearParams& p, const PlanContext&) {
   Workspace space(nullptr);
@@ -157,19 +260,38 @@ std::size_t workspace(const QkvLinearParams& p, const PlanContext&) {
   return space.bytes();
 }
 
-Support supports(const LinearParams& p, const PlanContext&) {
-  return all_of({few_tokens(p.x), rows_contiguous("weight", weight_of(p))});
+Support supports(const LinearParams& p, const PlanContext& ctx) {
+  return all_of({full_precision(p, ctx), few_tokens(p.x), rows_contiguous("weight", weight_of(p))});
+}
+
+Support supports_int8(const LinearParams& p, const PlanContext&) {
+  return all_of({in_8_bits(p.input_quantization), multiplies_codes("weight", weight_of(p))});
+}
+
+namespace {
+
+Support is_primitive(const LinearParams& p) {
+  if (!p.prologue.empty() || p.activation != Activation::none || p.residual.present() || p.lora.present())
+    return Support::no("a prologue, activation, residual or adapter: this row is the unfused linear layer");
+  return Support::yes();
+}
+
+}  // namespace
+
+Support supports_int8_primitive(const LinearParams& p, const PlanContext& ctx) {
+  return all_of({is_primitive(p), supports_int8(p, ctx)});
 }
 
 Support supports_primitive(const LinearParams& p, const PlanContext& ctx) {
-  if (!p.prologue.empty() || p.activation != Activation::none || p.residual.present() || p.lora.present())
-    return Support::no("a prologue, activation, residual or adapter: this row is the unfused linear layer");
+  if (const Support s = is_primitive(p); !s) return s;
   if (p.weight.dtype == DType::f32 && !p.weight_sparsity.present())
     return Support::no("weight f32: unfused, it is the library's GEMM");
   return supports(p, ctx);
 }
 
-void run(const LinearParams& p, const RunContext& ctx) {
+namespace {
+
+void run_pass(const LinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
   const SmallInput input = input_of(p, space);
   const Weight weight = weight_of(p);
@@ -188,13 +310,25 @@ void run(const LinearParams& p, const RunContext& ctx) {
   }
 }
 
-Support supports(const QkvLinearParams& p, const PlanContext&) {
+}  // namespace
+
+void run(const LinearParams& p, const RunContext& ctx) { run_passes(p, ctx, run_pass); }
+
+Support supports(const QkvLinearParams& p, const PlanContext& ctx) {
   const QkvWeights w(p);
-  return all_of({few_tokens(p.x), rows_contiguous("q_weight", w.q), rows_contiguous("k_weight", w.k),
-                 rows_contiguous("v_weight", w.v)});
+  return all_of({full_precision(p, ctx), few_tokens(p.x), rows_contiguous("q_weight", w.q),
+                 rows_contiguous("k_weight", w.k), rows_contiguous("v_weight", w.v)});
 }
 
-void run(const QkvLinearParams& p, const RunContext& ctx) {
+Support supports_int8(const QkvLinearParams& p, const PlanContext&) {
+  const QkvWeights w(p);
+  return all_of({in_8_bits(p.input_quantization), multiplies_codes("q_weight", w.q),
+                 multiplies_codes("k_weight", w.k), multiplies_codes("v_weight", w.v)});
+}
+
+namespace {
+
+void run_pass(const QkvLinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
   const SmallInput input = input_of(p, space);
   const QkvWeights w(p);
@@ -208,6 +342,10 @@ void run(const QkvLinearParams& p, const RunContext& ctx) {
   }
 }
 
+}  // namespace
+
+void run(const QkvLinearParams& p, const RunContext& ctx) { run_passes(p, ctx, run_pass); }
+
 // gated_ffn: two layers, the second over what the first leaves in the workspace.
 
 namespace {
@@ -218,10 +356,10 @@ struct FfnSpace {
 };
 FfnSpace take_ffn(const GatedFfnParams& p, const FfnWeights& w, void* workspace) {
   Workspace space(workspace);
-  const std::int64_t num_tokens = p.x.dim(0);
+  const std::int64_t num_tokens = pass_tokens(p);
   FfnSpace s;
-  s.input = take_input(space, num_tokens, p.x.dim(1), {&w.gate, &w.up});
-  s.hidden = take_input(space, num_tokens, w.gate.layout.dim(0), {&w.down});
+  s.input = take_input(space, num_tokens, p.x.dim(1), p.input_quantization, {&w.gate, &w.up});
+  s.hidden = take_input(space, num_tokens, w.gate.layout.dim(0), p.input_quantization, {&w.down});
   s.bytes = space.bytes();
   return s;
 }
@@ -232,10 +370,16 @@ std::size_t workspace(const GatedFfnParams& p, const PlanContext&) {
   return take_ffn(p, FfnWeights(p), nullptr).bytes;
 }
 
-Support supports(const GatedFfnParams& p, const PlanContext&) {
+Support supports_int8(const GatedFfnParams& p, const PlanContext&) {
   const FfnWeights w(p);
-  return all_of({few_tokens(p.x), rows_contiguous("gate_weight", w.gate), rows_contiguous("up_weight", w.up),
-                 rows_contiguous("down_weight", w.down)});
+  return all_of({in_8_bits(p.input_quantization), multiplies_codes("gate_weight", w.gate),
+                 multiplies_codes("up_weight", w.up), multiplies_codes("down_weight", w.down)});
+}
+
+Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
+  const FfnWeights w(p);
+  return all_of({full_precision(p, ctx), few_tokens(p.x), rows_contiguous("gate_weight", w.gate),
+                 rows_contiguous("up_weight", w.up), rows_contiguous("down_weight", w.down)});
 }
 
 namespace {
@@ -244,14 +388,19 @@ namespace {
 void run_gates(Activation activation, const FfnWeights& w, const SmallInput& input, const SmallInput& hidden,
                Range mine) {
   float gate[kMaxTokens * kChunk], up[kMaxTokens * kChunk];
-  for (std::int64_t begin = mine.begin; begin < mine.end; begin += kChunk) {
-    const std::int64_t end = std::min(mine.end, begin + kChunk);
-    dot_rows(w.gate, input, begin, end, gate, kChunk);
-    dot_rows(w.up, input, begin, end, up, kChunk);
-    for (int t = 0; t < input.num_tokens; ++t)
-      gate_sums(activation, gate + t * kChunk, up + t * kChunk, end - begin, hidden.token(t) + begin);
-  }
   if (mine.begin == mine.end) return;
+  const std::int64_t chunk = chunk_of(w.gate, input);
+  for (std::int64_t begin = mine.begin; begin < mine.end; begin += chunk) {
+    const std::int64_t end = std::min(mine.end, begin + chunk);
+    for_each_group(input, [&](int first, const SmallInput& some) {
+      dot_rows(w.gate, some, begin, end, gate, kChunk);
+      dot_rows(w.up, some, begin, end, up, kChunk);
+      for (int t = 0; t < some.num_tokens; ++t)
+        gate_sums(activation, gate + t * kChunk, up + t * kChunk, end - begin,
+                  hidden.token(first + t) + begin);
+    });
+  }
+  if (hidden.codes.rows != nullptr) return;
   for (int t = 0; t < input.num_tokens; ++t) {
     if (mine.end == hidden.in)
       std::fill(hidden.token(t) + hidden.in, hidden.token(t) + hidden.value_stride, 0.0f);
@@ -261,7 +410,9 @@ void run_gates(Activation activation, const FfnWeights& w, const SmallInput& inp
 
 }  // namespace
 
-void run(const GatedFfnParams& p, const RunContext& ctx) {
+namespace {
+
+void run_pass(const GatedFfnParams& p, const RunContext& ctx) {
   const FfnWeights w(p);
   const FfnSpace s = take_ffn(p, w, ctx.workspace);
   const Layer down{w.down, {{}, p.residual, p.out}};
@@ -273,9 +424,17 @@ void run(const GatedFfnParams& p, const RunContext& ctx) {
     prepare_together(p.x, p.prologue, s.input, thread, threads);
     run_gates(p.activation, w, s.input, s.hidden, part_of(s.hidden.in, unit, thread, threads));
 #pragma omp barrier
+    if (s.hidden.codes.rows != nullptr) {  // the scale of a token is that of all threads' values
+      for (int t = thread; t < s.hidden.num_tokens; t += threads) quantize_token(s.hidden, t);
+#pragma omp barrier
+    }
     run_rows(down, s.hidden, part_of(w.down.layout.dim(0), kRowUnit, thread, threads));
   }
 }
+
+}  // namespace
+
+void run(const GatedFfnParams& p, const RunContext& ctx) { run_passes(p, ctx, run_pass); }
 
 // lm_head_argmax: every thread keeps the best of its rows; the logits live in a chunk of sums only.
 
@@ -296,7 +455,7 @@ ArgmaxSpace take_argmax(const LmHeadArgmaxParams& p, int num_threads, void* work
   Workspace space(workspace);
   ArgmaxSpace s;
   const Weight weight = weight_of(p);
-  s.input = take_input(space, p.x.dim(0), p.x.dim(1), {&weight});
+  s.input = take_input(space, pass_tokens(p), p.x.dim(1), p.input_quantization, {&weight});
   s.best = space.take<Best>(static_cast<std::size_t>(num_threads));
   s.bytes = space.bytes();
   return s;
@@ -308,8 +467,12 @@ std::size_t workspace(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
   return take_argmax(p, ctx.num_threads, nullptr).bytes;
 }
 
-Support supports(const LmHeadArgmaxParams& p, const PlanContext&) {
-  return all_of({few_tokens(p.x), rows_contiguous("weight", weight_of(p))});
+Support supports_int8(const LmHeadArgmaxParams& p, const PlanContext&) {
+  return all_of({in_8_bits(p.input_quantization), multiplies_codes("weight", weight_of(p))});
+}
+
+Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
+  return all_of({full_precision(p, ctx), few_tokens(p.x), rows_contiguous("weight", weight_of(p))});
 }
 
 namespace {
@@ -333,7 +496,9 @@ void best_of_rows(const Weight& weight, const SmallInput& input, Range rows, Bes
 
 }  // namespace
 
-void run(const LmHeadArgmaxParams& p, const RunContext& ctx) {
+namespace {
+
+void run_pass(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   const ArgmaxSpace s = take_argmax(p, ctx.num_threads, ctx.workspace);
   const Weight weight = weight_of(p);
   for (int i = 0; i < ctx.num_threads; ++i) std::fill_n(s.best[i].index, kMaxTokens, -1);
@@ -351,5 +516,9 @@ void run(const LmHeadArgmaxParams& p, const RunContext& ctx) {
     if (p.max.present()) p.max.as<float>()[t * p.max.stride(0)] = s.best[0].max[t];
   }
 }
+
+}  // namespace
+
+void run(const LmHeadArgmaxParams& p, const RunContext& ctx) { run_passes(p, ctx, run_pass); }
 
 }  // namespace kf::cpu::small

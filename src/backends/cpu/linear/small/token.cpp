@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "backends/cpu/linear/small/int8.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "backends/cpu/linear/small/token.cpp"
 #include "backends/cpu/simd/targets.h"
@@ -34,10 +36,10 @@ void LoadToken(const TensorView& x, const Prologue& prologue, const SmallInput& 
   std::fill(to + input.in, to + input.value_stride, 0.0f);
 }
 
-void StoreSums(const SmallEpilogue& e, const float* sums, std::size_t sums_stride, int num_tokens,
+void StoreSums(const SmallEpilogue& e, const float* sums, std::size_t sums_stride, int first, int num_tokens,
                std::int64_t begin, std::int64_t count) {
   const F32Tag d;
-  for (int t = 0; t < num_tokens; ++t, sums += sums_stride)
+  for (int t = first; t < first + num_tokens; ++t, sums += sums_stride)
     ForEachVector(count, [&](std::int64_t i, auto extent) HWY_ATTR {
       const std::int64_t column = begin + i;
       F32Vec v = LoadF32(d, sums + i, extent);
@@ -68,12 +70,13 @@ HWY_EXPORT(GateSums);
 
 void prepare_token(const TensorView& x, const Prologue& prologue, const SmallInput& input, int t) {
   HWY_DYNAMIC_DISPATCH(LoadToken)(x, prologue, input, t);
+  if (input.codes.rows != nullptr) return quantize_token(input, t);
   fill_nibbles(input, t, 0, input.in);
 }
 
-void store_sums(const SmallEpilogue& epilogue, const float* sums, std::size_t sums_stride, int num_tokens,
-                std::int64_t begin, std::int64_t count) {
-  HWY_DYNAMIC_DISPATCH(StoreSums)(epilogue, sums, sums_stride, num_tokens, begin, count);
+void store_sums(const SmallEpilogue& epilogue, const float* sums, std::size_t sums_stride, int first,
+                int num_tokens, std::int64_t begin, std::int64_t count) {
+  HWY_DYNAMIC_DISPATCH(StoreSums)(epilogue, sums, sums_stride, first, num_tokens, begin, count);
 }
 
 void gate_sums(Activation activation, const float* gate, const float* up, std::int64_t count, float* hidden) {

@@ -18,9 +18,9 @@ struct SmallEpilogue {
 // Fills token `t` of the input's forms with row `t` of x, prologue applied.
 void prepare_token(const TensorView& x, const Prologue& prologue, const SmallInput& input, int t);
 
-// Output columns [begin, begin + count) of all tokens.
-void store_sums(const SmallEpilogue& epilogue, const float* sums, std::size_t sums_stride, int num_tokens,
-                std::int64_t begin, std::int64_t count);
+// Output columns [begin, begin + count) of tokens [first, first + num_tokens).
+void store_sums(const SmallEpilogue& epilogue, const float* sums, std::size_t sums_stride, int first,
+                int num_tokens, std::int64_t begin, std::int64_t count);
 
 // hidden = act(gate) * up, `count` elements.
 void gate_sums(Activation activation, const float* gate, const float* up, std::int64_t count, float* hidden);
