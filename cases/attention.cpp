@@ -1024,6 +1024,9 @@ void add_bench(Cases& cases) {
     cases.featured({{1}, {8192}, Batch::hnd}, h, {}, {.layout = Layout{0, 16, density, Layout::kv, true}},
                    true);
   }
+  for (const auto& [n, m] : {std::pair{2, 4}, {4, 8}})
+    for (const Batch& b : {even(1, 1024, 1024), even(1, 1, 4096)})
+      cases.featured(b, h, {}, {.keep_n = n, .keep_m = m}, true);
 }
 
 }  // namespace

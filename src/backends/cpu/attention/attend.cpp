@@ -141,14 +141,15 @@ int GatherKeys(const Work& w, const ops::KeyBlocks& blocks, int key, AttentionSc
     if (run.begin == run.end) run = blocks.next_run({run.end, w.task.key_end});
   }
   s.following = run;
-  const auto column_of = [&](int end) {
-    int column = 0;
-    for (int i = 0; i < s.num_runs; ++i) column += std::clamp(end - s.runs[i].key, 0, s.runs[i].count);
-    return column;
-  };
-  for (int r = 0; r < RoundUp(w.rows, kTile); ++r) {
-    s.first[r] = column_of(s.key_begin[r]);
-    s.limit[r] = column_of(s.key_end[r]);
+  const int padded = RoundUp(w.rows, kTile);
+  for (int i = 0; i < s.num_runs; ++i) {
+    const auto [begin, column, count] = s.runs[i];
+    for (int r = 0; r < padded; ++r) {
+      const int first = std::clamp(s.key_begin[r] - begin, 0, count),
+                limit = std::clamp(s.key_end[r] - begin, 0, count);
+      s.first[r] = i > 0 ? s.first[r] + first : first;
+      s.limit[r] = i > 0 ? s.limit[r] + limit : limit;
+    }
   }
   return static_cast<int>(run.begin);
 }
