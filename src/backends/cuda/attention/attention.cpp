@@ -79,6 +79,7 @@ Support fits(const AttentionParams& p) {
   constexpr std::int64_t kMax = 1 << 27;
   if (const std::int64_t dim = largest_dim(p); dim > F32Shape::kMaxDim)
     return Support::no(fmt::format("head_dim {}: this kernel takes up to {}", dim, F32Shape::kMaxDim));
+  if (p.sparsity.block_layout.present()) return Support::no("block_layout: this kernel attends every block");
   if (p.sparsity.keep_m != 0)
     return Support::no(fmt::format("keep_m {}: this kernel keeps all scores", p.sparsity.keep_m));
   if (p.q.dim(-1) == 0 || p.v.dim(-1) == 0) return Support::no("head_dim 0: this kernel takes at least 1");
