@@ -2,6 +2,8 @@
 
 docs/numerics.md says what arithmetic lies behind. Errors are in units of the roundoff of the result: of each element
 where it is a function of few, else of its row's largest (what is summed to nearly nothing has no digits to speak of).
+What is compared is the root mean square of them, which hardly varies with the data; the single largest varies by half
+from one seed to the next, of PyTorch's too, and may be twice PyTorch's.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ functional = torch.nn.functional
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 ROUNDOFF = {"f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 SMALLEST = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}
-RATIO = 1.5
-# Roundoffs that are allowed whatever PyTorch reaches: exp is within 2 ulp, a norm is three operations.
-FEW = {"f32": 4.0, "f16": 1.0, "bf16": 1.0}
+RATIO, RATIO_OF_LARGEST = 1.5, 2.0
+# What rounding an exact result once leaves, in roundoffs: at most one, evenly spread. Always allowed.
+ROUNDED_ONCE, ROUNDED_ONCE_RMS = 1.0, 3**-0.5
 
 
 @pytest.fixture(params=DTYPES)
@@ -39,33 +41,53 @@ def randn(g, dtype, *shape, scale=1.0):
 
 
 def elementwise_error(got, exact, dtype):
-    """Largest error in roundoffs of the element; denormals in their spacing."""
+    """Errors in roundoffs of the element; denormals in their spacing."""
     unit = torch.maximum(exact.abs() * ROUNDOFF[dtype], torch.tensor(SMALLEST[dtype] / 2, dtype=torch.float64))
-    return float(((got.double() - exact).abs() / unit).max())
+    return (got.double() - exact).abs() / unit
 
 
 def row_error(got, exact, dtype):
-    """Largest error in roundoffs of the largest element of the row."""
+    """Errors in roundoffs of the largest element of the row."""
     unit = exact.abs().amax(-1, keepdim=True).clamp_min(1e-30) * ROUNDOFF[dtype]
-    return float(((got.double() - exact).abs() / unit).max())
-
-
-def no_worse(error, got, pytorch, exact, dtype):
-    ours, theirs = error(got, exact, dtype), error(pytorch, exact, dtype)
-    assert ours <= max(RATIO * theirs, FEW[dtype]), f"{ours:.4g} roundoffs, PyTorch {theirs:.4g}"
+    return (got.double() - exact).abs() / unit
 
 
 def of_magnitudes(magnitudes):
-    """The error in roundoffs of the sum of magnitudes, which is what the order of a sum can be held to.
+    """Errors in roundoffs of the sum of magnitudes, which is what the order of a sum can be held to.
 
     Of 16-bit results, in their own roundoffs of the row's largest."""
 
     def error(got, exact, dtype):
         if dtype != "f32":
             return row_error(got, exact, dtype)
-        return float(((got.double() - exact).abs() / (magnitudes * ROUNDOFF["f32"] + 1e-300)).max())
+        return (got.double() - exact).abs() / (magnitudes * ROUNDOFF["f32"] + 1e-300)
 
     return error
+
+
+def compare(ours, theirs, rounded_once=True):
+    ours, theirs = ours.flatten(), theirs.flatten()
+    for name, ratio, figure, least in [
+        ("root mean square", RATIO, lambda e: float(e.square().mean().sqrt()), ROUNDED_ONCE_RMS),
+        ("largest", RATIO_OF_LARGEST, lambda e: float(e.max()), ROUNDED_ONCE),
+    ]:
+        a, b = figure(ours), figure(theirs)
+        assert a <= max(ratio * b, least if rounded_once else 0), f"{name} {a:.4g} roundoffs, PyTorch's {b:.4g}"
+
+
+def no_worse(error, got, pytorch, exact, dtype):
+    compare(error(got, exact, dtype), error(pytorch, exact, dtype))
+
+
+def sum_no_worse(magnitudes, got, pytorch, exact, dtype):
+    """Without the rounding of the result in f32: next to the magnitudes it is nothing."""
+    error = of_magnitudes(magnitudes)
+    compare(error(got, exact, dtype), error(pytorch, exact, dtype), rounded_once=dtype != "f32")
+
+
+def rows_of(n):
+    """So many that the errors of a few rows do not decide."""
+    return max(16, 20000 // n)
 
 
 # Functions of an element
@@ -104,8 +126,7 @@ def test_activations(kind, dtype):
     exact, got, pytorch = activation64(kind, x), ops.activation(x, kind=kind), PYTORCH_ACTIVATIONS[kind](x)
     # Of the largest: PyTorch's tails lose their digits as well.
     unit = ROUNDOFF[dtype] * torch.maximum(exact.abs(), x.double().abs().clamp_max(1) * 2.0**-2) + SMALLEST[dtype]
-    ours, theirs = (float(((r.double() - exact).abs() / unit).max()) for r in (got, pytorch))
-    assert ours <= max(RATIO * theirs, FEW[dtype]), f"{ours:.4g} roundoffs, PyTorch {theirs:.4g}"
+    compare((got.double() - exact).abs() / unit, (pytorch.double() - exact).abs() / unit)
 
 
 @pytest.mark.parametrize("kind", PYTORCH_ACTIVATIONS)
@@ -126,7 +147,7 @@ def test_binary(dtype, g):
 
 @pytest.mark.parametrize("n", [1, 7, 1021, 4096, 50021])
 def test_softmax(n, dtype, g):
-    x = randn(g, dtype, 16, n, scale=4)
+    x = randn(g, dtype, rows_of(n), n, scale=4)
     no_worse(row_error, ops.softmax(x), torch.softmax(x, -1), torch.softmax(x.double(), -1), dtype)
     _, lse = ops.softmax(x, lse=True, scale=0.3)
     exact = torch.logsumexp(x.double() * 0.3, -1)
@@ -147,7 +168,7 @@ def test_masked_softmax(dtype, g):
 @pytest.mark.parametrize("mean", [0, 30])
 @pytest.mark.parametrize("n", [7, 576, 4096, 50021])
 def test_norms(n, mean, dtype, g):
-    x = (torch.randn(16, n, generator=g) + mean).to(DTYPES[dtype])
+    x = (torch.randn(rows_of(n), n, generator=g) + mean).to(DTYPES[dtype])
     weight, bias = (torch.randn(n, generator=g).to(DTYPES[dtype]) for _ in range(2))
     exact = functional.rms_norm(x.double(), (n,), weight.double(), 1e-5)
     no_worse(row_error, ops.rms_norm(x, weight, eps=1e-5), functional.rms_norm(x, (n,), weight, 1e-5), exact, dtype)
@@ -159,12 +180,13 @@ def test_norms(n, mean, dtype, g):
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 64])
-@pytest.mark.parametrize("inner", [64, 1021, 4096])
+@pytest.mark.parametrize("inner", [64, 1021, 4096, 11008])
 def test_linear(tokens, inner, dtype, g):
-    x, weight, bias = randn(g, dtype, tokens, inner), randn(g, dtype, 96, inner), randn(g, dtype, 96)
+    out = 96 if tokens == 64 else 1000
+    x, weight, bias = randn(g, dtype, tokens, inner), randn(g, dtype, out, inner), randn(g, dtype, out)
     exact = functional.linear(x.double(), weight.double(), bias.double())
-    error = of_magnitudes(functional.linear(x.double().abs(), weight.double().abs(), bias.double().abs()))
-    no_worse(error, ops.linear(x, weight, bias), functional.linear(x, weight, bias), exact, dtype)
+    magnitudes = functional.linear(x.double().abs(), weight.double().abs(), bias.double().abs())
+    sum_no_worse(magnitudes, ops.linear(x, weight, bias), functional.linear(x, weight, bias), exact, dtype)
 
 
 def test_gated_ffn(dtype, g):
@@ -183,17 +205,19 @@ def test_gated_ffn(dtype, g):
 
 
 @pytest.mark.parametrize("scale", [1, 5])
-@pytest.mark.parametrize("lengths", [(1, 1), (1, 3001), (5, 700), (130, 130)], ids=str)
+@pytest.mark.parametrize("lengths", [(1, 1), (1, 3001), (5, 700), (40, 64), (130, 130), (300, 500)], ids=str)
 def test_attention(lengths, scale, dtype, g):
     sq, sk = lengths
-    q, k, v = randn(g, dtype, 2, sq, 4, 64, scale=scale), randn(g, dtype, 2, sk, 4, 64), randn(g, dtype, 2, sk, 4, 64)
+    batch = 8 if sq < 100 else 2
+    q = randn(g, dtype, batch, sq, 4, 64, scale=scale)
+    k, v = randn(g, dtype, batch, sk, 4, 64), randn(g, dtype, batch, sk, 4, 64)
 
     def sdpa(*qkv):
         return functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in qkv)).transpose(1, 2)
 
     exact = sdpa(*(t.double() for t in (q, k, v)))
-    error = of_magnitudes(sdpa(q.double(), k.double(), v.double().abs()))
-    no_worse(error, ops.attention(q, k, v, causal=False), sdpa(q, k, v), exact, dtype)
+    magnitudes = sdpa(q.double(), k.double(), v.double().abs())
+    sum_no_worse(magnitudes, ops.attention(q, k, v, causal=False), sdpa(q, k, v), exact, dtype)
 
 
 def test_rope(dtype, g):
@@ -279,16 +303,17 @@ def test_hostile_values_of_rows(dtype):
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 7, 11, 13, 31, 61, 127, 251, 509])
 def test_lengths_of_nothing_one_and_primes(n, dtype, g):
-    x, weight = randn(g, dtype, 3, n), randn(g, dtype, n)
-    assert ops.rms_norm(x, weight).shape == ops.softmax(x).shape == ops.activation(x).shape == (3, n)
+    rows = rows_of(n) if n else 3
+    x, weight = randn(g, dtype, rows, n), randn(g, dtype, n)
+    assert ops.rms_norm(x, weight).shape == ops.softmax(x).shape == ops.activation(x).shape == (rows, n)
     if n:
         exact = functional.rms_norm(x.double(), (n,), weight.double(), 1e-6)
         no_worse(row_error, ops.rms_norm(x, weight), functional.rms_norm(x, (n,), weight, 1e-6), exact, dtype)
         no_worse(row_error, ops.softmax(x), torch.softmax(x, -1), torch.softmax(x.double(), -1), dtype)
-    w = randn(g, dtype, 5, n)
+    x, w = x[:64], randn(g, dtype, 100, n)
     exact = functional.linear(x.double(), w.double())
-    error = of_magnitudes(functional.linear(x.double().abs(), w.double().abs()))
-    no_worse(error, ops.linear(x, w), functional.linear(x, w), exact, dtype)
+    magnitudes = functional.linear(x.double().abs(), w.double().abs())
+    sum_no_worse(magnitudes, ops.linear(x, w), functional.linear(x, w), exact, dtype)
 
 
 def test_more_than_two_gigabytes():

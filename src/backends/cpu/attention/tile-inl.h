@@ -18,6 +18,7 @@ HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using kf::HWY_NAMESPACE::F32Tag;
+using kf::HWY_NAMESPACE::F32Vec;
 using kf::HWY_NAMESPACE::First;
 using kf::HWY_NAMESPACE::kTileRows;
 using kf::HWY_NAMESPACE::MultiplyTile;
@@ -130,13 +131,13 @@ HWY_NOINLINE void TileScores(int rows, int count, int head_dim, AttentionScratch
   const F32Tag d;
   const std::size_t lanes = hn::Lanes(d);
   const int strip = StripWidth();
-  const auto nothing = [d](std::size_t, const float*) HWY_ATTR { return hn::Zero(d); };
+  const auto alone = [](std::size_t, const float*, F32Vec sum) HWY_ATTR { return sum; };
   for (int key = 0; key < count; key += strip) {
     const float* const keys = s.keys + key * head_dim;
     for (int r = 0; r < rows; r += kTile)
       if (key < s.limit[r + kTile - 1] && key + strip > s.first[r])
         MultiplyTile<kTile, kQueryStride, 1, 2>(s.q + r * kQueryStride, keys, keys + lanes,
-                                                static_cast<std::size_t>(head_dim), nothing,
+                                                static_cast<std::size_t>(head_dim), alone,
                                                 s.scores + r * kKeyBlock + key, kKeyBlock);
   }
 }
@@ -152,8 +153,9 @@ HWY_NOINLINE void TileValues(int rows, int head_dim, AttentionScratch& s) {
     for (int r = 0; r < rows; r += kTile) {
       const int last = r + kTile - 1;
       if (s.first[r] >= s.limit[last]) continue;
-      const auto rescaled = [d, rescale = s.rescale + r](std::size_t row, const float* out)
-                                HWY_ATTR { return hn::Mul(hn::Load(d, out), hn::Set(d, rescale[row])); };
+      const auto rescaled =
+          [d, rescale = s.rescale + r](std::size_t row, const float* out, F32Vec sum)
+              HWY_ATTR { return hn::MulAdd(hn::Load(d, out), hn::Set(d, rescale[row]), sum); };
       // What all rows see; nothing where a window is narrower than the tile.
       const int begin = s.first[last], end = std::max(begin, s.limit[r]);
       MultiplyTile<kTile, kKeyBlock, 1, 2>(

@@ -30,11 +30,12 @@ HWY_NOINLINE void TileOf(const float* panel, const float* b0, const float* b1, s
   const F32Tag d;
   const std::size_t pair = 2 * hn::Lanes(d);
   if (accumulate) {
-    const auto sums = [d](std::size_t, const float* from) HWY_ATTR { return hn::Load(d, from); };
-    MultiplyTile<kRows, 1, kTileRows, 1>(panel, b0, b1, depth, sums, c, pair);
+    const auto add = [d](std::size_t, const float* total, F32Vec sum)
+                         HWY_ATTR { return hn::Add(hn::Load(d, total), sum); };
+    MultiplyTile<kRows, 1, kTileRows, 1>(panel, b0, b1, depth, add, c, pair);
   } else {
-    const auto nothing = [d](std::size_t, const float*) HWY_ATTR { return hn::Zero(d); };
-    MultiplyTile<kRows, 1, kTileRows, 1>(panel, b0, b1, depth, nothing, c, pair);
+    const auto alone = [](std::size_t, const float*, F32Vec sum) HWY_ATTR { return sum; };
+    MultiplyTile<kRows, 1, kTileRows, 1>(panel, b0, b1, depth, alone, c, pair);
   }
 }
 
@@ -76,6 +77,9 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32Tag()));
   const std::int64_t item_rows = item.row_end - item.row_begin;
   const Blocks& blocks = item.a.blocks;
+  // A chain of additions ends in the middle of a long block and is added to the total: the error of a sum of n is then as
+  // of chains of this and of n / this, and not as of n.
+  const std::int64_t chain = blocks.depth <= kMaxDepth / 2 ? blocks.depth : ceil_div(blocks.depth, 8) * 4;
   // Behind the weight's blocks come those of adapters.
   const std::int64_t count = blocks.count + (item.low_rank != nullptr ? item.low_rank->adapters() : 0);
   for (std::int64_t block = 0; block < count; ++block) {
@@ -113,9 +117,14 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
           if (chunk == item.row_begin && pair + 1 < item.pair_end)
             for (const float* next : strips[p + 1])
               PrefetchPart(next, depth * lanes, row - chunk, chunk_end - chunk);
-          if (adapter < 0 || AnyUses(*item.low_rank, row, rows, adapter))
-            Tile(static_cast<std::size_t>(rows), a.panel(adapter < 0 ? block : adapter, row), strips[p][0],
-                 strips[p][1], static_cast<std::size_t>(depth), sums, block > 0);
+          // An adapter's part is left out where no row uses it.
+          if (adapter < 0 || AnyUses(*item.low_rank, row, rows, adapter)) {
+            const float* const panel = a.panel(adapter < 0 ? block : adapter, row);
+            for (std::int64_t k = 0; k < depth || k == 0; k += chain)
+              Tile(static_cast<std::size_t>(rows), panel + k * static_cast<std::int64_t>(kTileRows),
+                   strips[p][0] + k * lanes, strips[p][1] + k * lanes,
+                   static_cast<std::size_t>(std::min(chain, depth - k)), sums, block > 0 || k > 0);
+          }
           if (block == count - 1) Finish(epilogue, pair, row, rows, sums);
         }
       }

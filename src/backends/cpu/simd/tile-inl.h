@@ -26,20 +26,21 @@ inline constexpr std::size_t kTileRows = 12;
 inline constexpr std::size_t kTileRows = 6;
 #endif
 
-// c[r] = start(r, c[r]) + sum over k < depth of a[r * kRowA + k * kStepA] * (b0[k] | b1[k]) for kRows rows, where
-// b0[k] is the vector at b0 + k * kStepB lanes. A row of C is two vectors, rows are strideC floats apart.
-// start(r, c) gives the sums to begin with: Left() and Right() of a row of C, or others.
-template <std::size_t kRows, std::size_t kRowA, std::size_t kStepA, std::size_t kStepB, class Start>
+// c[r] = join(r, c[r], sum over k < depth of a[r * kRowA + k * kStepA] * (b0[k] | b1[k])) for kRows rows, where b0[k] is
+// the vector at b0 + k * kStepB lanes. A row of C is two vectors, rows are stride_c floats apart. join(r, c, sum) gets
+// where a vector of C lies. What is there is added to the finished sum, not the sum begun with it: a chain of additions
+// that goes on from a large number rounds as if all of that had been its own.
+template <std::size_t kRows, std::size_t kRowA, std::size_t kStepA, std::size_t kStepB, class Join>
 HWY_INLINE void MultiplyTile(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b0,
-                             const float* HWY_RESTRICT b1, std::size_t depth, const Start& start,
+                             const float* HWY_RESTRICT b1, std::size_t depth, const Join& join,
                              float* HWY_RESTRICT c, std::size_t stride_c) {
   const F32Tag d;
   const std::size_t lanes = hn::Lanes(d);
   F32Vec left[kRows], right[kRows];
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
-    left[r] = start(r, c + r * stride_c);
-    right[r] = start(r, c + r * stride_c + lanes);
+    left[r] = hn::Zero(d);
+    right[r] = hn::Zero(d);
   }
   const auto step = [&](std::size_t k) HWY_ATTR {
     const F32Vec w0 = hn::Load(d, b0 + k * kStepB * lanes), w1 = hn::Load(d, b1 + k * kStepB * lanes);
@@ -68,8 +69,9 @@ HWY_INLINE void MultiplyTile(const float* HWY_RESTRICT a, const float* HWY_RESTR
   }
 #pragma GCC unroll 16
   for (std::size_t r = 0; r < kRows; ++r) {
-    hn::Store(left[r], d, c + r * stride_c);
-    hn::Store(right[r], d, c + r * stride_c + lanes);
+    float* const to = c + r * stride_c;
+    hn::Store(join(r, to, left[r]), d, to);
+    hn::Store(join(r, to + lanes, right[r]), d, to + lanes);
   }
 }
 

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "backends/cpu/linear/small/formats-inl.h"
 #include "backends/cpu/linear/small/scales-inl.h"
@@ -143,20 +144,39 @@ HWY_INLINE void StoreTile(const F32Vec (&acc)[kRows][kTokens], std::size_t num_r
     for (std::size_t t = 0; t < kTokens; ++t) sums[t * sums_stride + r] = lanes[r][t];
 }
 
+// A chain of additions ends after so many and is added to the total: the error of a sum of n is then as of chains of this
+// and of n / this, and not as of n.
+inline constexpr std::size_t kMaxChain = 96;
+
 template <class Format, int kTokens, int kRows = kRowsAtOnce<kTokens>>
 HWY_NOINLINE void DotTile(const Rows& w, std::size_t num_rows, const float* x, std::size_t x_stride,
                           float* sums, std::size_t sums_stride) {
   Cursor<Format::kStepBytes, kRows> cursor(w, num_rows);
   alignas(64) typename Cursor<Format::kStepBytes, kRows>::Padded padded;
-  F32Vec acc[kRows][kTokens];
-  Clear(acc);
-  for (; cursor.left > 0; x += Format::kInputFloats) {
-    const std::uint8_t* at[kRows];
-    cursor.Next(padded, at);
-    Format formats[kRows];
-    Step<Format, kTokens, kRows>(formats, at, x, x_stride, acc);
+  F32Vec total[kRows][kTokens];
+  Clear(total);
+  const auto add_steps = [&](F32Vec(&acc)[kRows][kTokens], std::size_t steps) HWY_ATTR {
+    for (; cursor.left > 0 && steps > 0; x += Format::kInputFloats, --steps) {
+      const std::uint8_t* at[kRows];
+      cursor.Next(padded, at);
+      Format formats[kRows];
+      Step<Format, kTokens, kRows>(formats, at, x, x_stride, acc);
+    }
+  };
+  if constexpr (Format::kScaled) {  // the sum of a step is a chain of its own
+    add_steps(total, std::numeric_limits<std::size_t>::max());
+  } else {
+    while (cursor.left > 0) {
+      F32Vec acc[kRows][kTokens];
+      Clear(acc);
+      add_steps(acc, kMaxChain / (Format::kParts * Format::kVectors));
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+        for (int t = 0; t < kTokens; ++t) total[r][t] = hn::Add(total[r][t], acc[r][t]);
+    }
   }
-  StoreTile(acc, num_rows, sums, sums_stride);
+  StoreTile(total, num_rows, sums, sums_stride);
 }
 
 template <class Format, int kTokens>
