@@ -7,7 +7,7 @@
 namespace kf::cuda::small {
 namespace {
 
-constexpr std::size_t kMaxSharedBytes = 200 << 10;
+constexpr std::size_t kMaxSharedBytes = 192 << 10;  // beside the rings of weights
 
 // Whether rows can be read in accesses of 16 bytes.
 bool is_wide(const void* data, DType dtype, std::int64_t stride, std::int64_t in) {

@@ -1,10 +1,12 @@
 // Products of few tokens, bound by reading the weights once. Each warp takes kRows rows of the weight (of gate and up alike)
-// and all tokens; the tokens' inputs, after the prologue, lie in shared memory as f32. Where weights are constant, the first
-// are on their way before the predecessor ends.
+// and all tokens; the tokens' inputs, after the prologue, lie in shared memory as f32. Weights come through a ring in shared
+// memory, one a warp, of which each lane reads what it has asked for itself: registers would not hold enough of them on their
+// way. Where weights are constant, the first are, before the predecessor ends.
 #pragma once
 
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/math.cuh"
+#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/linear/small_kernel.h"
@@ -112,75 +114,111 @@ __device__ inline Group group_at(const Args& a, int index) {
   return {part, index * kRows};
 }
 
-// Blocks that a multiprocessor holds: three where the registers for it do not spill.
-template <int kTokens, bool kGated>
-inline constexpr int kBlocks = kGated || kTokens > 2 ? 2 : 3;
+constexpr int kBlocks = 2;  // that a multiprocessor holds; a third has been slower
+
+// A warp's ring: steps of one vector a lane of each of its rows. Rows that cannot be read 16 bytes at a time have none.
+template <class T, int W, int kStreams>
+struct Ring {
+  static constexpr bool kUsed = sizeof(T) * W == 16;
+  static constexpr int kSteps = 8 / kStreams;
+  static constexpr std::size_t kBytes = kUsed ? std::size_t{kSteps} * kStreams * 512 : 0;
+};
 
 // Blocks stay for several groups a warp, so that the inputs are staged once.
 template <class T, int W, int kTokens, int kRows, bool kGated>
-__global__ void __launch_bounds__(kThreads, kBlocks<kTokens, kGated>) small_kernel(const Args a) {
-  extern __shared__ float4 shared[];
-  const Staged<W> staged{reinterpret_cast<float*>(shared), a.in};
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warps = static_cast<int>(gridDim.x) * kWarps;
-  int index = static_cast<int>(threadIdx.x) / 32 * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+__global__ void __launch_bounds__(kThreads, kBlocks) small_kernel(const Args a) {
   constexpr int kStreams = kGated ? 2 * kRows : kRows;  // weight rows that the warp reads
-  constexpr int kAhead = kStreams >= 4 ? 2 : 4;         // vectors of each in flight
+  using R = Ring<T, W, kStreams>;
+  extern __shared__ float4 shared[];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warps = static_cast<int>(gridDim.x) * kWarps;
+  unsigned char* const ring = reinterpret_cast<unsigned char*>(shared) + warp * R::kBytes + lane * 16;
+  const Staged<W> staged{
+      reinterpret_cast<float*>(reinterpret_cast<unsigned char*>(shared) + kWarps * R::kBytes), a.in};
+  int index = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
 
-  const T* rows[kStreams];
-  Pack<T, W> ahead[kAhead][kStreams];
-  const auto fetch = [&](int j, int i) {
-#pragma unroll
-    for (int s = 0; s < kStreams; ++s)
-      if (i < a.in) ahead[j][s] = load_pack<W>(rows[s] + i);
+  // The weight rows that a group reads. Beyond the last row the last again, of which the sums are dropped.
+  struct Rows {
+    const T* at[kStreams];
   };
-  // Sends for the beginning of a group.
-  const auto begin = [&](const Group& g) {
+  const auto rows_of = [&](const Group& g) {
     const Part& p = a.parts[g.part];
+    Rows rows;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      // Beyond the last row the last again, of which the sums are dropped.
       const std::int64_t row = min(g.first + r, p.rows - 1);
-      rows[r] = static_cast<const T*>(p.weight) + row * p.weight_stride;
-      if constexpr (kGated) rows[kRows + r] = static_cast<const T*>(a.up) + row * a.up_stride;
+      rows.at[r] = static_cast<const T*>(p.weight) + row * p.weight_stride + lane * W;
+      if constexpr (kGated) rows.at[kRows + r] = static_cast<const T*>(a.up) + row * a.up_stride + lane * W;
     }
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) fetch(j, (j * 32 + lane) * W);
+    return rows;
   };
-  Group g{};
-  if (index < a.num_groups) g = group_at<kRows>(a, index);
-  if (index < a.num_groups && a.constant_weights) begin(g);
-  wait_for_predecessor();
-  if (index < a.num_groups && !a.constant_weights) begin(g);
-  stage<T>(a, staged);
 
-  while (index < a.num_groups) {
-    float sums[kStreams][kTokens] = {};
-    for (int base = lane * W; base < a.in; base += kAhead * 32 * W) {
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const int i = base + j * 32 * W;
-        if (i >= a.in) break;
-        float w[kStreams][W];
-#pragma unroll
-        for (int s = 0; s < kStreams; ++s) widen(ahead[j][s], w[s]);
-        fetch(j, i + kAhead * 32 * W);
-#pragma unroll
-        for (int t = 0; t < kTokens; ++t) {
-          float x[W];
-          staged.get(t, i, x);
+  // What is asked for next: `asked` elements of the rows of group `asked_index` have been.
+  int asked_index = index, asked = 0;
+  Rows asked_rows{};
+  if (index < a.num_groups) asked_rows = rows_of(group_at<kRows>(a, index));
+  const auto ask = [&](int step) {
+    if constexpr (R::kUsed) {
+      if (asked_index < a.num_groups) {
+        if (asked + lane * W < a.in) {
 #pragma unroll
           for (int s = 0; s < kStreams; ++s)
-#pragma unroll
-            for (int k = 0; k < W; ++k) sums[s][t] = fmaf(w[s][k], x[k], sums[s][t]);
+            copy_async(shared_address(ring + (step * kStreams + s) * 512), asked_rows.at[s] + asked, true);
+        }
+        asked += 32 * W;
+        if (asked >= a.in) {
+          asked = 0;
+          asked_index += warps;
+          if (asked_index < a.num_groups) asked_rows = rows_of(group_at<kRows>(a, asked_index));
         }
       }
+      commit_copies();
     }
-    const Group done = g;
-    index += warps;
-    if (index < a.num_groups) {
-      g = group_at<kRows>(a, index);
-      begin(g);  // on its way while the sums are added up
+  };
+  const auto ask_first = [&] {
+#pragma unroll
+    for (int step = 0; step < R::kSteps; ++step) ask(step);
+  };
+  if (a.constant_weights) ask_first();
+  wait_for_predecessor();
+  if (!a.constant_weights) ask_first();
+  stage<T>(a, staged);
+
+  int step = 0;
+  for (; index < a.num_groups; index += warps) {
+    const Group done = group_at<kRows>(a, index);
+    Rows rows{};
+    if constexpr (!R::kUsed) rows = rows_of(done);
+    float sums[kStreams][kTokens] = {};
+#pragma unroll 4
+    for (int first = 0; first < a.in; first += 32 * W) {
+      const int i = first + lane * W;
+      Pack<T, W> packs[kStreams];
+      if constexpr (R::kUsed) {
+        wait_for_copies<R::kSteps - 1>();
+#pragma unroll
+        for (int s = 0; s < kStreams; ++s)
+          packs[s] = load_pack<W>(reinterpret_cast<const T*>(ring + (step * kStreams + s) * 512));
+        ask(step);
+        step = step + 1 == R::kSteps ? 0 : step + 1;
+        if (i >= a.in) continue;
+      } else {
+        if (i >= a.in) continue;
+#pragma unroll
+        for (int s = 0; s < kStreams; ++s) packs[s] = load_pack<W>(rows.at[s] + first);
+      }
+      float w[kStreams][W];
+#pragma unroll
+      for (int s = 0; s < kStreams; ++s) widen(packs[s], w[s]);
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        float x[W];
+        staged.get(t, i, x);
+#pragma unroll
+        for (int s = 0; s < kStreams; ++s)
+#pragma unroll
+          for (int k = 0; k < W; ++k) sums[s][t] = fmaf(w[s][k], x[k], sums[s][t]);
+      }
     }
 #pragma unroll
     for (int s = 0; s < kStreams; ++s)
@@ -214,10 +252,11 @@ void launch_rows(Args a, const TensorView& on, const RunContext& ctx) {
   for (int i = 0; i < a.num_parts; ++i) a.num_groups += groups_of<kRows>(a.parts[i]);
   if (a.num_groups == 0) return;
   const auto kernel = small_kernel<T, W, kTokens, kRows, kGated>;
-  const std::size_t bytes = shared_bytes(kTokens, a.in);
+  using R = Ring<T, W, kGated ? 2 * kRows : kRows>;
+  const std::size_t bytes = shared_bytes(kTokens, a.in) + kWarps * R::kBytes;
   // As many warps as run at once, or fewer: each with as many groups as every other.
-  const int blocks_fit = std::max(
-      1, std::min(kBlocks<kTokens, kGated>, static_cast<int>(kSharedOfMultiprocessor / (bytes + 1024))));
+  const int blocks_fit =
+      std::max(1, std::min(kBlocks, static_cast<int>(kSharedOfMultiprocessor / (bytes + 1024))));
   const int most_warps = multiprocessors(on.device.index) * blocks_fit * kWarps;
   const int rounds = (a.num_groups + most_warps - 1) / most_warps;
   const int warps = (a.num_groups + rounds - 1) / rounds;
