@@ -103,9 +103,7 @@ def main() -> None:
                         "share_of_dense": round(least / of_dense, 4),
                     }
                 )  # fmt: skip
-                print(
-                    f"{stage:8} {seqlen:5} {name:13} {attended:6.3f}  {least:9.3f} ms  {least / of_dense:.3f}"
-                )
+                print(f"{stage:8} {seqlen:5} {name:13} {attended:6.3f}  {least:9.3f} ms  {least / of_dense:.3f}")
     if options.out:
         head = {
             "op": "attention", "num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "dtype": "f32",

@@ -55,7 +55,8 @@ std::string choose_isa() {
       names += std::string(", ") + isa.name;
     }
   if (!found)
-    throw Error(ErrorCode::invalid_argument, fmt::format("KF_ISA: expected one of {}, got {}", names, wanted));
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("KF_ISA: expected one of {}, got {}", names, wanted));
   if (disabled != 0) hwy::DisableTargets(disabled);
   const std::int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
   for (const Isa& isa : kIsas)
@@ -69,7 +70,8 @@ int default_threads() {
   char* end = nullptr;
   const long n = std::strtol(wanted.c_str(), &end, 10);
   if (*end != '\0' || n < 1 || n > 4096)
-    throw Error(ErrorCode::invalid_argument, fmt::format("KF_NUM_THREADS: expected 1 to 4096, got {}", wanted));
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("KF_NUM_THREADS: expected 1 to 4096, got {}", wanted));
   return static_cast<int>(n);
 }
 
