@@ -131,10 +131,11 @@ HWY_INLINE double BlockedSum(std::int64_t n, F&& accumulate) {
     // In double: the last additions are the largest ones, and would round as much as all before them.
     const hn::Repartition<double, F32Tag> d64;
     const hn::Half<F32Tag> half;
-    auto sum = hn::Zero(d64);
-    for (const F32Vec v : {a.first, a.second, b.first, b.second})
-      sum = hn::Add(sum, hn::Add(hn::PromoteTo(d64, hn::LowerHalf(half, v)),
-                                 hn::PromoteTo(d64, hn::UpperHalf(half, v))));
+    const auto widen = [&](F32Vec v) HWY_ATTR {
+      return hn::Add(hn::PromoteTo(d64, hn::LowerHalf(half, v)), hn::PromoteTo(d64, hn::UpperHalf(half, v)));
+    };
+    const auto sum =
+        hn::Add(hn::Add(widen(a.first), widen(a.second)), hn::Add(widen(b.first), widen(b.second)));
     total += hn::GetLane(hn::SumOfLanes(d64, sum));
   }
   return total;
