@@ -8,7 +8,7 @@
 
 #include "case.h"
 #include "kf/kf.h"
-#include "linear_refusal.h"
+#include "linear_calls.h"
 
 namespace kf::testing {
 namespace {

@@ -4,16 +4,17 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <string>
 #include <vector>
 
+#include "block_graph.h"
 #include "core/block_formats.h"
 #include "core/half.h"
 #include "core/quantized.h"
 #include "graph/reflect.h"
 #include "graph/sample_data.h"
-#include "graph_fixture.h"
-#include "linear_refusal.h"
+#include "linear_calls.h"
 
 namespace kf::testing {
 namespace {
@@ -328,64 +329,34 @@ TEST(QuantizedWeight, CostCountsScalesAndZeros) {
 
 TEST(QuantizedWeight, SameBitsWhateverTheThreads) {
   for (const std::int64_t num_tokens : {1, 3, 50}) {
-    std::vector<float> first;
-    for (const int threads : {1, 2, 5}) {
-      Call c(DType::int4, 64, true);
-      c.p.x = c.m.normal(DType::f32, {num_tokens, 256});
-      c.p.out = c.m.filled(DType::f32, {num_tokens, 200}, 0.0f);
-      Dispatcher d(backend_by_name("cpu"), {.num_threads = threads});
-      d.run(c.p);
-      const std::vector<float> got(c.p.out.as<float>(), c.p.out.as<float>() + c.p.out.numel());
-      if (first.empty()) first = got;
-      EXPECT_EQ(std::memcmp(got.data(), first.data(), got.size() * sizeof(float)), 0)
-          << threads << " threads";
-    }
+    Call c(DType::int4, 64, true);
+    c.p.x = c.m.normal(DType::f32, {num_tokens, 256});
+    c.p.out = c.m.filled(DType::f32, {num_tokens, 200}, 0.0f);
+    expect_same_bits_whatever_the_threads(c.p);
   }
 }
 
-// The layers of a block over quantized weights, as primitive ops; `inputs` makes weights inputs instead of constants.
-struct BlockGraph : GraphBuilder {
-  explicit BlockGraph(bool inputs = false) : GraphBuilder("block"), as_inputs(inputs) {
-    const ValueId x = floats("x", {3, 64});
-    const ValueId y = call(RmsNormParams{}, {{"x", x}, {"weight", weight("norm", {64})}});
-    const ValueId q = layer("q", y, 64, 64, DType::int4, 32, true), k = layer("k", y, 32, 64, DType::i8, 0);
-    const ValueId v = layer("v", y, 32, 64, DType::fp8_e4m3, 0);
-    graph.output("q", q);
-    graph.output("k", k);
-    graph.output("v", v);
-    const ValueId gate = layer("gate", x, 96, 64, DType::int4, 64),
-                  up = layer("up", x, 96, 64, DType::int4, 32);
-    const ValueId h = binary(BinaryKind::mul, activation(Activation::silu, gate), up);
-    const ValueId sum = binary(BinaryKind::add, layer("down", h, 64, 96, DType::i8, 32, true), x);
-    graph.output("out", sum);
-    const ValueId logits = layer("head", sum, 200, 64, DType::fp8_e5m2, 0);
-    graph.output("ids", graph.call(ArgmaxParams{}, {{"logits", logits}})["ids"]);
-  }
-  ValueId layer(const std::string& name, ValueId x, std::int64_t out, std::int64_t in, DType dtype,
-                std::int64_t group_size, bool zeros = false) {
-    const Quantized w = quantized(make, make.normal(DType::f32, {out, in}, 0.3f), dtype, group_size, zeros);
-    LinearParams p;
-    p.weight_quantization.group_size = group_size;
-    const auto add = [&](const std::string& what, const TensorView& t) {
-      return as_inputs ? graph.input(what, t.dtype, {t.shape.begin(), t.shape.begin() + t.rank})
-                       : graph.constant(what, t);
-    };
-    Bindings operands = {
-        {"x", x}, {"weight", add(name, w.data)}, {"weight_scales", add(name + "_s", w.q.scales)}};
-    if (zeros) operands.emplace_back("weight_zeros", add(name + "_z", w.q.zeros));
-    return call(p, operands);
-  }
-  bool as_inputs;
-};
-
-const std::vector<std::string> kBlockRules = {"qkv_merge", "gated_ffn", "lm_head_argmax", "rms_norm_qkv",
-                                              "ffn_residual"};
+LayerWeight quantized_layer(Maker& make, const std::string& name, std::int64_t out, std::int64_t in) {
+  struct Format {
+    DType dtype;
+    std::int64_t group_size;
+    bool zeros = false;
+  };
+  static const std::map<std::string, Format> kFormats = {
+      {"q", {DType::int4, 32, true}}, {"k", {DType::i8, 0}},     {"v", {DType::fp8_e4m3, 0}},
+      {"gate", {DType::int4, 64}},    {"up", {DType::int4, 32}}, {"down", {DType::i8, 32, true}},
+      {"head", {DType::fp8_e5m2, 0}}};
+  const Format& f = kFormats.at(name);
+  const Quantized w =
+      quantized(make, make.normal(DType::f32, {out, in}, 0.3f), f.dtype, f.group_size, f.zeros);
+  LayerWeight layer{{}, {{"weight", w.data}, {"weight_scales", w.q.scales}}};
+  layer.params.weight_quantization.group_size = f.group_size;
+  if (f.zeros) layer.operands.emplace_back("weight_zeros", w.q.zeros);
+  return layer;
+}
 
 TEST(QuantizedWeight, RulesPassScalesZerosAndGroupSizesOn) {
-  const BlockGraph b;
-  const Graph after = apply_rules(b.graph, kBlockRules);
-  ASSERT_EQ(ops_of(after), (std::vector<std::string>{"qkv_linear", "gated_ffn", "lm_head_argmax"}))
-      << after.to_text();
+  const Graph after = BlockGraph(quantized_layer).fused();
   for (const Node& n : after.nodes())
     if (n.op() == Op::qkv_linear) {
       const auto& p = n.params.as<QkvLinearParams>();
@@ -395,15 +366,10 @@ TEST(QuantizedWeight, RulesPassScalesZerosAndGroupSizesOn) {
       EXPECT_FALSE(p.k_weight_quantization.zeros.present());
       EXPECT_EQ(p.v_weight_quantization.scales.dim(0), 32);
     }
-  expect_near(run_graph(b.graph, b.data), run_graph(after, b.data));
-  // And back: every composition passes them to its parts.
-  const Results fused = run_graph(after, b.data, {.families = kFused, .kernel = {}});
-  expect_near(run_graph(b.graph, b.data), fused, 1e-4);
-  expect_near(run_graph(after, b.data, {.families = kVanilla, .kernel = {}}), fused, 1e-4);
 }
 
 TEST(QuantizedWeight, GeneratedDataMeasuresSomething) {
-  const BlockGraph b(true);
+  const BlockGraph b(quantized_layer, true);
   const auto data = sample_inputs(b.graph);
   std::map<std::string, TensorView> views;
   for (const auto& [name, d] : data) views[name] = d.view;
@@ -412,8 +378,9 @@ TEST(QuantizedWeight, GeneratedDataMeasuresSomething) {
     const auto* bytes = t.as<std::uint8_t>();
     return std::any_of(bytes, bytes + t.nbytes(), [](std::uint8_t byte) { return byte != 0; });
   };
-  for (const char* name : {"q", "k", "v", "gate", "q_s", "v_s"}) EXPECT_TRUE(any(name)) << name;
-  for (std::int64_t i = 0; i < views.at("q_s").numel(); ++i) EXPECT_GT(views.at("q_s").as<float>()[i], 0);
+  for (const char* name : {"q", "k", "v", "gate", "q_scales", "v_scales"}) EXPECT_TRUE(any(name)) << name;
+  for (std::int64_t i = 0; i < views.at("q_scales").numel(); ++i)
+    EXPECT_GT(views.at("q_scales").as<float>()[i], 0);
   for (std::int64_t i = 0; i < views.at("v").numel(); ++i)
     EXPECT_TRUE(std::isfinite(fp8_e4m3_to_f32(views.at("v").as<std::uint8_t>()[i])));
 }

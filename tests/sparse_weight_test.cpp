@@ -4,15 +4,17 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "block_graph.h"
 #include "core/sparse.h"
 #include "graph/reflect.h"
 #include "graph/sample_data.h"
-#include "graph_fixture.h"
 #include "kf/sparsify.h"
-#include "linear_refusal.h"
+#include "linear_calls.h"
 
 namespace kf::testing {
 namespace {
@@ -170,61 +172,33 @@ TEST(SparseWeight, CostIsThatOfTheValues) {
 
 TEST(SparseWeight, SameBitsWhateverTheThreads) {
   for (const std::int64_t num_tokens : {1, 3, 50}) {
-    std::vector<float> first;
-    for (const int threads : {1, 2, 5}) {
-      Call c(false, num_tokens, 200, 256);
-      Dispatcher d(backend_by_name("cpu"), {.num_threads = threads});
-      d.run(c.p);
-      const std::vector<float> got(c.p.out.as<float>(), c.p.out.as<float>() + c.p.out.numel());
-      if (first.empty()) first = got;
-      EXPECT_EQ(std::memcmp(got.data(), first.data(), got.size() * sizeof(float)), 0)
-          << threads << " threads";
-    }
+    const Call c(false, num_tokens, 200, 256);
+    expect_same_bits_whatever_the_threads(c.p);
   }
 }
 
-// The layers of a block over sparse weights; `inputs` makes weights inputs instead of constants.
-struct BlockGraph : GraphBuilder {
-  explicit BlockGraph(bool inputs = false) : GraphBuilder("block"), as_inputs(inputs) {
-    const ValueId x = floats("x", {3, 64});
-    const ValueId y = call(RmsNormParams{}, {{"x", x}, {"weight", weight("norm", {64})}});
-    graph.output("q", layer("q", y, 64, 64, 2, 4));
-    graph.output("k", layer("k", y, 32, 64));
-    graph.output("v", layer("v", y, 32, 64, 4, 8));
-    const ValueId gate = layer("gate", x, 96, 64, 1, 4), up = layer("up", x, 96, 64);
-    const ValueId h = binary(BinaryKind::mul, activation(Activation::silu, gate), up);
-    const ValueId sum = binary(BinaryKind::add, layer("down", h, 64, 96, 2, 4), x);
-    graph.output("out", sum);
-    graph.output("ids", graph.call(ArgmaxParams{}, {{"logits", layer("head", sum, 200, 64, 1, 2)}})["ids"]);
+// n of m by layer; those that are not named are unstructured.
+LayerWeight sparse_layer(Maker& make, const std::string& name, std::int64_t out, std::int64_t in) {
+  static const std::map<std::string, std::pair<std::int64_t, std::int64_t>> kPatterns = {
+      {"q", {2, 4}}, {"v", {4, 8}}, {"gate", {1, 4}}, {"down", {2, 4}}, {"head", {1, 2}}};
+  const auto pattern = kPatterns.find(name);
+  const TensorView dense = make.normal(DType::f32, {out, in}, 0.3f);
+  const SparseWeight w = pattern == kPatterns.end()
+                             ? sparsify_unstructured(dense, 0.7)
+                             : sparsify(dense, pattern->second.first, pattern->second.second);
+  for (const Tensor& t : {w.values, w.mask, w.offsets}) make.storage().push_back(t);
+  LayerWeight layer{{}, {{"weight", w.values}, {"weight_mask", w.mask}}};
+  if (pattern == kPatterns.end()) {
+    layer.operands.emplace_back("weight_offsets", w.offsets);
+  } else {
+    layer.params.weight_sparsity.n = pattern->second.first;
+    layer.params.weight_sparsity.m = pattern->second.second;
   }
-  ValueId layer(const std::string& name, ValueId x, std::int64_t out, std::int64_t in, std::int64_t n = 0,
-                std::int64_t m = 0) {
-    const TensorView dense = make.normal(DType::f32, {out, in}, 0.3f);
-    const SparseWeight w = m > 0 ? sparsify(dense, n, m) : sparsify_unstructured(dense, 0.7);
-    for (const Tensor& t : {w.values, w.mask, w.offsets}) make.storage().push_back(t);
-    LinearParams p;
-    p.weight_sparsity.n = n;
-    p.weight_sparsity.m = m;
-    const auto add = [&](const std::string& what, const TensorView& t) {
-      return as_inputs ? graph.input(what, t.dtype, {t.shape.begin(), t.shape.begin() + t.rank})
-                       : graph.constant(what, t);
-    };
-    Bindings operands = {
-        {"x", x}, {"weight", add(name, w.values)}, {"weight_mask", add(name + "_mask", w.mask)}};
-    if (m == 0) operands.emplace_back("weight_offsets", add(name + "_offsets", w.offsets));
-    return call(p, operands);
-  }
-  bool as_inputs;
-};
-
-const std::vector<std::string> kBlockRules = {"qkv_merge", "gated_ffn", "lm_head_argmax", "rms_norm_qkv",
-                                              "ffn_residual"};
+  return layer;
+}
 
 TEST(SparseWeight, RulesPassMasksOffsetsAndPatternsOn) {
-  const BlockGraph b;
-  const Graph after = apply_rules(b.graph, kBlockRules);
-  ASSERT_EQ(ops_of(after), (std::vector<std::string>{"qkv_linear", "gated_ffn", "lm_head_argmax"}))
-      << after.to_text();
+  const Graph after = BlockGraph(sparse_layer).fused();
   for (const Node& n : after.nodes())
     if (n.op() == Op::qkv_linear) {
       const auto& p = n.params.as<QkvLinearParams>();
@@ -233,14 +207,10 @@ TEST(SparseWeight, RulesPassMasksOffsetsAndPatternsOn) {
       EXPECT_TRUE(p.k_weight_sparsity.offsets.present());
       EXPECT_EQ(p.v_weight_sparsity.n, 4);
     }
-  expect_near(run_graph(b.graph, b.data), run_graph(after, b.data));
-  const Results fused = run_graph(after, b.data, {.families = kFused, .kernel = {}});
-  expect_near(run_graph(b.graph, b.data), fused, 1e-4);
-  expect_near(run_graph(after, b.data, {.families = kVanilla, .kernel = {}}), fused, 1e-4);
 }
 
 TEST(SparseWeight, GeneratedDataFitsThePatterns) {
-  const BlockGraph b(true);
+  const BlockGraph b(sparse_layer, true);
   const auto data = sample_inputs(b.graph);
   const auto view = [&](const std::string& name) { return data.at(name).view; };
   check_sparse(view("q"), {view("q_mask"), {}, 2, 4}, 64);

@@ -97,9 +97,44 @@ struct SignedProducts : IntProducts {
 #endif
 };
 
-// i8 with scales beside it, in steps of kElems.
+// Nibbles, a vector of bytes: first the low ones, then the high. They are never negative: q + 8.
+struct NibbleProducts : IntProducts {
+  static constexpr int kOffset = 8;
+  static constexpr std::size_t kVectors = 2;
+  static constexpr std::size_t kStepElems = kVectors * kVectorBytes;
+  static constexpr std::size_t kInputFloats = (kVectors + 1) * kLanes;
+
+  hn::Vec<UnsignedBytes> low, high;
+  static HWY_INLINE IntVec Start(const float* offset) { return LoadOffset(offset); }
+  static HWY_INLINE IntVec MulAdd(hn::Vec<UnsignedBytes> u, Input x, IntVec sum) {
+    return DotUnsigned(u, x, sum);
+  }
+  HWY_INLINE void SetNibbles(hn::Vec<UnsignedBytes> both) {
+    const UnsignedBytes d;
+    const hn::Repartition<std::uint16_t, UnsignedBytes> wide;
+    low = hn::And(both, hn::Set(d, 15));
+    high = hn::And(hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(wide, both))), hn::Set(d, 15));
+  }
+  HWY_INLINE hn::Vec<UnsignedBytes> Get(std::size_t v) const { return v == 0 ? low : high; }
+};
+
+// Either of those with scales beside the weight.
+template <class Products, bool kHasMin>
+struct ScaledBeside : Products {
+  HWY_INLINE void SetScales(F32Vec of_q, F32Vec zero) {
+    this->scale = of_q;
+    if constexpr (kHasMin)
+      this->min = hn::Mul(hn::Mul(of_q, zero), hn::Set(F32Tag(), 1.0f / Products::kOffset));
+  }
+  HWY_INLINE void LoadScales() {}
+  HWY_INLINE F32Vec Close(IntVec sum, const float* offset, F32Vec acc) const {
+    return this->template CloseSum<kHasMin>(sum, offset, acc);
+  }
+};
+
+// i8, in steps of kElems.
 template <std::size_t kElems, bool kHasMin>
-struct ByteInt8 : SignedProducts {
+struct ByteInt8 : ScaledBeside<SignedProducts, kHasMin> {
   static constexpr std::size_t kElemsPerByte = 1;
   static constexpr std::size_t kStepElems = kElems;
   static constexpr std::size_t kVectors = kElems / kVectorBytes;
@@ -110,14 +145,6 @@ struct ByteInt8 : SignedProducts {
   HWY_INLINE void Load(const std::uint8_t* p) { codes = reinterpret_cast<const std::int8_t*>(p); }
   HWY_INLINE hn::Vec<SignedBytes> Get(std::size_t v) const {
     return hn::LoadU(SignedBytes(), codes + v * kVectorBytes);
-  }
-  HWY_INLINE void SetScales(F32Vec of_q, F32Vec zero) {
-    scale = of_q;
-    if constexpr (kHasMin) min = hn::Mul(hn::Mul(of_q, zero), hn::Set(F32Tag(), 1.0f / kOffset));
-  }
-  HWY_INLINE void LoadScales() {}
-  HWY_INLINE F32Vec Close(IntVec sum, const float* offset, F32Vec acc) const {
-    return CloseSum<kHasMin>(sum, offset, acc);
   }
 };
 
@@ -157,27 +184,6 @@ struct Q8Int8 : SignedProducts {
   }
 };
 
-// Nibbles, a vector of bytes: first the low ones, then the high. They are never negative: q + 8.
-struct NibbleProducts : IntProducts {
-  static constexpr int kOffset = 8;
-  static constexpr std::size_t kVectors = 2;
-  static constexpr std::size_t kStepElems = kVectors * kVectorBytes;
-  static constexpr std::size_t kInputFloats = (kVectors + 1) * kLanes;
-
-  hn::Vec<UnsignedBytes> low, high;
-  static HWY_INLINE IntVec Start(const float* offset) { return LoadOffset(offset); }
-  static HWY_INLINE IntVec MulAdd(hn::Vec<UnsignedBytes> u, Input x, IntVec sum) {
-    return DotUnsigned(u, x, sum);
-  }
-  HWY_INLINE void SetNibbles(hn::Vec<UnsignedBytes> both) {
-    const UnsignedBytes d;
-    const hn::Repartition<std::uint16_t, UnsignedBytes> wide;
-    low = hn::And(both, hn::Set(d, 15));
-    high = hn::And(hn::BitCast(d, hn::ShiftRight<4>(hn::BitCast(wide, both))), hn::Set(d, 15));
-  }
-  HWY_INLINE hn::Vec<UnsignedBytes> Get(std::size_t v) const { return v == 0 ? low : high; }
-};
-
 // q4_0 and q4_1, whose minimum counts for all of the sum of x: d q + m = d (q - 8) + (m + 8 d).
 template <bool kHasMin>
 struct BlocksInt8 : NibbleProducts {
@@ -203,21 +209,13 @@ struct BlocksInt8 : NibbleProducts {
 };
 
 template <bool kHasMin>
-struct Int4Int8 : NibbleProducts {
+struct Int4Int8 : ScaledBeside<NibbleProducts, kHasMin> {
   static constexpr std::size_t kElemsPerByte = 2;
-  static constexpr std::size_t kStepBytes = kStepElems / kElemsPerByte;
+  static constexpr std::size_t kStepBytes = NibbleProducts::kStepElems / kElemsPerByte;
 
   HWY_INLINE void Load(const std::uint8_t* p) {
     const UnsignedBytes d;
-    SetNibbles(hn::Xor(hn::LoadU(d, p), hn::Set(d, 0x88)));
-  }
-  HWY_INLINE void SetScales(F32Vec of_q, F32Vec zero) {
-    scale = of_q;
-    if constexpr (kHasMin) min = hn::Mul(hn::Mul(of_q, zero), hn::Set(F32Tag(), 1.0f / kOffset));
-  }
-  HWY_INLINE void LoadScales() {}
-  HWY_INLINE F32Vec Close(IntVec sum, const float* offset, F32Vec acc) const {
-    return CloseSum<kHasMin>(sum, offset, acc);
+    this->SetNibbles(hn::Xor(hn::LoadU(d, p), hn::Set(d, 0x88)));
   }
 };
 
