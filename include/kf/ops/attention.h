@@ -101,8 +101,8 @@ struct AttentionParams {
   TensorView k;    // dtype of its own: f32, f16, bf16; int4, i8, fp8_e4m3 or fp8_e5m2 with k_quantization
   TensorView v;    // like k, but for a head_dim and scales of its own
   TensorView out;  // like q, with v's head_dim
-  TensorView
-      lse;  // f32, natural log, optional: dense [batch, num_heads, seqlen_q], else [num_heads, total_q]
+  // f32, natural log, optional: dense [batch, num_heads, seqlen_q], else [num_heads, total_q]
+  TensorView lse;
   SequenceTables tables;
   float softmax_scale = 0.0f;  // 0: 1 / sqrt(head_dim) of q and k
   bool causal = true;
@@ -149,8 +149,8 @@ struct AttentionParams {
 struct AttentionScoresParams {
   static constexpr Op kOp = Op::attention_scores;
   TensorView q, k;  // as in AttentionParams
-  TensorView
-      scores;  // f32: dense [batch, num_heads, seqlen_q, seqlen_k_max], else [num_heads, total_q, seqlen_k_max]
+  // f32: dense [batch, num_heads, seqlen_q, seqlen_k_max], else [num_heads, total_q, seqlen_k_max]
+  TensorView scores;
   SequenceTables tables;
   float softmax_scale = 0.0f;
   float softcap = 0.0f;           // 0: none
@@ -230,8 +230,8 @@ struct AttentionValuesParams {
 // sequence and not causally, each to its own suffix causally, and merge. Sinks go into one of the parts only.
 struct MergeAttentionParams {
   static constexpr Op kOp = Op::merge_attention;
-  TensorView
-      out_a;  // activation dtype: [batch, seqlen_q, num_heads, head_dim] or [total_q, num_heads, head_dim]
+  // activation dtype: [batch, seqlen_q, num_heads, head_dim] or [total_q, num_heads, head_dim]
+  TensorView out_a;
   TensorView lse_a;         // f32, natural log: [batch, num_heads, seqlen_q] or [num_heads, total_q]
   TensorView out_b, lse_b;  // likewise
   TensorView out;           // like out_a; may be out_a or out_b

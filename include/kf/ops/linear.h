@@ -2,10 +2,11 @@
 //
 //   out = act( pro(x) @ weight^T + bias ) + residual        pro: identity, a norm, or an activation
 //
-// Arithmetic is f32 whatever the dtypes, unless InputQuantization (common.h) is asked for. Weights are [out_features, in_features] with any strides (a torch.nn.Linear
-// weight as it is; an x @ W weight as its transposed view), f32, f16 or bf16; or low-bit, rows as they lie, which
-// kernels dequantize in registers: a GGUF block format, or int4, i8 or fp8 with scales beside it (Quantization). Of a sparse
-// weight (Sparsity) the operand holds the values alone, and [out, in] is what they stand for.
+// Arithmetic is f32 whatever the dtypes, unless InputQuantization (common.h) is asked for. Weights are
+// [out_features, in_features] with any strides (a torch.nn.Linear weight as it is; an x @ W weight as its transposed view), f32,
+// f16 or bf16; or low-bit, rows as they lie, which kernels dequantize in registers: a GGUF block format, or int4, i8 or fp8
+// with scales beside it (Quantization). Of a sparse weight (Sparsity) the operand holds the values alone, and [out, in] is what
+// they stand for.
 #pragma once
 
 #include "kf/ops/common.h"

@@ -15,8 +15,8 @@ inline bool needs_scales(DType t) {
 // q is what the weight holds: of int4 two's complement, -8 to 7, two a byte, the low half first (`in` is even). Rows of
 // fp8 may share scales: one serves the whole weight, or 128 rows with groups of 128.
 struct Quantization {
-  TensorView
-      scales;  // [out, ceil(in / group_size)]; fp8 also [1, 1] and [ceil(out / 128), ceil(in / 128)]; f32, f16, bf16
+  // [out, ceil(in / group_size)]; fp8 also [1, 1] and [ceil(out / 128), ceil(in / 128)]; f32, f16, bf16
+  TensorView scales;
   // Like scales, i8, optional; none for fp8. A byte also for int4: an unsigned zero of 16, which GPTQ's files reach, is
   // 8 for signed values and no nibble.
   TensorView zeros;
