@@ -112,8 +112,8 @@ struct GateEpilogue {  // hidden = act(gate) * up; a pair is a strip of each
   Activation activation = Activation::silu;
   PackedRows hidden;
 };
-struct
-    LowRankEpilogue {  // low = scale * sum where the row has the adapter, else 0; a pair is two strips of its matrix a
+// low = scale * sum where the row has the adapter, else 0; a pair is two strips of its matrix a.
+struct LowRankEpilogue {
   StripWeight weight;
   const LowRank& low_rank;
   std::int64_t adapter;
