@@ -26,8 +26,9 @@ constexpr std::int64_t kMaxTokens = 16;
 constexpr std::int64_t kMaxQuantizedTokens = 256;
 // What a thread reads of a weight for all tokens before it goes on stays in L2.
 constexpr std::int64_t kChunkBytes = 256 << 10;
-// Output rows whose sums a thread holds before it finishes them.
-constexpr std::int64_t kChunk = 64;
+// Output rows whose sums a thread holds before it finishes them: enough that the streams that a tile reads (tiles-inl.h) are
+// long even where rows are short.
+constexpr std::int64_t kChunk = 384;
 // Threads take rows in multiples of this: a cache line of f32 results.
 constexpr std::int64_t kRowUnit = 16;
 // Weights below this are read faster by one thread than a team is called together.

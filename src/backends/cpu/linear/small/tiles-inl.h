@@ -87,16 +87,30 @@ inline Rows rows_from(const TensorView& weight, std::int64_t in, std::int64_t be
   return {weight.as<const std::uint8_t>() + begin * stride, stride, static_cast<std::size_t>(bytes)};
 }
 
+// Rows of a weight, cut into tiles of up to kRows. A tile's rows are far apart, each the next one of a stream of its own:
+// hardware follows several streams well, but not neighbouring rows, of which a page holds several, read side by side.
+template <int kRows>
+struct Tiling {
+  Rows all;
+  std::size_t num_rows, num_tiles;  // of which a tile's rows are each this many after the one before
+
+  Tiling(const Rows& w, std::size_t n) : all(w), num_rows(n), num_tiles((n + kRows - 1) / kRows) {}
+  Rows rows(std::size_t tile) const {
+    return {all.first + static_cast<std::ptrdiff_t>(tile) * all.stride,
+            static_cast<std::ptrdiff_t>(num_tiles) * all.stride, all.bytes};
+  }
+  std::size_t rows_in(std::size_t tile) const { return (num_rows - tile + num_tiles - 1) / num_tiles; }
+};
+
 // Walks rows step by step.
 template <std::size_t kStepBytes, int kRows>
 struct Cursor {
   using Padded = std::uint8_t[kRows][kStepBytes];
 
   const std::uint8_t* rows[kRows];
-  std::size_t left;          // bytes of a row
-  std::ptrdiff_t next_rows;  // bytes to the rows of the next tile
+  std::size_t left;  // bytes of a row
 
-  HWY_INLINE Cursor(const Rows& w, std::size_t num_rows) : left(w.bytes), next_rows(kRows * w.stride) {
+  HWY_INLINE Cursor(const Rows& w, std::size_t num_rows) : left(w.bytes) {
     // Rows that are not there are read as the last one and dropped.
     for (std::size_t r = 0; r < kRows; ++r)
       rows[r] = w.first + static_cast<std::ptrdiff_t>(std::min(r, num_rows - 1)) * w.stride;
@@ -112,10 +126,8 @@ struct Cursor {
       left = 0;
       return;
     }
-    // The hardware follows one stream of each core well, but not as many as rows at a time.
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      __builtin_prefetch(rows[r] + next_rows);
       at[r] = rows[r];
       rows[r] += kStepBytes;
     }
@@ -132,8 +144,8 @@ HWY_INLINE void Clear(F32Vec (&acc)[kRows][kTokens]) {
 }
 
 template <int kTokens, int kRows>
-HWY_INLINE void StoreTile(const F32Vec (&acc)[kRows][kTokens], std::size_t num_rows, float* sums,
-                          std::size_t sums_stride) {
+HWY_INLINE void StoreTile(const F32Vec (&acc)[kRows][kTokens], std::size_t num_rows, std::size_t row_step,
+                          float* sums, std::size_t sums_stride) {
   // All of them by constant indices: one that is not, and the compiler keeps `acc` in memory.
   float lanes[kRows][kTokens];
 #pragma GCC unroll 4
@@ -141,7 +153,7 @@ HWY_INLINE void StoreTile(const F32Vec (&acc)[kRows][kTokens], std::size_t num_r
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) lanes[r][t] = hn::GetLane(hn::SumOfLanes(F32Tag(), acc[r][t]));
   for (std::size_t r = 0; r < kRows && r < num_rows; ++r)
-    for (std::size_t t = 0; t < kTokens; ++t) sums[t * sums_stride + r] = lanes[r][t];
+    for (std::size_t t = 0; t < kTokens; ++t) sums[t * sums_stride + r * row_step] = lanes[r][t];
 }
 
 // A chain of additions ends after so many and is added to the total: the error of a sum of n is then as of chains of this
@@ -149,8 +161,8 @@ HWY_INLINE void StoreTile(const F32Vec (&acc)[kRows][kTokens], std::size_t num_r
 inline constexpr std::size_t kMaxChain = 96;
 
 template <class Format, int kTokens, int kRows = kRowsAtOnce<kTokens>>
-HWY_NOINLINE void DotTile(const Rows& w, std::size_t num_rows, const float* x, std::size_t x_stride,
-                          float* sums, std::size_t sums_stride) {
+HWY_NOINLINE void DotTile(const Rows& w, std::size_t num_rows, std::size_t row_step, const float* x,
+                          std::size_t x_stride, float* sums, std::size_t sums_stride) {
   Cursor<Format::kStepBytes, kRows> cursor(w, num_rows);
   alignas(64) typename Cursor<Format::kStepBytes, kRows>::Padded padded;
   F32Vec total[kRows][kTokens];
@@ -176,16 +188,16 @@ HWY_NOINLINE void DotTile(const Rows& w, std::size_t num_rows, const float* x, s
         for (int t = 0; t < kTokens; ++t) total[r][t] = hn::Add(total[r][t], acc[r][t]);
     }
   }
-  StoreTile(total, num_rows, sums, sums_stride);
+  StoreTile(total, num_rows, row_step, sums, sums_stride);
 }
 
 template <class Format, int kTokens>
 void DotTokens(const Rows& w, std::size_t num_rows, const float* x, std::size_t x_stride, float* sums,
                std::size_t sums_stride) {
-  constexpr std::size_t kRows = kRowsAtOnce<kTokens>;
-  for (std::size_t r = 0; r < num_rows; r += kRows)
-    DotTile<Format, kTokens>({w.first + static_cast<std::ptrdiff_t>(r) * w.stride, w.stride, w.bytes},
-                             std::min(kRows, num_rows - r), x, x_stride, sums + r, sums_stride);
+  const Tiling<kRowsAtOnce<kTokens>> tiling(w, num_rows);
+  for (std::size_t tile = 0; tile < tiling.num_tiles; ++tile)
+    DotTile<Format, kTokens>(tiling.rows(tile), tiling.rows_in(tile), tiling.num_tiles, x, x_stride,
+                             sums + tile, sums_stride);
 }
 
 // Groups of four tokens, then the rest.
@@ -214,8 +226,8 @@ HWY_INLINE hn::Vec<D> SpreadGroups(D d, const float* p) {
 // As DotTile, where a step has kGroups groups, or with kGroups 1 a group has one or more steps. `row` is the first.
 template <class Format, int kTokens, int kGroups, int kRows = kRowsAtOnce<kTokens>>
 HWY_NOINLINE void ScaledTile(const Rows& w, const Quantization& q, const ScaleGrid& grid, std::int64_t row,
-                             std::size_t num_rows, const float* x, std::size_t x_stride, float* sums,
-                             std::size_t sums_stride) {
+                             std::size_t num_rows, std::size_t row_step, const float* x, std::size_t x_stride,
+                             float* sums, std::size_t sums_stride) {
   alignas(64) float scales[kRows][kScalesHeld];
   alignas(64) float zeros[kRows][kScalesHeld];
   Cursor<Format::kStepBytes, kRows> cursor(w, num_rows);
@@ -227,9 +239,9 @@ HWY_NOINLINE void ScaledTile(const Rows& w, const Quantization& q, const ScaleGr
   const auto groups = static_cast<std::int64_t>((w.bytes + group_bytes - 1) / group_bytes);
   for (std::int64_t first = 0; first < groups; first += kMaxGroups) {
     const std::int64_t count = std::min(kMaxGroups, groups - first);
-    for (std::int64_t r = 0; r < kRows; ++r)
-      LoadScales(q, grid, row + std::min(r, static_cast<std::int64_t>(num_rows) - 1), first, count, scales[r],
-                 zeros[r]);
+    for (std::size_t r = 0; r < kRows; ++r)
+      LoadScales(q, grid, row + static_cast<std::int64_t>(std::min(r, num_rows - 1) * row_step), first, count,
+                 scales[r], zeros[r]);
     for (std::int64_t group = 0; group < count; group += kGroups) {
       Format formats[kRows];
 #pragma GCC unroll 4
@@ -246,7 +258,7 @@ HWY_NOINLINE void ScaledTile(const Rows& w, const Quantization& q, const ScaleGr
       }
     }
   }
-  StoreTile(acc, num_rows, sums, sums_stride);
+  StoreTile(acc, num_rows, row_step, sums, sums_stride);
 }
 
 // Rows [begin, begin + num_rows) of a weight with scales beside it.
@@ -256,12 +268,11 @@ void DotScaled(const TensorView& weight, const Quantization& q, const Rows& w, s
                std::size_t sums_stride) {
   const ScaleGrid grid = scale_grid(weight, q);
   const auto tokens = [&]<int kTokens>(std::integral_constant<int, kTokens>) HWY_ATTR {
-    constexpr std::size_t kRows = kRowsAtOnce<kTokens>;
-    for (std::size_t r = 0; r < num_rows; r += kRows)
-      ScaledTile<Format, kTokens, kGroups>(
-          {w.first + static_cast<std::ptrdiff_t>(r) * w.stride, w.stride, w.bytes}, q, grid,
-          begin + static_cast<std::int64_t>(r), std::min(kRows, num_rows - r), x, x_stride, sums + r,
-          sums_stride);
+    const Tiling<kRowsAtOnce<kTokens>> tiling(w, num_rows);
+    for (std::size_t tile = 0; tile < tiling.num_tiles; ++tile)
+      ScaledTile<Format, kTokens, kGroups>(tiling.rows(tile), q, grid,
+                                           begin + static_cast<std::int64_t>(tile), tiling.rows_in(tile),
+                                           tiling.num_tiles, x, x_stride, sums + tile, sums_stride);
   };
   for (; num_tokens >= 4; num_tokens -= 4, x += 4 * x_stride, sums += 4 * sums_stride)
     tokens(std::integral_constant<int, 4>());
