@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTHON := .venv/bin/python
 
-.PHONY: help setup build demo test test-cpp test-python test-sanitize test-gpu test-install fuzz peers bench docs clean
+.PHONY: help setup build demo test test-cpp test-python test-sanitize test-gpu test-install fuzz peers bench docs docs-site clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -19,8 +19,8 @@ demo: build $(MODEL)
 	@echo "== unfused against fused on $(MODEL)"
 	@.venv/bin/kf bench model $(MODEL) --quick --out report
 
-## make test            all tests: C++, Python, the installed package
-test: test-cpp test-python test-install
+## make test            all tests: C++, Python, the installed package; and the documentation site
+test: test-cpp test-python test-install docs-site
 
 setup:
 	@scripts/setup.sh requirements/build.txt requirements/runtime.txt
@@ -79,5 +79,11 @@ bench: build
 docs: build
 	@scripts/support_matrix.sh build/kf_matrix
 
+## make docs-site       the documentation with a reference of Python and C++, as a site in build-docs/html
+docs-site: build
+	@scripts/setup.sh requirements/docs.txt
+	@echo "== the documentation site: every link and every public name"
+	@scripts/docs_site.sh
+
 clean:
-	rm -rf build build-cuda build-sanitize build-fuzz report
+	rm -rf build build-docs build-cuda build-sanitize build-fuzz report

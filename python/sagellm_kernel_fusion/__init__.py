@@ -11,11 +11,13 @@ Arrays are NumPy's, torch's, JAX's or anything with `__dlpack__`, taken without 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from . import ops
 from ._kf import VerdictStore, __version__, backends, rules
 from ._kf import kernels as list_kernels
 from .arrays import GgufTensor, layout
-from .backends import register_builtin
+from .builtin import register_builtin
 from .call import FUSED, REFERENCE, VANILLA, Selection, explain
 from .config import AttentionBackend, FusionBackend, FusionTarget, KernelFusionConfig
 from .custom import CudaSource, FusedKernel, TritonKernel
@@ -35,6 +37,11 @@ from .quantized import QuantizedTensor, quantize, quantize_kv, quantized_cache
 from .registry import KernelFusionBackendRegistry
 from .sparse import SparseTensor, densify, sparsify
 from .sparse_attention import FusedSparseAttention
+
+if TYPE_CHECKING:  # what __getattr__ imports when it is asked for
+    from .benchmark import benchmark_kernel_fusion, measure_performance
+    from .integrations import fuse_model, unfuse_model
+    from .models import Model, load_model
 
 register_builtin()
 

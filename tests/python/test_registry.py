@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sagellm_kernel_fusion as kf
-from sagellm_kernel_fusion.backends import CPUKernelFusion
+from sagellm_kernel_fusion.builtin import CPUKernelFusion
 
 Registry = kf.KernelFusionBackendRegistry
 
@@ -54,6 +54,11 @@ def test_the_cpu_is_a_backend_like_any_other(rng):
     assert isinstance(backend, CPUKernelFusion) and isinstance(backend, kf.KernelFusionProtocol)
     q = rng.standard_normal((1, 3, 2, 8)).astype(np.float32)
     np.testing.assert_array_equal(backend.fuse_attention(q, q, q), kf.ops.attention(q, q, q))
+
+
+def test_the_backends_of_the_build_are_listed():
+    rows = {row["name"]: row for row in kf.backends()}
+    assert rows["cpu"]["available"] and rows["cpu"]["devices"]
 
 
 def test_an_unknown_backend_is_a_value_error_with_the_known_ones():

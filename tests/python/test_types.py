@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,3 +25,14 @@ def test_the_extension_has_stubs():
     manager = {node.name: node for node in described["Manager"].body if isinstance(node, ast.FunctionDef)}
     assert [a.arg for a in manager["call"].args.args][:4] == ["self", "op", "fields", "config"]
     assert all(ast.get_docstring(node) for name, node in manager.items() if name != "__init__")
+
+
+def test_importing_loads_nothing_that_is_not_needed():
+    """Operators alone need NumPy: neither frameworks, nor what reads models, draws and prints."""
+    heavy = {
+        "torch", "transformers", "jax", "triton", "gguf", "safetensors", "tokenizers", "jinja2", "matplotlib", "rich",
+        "typer", "opentelemetry", "cupy",
+    }  # fmt: skip
+    code = "import sys, sagellm_kernel_fusion; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "numpy" in loaded and not heavy.intersection(loaded)
