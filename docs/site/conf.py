@@ -34,52 +34,32 @@ autodoc_mock_imports = ["torch", "transformers"]  # the reference is the same wh
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 
-# Appended to the README, which is the first page.
-CONTENTS = """
-```{toctree}
-:hidden:
-:caption: Use
-docs/installing
-docs/choosing-a-backend
-docs/configuration
-docs/support-matrix
-docs/ops/README
-docs/fuse-model
-docs/torch
-```
-```{toctree}
-:hidden:
-:caption: Reference
-docs/site/python
-docs/site/cpp
-docs/numerics
-docs/backends/cpu
-docs/backends/cuda
-```
-```{toctree}
-:hidden:
-:caption: Change
-docs/architecture
-docs/graph
-docs/adding-an-op
-docs/adding-a-backend
-docs/verification
-CHANGELOG
-README.zh-CN
-```
-"""
-# Likewise: on GitHub each is a list of links.
-OPS = """
-```{toctree}
-:hidden:
-:glob:
-[a-z]*
-```
-"""
+# The table of contents, at the side of every page. A page of docs/ that is not named here comes last.
+CONTENTS = {
+    "Use": ["installing", "choosing-a-backend", "configuration", "support-matrix", "ops/README", "fuse-model", "torch"],
+    "Reference": ["site/python", "site/cpp", "numerics", "backends/cpu", "backends/cuda"],
+    "Change": ["architecture", "graph", "adding-an-op", "adding-a-backend", "verification"],
+}
+
+
+def contents():
+    named = {page for pages in CONTENTS.values() for page in pages}
+    found = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in (ROOT / "docs").rglob("*.md")}
+    rest = sorted(page for page in found - named if not page.startswith("ops/"))
+    sections = {caption: [f"docs/{page}" for page in pages] for caption, pages in CONTENTS.items()}
+    return {**sections, "More": [*(f"docs/{page}" for page in rest), "CHANGELOG", "README.zh-CN"]}
 
 
 def add_contents(app, docname, source):
-    source[0] += {"README": CONTENTS, "docs/ops/README": OPS}.get(docname, "")
+    """The README is the first page; on GitHub it and the list of operators are lists of links."""
+    if docname == "README":
+        source[0] += "".join(toctree(pages, f":caption: {caption}") for caption, pages in contents().items())
+    if docname == "docs/ops/README":
+        source[0] += toctree(["[a-z]*"], ":glob:")
+
+
+def toctree(pages, option):
+    return "\n".join(["\n```{toctree}", ":hidden:", option, *pages, "```\n"])
 
 
 def keep_layout(app, what, name, obj, options, lines):
