@@ -52,7 +52,7 @@ test-sanitize: setup
 test-gpu: setup
 	@echo "== the CUDA backend"
 	@cmake --preset cuda >build-cuda.log 2>&1 || { cat build-cuda.log; exit 1; }
-	@cmake --build build-cuda -j $(JOBS) --target kf_tests kf_bench_device
+	@cmake --build build-cuda -j $(JOBS) --target kf_tests kf_bench_device kf_bench_model
 	@build-cuda/kf_tests --gtest_filter='Accelerators*'
 
 ## make fuzz            fuzzes for an hour (FUZZ_SECONDS): libFuzzer on attention and weights, hypothesis on the Python face

@@ -1,9 +1,7 @@
-// A backend whose memory the host cannot address, made of the CPU's kernels: its addresses are shifted, so that whoever
-// follows one outside its kernels crashes. What the core, graphs and the cases need of a device goes through its hooks.
+// What the core, graphs and the cases need of a device goes through its backend's hooks.
 
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstring>
 #include <map>
 #include <set>
@@ -12,83 +10,20 @@
 #include "case.h"
 #include "kf/kf.h"
 #include "runner.h"
+#include "toy_device.h"
 
 namespace kf {
 namespace {
 
-constexpr Device kToy{DeviceType::mlu, 0};
-constexpr std::uintptr_t kShift = std::uintptr_t{1} << 62;  // no address of the host
+using tests::kToy, tests::make_toy_backend, tests::toy_counts;
 
-std::atomic<int> live_allocations{0}, synchronisations{0};
-std::atomic<void*> last_stream{nullptr};
-
-void* shifted(void* p) { return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(p) + kShift); }
-void* back(const void* p) { return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(p) - kShift); }
-
-// The CPU's kernel over shifted addresses.
-Kernel on_toy(const Kernel& k) {
-  Kernel toy = k;
-  toy.name = "toy" + k.name.substr(k.name.find("::"));
-  toy.run = [k](const void* params, const void* state, const RunContext& ctx) {
-    last_stream = ctx.stream;
-    alignas(std::max_align_t) std::byte copy[kMaxParamsBytes];
-    std::memcpy(copy, params, op_info(k.op).params_bytes);
-    for (const Slot& s : slots_of(k.op, copy))
-      if (s.tensor->present() && s.tensor->data) s.tensor->data = back(s.tensor->data);
-    RunContext host = ctx;
-    if (ctx.workspace) host.workspace = back(ctx.workspace);
-    k.run(copy, state, host);
-  };
-  // Weights would be packed from shifted addresses.
-  toy.prepare = [k](const void* params, const PlanContext& ctx) {
-    return k.prepare(params, {ctx.caps, ctx.dispatcher, ctx.num_threads, nullptr});
-  };
-  toy.supports = [k](const void* params, const PlanContext& ctx) {
-    return k.supports(params, {ctx.caps, ctx.dispatcher, ctx.num_threads, nullptr});
-  };
-  return toy;
-}
-
+// Fused, vanilla of one pass, and of these ops: enough for a graph and its unfused form.
 const Backend& toy_backend() {
-  static const Backend toy = [] {
-    Backend b;
-    b.name = "toy";
-    b.device_type = kToy.type;
-    b.available = [] { return Support::yes(); };
-    b.capabilities = [](int index) {
-      if (index != 0)
-        throw Error(ErrorCode::unavailable, "toy: expected device 0, got " + std::to_string(index));
-      DeviceCaps caps = backend_by_name("cpu").capabilities(0);
-      caps.device = kToy;
-      caps.name = "toy";
-      return caps;
-    };
-    b.kernels = [] {
-      std::vector<Kernel> all;
-      for (const Kernel& k : backend_by_name("cpu").kernels())
-        // Fused, vanilla of one pass, and of these ops: enough for a graph and its unfused form.
-        if ((k.families & (kFused | kVanilla)) &&
-            (k.op == Op::rms_norm || k.op == Op::binary || k.op == Op::softmax || k.op == Op::append_kv ||
-             k.op == Op::embedding))
-          all.push_back(on_toy(k));
-      return all;
-    };
-    b.memory.allocate = [](int, std::size_t bytes, void*) {
-      ++live_allocations;
-      return shifted(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    };
-    b.memory.free = [](int, void* p, void*) {
-      --live_allocations;
-      std::free(back(p));
-    };
-    b.memory.copy = [](int, void* to, const void* from, std::size_t bytes, CopyDirection direction, void*) {
-      if (direction != CopyDirection::to_host) to = back(to);
-      if (direction != CopyDirection::to_device) from = back(from);
-      std::memcpy(to, from, bytes);
-    };
-    b.memory.synchronize = [](int, void*) { ++synchronisations; };
-    return b;
-  }();
+  static const Backend toy = make_toy_backend([](const Kernel& k) {
+    return (k.families & (kFused | kVanilla)) &&
+           (k.op == Op::rms_norm || k.op == Op::binary || k.op == Op::softmax || k.op == Op::append_kv ||
+            k.op == Op::embedding);
+  });
   return toy;
 }
 
@@ -120,9 +55,9 @@ TEST(DeviceBackend, CasesRunAgainstTheCpusReference) {
     for (const char* name :
          {"toy::rms_norm_plain", "toy::rms_norm_unfused", "toy::append_kv_plain", "toy::softmax_plain"})
       EXPECT_TRUE(served.contains(name)) << name;
-    EXPECT_GT(synchronisations, 0);
+    EXPECT_GT(toy_counts().synchronisations, 0);
   }
-  EXPECT_EQ(live_allocations, 0);
+  EXPECT_EQ(toy_counts().live_allocations, 0);
 }
 
 TEST(DeviceBackend, AWrongKernelIsFound) {
@@ -187,7 +122,7 @@ TEST(DeviceBackend, DispatchersAreChosenByTheTensors) {
   int queue = 0;
   EXPECT_EQ(&set.serving(Op::rms_norm, &q), &set.on(kToy));
   set.serving(Op::rms_norm, &q).run(q, {.stream = &queue});
-  EXPECT_EQ(last_stream, &queue);
+  EXPECT_EQ(toy_counts().last_stream, &queue);
   std::vector<float> result(16);
   set.on(kToy).copy(result.data(), out.view.data, 64, CopyDirection::to_host);
   EXPECT_EQ(std::memcmp(result.data(), p.out.data, 64), 0);

@@ -4,8 +4,10 @@
 
 #include <cstddef>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kf/kernel.h"
@@ -14,7 +16,7 @@ namespace kf {
 
 enum class CopyDirection { to_device, to_host, on_device };
 
-// How the core reaches memory that the host cannot address. All functions are given, or none: none means host memory,
+// How the core reaches memory that the host cannot address. The first four are given, or none: none means host memory,
 // which the core allocates and copies itself. A stream is the backend's own handle; null is its default stream.
 struct DeviceMemory {
   // At least `bytes`, 64-byte aligned, for use by what the stream is given after this call. Does not wait for the
@@ -28,8 +30,21 @@ struct DeviceMemory {
       copy;
   // Waits for all that the stream was given. Throws what the device reports.
   std::function<void(int device_index, void* stream)> synchronize;
+  // Host memory that copies reach without a detour, so that none waits for the host: "pinned". Both functions, or none:
+  // then the host's plain memory serves.
+  std::function<void*(int device_index, std::size_t bytes)> allocate_host = {};
+  std::function<void(void* memory)> free_host = {};
 
   bool is_host() const { return !allocate; }
+};
+
+// Recording what a stream is given, so that one call gives it again. Both functions, or none.
+struct LaunchRecorder {
+  // What `enqueue` gives the stream that it is handed; none of it runs. Throws what the device or `enqueue` does.
+  std::function<std::shared_ptr<void>(int device_index, const std::function<void(void* stream)>& enqueue)>
+      record;
+  // All of it, over the same memory, in the order of `stream`.
+  std::function<void(int device_index, void* recording, void* stream)> replay;
 };
 
 struct Backend {
@@ -45,11 +60,14 @@ struct Backend {
   // Milliseconds that the device takes for what one call of `enqueue` gives the stream that it is handed: the median over
   // many in a row, by the device's own clock and without the gaps that launching leaves. Absent: the host's clock is used.
   std::function<double(int device_index, const std::function<void(void* stream)>& enqueue)> time = {};
+  LaunchRecorder recorder = {};
 };
 
 // All that is compiled in: src/backends/backends.cpp.
 std::span<const Backend* const> all_backends();
 // Throws unavailable, naming what there is.
 const Backend& backend_by_name(const std::string& name);
+// The device that a name means: "cuda:1"; "cuda" is "cuda:0". Throws invalid_argument.
+Device parse_device(std::string_view name);
 
 }  // namespace kf

@@ -79,6 +79,12 @@ struct DispatcherOptions {
   int device_index = 0;
 };
 
+// A tensor with the memory that it lies in, of whatever device.
+struct StoredTensor {
+  std::shared_ptr<void> storage;
+  TensorView view;
+};
+
 // The kernels of one device. Safe for concurrent calls.
 class Dispatcher {
  public:
@@ -126,6 +132,10 @@ class Dispatcher {
   void copy(void* to, const void* from, std::size_t bytes, CopyDirection direction,
             const Launch& launch = {}) const;
   void synchronize(const Launch& launch = {}) const;
+  // A contiguous tensor in such memory.
+  StoredTensor make_tensor(DType dtype, std::span<const std::int64_t> shape, const Launch& launch = {}) const;
+  // Host memory that copies to and from the device take as it is.
+  std::shared_ptr<void> allocate_staging(std::size_t bytes) const;
   bool on_host() const { return backend_.memory.is_host(); }
 
   const Backend& backend() const { return backend_; }

@@ -24,6 +24,9 @@
 
 namespace kf {
 
+class StepTables;
+struct StepTableUse;
+
 struct EngineOptions {
   FusionPolicy fusion;
   // What no rule joined may be served by vanilla kernels, where they are the best there are.
@@ -40,6 +43,15 @@ struct EngineOptions {
   Sink* sink = nullptr;              // told of every kernel call, not owned
   // Packed weights, shared with other engines over the same weights; null: the engine's own.
   std::shared_ptr<PackCache> packs = nullptr;
+
+  // Where the model runs. What is on the host of the weights is copied there, once; what a step gives comes back.
+  Device device = {};
+  void* stream = nullptr;  // the queue of that device which steps are given to; null: its default one
+  // From the second step of a shape on, its launches are replayed from a recording (a CUDA graph), where the device records
+  // and every kernel allows it: Engine::replayable() says whether. Steps of one token a sequence are then padded to batches
+  // of 1, 2, 4, 8 ..., so that few recordings serve all. A step with a sink is not replayed.
+  bool replay = true;
+  std::span<const Backend* const> backends = all_backends();
 
   // The baseline: the same graph, no rule applied, kernels as an eager framework has them, a contiguous
   // cache.
@@ -67,9 +79,11 @@ struct StepShape {
   SymbolValues symbols() const;
 };
 
+// Of a step; of decode() the sums over its steps, but for the launches, which are those of the last.
 struct StepMetrics {
   std::int64_t num_tokens = 0;
   int launches = 0;                  // kernels
+  bool replayed = false;             // from a recording of its launches
   std::size_t activation_bytes = 0;  // the arena: intermediates and workspaces
   double plan_seconds = 0;           // fusing and planning; 0 where the shape was known
   double run_seconds = 0;
@@ -83,16 +97,22 @@ struct FusedGraph {
 
 // For one caller at a time: while a step, a plan or generate() is under way, another call (from another
 // thread, or from generate()'s callback) is refused with invalid_argument and changes nothing. The cache is
-// not guarded: see EngineUse. The memory of the weights must outlive the engine.
+// not guarded: see EngineUse. The memory of the weights must outlive the engine (of those that it copies to a device, its
+// constructor).
 class Engine {
  public:
   Engine(const ModelConfig& config, const NamedTensors& weights, const EngineOptions& options = {});
+  ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
   // One row for each token asked for, in the order of the batch: logits [num_rows, vocab_size] in the
-  // activation dtype, or i32 ids [num_rows]. The view lasts until the next call of the engine. On error no sequence has changed.
+  // activation dtype, or i32 ids [num_rows]; on the host, whatever the device. The view lasts until the next call of the
+  // engine. On error no sequence has changed.
   TensorView step(std::span<const StepInput> batch, StepOutput output = StepOutput::logits);
+  // `count` steps: the first feeds each sequence its one token, each other one what the step before chose, greedily. Ids
+  // i32 [count, batch size], on the host. On a device nothing waits for the host in between. On error no sequence has changed.
+  TensorView decode(std::span<const StepInput> batch, std::int64_t count);
   // Does the work ahead of the first step of this shape: fusing, measuring, packing, planning.
   void prepare(const StepShape& shape);
   // The shape of a step with these sizes, the longest of its sequences then having `context_len` tokens.
@@ -102,7 +122,9 @@ class Engine {
 
   KvCache& cache() { return cache_; }
   const KvCache& cache() const { return cache_; }
-  Dispatcher& dispatcher() { return *dispatcher_; }
+  Dispatcher& dispatcher() { return dispatcher_; }
+  // For what is done with a step's results, on the host.
+  Dispatcher& host_dispatcher() { return dispatchers_.on({}); }
   const ModelConfig& config() const { return config_; }
   const EngineOptions& options() const { return options_; }  // with defaults filled in
 
@@ -114,39 +136,50 @@ class Engine {
   const Graph& graph(StepOutput output);
   const FusedGraph& fused_graph(const StepShape& shape);
   std::string explain(const StepShape& shape);
+  // Whether steps of this shape are replayed, or why not.
+  Support replayable(const StepShape& shape);
 
  private:
   friend class EngineUse;
-  // What a step reads, in memory that lives as long as the engine: executables are bound to it once.
-  struct StepTables {
-    StepTables(const EngineOptions& options, std::int64_t max_pages);
-    Tensor ids, positions, slot_mapping, cu_seqlens_q, block_tables, context_lens, rows;
-  };
   struct Planned {
     StepShape shape;
     FusedGraph fused;
     std::unique_ptr<Executable> executable;
     std::uint64_t last_used = 0;
+    bool has_run = false;
   };
 
   TensorView run_step(std::span<const StepInput> batch, StepOutput output);
+  TensorView run_decode(std::span<const StepInput> batch, std::int64_t count);
   const Graph& graph_of(StepOutput output);
   void check(std::span<const StepInput> batch) const;
   void check(const StepShape& shape) const;
-  StepShape fill_tables(std::span<const StepInput> batch, StepOutput output);
+  void check(std::span<const StepInput> batch, std::int64_t count) const;
   Planned& planned(const StepShape& shape);
   void bind(Executable& executable, const StepShape& shape) const;
+  bool replays() const;
+  Support replayable(const Planned& planned) const;
+  TensorView enqueue(std::span<const StepInput> batch, StepOutput output, const StepTableUse& use);
+  template <class F>
+  void with_room(std::span<const StepInput> batch, std::int64_t times, F&& run);
+  void* results_of(std::size_t bytes);
+  Launch launch() const { return {.stream = options_.stream}; }
   std::int64_t max_pages() const { return cache_.pages_for(options_.max_seq_len); }
 
   ModelConfig config_;
   EngineOptions options_;
+  DispatcherSet dispatchers_;
+  Dispatcher& dispatcher_;
+  std::vector<StoredTensor> placed_;  // weights and tables that were copied to the device
   NamedTensors weights_;
-  std::unique_ptr<Dispatcher> dispatcher_;
   std::shared_ptr<PackCache> packs_;
   VerdictStore own_verdicts_;
   RopeTables rope_;
+  RopeViews placed_rope_;
   KvCache cache_;
-  StepTables tables_;
+  std::unique_ptr<StepTables> tables_;
+  std::shared_ptr<void> results_;  // a device's, on the host
+  std::size_t results_bytes_ = 0;
   std::array<std::unique_ptr<const Graph>, 2> graphs_;  // by StepOutput, made on first use
   std::vector<Planned> planned_;
   std::vector<KvCache::Growth> growths_;  // of the step under way
@@ -172,10 +205,14 @@ class EngineUse {
   TensorView step(std::span<const StepInput> batch, StepOutput output = StepOutput::logits) {
     return engine_.run_step(batch, output);
   }
+  TensorView decode(std::span<const StepInput> batch, std::int64_t count) {
+    return engine_.run_decode(batch, count);
+  }
   void prepare(const StepShape& shape) { engine_.planned(shape); }
   const Graph& graph(StepOutput output) { return engine_.graph_of(output); }
   const FusedGraph& fused_graph(const StepShape& shape) { return engine_.planned(shape).fused; }
   std::string explain(const StepShape& shape) { return engine_.planned(shape).executable->to_text(); }
+  Support replayable(const StepShape& shape) { return engine_.replayable(engine_.planned(shape)); }
 
  private:
   Engine& engine_;

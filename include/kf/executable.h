@@ -30,6 +30,13 @@ class Executable {
   TensorView output(std::string_view name) const;
   // Validates host tables once, then runs every step; on a device it returns once they are enqueued.
   void run(const Launch& launch = {});
+  // Whether the launches of a run can be recorded: the backend does so, and every kernel allows it.
+  Support recordable() const;
+  // Records them: from now on run() replays the recording, until another operand is bound. A dispatcher's sink is told of
+  // every kernel, so while it has one, run() still runs step by step (unless Options::telemetry is off). Run once before:
+  // kernels may prepare at their first launch what cannot be recorded. Throws not_implemented where it is not recordable.
+  void record();
+  bool recorded() const;
   std::size_t peak_activation_bytes() const;  // the arena: intermediates and workspaces
   int launches() const;                       // kernels a run
   std::string to_text() const;                // each step: op, kernel, shapes

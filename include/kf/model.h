@@ -74,6 +74,13 @@ std::vector<WeightSpec> expected_weights(const ModelConfig& config);
 // served, or that the configuration has no use for (a bias that would be silently ignored).
 void check_weights(const ModelConfig& config, const NamedTensors& weights);
 
+// Such tables wherever they lie.
+struct RopeViews {
+  TensorView cos, sin;
+  RopeViews(const TensorView& c, const TensorView& s) : cos(c), sin(s) {}
+  RopeViews(const RopeTables& t) : cos(t.cos), sin(t.sin) {}
+};
+
 // Tables for positions 0 .. max_position - 1.
 RopeTables make_rope_tables(const ModelConfig& config, const NamedTensors& weights,
                             std::int64_t max_position);
@@ -100,8 +107,8 @@ inline constexpr char kSeqlenKMax[] =
 //   [batch_size + 1], block_tables i32 [batch_size, max_pages], context_lens i32 [batch_size], rows i32
 //   [num_rows] (which tokens' outputs are wanted), and k_cache.N, v_cache.N, the page pools of layer N;
 // of a quantized cache k_cache_scales.N and v_cache_scales.N too.
-// `rope` and the weights must outlive the graph. Activations are f32, or the dtype of the embedding table.
-Graph build_graph(const ModelConfig& config, const NamedTensors& weights, const RopeTables& rope,
+// All of them on the device of `rope` and the weights, which must outlive the graph. Activations are f32, or the dtype of the embedding table.
+Graph build_graph(const ModelConfig& config, const NamedTensors& weights, const RopeViews& rope,
                   const KvCacheOptions& cache, StepOutput output, DType activation_dtype = DType::f32);
 
 }  // namespace kf

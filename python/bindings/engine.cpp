@@ -67,10 +67,11 @@ EngineOptions options_from(const nb::dict& values) {
   o.max_seq_len = max_seq_len;
   nb::dict fusion, cache;
   std::vector<std::string> families;
-  std::string activation_dtype = dtype_name(o.activation_dtype);
+  std::string activation_dtype = dtype_name(o.activation_dtype), device = to_string(o.device);
   fields.read("max_batch_size", o.max_batch_size)
       .read("max_step_tokens", o.max_step_tokens)
       .read("num_threads", o.num_threads)
+      .read("device", device)
       .read("activation_dtype", activation_dtype)
       .read("fusion", fusion)
       .read("families", families)
@@ -78,6 +79,7 @@ EngineOptions options_from(const nb::dict& values) {
       .read("cache", cache)
       .finish();
   o.activation_dtype = parse_dtype(activation_dtype);
+  o.device = parse_device(device);
   if (!families.empty()) o.selection.families = make_selection(families, "", false).families;
   if (fusion.size()) o.fusion = policy_from(fusion);
   std::string cache_dtype = dtype_name(o.cache.dtype);
@@ -260,6 +262,7 @@ class PyEngine {
     nb::dict d;
     d["num_tokens"] = m.num_tokens;
     d["launches"] = m.launches;
+    d["replayed"] = m.replayed;
     d["activation_bytes"] = m.activation_bytes;
     d["plan_seconds"] = m.plan_seconds;
     d["run_seconds"] = m.run_seconds;

@@ -215,6 +215,7 @@ def load_model(
     max_step_tokens: int = 512,
     cache_dtype: str = "f32",
     families: Sequence[str] = (),
+    device: str = "cpu",
     verdicts: _kf.VerdictStore | None = None,
     count_calls: bool = False,
 ) -> Model:
@@ -227,8 +228,9 @@ def load_model(
     model's, at most 4096). max_step_tokens: longer prompts are fed in chunks of as many. threads 0: all. families: the
     kernels that may be used, as in `Selection` (none: the fused ones and, for what no rule joins, the vanilla ones;
     for the baseline the vanilla ones). cache_dtype: of keys and values, "f32", "f16", "bf16", or quantized with a scale
-    for each token and head: "int8", "int4", "fp8", "fp8_e5m2". verdicts:
-    where measured fusions are kept (None: on disk, in the user's cache).
+    for each token and head: "int8", "int4", "fp8", "fp8_e5m2". device: where the model runs, "cpu" or, of a build with
+    that backend, "cuda" or "cuda:1"; weights are copied there once. verdicts: where measured fusions are kept
+    (None: on disk, in the user's cache).
     """
     file = path if isinstance(path, ModelFile) else open_model(path)
     config = fusion_config or KernelFusionConfig()
@@ -244,6 +246,7 @@ def load_model(
         "max_batch_size": max_batch_size,
         "max_step_tokens": max_step_tokens,
         "num_threads": threads,
+        "device": device,
         "allow_fallback": config.allow_fallback,
         # The baseline's cache is contiguous: it has no use for pages.
         "cache": {

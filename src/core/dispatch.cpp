@@ -263,6 +263,20 @@ std::shared_ptr<void> Dispatcher::allocate(std::size_t bytes, const Launch& laun
   return {memory, free};
 }
 
+StoredTensor Dispatcher::make_tensor(DType dtype, std::span<const std::int64_t> shape,
+                                     const Launch& launch) const {
+  TensorView view = TensorView::contiguous(nullptr, dtype, shape, caps_.device);
+  std::shared_ptr<void> memory = allocate(view.nbytes(), launch);
+  view.data = memory.get();
+  return {std::move(memory), view};
+}
+
+std::shared_ptr<void> Dispatcher::allocate_staging(std::size_t bytes) const {
+  if (!backend_.memory.allocate_host) return allocate_host(bytes);
+  return {backend_.memory.allocate_host(caps_.device.index, std::max<std::size_t>(bytes, 1)),
+          [&backend = backend_](void* p) { backend.memory.free_host(p); }};
+}
+
 void Dispatcher::copy(void* to, const void* from, std::size_t bytes, CopyDirection direction,
                       const Launch& launch) const {
   if (bytes == 0) return;

@@ -72,6 +72,7 @@ struct Executable::Impl {
   std::vector<int> validated_steps, writing_steps;
   bool telemetry;
   std::optional<Launch> last_launch;
+  std::shared_ptr<void> recording;
 
   Impl(const Graph& graph, Dispatcher& d, const Options& options)
       : dispatcher(d),
@@ -92,12 +93,15 @@ struct Executable::Impl {
   }
 
   ~Impl() {
-    if (!last_launch || dispatcher.on_host()) return;
     try {
-      dispatcher.synchronize(*last_launch);  // the arena goes, and must not be in use
+      finish();  // the arena goes, and must not be in use
     } catch (const std::exception& e) {
       log_warning(fmt::format("a graph's last run: {}", e.what()));
     }
+  }
+
+  void finish() const {
+    if (last_launch && !dispatcher.on_host()) dispatcher.synchronize(*last_launch);
   }
 
   void* in_arena(std::int64_t offset) const {
@@ -106,6 +110,8 @@ struct Executable::Impl {
 
   void rebase(std::int32_t base, void* data) {
     if (bases[base] == data) return;
+    if (recording) finish();  // a replay may be under way
+    recording = nullptr;
     bases[base] = data;
     for (int i : steps_of_base[base]) {
       CompiledStep& step = compiled.steps[i];
@@ -133,6 +139,28 @@ struct Executable::Impl {
           throw_invalid(fmt::format("bind: {}: expected memory of its own, got memory shared with {}", e.name,
                                     other.name));
       }
+  }
+
+  // That all are there; what the host can read of them has valid values.
+  void check_operands() const {
+    for (const External& e : compiled.inputs)
+      if (bases[e.base] == nullptr && e.layout.numel() > 0)
+        throw_invalid(fmt::format("run: input {} is not bound: expected {}", e.name, to_string(e.layout)));
+    for (int i : writing_steps) check_memory(compiled.steps[i].params.op(), compiled.steps[i].params.data());
+    for (int i : validated_steps) {
+      const CompiledStep& step = compiled.steps[i];
+      op_info(step.params.op()).validate_data(step.params.data());
+    }
+  }
+
+  void enqueue(const Launch& launch, bool told) const {
+    for (const CompiledStep& step : compiled.steps) {
+      void* workspace = static_cast<std::byte*>(arena.get()) + step.workspace;
+      if (told)
+        dispatcher.execute(*step.plan, step.params.data(), workspace, launch);
+      else
+        step.plan->run(step.params.data(), {workspace, dispatcher.num_threads(), launch.stream});
+    }
   }
 
   std::string names() const {
@@ -175,25 +203,40 @@ TensorView Executable::output(std::string_view name) const {
 
 void Executable::run(const Launch& launch) {
   Impl& m = *impl_;
-  for (const External& e : m.compiled.inputs)
-    if (m.bases[e.base] == nullptr && e.layout.numel() > 0)
-      throw_invalid(fmt::format("run: input {} is not bound: expected {}", e.name, to_string(e.layout)));
-  for (int i : m.writing_steps)
-    check_memory(m.compiled.steps[i].params.op(), m.compiled.steps[i].params.data());
-  for (int i : m.validated_steps) {
-    const CompiledStep& step = m.compiled.steps[i];
-    op_info(step.params.op()).validate_data(step.params.data());
+  const bool told = m.telemetry && m.dispatcher.sink() != nullptr;
+  if (m.recording && !told) {
+    m.last_launch = launch;
+    const Dispatcher& d = m.dispatcher;
+    return d.backend().recorder.replay(d.caps().device.index, m.recording.get(), launch.stream);
   }
+  m.check_operands();
   m.last_launch = launch;
-  auto* arena = static_cast<std::byte*>(m.arena.get());
-  for (const CompiledStep& step : m.compiled.steps) {
-    void* workspace = arena + step.workspace;
-    if (m.telemetry)
-      m.dispatcher.execute(*step.plan, step.params.data(), workspace, launch);
-    else
-      step.plan->run(step.params.data(), {workspace, m.dispatcher.num_threads(), launch.stream});
-  }
+  m.enqueue(launch, told);
 }
+
+Support Executable::recordable() const {
+  const Backend& backend = impl_->dispatcher.backend();
+  if (!backend.recorder.record)
+    return Support::no(fmt::format("backend {} records no launches", backend.name));
+  for (const CompiledStep& step : impl_->compiled.steps)
+    if (!step.plan->graph_safe())
+      return Support::no(fmt::format("{}: launches of {} may not be recorded",
+                                     step.label.empty() ? op_name(step.params.op()) : step.label,
+                                     step.plan->kernel().name));
+  return Support::yes();
+}
+
+void Executable::record() {
+  if (const Support s = recordable(); !s)
+    throw Error(ErrorCode::not_implemented, fmt::format("record: {}", s.reason()));
+  Impl& m = *impl_;
+  m.check_operands();
+  const Dispatcher& d = m.dispatcher;
+  m.recording = d.backend().recorder.record(d.caps().device.index,
+                                            [&m](void* stream) { m.enqueue({.stream = stream}, false); });
+}
+
+bool Executable::recorded() const { return impl_->recording != nullptr; }
 
 std::size_t Executable::peak_activation_bytes() const { return impl_->compiled.arena_bytes; }
 int Executable::launches() const { return impl_->compiled.launches; }

@@ -94,7 +94,11 @@ class Judge {
     try {
       return decide_at(graph, match, graph.graph());
     } catch (const Error& e) {
-      return {false, fmt::format("could not be measured: {}", e.what())};
+      // The replacement is served, as was asked: what is not is the matched nodes, which could not run as they are.
+      const bool only_fused = e.code() == ErrorCode::not_implemented;
+      return {only_fused,
+              fmt::format("{}: {}", only_fused ? "only the fused form is served" : "could not be measured",
+                          e.what())};
     }
   }
 

@@ -11,10 +11,7 @@
 
 namespace kf {
 
-struct SampleData {
-  std::shared_ptr<void> storage;
-  TensorView view;
-};
+using SampleData = StoredTensor;
 
 // One for every input of a graph without symbolic dimensions, on the host.
 std::map<std::string, SampleData> sample_inputs(const Graph& graph);

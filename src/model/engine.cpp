@@ -8,6 +8,8 @@
 #include <fmt/format.h>
 
 #include "kf/error.h"
+#include "model/placement.h"
+#include "model/step_tables.h"
 
 namespace kf {
 namespace {
@@ -16,6 +18,7 @@ namespace {
 // every one.
 constexpr std::int64_t kSeqlenBucket = 64;
 constexpr std::int64_t kDefaultMaxSeqLen = 4096;
+constexpr std::int64_t kStepsAhead = 16;  // enqueued on a device before the host waits
 constexpr std::int64_t kMaxSize = std::numeric_limits<std::int32_t>::max();  // tables are 32-bit
 
 std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
@@ -52,9 +55,9 @@ EngineOptions with_defaults(EngineOptions o, const ModelConfig& config) {
   return o;
 }
 
-// The first elements of a buffer, in the shape that a step has them.
-TensorView prefix(const Tensor& buffer, std::initializer_list<std::int64_t> shape) {
-  return TensorView::contiguous(buffer.view().data, buffer.view().dtype, shape);
+// The first elements of a table, in the shape that a step has them.
+TensorView prefix(const TensorView& table, std::initializer_list<std::int64_t> shape) {
+  return TensorView::contiguous(table.data, table.dtype, shape, table.device);
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -81,29 +84,27 @@ SymbolValues StepShape::symbols() const {
           {symbols::kSeqlenKMax, seqlen_k_max}};
 }
 
-Engine::StepTables::StepTables(const EngineOptions& o, std::int64_t max_pages)
-    : ids(DType::i32, {o.max_step_tokens}),
-      positions(DType::i32, {o.max_step_tokens}),
-      slot_mapping(DType::i64, {o.max_step_tokens}),
-      cu_seqlens_q(DType::i32, {o.max_batch_size + 1}),
-      block_tables(DType::i32, {o.max_batch_size, max_pages}),
-      context_lens(DType::i32, {o.max_batch_size}),
-      rows(DType::i32, {o.max_step_tokens}) {}
-
 Engine::Engine(const ModelConfig& config, const NamedTensors& weights, const EngineOptions& options)
     : config_(config),
       options_(with_defaults(options, config)),
-      weights_((check_weights(config, weights), weights)),
-      dispatcher_(std::make_unique<Dispatcher>(
-          backend_by_name("cpu"),
-          DispatcherOptions{.num_threads = options.num_threads, .sink = options.sink})),
+      dispatchers_({.num_threads = options.num_threads, .sink = options.sink}, options.backends),
+      dispatcher_(dispatchers_.on(options.device)),
+      weights_((check_weights(config, weights), place_weights(weights, dispatcher_, launch(), placed_))),
       packs_(options.packs ? options.packs : std::make_shared<PackCache>()),
       rope_(make_rope_tables(config, weights, options_.max_seq_len)),
-      cache_(config.num_layers, config.num_kv_heads, config.head_dim, options_.cache),
-      tables_(options_, max_pages()) {
+      placed_rope_(place_rope_tables(rope_, dispatcher_, launch(), placed_)),
+      cache_(config.num_layers, config.num_kv_heads, config.head_dim, options_.cache,
+             [this](DType dtype, std::span<const std::int64_t> shape) {
+               return dispatcher_.make_tensor(dtype, shape, launch());
+             }),
+      tables_(std::make_unique<StepTables>(dispatcher_, options_.max_step_tokens, options_.max_batch_size,
+                                           max_pages(), kStepsAhead)) {
   planned_.reserve(options_.max_executables);
   growths_.reserve(options_.max_batch_size);
+  dispatcher_.synchronize();  // memory was allocated in the order of the default stream
 }
+
+Engine::~Engine() = default;
 
 EngineUse::EngineUse(Engine& engine, Kind kind) : engine_(engine) {
   std::thread::id user;
@@ -121,12 +122,13 @@ void Engine::prepare(const StepShape& shape) { EngineUse(*this).prepare(shape); 
 const Graph& Engine::graph(StepOutput output) { return EngineUse(*this).graph(output); }
 const FusedGraph& Engine::fused_graph(const StepShape& shape) { return EngineUse(*this).fused_graph(shape); }
 std::string Engine::explain(const StepShape& shape) { return EngineUse(*this).explain(shape); }
+Support Engine::replayable(const StepShape& shape) { return EngineUse(*this).replayable(shape); }
 
 const Graph& Engine::graph_of(StepOutput output) {
   std::unique_ptr<const Graph>& graph = graphs_[static_cast<std::size_t>(output)];
   if (!graph) {
     graph = std::make_unique<const Graph>(
-        build_graph(config_, weights_, rope_, options_.cache, output, options_.activation_dtype));
+        build_graph(config_, weights_, placed_rope_, options_.cache, output, options_.activation_dtype));
   }
   return *graph;
 }
@@ -137,12 +139,52 @@ StepShape Engine::shape_of(StepOutput output, std::int64_t num_tokens, std::int6
   require("context_len of a step", context_len, 1, options_.max_seq_len);
   check(shape);
   shape.max_pages = std::min(next_power_of_two(cache_.pages_for(context_len)), max_pages());
+  if (num_tokens == batch_size && num_rows == batch_size && replays()) {
+    shape.num_tokens = std::min(next_power_of_two(batch_size), options_.max_batch_size);
+    shape.batch_size = shape.num_rows = shape.num_tokens;
+  }
   // Fused attention has no scores. A paged cache's width follows its table, so that it adds no shapes of its
   // own.
   const std::int64_t capacity = shape.max_pages * options_.cache.page_size;
   const bool contiguous = max_pages() == 1;
   shape.seqlen_k_max = contiguous ? std::min(round_up(context_len, kSeqlenBucket), capacity) : capacity;
   return shape;
+}
+
+bool Engine::replays() const {
+  return options_.replay && dispatcher_.backend().recorder.record && dispatcher_.sink() == nullptr;
+}
+
+Support Engine::replayable(const Planned& p) const {
+  if (!options_.replay) return Support::no("EngineOptions::replay is off");
+  if (dispatcher_.sink() != nullptr) return Support::no("a sink is told of every call");
+  return p.executable->recordable();
+}
+
+// Host memory for what a step gives, until the next.
+void* Engine::results_of(std::size_t bytes) {
+  if (bytes > results_bytes_) {
+    results_ = dispatcher_.allocate_staging(bytes);
+    results_bytes_ = bytes;
+  }
+  return results_.get();
+}
+
+// Greedy steps of one token a sequence.
+void Engine::check(std::span<const StepInput> batch, std::int64_t count) const {
+  check(batch);
+  require("count of steps", count, 0, options_.max_seq_len);
+  for (const StepInput& in : batch) {
+    if (in.tokens.size() != 1 || in.rows != Rows::last) {
+      throw_invalid(fmt::format("decode: sequence {}: expected one token and its row, got {} tokens",
+                                in.sequence, in.tokens.size()));
+    }
+    if (const std::int64_t length = cache_.length(in.sequence); length + count > options_.max_seq_len) {
+      throw Error(ErrorCode::resource_exhausted,
+                  fmt::format("decode: sequence {} of {} tokens cannot take {} more: max_seq_len is {}",
+                              in.sequence, length, count, options_.max_seq_len));
+    }
+  }
 }
 
 // A shape may come from another engine.
@@ -166,12 +208,13 @@ Engine::Planned& Engine::planned(const StepShape& shape) {
   p.shape = shape;
   p.last_used = ++clock_;
   const SymbolValues symbols = shape.symbols();
-  p.fused.graph = fuse(graph_of(shape.output), symbols, options_.fusion, *dispatcher_,
+  p.fused.graph = fuse(graph_of(shape.output), symbols, options_.fusion, dispatcher_,
                        options_.verdicts != nullptr ? options_.verdicts : &own_verdicts_, &p.fused.applied);
   p.executable = std::make_unique<Executable>(
-      p.fused.graph, symbols, *dispatcher_,
+      p.fused.graph, symbols, dispatcher_,
       Executable::Options{.selection = options_.selection, .packs = packs_.get()});
   bind(*p.executable, shape);
+  dispatcher_.synchronize();  // packs and arenas are made in the order of the default stream
   if (planned_.size() == options_.max_executables) {
     planned_.erase(std::ranges::min_element(planned_, {}, &Planned::last_used));
   }
@@ -181,13 +224,14 @@ Engine::Planned& Engine::planned(const StepShape& shape) {
 }
 
 void Engine::bind(Executable& e, const StepShape& shape) const {
-  e.bind("ids", prefix(tables_.ids, {shape.num_tokens}));
-  e.bind("positions", prefix(tables_.positions, {shape.num_tokens}));
-  e.bind("slot_mapping", prefix(tables_.slot_mapping, {shape.num_tokens}));
-  e.bind("cu_seqlens_q", prefix(tables_.cu_seqlens_q, {shape.batch_size + 1}));
-  e.bind("block_tables", prefix(tables_.block_tables, {shape.batch_size, shape.max_pages}));
-  e.bind("context_lens", prefix(tables_.context_lens, {shape.batch_size}));
-  e.bind("rows", prefix(tables_.rows, {shape.num_rows}));
+  const StepTables::Views& t = tables_->device();
+  e.bind("ids", prefix(t.ids, {shape.num_tokens}));
+  e.bind("positions", prefix(t.positions, {shape.num_tokens}));
+  e.bind("slot_mapping", prefix(t.slot_mapping, {shape.num_tokens}));
+  e.bind("cu_seqlens_q", prefix(t.cu_seqlens_q, {shape.batch_size + 1}));
+  e.bind("block_tables", prefix(t.block_tables, {shape.batch_size, shape.max_pages}));
+  e.bind("context_lens", prefix(t.context_lens, {shape.batch_size}));
+  e.bind("rows", prefix(t.rows, {shape.num_rows}));
   for (std::int64_t layer = 0; layer < config_.num_layers; ++layer) {
     e.bind(fmt::format("k_cache.{}", layer), cache_.k(layer));
     e.bind(fmt::format("v_cache.{}", layer), cache_.v(layer));
@@ -227,46 +271,51 @@ void Engine::check(std::span<const StepInput> batch) const {
   }
 }
 
-// Reads the cache as extended for this batch.
-StepShape Engine::fill_tables(std::span<const StepInput> batch, StepOutput output) {
-  std::int32_t* ids = tables_.ids.as<std::int32_t>();
-  std::int32_t* positions = tables_.positions.as<std::int32_t>();
-  std::int64_t* slots = tables_.slot_mapping.as<std::int64_t>();
-  std::int32_t* cu_seqlens_q = tables_.cu_seqlens_q.as<std::int32_t>();
-  std::int32_t* context_lens = tables_.context_lens.as<std::int32_t>();
-  std::int32_t* rows = tables_.rows.as<std::int32_t>();
-
-  const std::int64_t page_size = options_.cache.page_size;
-  std::int64_t t = 0, num_rows = 0, longest = 0;
-  cu_seqlens_q[0] = 0;
-  for (std::size_t b = 0; b < batch.size(); ++b) {
-    const StepInput& in = batch[b];
-    const std::int64_t length = cache_.length(in.sequence);
-    const std::span<const std::int32_t> pages = cache_.pages(in.sequence);
-    std::int64_t position = length - static_cast<std::int64_t>(in.tokens.size());
-    for (std::size_t i = 0; i < in.tokens.size(); ++i, ++position, ++t) {
-      ids[t] = in.tokens[i];
-      positions[t] = static_cast<std::int32_t>(position);
-      slots[t] = pages[position / page_size] * page_size + position % page_size;
-      const bool wanted = in.rows == Rows::all || (in.rows == Rows::last && i + 1 == in.tokens.size());
-      if (wanted) rows[num_rows++] = static_cast<std::int32_t>(t);
-    }
-    cu_seqlens_q[b + 1] = static_cast<std::int32_t>(t);
-    context_lens[b] = static_cast<std::int32_t>(length);
-    longest = std::max(longest, length);
-  }
-
-  const StepShape shape = shape_of(output, t, static_cast<std::int64_t>(batch.size()), num_rows, longest);
-  for (std::size_t b = 0; b < batch.size(); ++b) {
-    std::int32_t* table = tables_.block_tables.as<std::int32_t>() + b * shape.max_pages;
-    const std::span<const std::int32_t> pages = cache_.pages(batch[b].sequence);
-    std::fill(std::ranges::copy(pages, table).out, table + shape.max_pages, -1);
-  }
-  return shape;
-}
-
 TensorView Engine::step(std::span<const StepInput> batch, StepOutput output) {
   return EngineUse(*this).step(batch, output);
+}
+TensorView Engine::decode(std::span<const StepInput> batch, std::int64_t count) {
+  return EngineUse(*this).decode(batch, count);
+}
+
+// Enqueues a step of a batch that the cache was extended for. Returns where its rows will be, on the device.
+TensorView Engine::enqueue(std::span<const StepInput> batch, StepOutput output, const StepTableUse& use) {
+  const StepCounts n = counts_of(batch, cache_, use.ahead);
+  const StepShape shape = shape_of(output, n.num_tokens, std::ssize(batch), n.num_rows, n.context_len);
+  Planned& p = planned(shape);
+  Executable& e = *p.executable;
+  const auto start = std::chrono::steady_clock::now();
+  tables_->put(batch, cache_, shape, use, launch());
+  if (p.has_run && !e.recorded() && replayable(p)) e.record();
+  e.run(launch());
+  p.has_run = true;
+  last_step_ = {.num_tokens = n.num_tokens,
+                .launches = e.launches(),
+                .replayed = e.recorded() && dispatcher_.sink() == nullptr,
+                .activation_bytes = e.peak_activation_bytes(),
+                .plan_seconds = plan_seconds_,
+                .run_seconds = seconds_since(start)};
+  peak_activation_bytes_ = std::max(peak_activation_bytes_, last_step_.activation_bytes);
+  return e.output(output == StepOutput::ids ? "ids" : "logits").slice(0, 0, n.num_rows);
+}
+
+// With room in the cache for `times` as many tokens of each sequence as the batch feeds; without, once it throws.
+template <class F>
+void Engine::with_room(std::span<const StepInput> batch, std::int64_t times, F&& run) {
+  growths_.clear();
+  for (const StepInput& in : batch) growths_.push_back({in.sequence, std::ssize(in.tokens) * times});
+  cache_.extend(growths_);
+  try {
+    run();
+  } catch (...) {
+    try {
+      dispatcher_.synchronize(launch());  // what was enqueued reads the tables
+    } catch (const Error&) {              // the first error is the one that tells
+    }
+    for (const KvCache::Growth& g : growths_)
+      cache_.truncate(g.sequence, cache_.length(g.sequence) - g.num_tokens);
+    throw;
+  }
 }
 
 TensorView Engine::run_step(std::span<const StepInput> batch, StepOutput output) {
@@ -276,24 +325,46 @@ TensorView Engine::run_step(std::span<const StepInput> batch, StepOutput output)
                ? TensorView::contiguous(nullptr, DType::i32, {0})
                : TensorView::contiguous(nullptr, options_.activation_dtype, {0, config_.vocab_size});
   }
-  growths_.clear();
-  for (const StepInput& in : batch)
-    growths_.push_back({in.sequence, static_cast<std::int64_t>(in.tokens.size())});
-  cache_.extend(growths_);
-  try {
-    const StepShape shape = fill_tables(batch, output);
-    Executable& e = *planned(shape).executable;
+  TensorView rows;
+  with_room(batch, 1, [&] {
+    rows = enqueue(batch, output, {});
+    if (dispatcher_.on_host()) return;
     const auto start = std::chrono::steady_clock::now();
-    e.run();
-    last_step_ = {shape.num_tokens, e.launches(), e.peak_activation_bytes(), plan_seconds_,
-                  seconds_since(start)};
-    peak_activation_bytes_ = std::max(peak_activation_bytes_, last_step_.activation_bytes);
-    return e.output(output == StepOutput::ids ? "ids" : "logits");
-  } catch (...) {
-    for (const KvCache::Growth& g : growths_)
-      cache_.truncate(g.sequence, cache_.length(g.sequence) - g.num_tokens);
-    throw;
-  }
+    void* const results = results_of(rows.nbytes());
+    dispatcher_.copy(results, rows.data, rows.nbytes(), CopyDirection::to_host, launch());
+    dispatcher_.synchronize(launch());  // what the step reads may change now, too
+    rows.data = results;
+    rows.device = {};
+    last_step_.run_seconds += seconds_since(start);
+  });
+  return rows;
+}
+
+TensorView Engine::run_decode(std::span<const StepInput> batch, std::int64_t count) {
+  check(batch, count);
+  const std::int64_t width = std::ssize(batch);
+  if (width == 0 || count == 0) return TensorView::contiguous(nullptr, DType::i32, {count, width});
+  const std::size_t bytes = static_cast<std::size_t>(width) * sizeof(std::int32_t);
+  auto* const results = static_cast<std::byte*>(results_of(static_cast<std::size_t>(count) * bytes));
+  with_room(batch, count, [&] {
+    const auto start = std::chrono::steady_clock::now();
+    double plan_seconds = 0;
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (i > 0 && i % tables_->ahead() == 0) dispatcher_.synchronize(launch());  // its tables are used again
+      const TensorView ids =
+          enqueue(batch, StepOutput::ids, {.number = i, .ahead = count - 1 - i, .ids_there = i > 0});
+      plan_seconds += last_step_.plan_seconds;
+      dispatcher_.copy(results + static_cast<std::size_t>(i) * bytes, ids.data, bytes, CopyDirection::to_host,
+                       launch());
+      if (i + 1 < count)
+        dispatcher_.copy(tables_->device().ids.data, ids.data, bytes, CopyDirection::on_device, launch());
+    }
+    dispatcher_.synchronize(launch());
+    last_step_.num_tokens = width * count;
+    last_step_.plan_seconds = plan_seconds;
+    last_step_.run_seconds = seconds_since(start) - plan_seconds;
+  });
+  return TensorView::contiguous(results, DType::i32, {count, width});
 }
 
 }  // namespace kf

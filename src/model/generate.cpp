@@ -29,11 +29,11 @@ SampleParams sample_params(const SamplingOptions& o) {
   return p;
 }
 
-// Draws one request's tokens. The plan is made once: seed and step are not what a plan depends on.
+// Draws one request's tokens, on the host. The plan is made once: seed and step are not what a plan depends on.
 class Sampler {
  public:
   Sampler(Engine& engine, const SamplingOptions& options)
-      : dispatcher_(engine.dispatcher()), params_(sample_params(options)), id_(DType::i32, {1}) {
+      : dispatcher_(engine.host_dispatcher()), params_(sample_params(options)), id_(DType::i32, {1}) {
     params_.logits =
         TensorView::contiguous(nullptr, engine.options().activation_dtype, {1, engine.config().vocab_size});
     params_.ids = id_;
@@ -117,7 +117,11 @@ class Scheduler {
     }
     while (!waiting_.empty() || !running_.empty()) {
       admit();
-      step();
+      if (const std::int64_t count = steps_ahead(); count > 1) {
+        decode(count);
+      } else {
+        step();
+      }
     }
     return std::move(results_);
   }
@@ -196,6 +200,33 @@ class Scheduler {
           all_greedy ? out.as<std::int32_t>()[row] : choose(r, out.slice(0, row, row + 1));
       ++row;
       if (!accept(r, token)) running_[i].reset();
+    }
+    std::erase(running_, nullptr);
+  }
+
+  // How many steps a device may take before the host looks at what they chose: none of the texts ends for its length meanwhile.
+  std::int64_t steps_ahead() const {
+    constexpr std::int64_t kMost = 16;
+    if (engine_.dispatcher().on_host()) return 1;
+    std::int64_t count = kMost;
+    for (const auto& r : running_) {
+      if (r->in_prompt() || !is_greedy(r->request)) return 1;
+      const std::int64_t made = std::ssize(results_[r->index].tokens);
+      count = std::min(count, r->request.max_new_tokens - made);
+    }
+    return count;
+  }
+
+  // So many steps of a token for every text under way, all greedy. What follows a text's end is dropped.
+  void decode(std::int64_t count) {
+    batch_.clear();
+    for (const auto& r : running_) batch_.push_back(r->next(1));
+    const TensorView ids = use_.decode(batch_, count);
+    for (std::int64_t i = 0; i < count; ++i) {
+      for (std::size_t b = 0; b < running_.size(); ++b) {
+        const std::int32_t token = ids.as<std::int32_t>()[i * ids.dim(1) + static_cast<std::int64_t>(b)];
+        if (running_[b] && !accept(*running_[b], token)) running_[b].reset();
+      }
     }
     std::erase(running_, nullptr);
   }

@@ -1,6 +1,7 @@
 #include "kf/kv_cache.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <utility>
 
@@ -12,9 +13,17 @@
 namespace kf {
 namespace {
 
-Tensor make_pool(DType dtype, std::int64_t num_kv_heads, std::int64_t head_dim, const KvCacheOptions& o) {
-  if (o.layout == KvLayout::hnd) return Tensor(dtype, {o.num_pages, num_kv_heads, o.page_size, head_dim});
-  return Tensor(dtype, {o.num_pages, o.page_size, num_kv_heads, head_dim});
+std::array<std::int64_t, 4> pool_shape(std::int64_t num_kv_heads, std::int64_t head_dim,
+                                       const KvCacheOptions& o) {
+  if (o.layout == KvLayout::hnd) return {o.num_pages, num_kv_heads, o.page_size, head_dim};
+  return {o.num_pages, o.page_size, num_kv_heads, head_dim};
+}
+
+StoredTensor make_host_tensor(DType dtype, std::span<const std::int64_t> shape) {
+  TensorView view = TensorView::contiguous(nullptr, dtype, shape);
+  std::shared_ptr<void> memory = allocate_host(view.nbytes());
+  view.data = memory.get();
+  return {std::move(memory), view};
 }
 
 void check_options(const KvCacheOptions& o) {
@@ -52,18 +61,19 @@ void check_size(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t
 }  // namespace
 
 KvCache::KvCache(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim,
-                 const KvCacheOptions& options)
+                 const KvCacheOptions& options, const MakeTensor& make_tensor)
     : options_(options) {
   check_options(options_);
   check_size(num_layers, num_kv_heads, head_dim, options_);
   if (options_.dtype == DType::int4 && head_dim % 2 != 0)
     throw_invalid(fmt::format("kv cache: int4 needs an even head_dim, got {}", head_dim));
+  const MakeTensor make = make_tensor ? make_tensor : make_host_tensor;
   for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-    for (std::vector<Tensor>* pools : {&k_, &v_})
-      pools->push_back(make_pool(options_.dtype, num_kv_heads, head_dim, options_));
-    for (std::vector<Tensor>* pools : {&k_scales_, &v_scales_})
-      pools->push_back(needs_scales(options_.dtype) ? make_pool(DType::f32, num_kv_heads, 1, options_)
-                                                    : Tensor());
+    for (std::vector<StoredTensor>* pools : {&k_, &v_})
+      pools->push_back(make(options_.dtype, pool_shape(num_kv_heads, head_dim, options_)));
+    for (std::vector<StoredTensor>* pools : {&k_scales_, &v_scales_})
+      pools->push_back(needs_scales(options_.dtype) ? make(DType::f32, pool_shape(num_kv_heads, 1, options_))
+                                                    : StoredTensor());
   }
   references_.assign(options_.num_pages, 0);
   free_.resize(options_.num_pages);
@@ -183,9 +193,9 @@ std::int64_t KvCache::slot(SequenceId sequence, std::int64_t position) const {
 
 std::size_t KvCache::nbytes() const {
   std::size_t sum = 0;
-  for (const std::vector<Tensor>* pools : {&k_, &v_, &k_scales_, &v_scales_})
-    for (const Tensor& t : *pools)
-      if (t.view().present()) sum += t.view().nbytes();
+  for (const std::vector<StoredTensor>* pools : {&k_, &v_, &k_scales_, &v_scales_})
+    for (const StoredTensor& t : *pools)
+      if (t.view.present()) sum += t.view.nbytes();
   return sum;
 }
 

@@ -15,18 +15,22 @@ namespace {
 
 class LlamaBuilder {
  public:
-  LlamaBuilder(const ModelConfig& config, const NamedTensors& weights, const RopeTables& rope,
+  LlamaBuilder(const ModelConfig& config, const NamedTensors& weights, const RopeViews& rope,
                const KvCacheOptions& cache, DType activation_dtype)
-      : c_(config), weights_(weights), cache_(cache), activation_dtype_(activation_dtype) {
+      : c_(config),
+        weights_(weights),
+        cache_(cache),
+        activation_dtype_(activation_dtype),
+        device_(rope.cos.device) {
     num_tokens_ = g_.symbol(symbols::kNumTokens);
     const Dim batch_size = g_.symbol(symbols::kBatchSize);
-    ids_ = g_.input("ids", DType::i32, {num_tokens_});
-    positions_ = g_.input("positions", DType::i32, {num_tokens_});
-    slot_mapping_ = g_.input("slot_mapping", DType::i64, {num_tokens_});
-    cu_seqlens_q_ = g_.input("cu_seqlens_q", DType::i32, {g_.symbol(symbols::kBatchSizePlus1)});
-    block_tables_ = g_.input("block_tables", DType::i32, {batch_size, g_.symbol(symbols::kMaxPages)});
-    context_lens_ = g_.input("context_lens", DType::i32, {batch_size});
-    rows_ = g_.input("rows", DType::i32, {g_.symbol(symbols::kNumRows)});
+    ids_ = input("ids", DType::i32, {num_tokens_});
+    positions_ = input("positions", DType::i32, {num_tokens_});
+    slot_mapping_ = input("slot_mapping", DType::i64, {num_tokens_});
+    cu_seqlens_q_ = input("cu_seqlens_q", DType::i32, {g_.symbol(symbols::kBatchSizePlus1)});
+    block_tables_ = input("block_tables", DType::i32, {batch_size, g_.symbol(symbols::kMaxPages)});
+    context_lens_ = input("context_lens", DType::i32, {batch_size});
+    rows_ = input("rows", DType::i32, {g_.symbol(symbols::kNumRows)});
     cos_ = g_.constant("rope_cos", rope.cos);
     sin_ = g_.constant("rope_sin", rope.sin);
   }
@@ -57,6 +61,10 @@ class LlamaBuilder {
   struct Caches {
     ValueId k, v, k_scales, v_scales;
   };
+
+  ValueId input(const std::string& name, DType dtype, std::vector<Dim> shape) {
+    return g_.input(name, dtype, std::move(shape), device_);
+  }
 
   ValueId embed() {
     layer_ = "embed";
@@ -139,7 +147,7 @@ class LlamaBuilder {
           cache_.layout == KvLayout::hnd
               ? std::vector<Dim>{cache_.num_pages, c_.num_kv_heads, cache_.page_size, width}
               : std::vector<Dim>{cache_.num_pages, cache_.page_size, c_.num_kv_heads, width};
-      inputs.emplace_back(name, g_.input(fmt::format("{}.{}", name, n), dtype, pool));
+      inputs.emplace_back(name, input(fmt::format("{}.{}", name, n), dtype, pool));
     };
     const bool quantized = needs_scales(cache_.dtype);
     for (const char* name : {"k_cache", "v_cache"}) add(name, cache_.dtype, c_.head_dim);
@@ -194,6 +202,7 @@ class LlamaBuilder {
   const NamedTensors& weights_;
   const KvCacheOptions& cache_;
   const DType activation_dtype_;
+  const Device device_;
   Graph g_;
   Dim num_tokens_;
   ValueId ids_, positions_, slot_mapping_, cu_seqlens_q_, block_tables_, context_lens_, rows_, cos_, sin_;
@@ -203,7 +212,7 @@ class LlamaBuilder {
 
 }  // namespace
 
-Graph build_graph(const ModelConfig& config, const NamedTensors& weights, const RopeTables& rope,
+Graph build_graph(const ModelConfig& config, const NamedTensors& weights, const RopeViews& rope,
                   const KvCacheOptions& cache, StepOutput output, DType activation_dtype) {
   config.validate();
   check_weights(config, weights);

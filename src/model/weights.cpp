@@ -163,6 +163,10 @@ void check_weights(const ModelConfig& config, const NamedTensors& weights) {
 RopeTables make_rope_tables(const ModelConfig& config, const NamedTensors& weights,
                             std::int64_t max_position) {
   const auto factors = weights.find(kRopeFreqsName);
+  if (factors != weights.end() && factors->second.device != Device{}) {
+    throw_invalid(fmt::format("model weights: {}: expected it on the host, got {}", kRopeFreqsName,
+                              to_string(factors->second.device)));
+  }
   return make_rope_tables(max_position, static_cast<int>(config.head_dim), config.rope_theta,
                           config.rope_scaling, factors == weights.end() ? TensorView{} : factors->second);
 }

@@ -545,11 +545,18 @@ def test_more_tokens_than_there_is_room_for(tiny_gguf):
         (dict(cache_dtype="int3"), "dtype: expected one of"),
         (dict(fusion="all", only_rules=["no_such_rule"]), "no_such_rule"),
         (dict(max_batch_size=0), "max_batch_size"),
+        (dict(device="gpu"), "device: expected cpu, cuda, .* got 'gpu'"),
     ],
 )
 def test_bad_options(tiny_gguf, options, words):
     with pytest.raises(kf.InvalidArgumentError, match=words):
         kf.load_model(tiny_gguf, **options).prefill([1])
+
+
+def test_a_device_without_a_backend_is_refused(tiny_gguf):
+    assert kf.load_model(tiny_gguf, device="cpu:0").prefill([1]).size
+    with pytest.raises(kf.UnavailableError, match="kunlun:0"):
+        kf.load_model(tiny_gguf, device="kunlun")
 
 
 def test_tied_and_untied_low_bit_files(tmp_path):

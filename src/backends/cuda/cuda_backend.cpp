@@ -75,6 +75,14 @@ void free_memory(int, void* memory, void* stream) {
   cudaFreeAsync(memory, stream_of(stream));  // also while the process ends, when it fails
 }
 
+void* allocate_host(int device_index, std::size_t bytes) {
+  const CurrentDevice current(device_index);
+  void* memory = nullptr;
+  check(cudaHostAlloc(&memory, bytes, cudaHostAllocPortable), "cudaHostAlloc");
+  return memory;
+}
+void free_host(void* memory) { cudaFreeHost(memory); }
+
 void copy(int device_index, void* to, const void* from, std::size_t bytes, CopyDirection direction,
           void* stream) {
   const CurrentDevice current(device_index);
@@ -107,7 +115,40 @@ using Event = Handle<cudaEvent_t, cudaEventDestroy>;
 using Graph = Handle<cudaGraph_t, cudaGraphDestroy>;
 using GraphExec = Handle<cudaGraphExec_t, cudaGraphExecDestroy>;
 
-// Calls are recorded as a graph and replayed, so that none waits for its launch.
+// A stream's launches as a graph that can be launched. Recorded on a stream of its own.
+class Recording {
+ public:
+  explicit Recording(const std::function<void(void*)>& enqueue) {
+    Stream stream;
+    check(cudaStreamCreateWithFlags(&stream.value, cudaStreamNonBlocking), "cudaStreamCreate");
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    Graph graph;
+    try {
+      enqueue(stream.value);
+    } catch (...) {
+      cudaStreamEndCapture(stream, &graph.value);
+      cudaGetLastError();  // what broke the recording has been thrown
+      throw;
+    }
+    check(cudaStreamEndCapture(stream, &graph.value), "cudaStreamEndCapture");
+    check(cudaGraphInstantiate(&exec_.value, graph, 0), "cudaGraphInstantiate");
+  }
+  void launch(cudaStream_t stream) const { check(cudaGraphLaunch(exec_, stream), "cudaGraphLaunch"); }
+
+ private:
+  GraphExec exec_;
+};
+
+std::shared_ptr<void> record(int device_index, const std::function<void(void*)>& enqueue) {
+  const CurrentDevice current(device_index);
+  return std::make_shared<Recording>(enqueue);
+}
+void replay(int device_index, void* recording, void* stream) {
+  const CurrentDevice current(device_index);
+  static_cast<const Recording*>(recording)->launch(stream_of(stream));
+}
+
+// Calls are recorded and replayed, so that none waits for its launch.
 double time_calls(int device_index, const std::function<void(void*)>& enqueue) {
   constexpr double kRoundMs = 3;
   constexpr int kRounds = 7, kMaxCalls = 2000;
@@ -129,15 +170,12 @@ double time_calls(int device_index, const std::function<void(void*)>& enqueue) {
   enqueue(stream.value);  // warm-up
   const double once = measure([&] { enqueue(stream.value); });
   const int calls = std::clamp(static_cast<int>(kRoundMs / std::max(once, 1e-4)), 1, kMaxCalls);
-  Graph graph;
-  GraphExec exec;
-  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-  for (int i = 0; i < calls; ++i) enqueue(stream.value);
-  check(cudaStreamEndCapture(stream, &graph.value), "cudaStreamEndCapture");
-  check(cudaGraphInstantiate(&exec.value, graph, 0), "cudaGraphInstantiate");
-  check(cudaGraphLaunch(exec, stream), "cudaGraphLaunch");  // warm-up
+  const Recording recording([&](void* s) {
+    for (int i = 0; i < calls; ++i) enqueue(s);
+  });
+  recording.launch(stream);  // warm-up
   std::array<double, kRounds> ms;
-  for (double& m : ms) m = measure([&] { check(cudaGraphLaunch(exec, stream), "cudaGraphLaunch"); }) / calls;
+  for (double& m : ms) m = measure([&] { recording.launch(stream); }) / calls;
   std::nth_element(ms.begin(), ms.begin() + kRounds / 2, ms.end());
   throw_table_fault(device_index);
   return ms[kRounds / 2];
@@ -146,9 +184,10 @@ double time_calls(int device_index, const std::function<void(void*)>& enqueue) {
 }  // namespace
 
 const Backend& backend() {
-  static const Backend b{"cuda",       DeviceType::cuda, available,
-                         capabilities, kernels,          {allocate, free_memory, copy, synchronize},
-                         time_calls};
+  static const Backend b{"cuda",     DeviceType::cuda,
+                         available,  capabilities,
+                         kernels,    {allocate, free_memory, copy, synchronize, allocate_host, free_host},
+                         time_calls, {record, replay}};
   return b;
 }
 

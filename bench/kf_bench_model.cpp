@@ -1,0 +1,331 @@
+// kf_bench_model: time a token of a model with random weights, on any device: the unfused engine, the fused one, and the fused
+// one whose launches are replayed, in turns; their logits are compared in the same run. JSON on request.
+//   kf_bench_model [--shape llama-3.2-1b] [--device cuda] [--dtype bf16] [--batch 1] [--context 512] [--tokens 64]
+//                  [--forms unfused,fused,replayed] [--fusion all|measured] [--json FILE]
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <numeric>
+#include <optional>
+#include <random>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "case.h"
+#include "kf/engine.h"
+#include "kf/error.h"
+
+namespace {
+
+using namespace kf;
+using Clock = std::chrono::steady_clock;
+
+struct Shape {
+  const char* name;
+  Architecture architecture;
+  std::int64_t hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim, vocab_size;
+  bool tie_embeddings;
+  double rope_theta;
+};
+
+// From the models' own config.json.
+constexpr Shape kShapes[] = {
+    {"smollm2-135m", Architecture::llama, 576, 1536, 30, 9, 3, 64, 49152, true, 1e5},
+    {"llama-3.2-1b", Architecture::llama, 2048, 8192, 16, 32, 8, 64, 128256, true, 5e5},
+    {"llama-3.1-8b", Architecture::llama, 4096, 14336, 32, 32, 8, 128, 128256, false, 5e5},
+    {"qwen3-8b", Architecture::qwen3, 4096, 12288, 36, 32, 8, 128, 151936, false, 1e6},
+};
+
+ModelConfig config_of(const std::string& name) {
+  std::vector<std::string> names;
+  for (const Shape& s : kShapes) {
+    names.emplace_back(s.name);
+    if (s.name != name) continue;
+    ModelConfig c = ModelConfig::of(s.architecture);
+    c.hidden_size = s.hidden_size;
+    c.intermediate_size = s.intermediate_size;
+    c.num_layers = s.num_layers;
+    c.num_heads = s.num_heads;
+    c.num_kv_heads = s.num_kv_heads;
+    c.head_dim = s.head_dim;
+    c.vocab_size = s.vocab_size;
+    c.max_positions = 8192;
+    c.tie_embeddings = s.tie_embeddings;
+    c.rope_theta = s.rope_theta;
+    return c;
+  }
+  throw Error(ErrorCode::invalid_argument,
+              fmt::format("--shape: expected one of {}, got {}", fmt::join(names, ", "), name));
+}
+
+DType dtype_of(const std::string& name) {
+  for (const DType t : {DType::f32, DType::f16, DType::bf16})
+    if (name == dtype_name(t)) return t;
+  throw Error(ErrorCode::invalid_argument, fmt::format("--dtype: expected f32, f16 or bf16, got {}", name));
+}
+
+struct Options {
+  std::string shape = "llama-3.2-1b", device = "cuda", dtype = "bf16", json, fusion = "all",
+              forms = "unfused,fused,replayed";
+  std::int64_t batch = 1, context = 512, tokens = 64;
+};
+
+Options parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string name = argv[i];
+    const auto text = [&](const char* n, std::string& v) {
+      if (name != n || i + 1 >= argc) return false;
+      v = argv[i + 1];
+      return true;
+    };
+    const auto number = [&](const char* n, std::int64_t& v) {
+      std::string digits;
+      if (!text(n, digits)) return false;
+      v = std::atoll(digits.c_str());
+      return v > 0;
+    };
+    if (!(text("--shape", o.shape) || text("--device", o.device) || text("--dtype", o.dtype) ||
+          text("--json", o.json) || text("--forms", o.forms) || text("--fusion", o.fusion) ||
+          number("--batch", o.batch) || number("--context", o.context) || number("--tokens", o.tokens)))
+      throw Error(
+          ErrorCode::invalid_argument,
+          fmt::format("expected --shape, --device, --dtype, --forms, --fusion or --json with a value, "
+                      "or --batch, --context or --tokens with a positive number, got {}",
+                      name));
+  }
+  return o;
+}
+
+// Weights on the device, each filled from one block of random numbers, begun at a place of its own.
+class RandomWeights {
+ public:
+  RandomWeights(const ModelConfig& config, DType dtype, const Dispatcher& d) : d_(d), dtype_(dtype) {
+    std::int64_t elements = 0;
+    const std::vector<WeightSpec> specs = expected_weights(config);
+    for (const WeightSpec& s : specs) elements += count(s);
+    const std::size_t memory = d.caps().memory_bytes;
+    bytes_ = static_cast<std::size_t>(elements) * element_bytes();
+    if (memory > 0 && bytes_ > memory / 10 * 8)
+      throw Error(
+          ErrorCode::resource_exhausted,
+          fmt::format("the weights take {:.1f} GB, the device has {:.1f}", 1e-9 * bytes_, 1e-9 * memory));
+    make_block(1 / std::sqrt(static_cast<float>(config.hidden_size)));
+    std::size_t begin = 0;
+    for (const WeightSpec& s : specs) {
+      StoredTensor t = d.make_tensor(dtype, s.shape);
+      const bool is_norm = s.shape.size() == 1;
+      fill(t.view, is_norm ? ones_ : block_, begin += 12345 * 64);
+      named.emplace(s.name, t.view);
+      stored_.push_back(std::move(t));
+    }
+    d.synchronize();
+  }
+
+  NamedTensors named;
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  static std::int64_t count(const WeightSpec& s) {
+    return std::accumulate(s.shape.begin(), s.shape.end(), std::int64_t{1}, std::multiplies<>());
+  }
+  std::size_t element_bytes() const { return static_cast<std::size_t>(dtype_info(dtype_).block_bytes); }
+
+  void make_block(float scale) {
+    constexpr std::int64_t kElements = (std::int64_t{8} << 20) + 64;
+    block_ = Tensor(dtype_, {kElements});
+    ones_ = Tensor(dtype_, {1 << 14});
+    std::mt19937 rng(1);
+    std::uniform_real_distribution<float> uniform(-scale * std::sqrt(3.0f), scale * std::sqrt(3.0f));
+    for (std::int64_t i = 0; i < kElements; ++i) cases::set_element(block_, i, uniform(rng));
+    for (std::int64_t i = 0; i < ones_.view().numel(); ++i) cases::set_element(ones_, i, 1.0);
+  }
+
+  void fill(const TensorView& to, const TensorView& from, std::size_t begin) const {
+    begin %= from.nbytes();
+    for (std::size_t done = 0; done < to.nbytes(); begin = 0) {
+      const std::size_t part = std::min(to.nbytes() - done, from.nbytes() - begin);
+      d_.copy(to.as<std::byte>() + done, from.as<std::byte>() + begin, part, CopyDirection::to_device);
+      done += part;
+    }
+  }
+
+  const Dispatcher& d_;
+  DType dtype_;
+  std::size_t bytes_ = 0;
+  Tensor block_, ones_;
+  std::vector<StoredTensor> stored_;
+};
+
+// One form of the engine at work on a batch of texts.
+class Form {
+ public:
+  Form(std::string form_name, const ModelConfig& config, const RandomWeights& weights, const Options& o)
+      : name(std::move(form_name)), vocab_(config.vocab_size) {
+    EngineOptions e = name == "unfused" ? EngineOptions::unfused() : EngineOptions{};
+    if (name != "unfused")
+      e.fusion.mode = o.fusion == "all" ? FusionPolicy::Mode::all : FusionPolicy::Mode::measured;
+    if (name != "unfused" && name != "fused" && name != "replayed")
+      throw Error(ErrorCode::invalid_argument,
+                  fmt::format("--forms: expected unfused, fused or replayed, got {}", name));
+    e.max_seq_len = o.context + 2 * kWarmUp + kRounds * o.tokens;
+    e.max_batch_size = o.batch;
+    e.max_step_tokens = std::max(e.max_step_tokens, o.batch);
+    e.activation_dtype = e.cache.dtype = dtype_of(o.dtype);
+    e.device = parse_device(o.device);
+    e.replay = name == "replayed";
+    engine.emplace(config, weights.named, e);
+    for (std::int64_t b = 0; b < o.batch; ++b) prefill(o.context - 1, b);
+    for (std::int64_t b = 0; b < o.batch; ++b) {
+      ids_.push_back(static_cast<std::int32_t>((1234 + 17 * b) % vocab_));
+    }
+    first_logits = values(step(StepOutput::logits));
+    decode(kWarmUp);
+  }
+
+  void decode(std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto start = Clock::now();
+      const TensorView out = step(StepOutput::ids);
+      std::copy_n(out.as<std::int32_t>(), ids_.size(), ids_.begin());
+      ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+    }
+  }
+
+  static constexpr std::int64_t kWarmUp = 8, kRounds = 5;
+  const std::string name;
+  std::optional<Engine> engine;
+  std::vector<double> ms;  // of each step
+  double prefill_ms = 0;   // of the last prompt
+  std::vector<float> first_logits;
+
+ private:
+  void prefill(std::int64_t count, std::int64_t b) {
+    sequences_.push_back(engine->cache().create());
+    std::vector<std::int32_t> prompt(static_cast<std::size_t>(count));
+    for (std::size_t i = 0; i < prompt.size(); ++i)
+      prompt[i] = static_cast<std::int32_t>((i * 7919 + static_cast<std::size_t>(b) * 104729) %
+                                            static_cast<std::size_t>(vocab_));
+    const auto start = Clock::now();
+    const auto most = static_cast<std::size_t>(engine->options().max_step_tokens);
+    for (std::size_t i = 0; i < prompt.size(); i += most) {
+      const StepInput in{sequences_.back(), std::span(prompt).subspan(i, std::min(most, prompt.size() - i)),
+                         Rows::none};
+      engine->step({&in, 1}, StepOutput::logits);
+    }
+    prefill_ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+  }
+
+  TensorView step(StepOutput output) {
+    batch_.clear();
+    for (std::size_t b = 0; b < ids_.size(); ++b) batch_.push_back({sequences_[b], {&ids_[b], 1}});
+    return engine->step(batch_, output);
+  }
+
+  static std::vector<float> values(const TensorView& t) {
+    std::vector<float> v(static_cast<std::size_t>(t.numel()));
+    for (std::size_t i = 0; i < v.size(); ++i)
+      v[i] = static_cast<float>(cases::element(t, static_cast<std::int64_t>(i)));
+    return v;
+  }
+
+  std::int64_t vocab_;
+  std::vector<SequenceId> sequences_;
+  std::vector<std::int32_t> ids_;
+  std::vector<StepInput> batch_;
+};
+
+double quantile(std::vector<double> v, double q) {
+  std::sort(v.begin(), v.end());
+  return v[static_cast<std::size_t>(q * static_cast<double>(v.size() - 1))];
+}
+
+// ||a - b|| / ||b||
+double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+    norm += double{b[i]} * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+int run(const Options& o) {
+  const ModelConfig config = config_of(o.shape);
+  DispatcherSet dispatchers;
+  const Dispatcher& d = dispatchers.on(parse_device(o.device));
+  const RandomWeights weights(config, dtype_of(o.dtype), d);
+  // The embedding table is read by its rows, unless the last layer reads all of it.
+  const double read =
+      static_cast<double>(weights.bytes()) -
+      (config.tie_embeddings ? 0.0
+                             : static_cast<double>(weights.named.at("model.embed_tokens.weight").nbytes()));
+  fmt::print("{} in {} on {}, batch {}, context {}: {:.3f} GB of weights a step\n", o.shape, o.dtype,
+             d.caps().name, o.batch, o.context, 1e-9 * read);
+  std::vector<std::unique_ptr<Form>> forms;
+  for (std::size_t begin = 0; begin < o.forms.size();) {
+    const std::size_t end = std::min(o.forms.find(',', begin), o.forms.size());
+    const std::string name = o.forms.substr(begin, end - begin);
+    begin = end + 1;
+    try {
+      forms.push_back(std::make_unique<Form>(name, config, weights, o));
+    } catch (const Error& e) {
+      if (e.code() == ErrorCode::invalid_argument) throw;
+      fmt::print("{}: {}\n", name, e.what());
+    }
+  }
+  if (forms.empty()) return 1;
+  for (const auto& f : forms) f->ms.clear();
+  for (int round = 0; round < Form::kRounds; ++round)
+    for (const auto& f : forms) f->decode(o.tokens / 2 + 1);
+
+  fmt::print("{:<10} {:>9} {:>9} {:>9} {:>10} {:>9} {:>10} {:>12} {:>9}\n", "form", "ms/step", "10 %", "90 %",
+             "tokens/s", "launches", "GB/s", "prefill ms", "logits");
+  nlohmann::json results = nlohmann::json::array();
+  for (const auto& f : forms) {
+    const double ms = quantile(f->ms, 0.5);
+    const StepMetrics& m = f->engine->last_step();
+    const double apart = distance(f->first_logits, forms.front()->first_logits);
+    fmt::print("{:<10} {:>9.3f} {:>9.3f} {:>9.3f} {:>10.0f} {:>9} {:>10.0f} {:>12.2f} {:>9.2g}{}\n", f->name,
+               ms, quantile(f->ms, 0.1), quantile(f->ms, 0.9), static_cast<double>(o.batch) / ms * 1e3,
+               m.launches, read / ms * 1e-6, f->prefill_ms, apart, m.replayed ? "  replayed" : "");
+    results.push_back({{"form", f->name},
+                       {"ms_per_step", ms},
+                       {"ms_per_step_10", quantile(f->ms, 0.1)},
+                       {"ms_per_step_90", quantile(f->ms, 0.9)},
+                       {"steps", f->ms.size()},
+                       {"launches", m.launches},
+                       {"replayed", m.replayed},
+                       {"prefill_ms", f->prefill_ms},
+                       {"activation_bytes", f->engine->peak_activation_bytes()},
+                       {"logits_from_the_first_form", apart}});
+  }
+  if (!o.json.empty())
+    std::ofstream(o.json) << nlohmann::json{{"device", d.caps().name},
+                                            {"shape", o.shape},
+                                            {"dtype", o.dtype},
+                                            {"batch", o.batch},
+                                            {"context", o.context},
+                                            {"fusion", o.fusion},
+                                            {"weight_bytes_a_step", read},
+                                            {"forms", results}}
+                                 .dump(1)
+                          << '\n';
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(parse(argc, argv));
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "kf_bench_model: {}\n", e.what());
+    return 2;
+  }
+}
