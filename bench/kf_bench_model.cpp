@@ -1,7 +1,8 @@
-// kf_bench_model: time a token of a model with random weights, on any device: the unfused engine, the fused one, and the fused
-// one whose launches are replayed, in turns; their logits are compared in the same run. JSON on request.
+// kf_bench_model: time a token of a model with random weights, on any device: the unfused engine; the fused one; that one with
+// its launches replayed; and with replayed steps that feed each other (Engine::decode). In turns; their logits are compared in the same run.
+// JSON on request.
 //   kf_bench_model [--shape llama-3.2-1b] [--device cuda] [--dtype bf16] [--batch 1] [--context 512] [--tokens 64]
-//                  [--forms unfused,fused,replayed] [--fusion all|measured] [--json FILE]
+//                  [--forms cpu,unfused,fused,replayed,decode] [--fusion all|measured] [--json FILE]
 
 #include <algorithm>
 #include <chrono>
@@ -71,7 +72,7 @@ DType dtype_of(const std::string& name) {
 
 struct Options {
   std::string shape = "llama-3.2-1b", device = "cuda", dtype = "bf16", json, fusion = "all",
-              forms = "unfused,fused,replayed";
+              forms = "unfused,fused,replayed,decode";
   std::int64_t batch = 1, context = 512, tokens = 64;
 };
 
@@ -170,16 +171,19 @@ class Form {
     EngineOptions e = name == "unfused" ? EngineOptions::unfused() : EngineOptions{};
     if (name != "unfused")
       e.fusion.mode = o.fusion == "all" ? FusionPolicy::Mode::all : FusionPolicy::Mode::measured;
-    if (name != "unfused" && name != "fused" && name != "replayed")
+    if (std::ranges::find(kNames, name) == std::end(kNames))
       throw Error(ErrorCode::invalid_argument,
-                  fmt::format("--forms: expected unfused, fused or replayed, got {}", name));
+                  fmt::format("--forms: expected some of {}, got {}", fmt::join(kNames, ", "), name));
     e.max_seq_len = o.context + 2 * kWarmUp + kRounds * o.tokens;
     e.max_batch_size = o.batch;
     e.max_step_tokens = std::max(e.max_step_tokens, o.batch);
     e.activation_dtype = e.cache.dtype = dtype_of(o.dtype);
-    e.device = parse_device(o.device);
-    e.replay = name == "replayed";
+    e.device = parse_device(name == "cpu" ? "cpu" : o.device);
+    e.replay = name == "replayed" || name == "decode";
     engine.emplace(config, weights.named, e);
+    prefill(o.context - 1, 0);  // plans
+    engine->cache().release(sequences_.back());
+    sequences_.clear();
     for (std::int64_t b = 0; b < o.batch; ++b) prefill(o.context - 1, b);
     for (std::int64_t b = 0; b < o.batch; ++b) {
       ids_.push_back(static_cast<std::int32_t>((1234 + 17 * b) % vocab_));
@@ -189,20 +193,39 @@ class Form {
   }
 
   void decode(std::int64_t count) {
+    if (name == "decode") return decode_ahead(count);
     for (std::int64_t i = 0; i < count; ++i) {
       const auto start = Clock::now();
       const TensorView out = step(StepOutput::ids);
-      std::copy_n(out.as<std::int32_t>(), ids_.size(), ids_.begin());
+      take(out.as<std::int32_t>(), 1);
       ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
     }
   }
 
+  void decode_ahead(std::int64_t count) {
+    make_batch();
+    const auto start = Clock::now();
+    const TensorView ids = engine->decode(batch_, count);
+    const double each = std::chrono::duration<double, std::milli>(Clock::now() - start).count() / count;
+    take(ids.as<std::int32_t>(), count);
+    ms.push_back(each);
+  }
+
+  // The ids of so many steps.
+  void take(const std::int32_t* ids, std::int64_t count) {
+    tokens.insert(tokens.end(), ids, ids + count * std::ssize(ids_));
+    std::copy_n(tokens.end() - std::ssize(ids_), ids_.size(), ids_.begin());
+  }
+
+  static constexpr const char* kNames[] = {"cpu", "unfused", "fused", "replayed", "decode"};
+
   static constexpr std::int64_t kWarmUp = 8, kRounds = 5;
   const std::string name;
   std::optional<Engine> engine;
-  std::vector<double> ms;  // of each step
+  std::vector<double> ms;  // of each step, or the mean of the steps of one decode()
   double prefill_ms = 0;   // of the last prompt
   std::vector<float> first_logits;
+  std::vector<std::int32_t> tokens;  // chosen since, step by step
 
  private:
   void prefill(std::int64_t count, std::int64_t b) {
@@ -221,9 +244,12 @@ class Form {
     prefill_ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   }
 
-  TensorView step(StepOutput output) {
+  void make_batch() {
     batch_.clear();
     for (std::size_t b = 0; b < ids_.size(); ++b) batch_.push_back({sequences_[b], {&ids_[b], 1}});
+  }
+  TensorView step(StepOutput output) {
+    make_batch();
     return engine->step(batch_, output);
   }
 
@@ -267,13 +293,15 @@ int run(const Options& o) {
                              : static_cast<double>(weights.named.at("model.embed_tokens.weight").nbytes()));
   fmt::print("{} in {} on {}, batch {}, context {}: {:.3f} GB of weights a step\n", o.shape, o.dtype,
              d.caps().name, o.batch, o.context, 1e-9 * read);
+  std::optional<RandomWeights> on_host;
   std::vector<std::unique_ptr<Form>> forms;
   for (std::size_t begin = 0; begin < o.forms.size();) {
     const std::size_t end = std::min(o.forms.find(',', begin), o.forms.size());
     const std::string name = o.forms.substr(begin, end - begin);
     begin = end + 1;
     try {
-      forms.push_back(std::make_unique<Form>(name, config, weights, o));
+      if (name == "cpu") on_host.emplace(config, dtype_of(o.dtype), dispatchers.on({}));
+      forms.push_back(std::make_unique<Form>(name, config, name == "cpu" ? *on_host : weights, o));
     } catch (const Error& e) {
       if (e.code() == ErrorCode::invalid_argument) throw;
       fmt::print("{}: {}\n", name, e.what());
@@ -284,16 +312,19 @@ int run(const Options& o) {
   for (int round = 0; round < Form::kRounds; ++round)
     for (const auto& f : forms) f->decode(o.tokens / 2 + 1);
 
-  fmt::print("{:<10} {:>9} {:>9} {:>9} {:>10} {:>9} {:>10} {:>12} {:>9}\n", "form", "ms/step", "10 %", "90 %",
-             "tokens/s", "launches", "GB/s", "prefill ms", "logits");
+  fmt::print("{:<10} {:>9} {:>9} {:>9} {:>10} {:>9} {:>10} {:>12} {:>9}\n", "form", "ms/token", "10 %",
+             "90 %", "tokens/s", "launches", "GB/s", "prefill ms", "logits  tokens as the first form's");
   nlohmann::json results = nlohmann::json::array();
   for (const auto& f : forms) {
     const double ms = quantile(f->ms, 0.5);
     const StepMetrics& m = f->engine->last_step();
     const double apart = distance(f->first_logits, forms.front()->first_logits);
+    const std::vector<std::int32_t>& first = forms.front()->tokens;
+    const auto same = std::ranges::mismatch(f->tokens, first).in1 - f->tokens.begin();
     fmt::print("{:<10} {:>9.3f} {:>9.3f} {:>9.3f} {:>10.0f} {:>9} {:>10.0f} {:>12.2f} {:>9.2g}{}\n", f->name,
                ms, quantile(f->ms, 0.1), quantile(f->ms, 0.9), static_cast<double>(o.batch) / ms * 1e3,
-               m.launches, read / ms * 1e-6, f->prefill_ms, apart, m.replayed ? "  replayed" : "");
+               m.launches, read / ms * 1e-6, f->prefill_ms, apart,
+               fmt::format("  {} of {}", same, f->tokens.size()));
     results.push_back({{"form", f->name},
                        {"ms_per_step", ms},
                        {"ms_per_step_10", quantile(f->ms, 0.1)},
@@ -303,7 +334,9 @@ int run(const Options& o) {
                        {"replayed", m.replayed},
                        {"prefill_ms", f->prefill_ms},
                        {"activation_bytes", f->engine->peak_activation_bytes()},
-                       {"logits_from_the_first_form", apart}});
+                       {"logits_from_the_first_form", apart},
+                       {"tokens", f->tokens.size()},
+                       {"tokens_as_the_first_form", same}});
   }
   if (!o.json.empty())
     std::ofstream(o.json) << nlohmann::json{{"device", d.caps().name},

@@ -137,6 +137,7 @@ TEST_F(EngineOnDevice, AStepIsOneCopyThereAndFromTheSecondOnReplays) {
     const bool replayed = i == 1 || i == 2 || i == 3;  // the fifth token takes a second page: another shape
     EXPECT_EQ(toy_counts().replays, replays + (replayed ? 1 : 0)) << i;
     EXPECT_EQ(device.last_step().replayed, replayed) << i;
+    EXPECT_GT(device.last_step().launches, 0);
   }
 }
 

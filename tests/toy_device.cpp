@@ -10,6 +10,7 @@ namespace {
 
 constexpr std::uintptr_t kShift = std::uintptr_t{1} << 62;  // no address of the host
 thread_local bool recording = false;
+thread_local int recorded_kernels = 0;
 
 void* shifted(void* p) { return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(p) + kShift); }
 void* back(const void* p) { return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(p) - kShift); }
@@ -20,7 +21,10 @@ Kernel on_toy(const Kernel& k) {
   toy.name = "toy" + k.name.substr(k.name.find("::"));
   toy.run = [k](const void* params, const void* state, const RunContext& ctx) {
     toy_counts().last_stream = ctx.stream;
-    if (recording) return;
+    if (recording) {
+      ++recorded_kernels;
+      return;
+    }
     ++toy_counts().kernel_runs;
     alignas(std::max_align_t) std::byte copy[kMaxParamsBytes];
     std::memcpy(copy, params, op_info(k.op).params_bytes);
@@ -41,6 +45,10 @@ Kernel on_toy(const Kernel& k) {
 }
 
 using Enqueue = std::function<void(void* stream)>;
+struct ToyRecording {
+  Enqueue enqueue;
+  int kernels;
+};
 
 }  // namespace
 
@@ -89,14 +97,16 @@ Backend make_toy_backend(const std::function<bool(const Kernel&)>& keep) {
 LaunchRecorder toy_recorder() {
   return {[](int, const Enqueue& enqueue) -> std::shared_ptr<void> {
             recording = true;
+            recorded_kernels = 0;
             enqueue(nullptr);  // what cannot be recorded would throw
             recording = false;
-            return std::make_shared<Enqueue>(enqueue);
+            return std::make_shared<ToyRecording>(ToyRecording{enqueue, recorded_kernels});
           },
           [](int, void* recorded, void* stream) {
             ++toy_counts().replays;
-            (*static_cast<Enqueue*>(recorded))(stream);
-          }};
+            static_cast<ToyRecording*>(recorded)->enqueue(stream);
+          },
+          [](const void* recorded) { return static_cast<const ToyRecording*>(recorded)->kernels; }};
 }
 
 }  // namespace kf::tests

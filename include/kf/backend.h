@@ -38,13 +38,15 @@ struct DeviceMemory {
   bool is_host() const { return !allocate; }
 };
 
-// Recording what a stream is given, so that one call gives it again. Both functions, or none.
+// Recording what a stream is given, so that one call gives it again. All functions, or none.
 struct LaunchRecorder {
   // What `enqueue` gives the stream that it is handed; none of it runs. Throws what the device or `enqueue` does.
   std::function<std::shared_ptr<void>(int device_index, const std::function<void(void* stream)>& enqueue)>
       record;
   // All of it, over the same memory, in the order of `stream`.
   std::function<void(int device_index, void* recording, void* stream)> replay;
+  // Kernels in a recording.
+  std::function<int(const void* recording)> launches;
 };
 
 struct Backend {

@@ -38,7 +38,7 @@ class Executable {
   void record();
   bool recorded() const;
   std::size_t peak_activation_bytes() const;  // the arena: intermediates and workspaces
-  int launches() const;                       // kernels a run
+  int launches() const;                       // kernels a run: those recorded, else as plans have it
   std::string to_text() const;                // each step: op, kernel, shapes
 
  private:

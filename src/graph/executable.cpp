@@ -239,7 +239,10 @@ void Executable::record() {
 bool Executable::recorded() const { return impl_->recording != nullptr; }
 
 std::size_t Executable::peak_activation_bytes() const { return impl_->compiled.arena_bytes; }
-int Executable::launches() const { return impl_->compiled.launches; }
+int Executable::launches() const {
+  const Impl& m = *impl_;
+  return m.recording ? m.dispatcher.backend().recorder.launches(m.recording.get()) : m.compiled.launches;
+}
 
 std::string Executable::to_text() const {
   std::string text;

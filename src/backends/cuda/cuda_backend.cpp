@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -132,11 +133,26 @@ class Recording {
     }
     check(cudaStreamEndCapture(stream, &graph.value), "cudaStreamEndCapture");
     check(cudaGraphInstantiate(&exec_.value, graph, 0), "cudaGraphInstantiate");
+    count_kernels(graph);
   }
+  int kernels() const { return kernels_; }
   void launch(cudaStream_t stream) const { check(cudaGraphLaunch(exec_, stream), "cudaGraphLaunch"); }
 
  private:
+  void count_kernels(cudaGraph_t graph) {
+    std::size_t count = 0;
+    check(cudaGraphGetNodes(graph, nullptr, &count), "cudaGraphGetNodes");
+    std::vector<cudaGraphNode_t> nodes(count);
+    check(cudaGraphGetNodes(graph, nodes.data(), &count), "cudaGraphGetNodes");
+    for (cudaGraphNode_t node : nodes) {
+      cudaGraphNodeType type{};
+      check(cudaGraphNodeGetType(node, &type), "cudaGraphNodeGetType");
+      kernels_ += type == cudaGraphNodeTypeKernel;
+    }
+  }
+
   GraphExec exec_;
+  int kernels_ = 0;
 };
 
 std::shared_ptr<void> record(int device_index, const std::function<void(void*)>& enqueue) {
@@ -147,6 +163,8 @@ void replay(int device_index, void* recording, void* stream) {
   const CurrentDevice current(device_index);
   static_cast<const Recording*>(recording)->launch(stream_of(stream));
 }
+
+int recorded_launches(const void* recording) { return static_cast<const Recording*>(recording)->kernels(); }
 
 // Calls are recorded and replayed, so that none waits for its launch.
 double time_calls(int device_index, const std::function<void(void*)>& enqueue) {
@@ -187,7 +205,7 @@ const Backend& backend() {
   static const Backend b{"cuda",     DeviceType::cuda,
                          available,  capabilities,
                          kernels,    {allocate, free_memory, copy, synchronize, allocate_host, free_host},
-                         time_calls, {record, replay}};
+                         time_calls, {record, replay, recorded_launches}};
   return b;
 }
 
