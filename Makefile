@@ -3,8 +3,11 @@
 JOBS ?= $(shell nproc)
 MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTHON := .venv/bin/python
+PYTHONS ?= python3
+# Builds of the same sources share ccache's results, wherever they lie.
+export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help setup build demo test test-cpp test-python test-sanitize test-gpu test-install fuzz peers bench docs docs-site clean
+.PHONY: help setup build demo test test-cpp test-python test-sanitize test-gpu test-install fuzz peers bench wheel docs docs-site clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -60,8 +63,9 @@ fuzz: build
 	@scripts/setup.sh requirements/test.txt
 	@$(PYTHON) scripts/fuzz.py
 
-test-install: build
-	@echo "== the installed package, from a separate CMake project and from a clean virtual environment"
+test-install: build $(MODEL)
+	@scripts/setup.sh requirements/wheel.txt
+	@echo "== the installed library, from a separate CMake project; source distribution and wheel, in a clean environment"
 	@tests/install/run.sh
 
 $(MODEL): setup
@@ -75,6 +79,12 @@ peers: build
 bench: build
 	@build/kf_bench
 
+## make wheel           a source distribution, and wheels that carry their libraries, in dist/, for each of PYTHONS (python3)
+wheel: setup
+	@scripts/setup.sh requirements/wheel.txt
+	@scripts/build_sdist.sh dist
+	@scripts/build_wheel.sh . dist $(PYTHONS)
+
 ## make docs            regenerate docs/support-matrix.md
 docs: build
 	@scripts/support_matrix.sh build/kf_matrix
@@ -86,4 +96,4 @@ docs-site: build
 	@scripts/docs_site.sh
 
 clean:
-	rm -rf build build-docs build-cuda build-sanitize build-fuzz report
+	rm -rf build build-docs build-cuda build-sanitize build-fuzz build-python-* dist report

@@ -105,7 +105,19 @@ def __getattr__(name: str):
 
         return getattr(benchmark, name)
     if name in ("fuse_model", "unfuse_model"):
-        from . import integrations
-
+        try:
+            from . import integrations
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            return _without_torch(name)
         return getattr(integrations, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _without_torch(name: str):
+    # The name is there all the same: `import *` gives all that a script names.
+    def refuse(*args, **kwargs):
+        raise UnavailableError(f"{name}: expected PyTorch, found none: pip install torch", {"package": "torch"})
+
+    return refuse

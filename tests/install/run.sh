@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs the built package to a scratch folder, builds a separate CMake project against it, and installs the Python
-# package into a clean virtual environment without torch.
+# Installs the built package to a scratch folder and builds a separate CMake project against it. Makes a source
+# distribution, a wheel of that, installs the wheel into a clean virtual environment without torch, and lets it generate.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
+model=$root/.cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -11,10 +12,20 @@ cmake -S "$root/tests/install" -B "$scratch/consumer" -G Ninja -DCMAKE_PREFIX_PA
 cmake --build "$scratch/consumer" >/dev/null
 "$scratch/consumer/consumer"
 
-"$root/.venv/bin/python" -m venv "$scratch/venv"
-# The compiler by the name that the tree's own build calls it, so that ccache knows what it has compiled already.
-CC=cc CXX=c++ "$scratch/venv/bin/pip" install --quiet --disable-pip-version-check --progress-bar off "$root"
+cd "$root"
+scripts/build_sdist.sh "$scratch/dist"
+mkdir "$scratch/source"
+tar -C "$scratch/source" --strip-components=1 -xf "$scratch"/dist/*.tar.gz
+scripts/build_wheel.sh "$scratch/source" "$scratch/dist" .venv/bin/python
+
+.venv/bin/python -m venv "$scratch/venv"
+"$scratch/venv/bin/pip" install --quiet --disable-pip-version-check --progress-bar off "$scratch"/dist/*.whl
 cd "$scratch"
 "$scratch/venv/bin/python" "$root/tests/install/clean_venv.py"
-"$scratch/venv/bin/kf" --help >/dev/null
-echo "kf command in a clean environment: ok"
+continued() { "$1/bin/kf" generate "$model" "The capital of France is" --max-new-tokens 16 --fusion all; }
+of_wheel=$(continued "$scratch/venv") of_tree=$(continued "$root/.venv")
+if [ -z "$of_wheel" ] || [ "$of_wheel" != "$of_tree" ]; then
+  printf 'kf generate: the wheel wrote\n%s\nand the tree\n%s\n' "$of_wheel" "$of_tree"
+  exit 1
+fi
+echo "kf generate of the wheel, as of the tree: ok"

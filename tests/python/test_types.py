@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sagellm_kernel_fusion
 from sagellm_kernel_fusion import _kf
 
@@ -27,12 +29,33 @@ def test_the_extension_has_stubs():
     assert all(ast.get_docstring(node) for name, node in manager.items() if name != "__init__")
 
 
-def test_importing_loads_nothing_that_is_not_needed():
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", ["sagellm_kernel_fusion", "sage.llm.engines.sagellm.accel.kernel_fusion"])
+def test_importing_loads_nothing_that_is_not_needed(name):
     """Operators alone need NumPy: neither frameworks, nor what reads models, draws and prints."""
     heavy = {
         "torch", "transformers", "jax", "triton", "gguf", "safetensors", "tokenizers", "jinja2", "matplotlib", "rich",
         "typer", "opentelemetry", "cupy",
     }  # fmt: skip
-    code = "import sys, sagellm_kernel_fusion; print(*{name.partition('.')[0] for name in sys.modules})"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = run(f"import sys, {name}; print(*{{name.partition('.')[0] for name in sys.modules}})").split()
     assert "numpy" in loaded and not heavy.intersection(loaded)
+
+
+@pytest.mark.parametrize("name", ["sagellm_kernel_fusion", "sage.llm.engines.sagellm.accel.kernel_fusion"])
+def test_every_public_name_is_there_without_torch(name):
+    code = f"""
+import sys
+sys.modules["torch"] = None  # an import of it fails
+from {name} import *
+try:
+    fuse_model(None)
+except UnavailableError as error:
+    print(error)
+print(load_model.__name__, __version__)
+"""
+    error, names = run(code).splitlines()
+    assert error == "fuse_model: expected PyTorch, found none: pip install torch"
+    assert names == f"load_model {sagellm_kernel_fusion.__version__}"
