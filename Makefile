@@ -29,6 +29,7 @@ setup:
 	@scripts/setup.sh requirements/build.txt requirements/runtime.txt
 
 # One build tree serves the C++ library, the tests, the tools and the Python extension. The demo needs the last alone.
+## make build           the library, the tests, the tools and the Python extension in build/, the command in .venv/bin/kf
 build: setup
 	@echo "== building"
 	@cmake --preset release -DKF_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(PYTHON) >build.log 2>&1 || { cat build.log; exit 1; }

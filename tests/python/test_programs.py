@@ -15,8 +15,8 @@ from conftest import ROOT
 BUILD = Path(os.environ.get("KF_BUILD_DIR", ROOT / "build"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+def blocks(language: str, name: str = "README.md") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def run(*command: object, cwd: Path) -> str:
@@ -102,6 +102,14 @@ def test_the_readmes_commands_exist():
         assert "Usage: kf" in run(sys.executable, "-c", main, *command, "--help", cwd=ROOT)
     for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+@pytest.mark.parametrize("language", ["cpp", "cmake", "python", "sh"])
+def test_the_readme_in_chinese_has_the_same_programs(language):
+    def code(name: str) -> list[str]:
+        return [re.sub(r" +(#|//) .*", "", block) for block in blocks(language, name)]
+
+    assert code("README.zh-CN.md") == code("README.md") != []
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
