@@ -18,8 +18,8 @@ namespace {
 struct Form {
   const char* name;
   bool residual = false;
-  bool strided = false;  // of rank 3
-  bool bias = true;      // layer norm
+  int apart = 0;     // elements between rows, of rank 3
+  bool bias = true;  // layer norm
   float mean = 0, stddev = 1;
   DType weight = DType::f32;
   float weight_offset = 0;  // RMSNorm
@@ -44,7 +44,7 @@ template <class P>
 P make_params(Maker& m, DType dtype, std::int64_t rows, std::int64_t n, const Form& f) {
   P p;
   const auto operand = [&] {
-    if (f.strided) return m.strided(m.normal(dtype, {2, rows, n}, f.stddev, f.mean), 5);
+    if (f.apart > 0) return m.strided(m.normal(dtype, {2, rows, n}, f.stddev, f.mean), f.apart);
     return m.normal(dtype, {rows, n}, f.stddev, f.mean);
   };
   p.x = operand();
@@ -102,9 +102,9 @@ Case hostile(Op op, DType dtype, const char* name, std::vector<float> values) {
 }  // namespace
 
 void add_norm_cases(CaseList& list) {
-  const Form plain{""}, residual{"_residual", true}, strided{"_residual_strided", true, true};
-  const Form no_bias{"_no_bias", false, false, false}, offset{"_mean100", false, false, true, 100.0f, 1.0f};
-  const Form half_weight{"_bf16_weight", false, false, true, 0.0f, 1.0f, DType::bf16};
+  const Form plain{""}, residual{"_residual", true}, strided{"_residual_strided", true, 5};
+  const Form no_bias{"_no_bias", false, 0, false}, offset{"_mean100", false, 0, true, 100.0f, 1.0f};
+  const Form half_weight{"_bf16_weight", false, 0, true, 0.0f, 1.0f, DType::bf16};
   for (const Op op : {Op::rms_norm, Op::layer_norm}) {
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
       for (const std::int64_t n : {1, 7, 31, 64, 576, 1021, 4096}) {
@@ -124,18 +124,25 @@ void add_norm_cases(CaseList& list) {
       list.push_back(hostile(op, dtype, "large", {65504.0f, -65504.0f}));
     }
     add(list, op, DType::f32, 2, 50000, plain);
+    // So many rows that a device's blocks come to several: all of one dtype, together and apart, and very long ones.
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+      const std::int64_t n = dtype == DType::f32 ? 260 : 520;
+      add(list, op, dtype, 4300, n, {"_residual_own_weight", true, 0, true, 0.0f, 1.0f, dtype});
+      add(list, op, dtype, 2150, n, {"_residual_own_weight_apart", true, 8, true, 0.0f, 1.0f, dtype});
+    }
+    add(list, op, DType::f32, 530, 8192, plain);
   }
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16})
     for (const DType weight : {DType::f32, dtype})
       add(list, Op::rms_norm, dtype, 3, 333,
-          {weight == dtype ? "_offset" : "_offset_f32_weight", true, false, true, 0.0f, 1.0f, weight, 1.0f});
+          {weight == dtype ? "_offset" : "_offset_f32_weight", true, 0, true, 0.0f, 1.0f, weight, 1.0f});
   add(list, Op::layer_norm, DType::f32, 5, 576, no_bias);
   add(list, Op::layer_norm, DType::f32, 5, 576, offset);
 }
 
 void add_norm_device_cases(CaseList& list) {
-  const Form plain{"", false, false, true, 0.0f, 1.0f, DType::bf16},
-      residual{"_residual", true, false, true, 0.0f, 1.0f, DType::bf16};
+  const Form plain{"", false, 0, true, 0.0f, 1.0f, DType::bf16},
+      residual{"_residual", true, 0, true, 0.0f, 1.0f, DType::bf16};
   for (const Op op : {Op::rms_norm, Op::layer_norm}) {
     for (const auto& [rows, n] : {std::pair{16384, 4096}, {8192, 1024}, {8192, 128}, {64, 4096}, {1, 4096}}) {
       add(list, op, DType::bf16, rows, n, plain, /*bench=*/true);

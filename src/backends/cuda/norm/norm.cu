@@ -1,7 +1,8 @@
-// A row is read once, held in registers and normalised there. Everything is written after everything is read, so that outputs
-// may lie in the memory of inputs.
+// A row is read once, held in registers and normalised there. Everything of a row is written after everything of it is read, so
+// that outputs may lie in the memory of inputs.
 
 #include "backends/cuda/device/launch.cuh"
+#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/norm/norm.h"
@@ -96,6 +97,126 @@ __global__ void __launch_bounds__(kMaxRowThreads) norm_kernel(const NormArgs a) 
   });
 }
 
+// Many rows with a residual, or very long ones: blocks stay, and the rows that they come to next are on their way to shared
+// memory, each thread's part copied and read by itself; the weight is held in registers. All of x's dtype, in vectors of 16
+// bytes.
+constexpr int kStreamed = 3;  // rows of a block in shared memory
+
+template <bool kCentred, bool kResidual, class T, int kVecs>
+__global__ void __launch_bounds__(kMaxRowThreads) streamed_norm_kernel(const NormArgs a) {
+  constexpr int W = kVectorWidth<T>;
+  constexpr int kOperands = kResidual ? 2 : 1;
+  extern __shared__ __align__(16) unsigned char shared[];
+  const int padded = kVecs * static_cast<int>(blockDim.x) * W;
+  T* const ring = reinterpret_cast<T*>(shared);
+  wait_for_predecessor();
+  HeldRow<T, W, kVecs> weight{static_cast<const T*>(a.weight), a.n};
+  HeldRow<T, W, kCentred ? kVecs : 0> bias{static_cast<const T*>(a.bias), a.n};
+  weight.fill();
+  if (kCentred && a.bias) bias.fill();
+
+  const auto ask = [&](std::int64_t row, int place) {
+    if (row < a.rows) {
+      T* const to = ring + place * kOperands * padded;
+      const T* const x = static_cast<const T*>(a.x) + a.x_rows(row);
+      for_each_vector<kVecs, W>(a.n, [&](int, int i) { copy_async(shared_address(to + i), x + i, true); });
+      if constexpr (kResidual) {
+        const T* const r = static_cast<const T*>(a.residual) + a.residual_rows(row);
+        for_each_vector<kVecs, W>(
+            a.n, [&](int, int i) { copy_async(shared_address(to + padded + i), r + i, true); });
+      }
+    }
+    commit_copies();
+  };
+  const std::int64_t stride = gridDim.x;
+  std::int64_t row = blockIdx.x;
+#pragma unroll
+  for (int place = 0; place < kStreamed - 1; ++place) ask(row + place * stride, place);
+
+  int place = 0;
+  for (; row < a.rows; row += stride) {
+    const int beyond = place == 0 ? kStreamed - 1 : place - 1;  // the place of the row before
+    ask(row + (kStreamed - 1) * stride, beyond);
+    wait_for_copies<kStreamed - 1>();
+    HeldRow<T, W, kVecs> x{ring + place * kOperands * padded, a.n};
+    HeldRow<T, W, kResidual ? kVecs : 0> residual{ring + place * kOperands * padded + padded, a.n};
+    x.fill();
+    residual.fill();
+    place = place + 1 == kStreamed ? 0 : place + 1;
+    const auto for_each = [&](const auto& f) {
+      for_each_vector<kVecs, W>(a.n, [&](int j, int i) {
+        float h[W];
+        x.get(j, i, h);
+        if constexpr (kResidual) {
+          float r[W];
+          residual.get(j, i, r);
+#pragma unroll
+          for (int k = 0; k < W; ++k) h[k] += r[k];
+        }
+        f(j, i, h);
+      });
+    };
+    float mean = 0;
+    if constexpr (kCentred) {
+      float sum = 0;
+      for_each([&](int, int, const float(&h)[W]) {
+#pragma unroll
+        for (int k = 0; k < W; ++k) sum += h[k];
+      });
+      mean = row_reduce<Sum>(sum) / static_cast<float>(a.n);
+    }
+    float squares = 0;
+    for_each([&](int, int, const float(&h)[W]) {
+#pragma unroll
+      for (int k = 0; k < W; ++k) squares += (h[k] - mean) * (h[k] - mean);
+    });
+    const float variance = row_reduce<Sum>(squares) / static_cast<float>(a.n);
+    const float inverse = 1.0f / sqrtf(variance + a.eps);
+    T* const out = static_cast<T*>(a.out) + a.out_rows(row);
+    T* const residual_out =
+        a.residual_out ? static_cast<T*>(a.residual_out) + a.residual_out_rows(row) : nullptr;
+    for_each([&](int j, int i, const float(&h)[W]) {
+      float w[W], result[W];
+      weight.get(j, i, w);
+#pragma unroll
+      for (int k = 0; k < W; ++k) result[k] = (h[k] - mean) * inverse * (a.weight_offset + w[k]);
+      if (kCentred && a.bias) {
+        bias.get(j, i, w);
+#pragma unroll
+        for (int k = 0; k < W; ++k) result[k] += w[k];
+      }
+      if (residual_out) store(residual_out + i, h);
+      store(out + i, result);
+    });
+  }
+}
+
+// Whether it serves, and then launches it.
+template <bool kCentred, bool kResidual, class T>
+bool launch_streamed(const Launch& launch, const NormArgs& a, const RowShape& shape, int device_index) {
+  constexpr int W = kVectorWidth<T>;
+  // Elsewhere it is no faster than the kernel above.
+  constexpr int kLeastVecs = kResidual ? 1 : 4;
+  if (shape.rows_per_block != 1 || shape.vecs < kLeastVecs || shape.vecs > 4) return false;
+  const std::size_t bytes = std::size_t{kStreamed} * (kResidual ? 2 : 1) *
+                            static_cast<std::size_t>(shape.vecs) * static_cast<std::size_t>(shape.threads_x) *
+                            W * sizeof(T);
+  constexpr std::size_t kSharedOfMultiprocessor = 220 << 10;
+  constexpr int kThreadsOfMultiprocessor = 1024;  // what their registers allow
+  const int blocks = std::min(static_cast<int>(kSharedOfMultiprocessor / (bytes + 1024)),
+                              std::min(kThreadsOfMultiprocessor / shape.threads_x, 16)) *
+                     multiprocessors(device_index);
+  if (blocks == 0 || a.rows < 2 * blocks) return false;
+  with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+    if constexpr (kVecs >= kLeastVecs && kVecs <= 4) {
+      const auto kernel = streamed_norm_kernel<kCentred, kResidual, T, kVecs>;
+      Launch::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+      launch(kernel, dim3(static_cast<unsigned>(blocks)), shape.block(), bytes, a);
+    }
+  });
+  return true;
+}
+
 // What the two norms do not have in common.
 struct Affine {
   TensorView bias;
@@ -126,19 +247,23 @@ void run_norm(const P& p, const RunContext& ctx) {
   a.eps = p.eps;
   a.weight_offset = affine.weight_offset;
   const Launch launch(p.out, ctx);
-  with_vectors(p.x.dtype, {&p.x, &p.residual, &p.out, &p.residual_out, &p.weight, &affine.bias},
-               [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
-                 const RowShape shape = row_shape(a.n, W);
-                 with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-                   const bool own = a.weight_dtype == p.x.dtype && (!a.bias || a.bias_dtype == p.x.dtype);
-                   const auto of = [&]<bool kOwn>(std::bool_constant<kOwn>) {
-                     return p.residual.present() ? norm_kernel<kCentred, true, kOwn, T, W, kVecs>
-                                                 : norm_kernel<kCentred, false, kOwn, T, W, kVecs>;
-                   };
-                   launch(own ? of(std::true_type()) : of(std::false_type()), shape.grid(a.rows),
-                          shape.block(), 0, a);
-                 });
-               });
+  with_vectors(
+      p.x.dtype, {&p.x, &p.residual, &p.out, &p.residual_out, &p.weight, &affine.bias},
+      [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
+        const RowShape shape = row_shape(a.n, W);
+        const bool own = a.weight_dtype == p.x.dtype && (!a.bias || a.bias_dtype == p.x.dtype);
+        if constexpr (W == kVectorWidth<T>)
+          if (own && (a.residual ? launch_streamed<kCentred, true, T>(launch, a, shape, p.x.device.index)
+                                 : launch_streamed<kCentred, false, T>(launch, a, shape, p.x.device.index)))
+            return;
+        with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+          const auto of = [&]<bool kOwn>(std::bool_constant<kOwn>) {
+            return p.residual.present() ? norm_kernel<kCentred, true, kOwn, T, W, kVecs>
+                                        : norm_kernel<kCentred, false, kOwn, T, W, kVecs>;
+          };
+          launch(own ? of(std::true_type()) : of(std::false_type()), shape.grid(a.rows), shape.block(), 0, a);
+        });
+      });
 }
 
 template <class P>
