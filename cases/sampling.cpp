@@ -4,6 +4,7 @@
 
 #include <limits>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <fmt/format.h>
@@ -79,6 +80,7 @@ std::vector<Logits> logits_forms() {
           random(3, 5, false),
           random(2, 1021, false),
           random(9, 49152, false),
+          random(3, 100003, false),
           random(0, 64, false),
           {"strided",
            [](Maker& m, DType t) {
@@ -110,6 +112,16 @@ struct Filters {
   float top_p = 1.0f, min_p = 0.0f;
 };
 
+constexpr Filters kFilters[] = {{"greedy", 0.0f},
+                                {"all", 1.0f},
+                                {"hot", 2.5f},
+                                {"top_k1", 1.0f, 1},
+                                {"top_k50", 0.8f, 50},
+                                {"top_k_all", 1.0f, 1 << 20},
+                                {"top_p90", 1.0f, 0, 0.9f},
+                                {"min_p", 1.0f, 0, 1.0f, 0.05f},
+                                {"top_k40_top_p95_min_p", 0.7f, 40, 0.95f, 0.02f}};
+
 void add_sample(CaseList& list, DType dtype, const Logits& logits, const Filters& f) {
   Case c;
   c.name = fmt::format("sample/{}/{}/{}", dtype_name(dtype), logits.name, f.name);
@@ -133,15 +145,6 @@ void add_sample(CaseList& list, DType dtype, const Logits& logits, const Filters
 
 void add_sampling_cases(CaseList& list) {
   add_embedding(list);
-  constexpr Filters kFilters[] = {{"greedy", 0.0f},
-                                  {"all", 1.0f},
-                                  {"hot", 2.5f},
-                                  {"top_k1", 1.0f, 1},
-                                  {"top_k50", 0.8f, 50},
-                                  {"top_k_all", 1.0f, 1 << 20},
-                                  {"top_p90", 1.0f, 0, 0.9f},
-                                  {"min_p", 1.0f, 0, 1.0f, 0.05f},
-                                  {"top_k40_top_p95_min_p", 0.7f, 40, 0.95f, 0.02f}};
   for (const DType dtype : kActivationDtypes) {
     for (const Logits& logits : logits_forms()) {
       add_argmax(list, dtype, logits);
@@ -151,13 +154,17 @@ void add_sampling_cases(CaseList& list) {
 }
 
 void add_sampling_device_cases(CaseList& list) {
-  for (const std::int64_t rows : {1, 64})
-    add_argmax(list, DType::bf16,
-               {fmt::format("{}x128256", rows),
-                [=](Maker& m, DType t) {
-                  return m.normal(t, {rows, 128256}, 3.0f);
-                },
-                true});
+  for (const std::int64_t rows : {1, 64}) {
+    const Logits logits{fmt::format("{}x128256", rows),
+                        [=](Maker& m, DType t) {
+                          return m.normal(t, {rows, 128256}, 3.0f);
+                        },
+                        true};
+    add_argmax(list, DType::bf16, logits);
+    for (const char* name : {"all", "top_k50", "top_p90", "top_k40_top_p95_min_p"})
+      for (const Filters& f : kFilters)
+        if (std::string_view(f.name) == name) add_sample(list, DType::bf16, logits, f);
+  }
 }
 
 }  // namespace kf::cases

@@ -13,3 +13,5 @@ target_link_libraries(kf PRIVATE $<LINK_ONLY:CUDA::cudart_static>)
 file(GLOB_RECURSE KF_CUDA_HOST_SOURCES CONFIGURE_DEPENDS src/backends/cuda/*.cpp)
 set_source_files_properties(${KF_CUDA_HOST_SOURCES} PROPERTIES INCLUDE_DIRECTORIES "${CUDAToolkit_INCLUDE_DIRS}")
 set_source_files_properties(src/backends/backends.cpp PROPERTIES COMPILE_DEFINITIONS KF_CUDA)
+# Draws are to be the CPU's.
+set_source_files_properties(src/backends/cuda/sampling/sample.cu PROPERTIES COMPILE_OPTIONS --fmad=false)

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "backends/cpu/reference/scalar.h"
-#include "backends/cpu/sampling/philox.h"
+#include "core/philox.h"
 
 namespace kf::cpu::reference {
 namespace {

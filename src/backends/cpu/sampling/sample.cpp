@@ -10,34 +10,17 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <numeric>
 
 #include "backends/cpu/parallel.h"
 #include "backends/cpu/sampling/argmax_row.h"
-#include "backends/cpu/sampling/philox.h"
 #include "backends/cpu/simd/convert_row.h"
+#include "core/philox.h"
+#include "core/sample_weight.h"
 
 namespace kf::cpu {
 namespace {
-
-// e^x for x <= 0: Cephes' expf in single operations; zero below 2^-126.
-inline float exp_nonpositive(float x) {
-  const float shifted = x * 1.44269504088896341f + 12582912.0f;
-  const float k = shifted - 12582912.0f;
-  float r = x - k * 0.693359375f;
-  r = r - k * -2.12194440e-4f;
-  float p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const float e = ((r * r) * p + r) + 1.0f;
-  const std::uint32_t scaled =
-      std::bit_cast<std::uint32_t>(e) + (std::bit_cast<std::uint32_t>(shifted) << 23);
-  return x < -87.33655f ? 0.0f : std::bit_cast<float>(scaled);
-}
 
 // The tokens still in the race, ascending by id.
 struct Candidates {

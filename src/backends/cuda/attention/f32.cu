@@ -1,8 +1,7 @@
 // Attention in f32, whatever q, keys and values are kept in: keys and values are widened, or dequantized, on their way to
 // shared memory. Scores: a lane a key; values: a lane a column.
-#include <cuda_fp8.h>
-
 #include "backends/cuda/attention/instances.cuh"
+#include "backends/cuda/attention/keys.cuh"
 #include "backends/cuda/device/reduce.cuh"
 
 namespace kf::cuda::attention {
@@ -16,48 +15,13 @@ std::size_t shared_bytes(const Args& a) {
          static_cast<std::size_t>(kRows * a.head_dim + kKeys * (a.head_dim + 1) + kKeys * a.value_dim);
 }
 
-__device__ float scalar_at(DType dtype, const void* data, std::int64_t i) {
-  switch (dtype) {
-    case DType::f16:
-      return widen(static_cast<const F16*>(data)[i]);
-    case DType::bf16:
-      return widen(static_cast<const Bf16*>(data)[i]);
-    case DType::i8:
-      return static_cast<const std::int8_t*>(data)[i];
-    case DType::int4: {  // two a byte, the low half first
-      const int byte = static_cast<const std::uint8_t*>(data)[i / 2];
-      return static_cast<float>(((i % 2 ? byte >> 4 : byte & 15) ^ 8) - 8);
-    }
-    case DType::fp8_e4m3:
-    case DType::fp8_e5m2: {
-      const __half_raw h = __nv_cvt_fp8_to_halfraw(static_cast<const std::uint8_t*>(data)[i],
-                                                   dtype == DType::fp8_e4m3 ? __NV_E4M3 : __NV_E5M2);
-      return __half2float(__half(h));
-    }
-    default:
-      return static_cast<const float*>(data)[i];
-  }
-}
-
 // A tile of keys or values as f32; zeros from `end` on.
 __device__ void widen_keys(float* to, int stride, const Keys& k, const Args& a, const Span& s, int kv_head,
                            int first, int end, int dim) {
   for (int i = static_cast<int>(threadIdx.x); i < kKeys * dim; i += kThreads) {
     const int row = i / dim, d = i % dim;
-    float v = 0;
-    if (first + row < end) {
-      const KeyPlace at = key_place(a, s, first + row);
-      v = scalar_at(k.dtype, k.data, key_offset(k, at, kv_head) + d);
-      if (k.scales.data) {
-        const int group = d / k.group_size;
-        if (k.zeros.data)
-          v -= scalar_at(k.zeros.dtype, k.zeros.data,
-                         key_offset(k.zeros, at, kv_head) + group * k.zeros.group_stride);
-        v *= scalar_at(k.scales.dtype, k.scales.data,
-                       key_offset(k.scales, at, kv_head) + group * k.scales.group_stride);
-      }
-    }
-    to[row * stride + d] = v;
+    to[row * stride + d] =
+        first + row < end ? key_element(k, key_place(a, s, first + row), kv_head, d) : 0.0f;
   }
 }
 

@@ -83,4 +83,17 @@ __device__ inline void load_any(DType dtype, const void* from, std::int64_t i, f
   }
 }
 
+__device__ inline void store_any(DType dtype, void* to, std::int64_t i, float v) {
+  switch (dtype) {
+    case DType::f16:
+      static_cast<F16*>(to)[i] = narrow<F16>(v);
+      return;
+    case DType::bf16:
+      static_cast<Bf16*>(to)[i] = narrow<Bf16>(v);
+      return;
+    default:
+      static_cast<float*>(to)[i] = v;
+  }
+}
+
 }  // namespace kf::cuda

@@ -23,10 +23,13 @@ __device__ inline void store_shared(std::uint32_t to, std::uint32_t bits) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(bits) : "memory");
 }
 
+// 16 bytes, of which the first `bytes` are read and the others zeros.
+__device__ inline void copy_async_bytes(std::uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
 // 16 bytes; zeros where `valid` is false, and nothing is read.
 __device__ inline void copy_async(std::uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
-               : "memory");
+  copy_async_bytes(to, from, valid ? 16 : 0);
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until all but the newest kGroups groups have arrived.

@@ -176,6 +176,7 @@ Support cublaslt::supports(const LinearParams& p, const PlanContext& ctx) {
 Support cublaslt::supports_residual(const LinearParams& p, const PlanContext& ctx) {
   if (!library().missing.empty()) return Support::no(library().missing);
   if (!p.prologue.empty()) return Support::no("a prologue: cuBLASLt's product has none");
+  if (p.weight_sparsity.present()) return Support::no("a sparse weight: cuBLASLt takes dense ones");
   if (p.activation != Activation::none)
     return Support::no("an activation: cuBLASLt's product has none of ours");
   if (p.input_quantization != InputQuantization::none)

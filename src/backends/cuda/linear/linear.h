@@ -17,16 +17,41 @@ namespace small {
 Support supports(const LinearParams& p, const PlanContext& ctx);
 Support supports(const QkvLinearParams& p, const PlanContext& ctx);
 Support supports(const GatedFfnParams& p, const PlanContext& ctx);
+Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx);
 template <class P>
 std::shared_ptr<SmallState> prepare(const P&, const PlanContext& ctx, std::size_t*) {
   return std::make_shared<SmallState>(SmallState{ctx.packs != nullptr});
 }
 std::shared_ptr<SmallState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx,
                                         std::size_t* workspace_bytes);
+std::shared_ptr<SmallState> prepare_largest(const LmHeadArgmaxParams& p, const PlanContext& ctx,
+                                            std::size_t* workspace_bytes);
 void run(const LinearParams& p, const SmallState& s, const RunContext& ctx);
 void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx);
 void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx);
+void run(const LmHeadArgmaxParams& p, const SmallState& s, const RunContext& ctx);
 }  // namespace small
+
+// Weights of any dtype and sparse ones, decoded in registers. `supports`: up to kDecodedTokens tokens, with all that stands around
+// the products; `supports_tiles`: any number of tokens, slower, without a prologue; `supports_unfused`: the layer alone, by either.
+inline constexpr int kDecodedTokens = 16;
+namespace decoded {
+Support supports(const LinearParams& p, const PlanContext& ctx);
+Support supports(const QkvLinearParams& p, const PlanContext& ctx);
+Support supports(const GatedFfnParams& p, const PlanContext& ctx);
+Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx);
+std::shared_ptr<SmallState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx,
+                                        std::size_t* workspace_bytes);
+void run(const LinearParams& p, const SmallState& s, const RunContext& ctx);
+void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx);
+void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx);
+void run(const LmHeadArgmaxParams& p, const SmallState& s, const RunContext& ctx);
+
+Support supports_tiles(const LinearParams& p, const PlanContext& ctx);
+void run_tiles(const LinearParams& p, const SmallState& s, const RunContext& ctx);
+Support supports_unfused(const LinearParams& p, const PlanContext& ctx);
+void run_unfused(const LinearParams& p, const SmallState& s, const RunContext& ctx);
+}  // namespace decoded
 
 // A product with bias; `supports`: the unfused linear layer, as an eager framework runs it, `supports_residual`: with what is
 // added to it in its epilogue.

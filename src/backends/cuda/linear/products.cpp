@@ -8,10 +8,12 @@
 #include <fmt/format.h>
 
 #include "backends/cuda/linear/linear.h"
+#include "core/sparse.h"
 #include "kf/dispatch.h"
 #include "kf/error.h"
 #include "kf/ops/elementwise.h"
 #include "kf/ops/norm.h"
+#include "kf/ops/sampling.h"
 
 namespace kf::cuda {
 
@@ -47,7 +49,9 @@ TensorView prologue_steps(const TensorView& x, const Prologue& pro, Scratch& scr
   TensorView y = x;
   if (pro.activation != Activation::none) {
     y = scratch.like(x, x.dim(1));
-    step(ActivationParams{.x = x, .out = y, .kind = pro.activation});
+    ActivationParams act;
+    act.x = x, act.out = y, act.kind = pro.activation;
+    step(act);
   }
   if (pro.norm == NormKind::none) return y;
   const TensorView from = y;
@@ -65,10 +69,17 @@ TensorView prologue_steps(const TensorView& x, const Prologue& pro, Scratch& scr
   return y;
 }
 
-LinearParams product(const TensorView& x, const TensorView& weight, const TensorView& bias,
-                     const TensorView& out) {
+// A weight with what it is read with.
+struct Weighed {
+  const TensorView& weight;
+  const Quantization& quantization;
+  const Sparsity& sparsity;
+};
+
+LinearParams product(const TensorView& x, const Weighed& w, const TensorView& bias, const TensorView& out) {
   LinearParams p;
-  p.x = x, p.weight = weight, p.bias = bias, p.out = out;
+  p.x = x, p.weight = w.weight, p.bias = bias, p.out = out;
+  p.weight_quantization = w.quantization, p.weight_sparsity = w.sparsity;
   return p;
 }
 
@@ -77,35 +88,48 @@ template <class F>
 void for_each_step(const LinearParams& p, Scratch& scratch, F&& step) {
   const TensorView y = prologue_steps(p.x, p.prologue, scratch, step);
   if (p.activation == Activation::none) {
-    LinearParams l = product(y, p.weight, p.bias, p.out);
+    LinearParams l = product(y, {p.weight, p.weight_quantization, p.weight_sparsity}, p.bias, p.out);
     l.residual = p.residual;
     return step(l);
   }
   // The residual is added after the activation, and may be the output's own memory.
   const TensorView z = p.residual.present() ? scratch.like(p.x, p.out.dim(1)) : p.out;
-  step(product(y, p.weight, p.bias, z));
-  step(ActivationParams{.x = z, .out = z, .kind = p.activation});
+  step(product(y, {p.weight, p.weight_quantization, p.weight_sparsity}, p.bias, z));
+  ActivationParams act;
+  act.x = act.out = z, act.kind = p.activation;
+  step(act);
   if (p.residual.present())
     step(BinaryParams{.a = z, .b = p.residual, .out = p.out, .kind = BinaryKind::add});
 }
 template <class F>
 void for_each_step(const QkvLinearParams& p, Scratch& scratch, F&& step) {
   const TensorView y = prologue_steps(p.x, p.prologue, scratch, step);
-  step(product(y, p.q_weight, p.q_bias, p.q));
-  step(product(y, p.k_weight, p.k_bias, p.k));
-  step(product(y, p.v_weight, p.v_bias, p.v));
+  step(product(y, {p.q_weight, p.q_weight_quantization, p.q_weight_sparsity}, p.q_bias, p.q));
+  step(product(y, {p.k_weight, p.k_weight_quantization, p.k_weight_sparsity}, p.k_bias, p.k));
+  step(product(y, {p.v_weight, p.v_weight_quantization, p.v_weight_sparsity}, p.v_bias, p.v));
 }
 template <class F>
 void for_each_step(const GatedFfnParams& p, Scratch& scratch, F&& step) {
   const TensorView y = prologue_steps(p.x, p.prologue, scratch, step);
-  const TensorView gate = scratch.like(p.x, p.gate_weight.dim(0)),
-                   up = scratch.like(p.x, p.gate_weight.dim(0));
-  step(product(y, p.gate_weight, {}, gate));
-  step(product(y, p.up_weight, {}, up));
-  step(GatedActivationParams{.gate = gate, .up = up, .out = gate, .kind = p.activation});
-  LinearParams down = product(gate, p.down_weight, {}, p.out);
+  const std::int64_t intermediate = weight_rows(p.gate_weight, p.gate_weight_sparsity);
+  const TensorView gate = scratch.like(p.x, intermediate), up = scratch.like(p.x, intermediate);
+  step(product(y, {p.gate_weight, p.gate_weight_quantization, p.gate_weight_sparsity}, {}, gate));
+  step(product(y, {p.up_weight, p.up_weight_quantization, p.up_weight_sparsity}, {}, up));
+  GatedActivationParams act;
+  act.gate = act.out = gate, act.up = up, act.kind = p.activation;
+  step(act);
+  LinearParams down =
+      product(gate, {p.down_weight, p.down_weight_quantization, p.down_weight_sparsity}, {}, p.out);
   down.residual = p.residual;
   step(down);
+}
+
+template <class F>
+void for_each_step(const LmHeadArgmaxParams& p, Scratch& scratch, F&& step) {
+  const TensorView y = prologue_steps(p.x, p.prologue, scratch, step);
+  const TensorView logits = scratch.like(p.x, weight_rows(p.weight, p.weight_sparsity));
+  step(product(y, {p.weight, p.weight_quantization, p.weight_sparsity}, {}, logits));
+  step(ArgmaxParams{.logits = logits, .ids = p.ids, .max = p.max});
 }
 
 bool is_bare(const LinearParams& p) { return p.prologue.empty() && p.activation == Activation::none; }
@@ -164,6 +188,7 @@ void products::run(const P& p, const ProductsState& s, const RunContext& ctx) {
 KF_PRODUCTS(LinearParams)
 KF_PRODUCTS(QkvLinearParams)
 KF_PRODUCTS(GatedFfnParams)
+KF_PRODUCTS(LmHeadArgmaxParams)
 #undef KF_PRODUCTS
 
 }  // namespace kf::cuda

@@ -1,19 +1,15 @@
 #include <fmt/format.h>
 
+#include "backends/cuda/linear/around.h"
 #include "backends/cuda/linear/linear.h"
 #include "backends/cuda/linear/small_kernel.h"
+#include "backends/cuda/runtime.h"
 #include "backends/cuda/supports.h"
 
 namespace kf::cuda::small {
 namespace {
 
 constexpr std::size_t kMaxSharedBytes = 192 << 10;  // beside the rings of weights
-
-// Whether rows can be read in accesses of 16 bytes.
-bool is_wide(const void* data, DType dtype, std::int64_t stride, std::int64_t in) {
-  const std::int64_t bytes = dtype_info(dtype).block_bytes;
-  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride * bytes % 16 == 0 && in * bytes % 16 == 0;
-}
 
 Support supports_input(const TensorView& x, InputQuantization quantization) {
   if (quantization != InputQuantization::none)
@@ -27,7 +23,8 @@ Support supports_input(const TensorView& x, InputQuantization quantization) {
   return Support::yes();
 }
 
-Support supports_weight(const TensorView& x, const TensorView& weight) {
+Support supports_weight(const TensorView& x, const TensorView& weight, const Sparsity& sparsity) {
+  if (sparsity.present()) return Support::no("a sparse weight: this kernel takes dense ones");
   if (weight.dtype != x.dtype)
     return Support::no(fmt::format("weight {} by x {}: this kernel takes weights of x's dtype",
                                    dtype_name(weight.dtype), dtype_name(x.dtype)));
@@ -36,43 +33,10 @@ Support supports_weight(const TensorView& x, const TensorView& weight) {
   return Support::yes();
 }
 
-Args args_of(const TensorView& x, const Prologue& prologue) {
-  Args a{};
-  a.x = x.data;
-  a.x_stride = x.stride(0);
-  a.num_tokens = static_cast<int>(x.dim(0));
-  a.in = static_cast<int>(x.dim(1));
-  a.norm = prologue.norm;
-  a.norm_weight = data_or_null(prologue.norm_weight);
-  a.norm_weight_dtype = prologue.norm_weight.dtype;
-  a.norm_bias = data_or_null(prologue.norm_bias);
-  a.norm_bias_dtype = prologue.norm_bias.dtype;
-  a.eps = prologue.eps;
-  a.norm_weight_offset = prologue.norm == NormKind::rms ? prologue.norm_weight_offset : 0.0f;
-  a.pre_activation = prologue.activation;
-  return a;
-}
-
-void add_part(Args& a, const TensorView& weight, const TensorView& bias, const TensorView& out) {
-  a.parts[a.num_parts++] = {weight.data,
-                            weight.stride(0),
-                            data_or_null(bias),
-                            bias.dtype,
-                            out.data,
-                            out.stride(0),
-                            static_cast<int>(weight.dim(0))};
-}
-
-void set_residual(Args& a, const TensorView& residual) {
-  a.residual = data_or_null(residual);
-  if (residual.present()) a.residual_stride = residual.stride(0);
-}
-
 void launch(Args a, const TensorView& x, const SmallState& s, const RunContext& ctx) {
   if (a.num_tokens == 0) return;
   a.constant_weights = s.constant_weights;
-  a.wide = is_wide(a.x, x.dtype, a.x_stride, a.in) && is_wide(a.norm_weight, DType::f32, 0, 4) &&
-           is_wide(a.norm_bias, DType::f32, 0, 4) && (!a.up || is_wide(a.up, x.dtype, a.up_stride, a.in));
+  a.wide = input_is_wide(a) && (!a.up || is_wide(a.up, x.dtype, a.up_stride, a.in));
   for (int i = 0; i < a.num_parts; ++i)
     a.wide = a.wide && is_wide(a.parts[i].weight, x.dtype, a.parts[i].weight_stride, a.in);
   if (x.dtype == DType::f32) return launch_f32(a, x, ctx);
@@ -83,7 +47,7 @@ void launch(Args a, const TensorView& x, const SmallState& s, const RunContext& 
 
 Support supports(const LinearParams& p, const PlanContext&) {
   if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
-  return supports_weight(p.x, p.weight);
+  return supports_weight(p.x, p.weight, p.weight_sparsity);
 }
 void run(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
   Args a = args_of(p.x, p.prologue);
@@ -95,9 +59,9 @@ void run(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
 
 Support supports(const QkvLinearParams& p, const PlanContext&) {
   if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
-  for (const TensorView* w : {&p.q_weight, &p.k_weight, &p.v_weight})
-    if (const Support s = supports_weight(p.x, *w); !s) return s;
-  return Support::yes();
+  if (const Support s = supports_weight(p.x, p.q_weight, p.q_weight_sparsity); !s) return s;
+  if (const Support s = supports_weight(p.x, p.k_weight, p.k_weight_sparsity); !s) return s;
+  return supports_weight(p.x, p.v_weight, p.v_weight_sparsity);
 }
 void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx) {
   Args a = args_of(p.x, p.prologue);
@@ -107,29 +71,20 @@ void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx) {
   launch(a, p.x, s, ctx);
 }
 
-namespace {
-
-// The activated products, between the two launches.
-TensorView intermediate(const GatedFfnParams& p, void* workspace) {
-  return TensorView::contiguous(workspace, p.x.dtype, {p.x.dim(0), p.gate_weight.dim(0)}, p.x.device);
-}
-
-}  // namespace
-
 Support supports(const GatedFfnParams& p, const PlanContext&) {
   if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
-  if (const Support s = supports_input(intermediate(p, nullptr), p.input_quantization); !s) return s;
-  for (const TensorView* w : {&p.gate_weight, &p.up_weight, &p.down_weight})
-    if (const Support s = supports_weight(p.x, *w); !s) return s;
-  return Support::yes();
+  if (const Support s = supports_weight(p.x, p.gate_weight, p.gate_weight_sparsity); !s) return s;
+  if (const Support s = supports_weight(p.x, p.up_weight, p.up_weight_sparsity); !s) return s;
+  if (const Support s = supports_weight(p.x, p.down_weight, p.down_weight_sparsity); !s) return s;
+  return supports_input(intermediate(p, p.gate_weight.dim(0), nullptr), p.input_quantization);
 }
 std::shared_ptr<SmallState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx,
                                         std::size_t* workspace_bytes) {
-  *workspace_bytes = intermediate(p, nullptr).nbytes();
+  *workspace_bytes = intermediate(p, p.gate_weight.dim(0), nullptr).nbytes();
   return prepare(p, ctx, workspace_bytes);
 }
 void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx) {
-  const TensorView h = intermediate(p, ctx.workspace);
+  const TensorView h = intermediate(p, p.gate_weight.dim(0), ctx.workspace);
   Args a = args_of(p.x, p.prologue);
   add_part(a, p.gate_weight, {}, h);
   a.up = p.up_weight.data;
@@ -140,6 +95,22 @@ void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx) {
   add_part(b, p.down_weight, {}, p.out);
   set_residual(b, p.residual);
   launch(b, h, s, ctx);
+}
+
+Support supports(const LmHeadArgmaxParams& p, const PlanContext&) {
+  if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
+  return supports_weight(p.x, p.weight, p.weight_sparsity);
+}
+std::shared_ptr<SmallState> prepare_largest(const LmHeadArgmaxParams& p, const PlanContext& ctx,
+                                            std::size_t* workspace_bytes) {
+  *workspace_bytes = largest_bytes(multiprocessors(ctx.caps.device.index));
+  return prepare(p, ctx, workspace_bytes);
+}
+void run(const LmHeadArgmaxParams& p, const SmallState& s, const RunContext& ctx) {
+  Args a = args_of(p.x, p.prologue);
+  add_part(a, p.weight, {}, {});
+  set_largest(a, p, ctx.workspace);
+  launch(a, p.x, s, ctx);
 }
 
 }  // namespace kf::cuda::small

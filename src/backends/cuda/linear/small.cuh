@@ -5,16 +5,11 @@
 #pragma once
 
 #include "backends/cuda/device/launch.cuh"
-#include "backends/cuda/device/math.cuh"
 #include "backends/cuda/device/mma.cuh"
-#include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/rows.cuh"
-#include "backends/cuda/linear/small_kernel.h"
+#include "backends/cuda/linear/around.cuh"
 
 namespace kf::cuda::small {
-
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr std::size_t kSharedOfMultiprocessor = 227 << 10;
 
 // Of a vector of W inputs, the first half lies in one plane and the second in another, so that the accesses of neighbouring
 // lanes, 16 bytes each, are neighbours.
@@ -53,52 +48,6 @@ struct Staged {
   }
 };
 
-// x after the prologue, of all tokens.
-template <class T, int W>
-__device__ void stage(const Args& a, const Staged<W>& staged) {
-  for (int t = 0; t < a.num_tokens; ++t) {
-    const T* const x = static_cast<const T*>(a.x) + t * a.x_stride;
-    float sum = 0, squares = 0, mean = 0, inverse = 1;
-    if (a.norm == NormKind::layer) {
-      for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
-        float v[W];
-        load(x + i, v);
-#pragma unroll
-        for (int k = 0; k < W; ++k) sum += v[k];
-      }
-      mean = row_reduce<Sum>(sum) / static_cast<float>(a.in);
-    }
-    if (a.norm != NormKind::none) {
-      for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
-        float v[W];
-        load(x + i, v);
-#pragma unroll
-        for (int k = 0; k < W; ++k) squares += (v[k] - mean) * (v[k] - mean);
-      }
-      inverse = 1.0f / sqrtf(row_reduce<Sum>(squares) / static_cast<float>(a.in) + a.eps);
-    }
-    for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
-      float v[W];
-      load(x + i, v);
-      if (a.norm != NormKind::none) {
-        float w[W];
-        load_any(a.norm_weight_dtype, a.norm_weight, i, w);
-#pragma unroll
-        for (int k = 0; k < W; ++k) v[k] = (v[k] - mean) * inverse * (a.norm_weight_offset + w[k]);
-        if (a.norm_bias) {
-          load_any(a.norm_bias_dtype, a.norm_bias, i, w);
-#pragma unroll
-          for (int k = 0; k < W; ++k) v[k] += w[k];
-        }
-      }
-      activate<float>(a.pre_activation, v);
-      staged.put(t, i, v);
-    }
-  }
-  // Tokens that the template has and the call has not.
-  __syncthreads();
-}
-
 // A warp's rows: kRows of one part.
 struct Group {
   int part, first;
@@ -113,8 +62,6 @@ __device__ inline Group group_at(const Args& a, int index) {
   while (index >= groups_of<kRows>(a.parts[part])) index -= groups_of<kRows>(a.parts[part++]);
   return {part, index * kRows};
 }
-
-constexpr int kBlocks = 2;  // that a multiprocessor holds; a third has been slower
 
 // A warp's ring: steps of one vector a lane of each of its rows. Rows that cannot be read 16 bytes at a time have none.
 template <class T, int W, int kStreams>
@@ -182,8 +129,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) small_kernel(const Args a) 
   if (a.constant_weights) ask_first();
   wait_for_predecessor();
   if (!a.constant_weights) ask_first();
-  stage<T>(a, staged);
+  stage<W>(
+      a, [&](int t, int i, float(&v)[W]) { load(static_cast<const T*>(a.x) + t * a.x_stride + i, v); },
+      [&](int t, int i, const float(&v)[W]) { staged.put(t, i, v); });
 
+  std::uint64_t largest = 0;  // of this lane's results
   int step = 0;
   for (; index < a.num_groups; index += warps) {
     const Group done = group_at<kRows>(a, index);
@@ -233,17 +183,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks) small_kernel(const Args a) 
       for (int t = 0; t < kTokens; ++t) {
         const int row = done.first + r;
         if (lane != r * kTokens + t || row >= p.rows || t >= a.num_tokens) continue;
-        float v[1] = {sums[r][t]}, other[1];
-        if (p.bias) {
-          load_any(p.bias_dtype, p.bias, row, other);
-          v[0] += other[0];
+        float v = activated(a, p, row, sums[r][t]);
+        if (a.largest.parts) {
+          largest = max(largest, ranked(v, row));
+          continue;
         }
-        activate<float>(a.activation, v);
-        if constexpr (kGated) v[0] *= sums[kRows + r][t];
-        if (a.residual) v[0] += widen(static_cast<const T*>(a.residual)[t * a.residual_stride + row]);
-        static_cast<T*>(p.out)[t * p.out_stride + row] = narrow<T>(v[0]);
+        if constexpr (kGated) v *= sums[kRows + r][t];
+        if (a.residual) v += widen(static_cast<const T*>(a.residual)[t * a.residual_stride + row]);
+        static_cast<T*>(p.out)[t * p.out_stride + row] = narrow<T>(v);
       }
   }
+  if (a.largest.parts && lane < kRows * kTokens)
+    a.largest.parts[(blockIdx.x * kWarps + warp) * (kRows * kTokens) + lane] = largest;
 }
 
 template <class T, int W, int kTokens, int kRows, bool kGated>
@@ -262,7 +213,11 @@ void launch_rows(Args a, const TensorView& on, const RunContext& ctx) {
   const int warps = (a.num_groups + rounds - 1) / rounds;
   const Launch launch(on, ctx);
   launch.allow_shared(reinterpret_cast<const void*>(kernel), bytes);
-  launch(kernel, dim3(static_cast<unsigned>((warps + kWarps - 1) / kWarps)), dim3(kThreads), bytes, a);
+  const int blocks = (warps + kWarps - 1) / kWarps;
+  launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, a);
+  if (a.largest.parts)
+    combine_largest({a.largest.parts, blocks * kWarps * kRows, kTokens, 1, a.largest.out}, a.num_tokens, on,
+                    ctx);
 }
 
 template <class T, int kTokens>

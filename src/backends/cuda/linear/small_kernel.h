@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "backends/cuda/sampling/largest.h"
 #include "kf/ops/common.h"
 
 namespace kf::cuda::small {
@@ -18,7 +19,14 @@ struct Part {
   int rows;                 // of the weight
 };
 
+// Of the last layer of a greedy choice, whose products are not written: what each warp has found, and the choice.
+struct Largest {
+  std::uint64_t* parts;  // or null
+  LargestOut out;
+};
+
 struct Args {
+  DType dtype;  // of x, the residual and the outputs
   const void* x;
   std::int64_t x_stride;
   int num_tokens, in;
@@ -36,6 +44,7 @@ struct Args {
   Activation activation;
   const void* residual;  // or null
   std::int64_t residual_stride;
+  Largest largest;
   int num_groups;  // of rows; set by the launch
   bool constant_weights;
   bool wide;  // all rows can be read in accesses of 16 bytes
@@ -45,6 +54,14 @@ struct Args {
 void launch_f32(const Args& a, const TensorView& on, const RunContext& ctx);
 void launch_f16(const Args& a, const TensorView& on, const RunContext& ctx);
 void launch_bf16(const Args& a, const TensorView& on, const RunContext& ctx);
+
+constexpr int kBlocks = 2;  // that a multiprocessor holds; a third has been slower
+// Bytes of Largest::parts: a number for each result that a warp has at a time, on a device of so many multiprocessors.
+inline std::size_t largest_bytes(int multiprocessors) {
+  constexpr std::size_t kWarpsOfBlock = 8, kResults = 16;
+  return static_cast<std::size_t>(multiprocessors) * kBlocks * kWarpsOfBlock * kResults *
+         sizeof(std::uint64_t);
+}
 
 // Bytes of shared memory that the tokens' inputs take.
 inline std::size_t shared_bytes(std::int64_t num_tokens, std::int64_t in) {

@@ -1,8 +1,9 @@
-// Several blocks a row, and a second launch over their results where there are few rows. A logit and its index become one integer that orders as they do: the logit above, then the index, lower ones
-// larger.
+// Several blocks a row, and a second launch over their results, where there are few rows.
 
+#include "backends/cuda/device/largest.cuh"
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/rows.cuh"
+#include "backends/cuda/sampling/largest.h"
 #include "backends/cuda/sampling/sampling.h"
 #include "backends/cuda/supports.h"
 
@@ -11,45 +12,18 @@ namespace {
 
 struct ArgmaxArgs {
   const void* logits;
-  std::int32_t* ids;
-  float* max;  // or null
-  std::int64_t logits_stride, ids_stride, max_stride;
+  std::int64_t logits_stride;
   int vocab;
   int splits;            // blocks of a row
   std::uint64_t* parts;  // [rows, splits]: their results; null: one block a row
+  LargestOut out;
 };
 
 constexpr int kThreads = 512, kMaxSplits = 32;
 
-// As unsigned integers order: both zeros alike, every NaN above all.
-__device__ std::uint32_t order_of(float v) {
-  if (isnan(v)) return 0xffffffffu;
-  const std::uint32_t bits = __float_as_uint(v + 0.0f);  // -0 + 0 is +0
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// The largest of the block's, in its first thread.
-__device__ std::uint64_t block_max(std::uint64_t v) {
-  const auto over_lanes = [](std::uint64_t v) {
-    for (int distance = 16; distance > 0; distance /= 2) {
-      const std::uint64_t other = __shfl_xor_sync(0xffffffffu, v, distance);
-      v = other > v ? other : v;
-    }
-    return v;
-  };
-  __shared__ std::uint64_t of_warp[32];
-  v = over_lanes(v);
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = v;
-  __syncthreads();
-  if (threadIdx.x >= 32) return 0;
-  return over_lanes(threadIdx.x < blockDim.x / 32 ? of_warp[threadIdx.x] : 0);
-}
-
-template <class T>
-__device__ void write_result(const ArgmaxArgs& a, std::int64_t row, std::uint64_t best) {
-  const std::uint32_t id = 0xffffffffu - static_cast<std::uint32_t>(best);
-  a.ids[row * a.ids_stride] = static_cast<std::int32_t>(id);
-  if (a.max) a.max[row * a.max_stride] = widen((static_cast<const T*>(a.logits) + row * a.logits_stride)[id]);
+__device__ void write_largest(const LargestOut& out, std::int64_t row, std::uint64_t best) {
+  out.ids[row * out.ids_stride] = index_of(best);
+  if (out.max) out.max[row * out.max_stride] = logit_of(best);
 }
 
 template <class T, int W>
@@ -66,8 +40,7 @@ __global__ void __launch_bounds__(kThreads) argmax_kernel(const ArgmaxArgs a) {
     load(x + i, v);
 #pragma unroll
     for (int k = 0; k < W; ++k) {
-      const std::uint64_t key =
-          std::uint64_t{order_of(v[k])} << 32 | (0xffffffffu - static_cast<std::uint32_t>(i + k));
+      const std::uint64_t key = ranked(v[k], i + k);
       best = key > best ? key : best;
     }
   }
@@ -76,18 +49,21 @@ __global__ void __launch_bounds__(kThreads) argmax_kernel(const ArgmaxArgs a) {
   if (a.parts) {
     a.parts[blockIdx.x] = best;
   } else {
-    write_result<T>(a, row, best);
+    write_largest(a.out, row, best);
   }
 }
 
-// A warp a row.
-template <class T>
-__global__ void combine_kernel(const ArgmaxArgs a) {
+// A block a row.
+__global__ void combine_kernel(const LargestParts p) {
   wait_for_predecessor();
-  const int lane = static_cast<int>(threadIdx.x);
-  const std::uint64_t best =
-      block_max(lane < a.splits ? a.parts[std::int64_t{blockIdx.x} * a.splits + lane] : 0);
-  if (lane == 0) write_result<T>(a, blockIdx.x, best);
+  const std::uint64_t* const parts = p.parts + blockIdx.x * p.row_stride;
+  std::uint64_t best = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < p.count; i += static_cast<int>(blockDim.x)) {
+    const std::uint64_t part = parts[i * p.part_stride];
+    best = part > best ? part : best;
+  }
+  best = block_max(best);
+  if (threadIdx.x == 0) write_largest(p.out, blockIdx.x, best);
 }
 
 // Enough blocks for the device; none of less than two vectors a thread.
@@ -98,6 +74,12 @@ int splits_of(const ArgmaxParams& p, int multiprocessors) {
 }
 
 }  // namespace
+
+void combine_largest(const LargestParts& p, std::int64_t rows, const TensorView& on, const RunContext& ctx) {
+  const int threads = std::min(kThreads, (p.count + 31) / 32 * 32);
+  Launch(on, ctx)(combine_kernel, dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(threads)), 0,
+                  p);
+}
 
 Support argmax_supports(const ArgmaxParams& p, const PlanContext&) { return rows_fit(p.logits); }
 
@@ -110,22 +92,18 @@ void argmax_run(const ArgmaxParams& p, const RunContext& ctx) {
   if (p.ids.numel() == 0) return;
   const int splits = splits_of(p, multiprocessors(p.logits.device.index));
   const ArgmaxArgs a{p.logits.data,
-                     p.ids.as<std::int32_t>(),
-                     p.max.present() ? p.max.as<float>() : nullptr,
                      p.logits.stride(0),
-                     p.ids.stride(0),
-                     p.max.present() ? p.max.stride(0) : 0,
                      static_cast<int>(p.logits.dim(1)),
                      splits,
-                     splits == 1 ? nullptr : static_cast<std::uint64_t*>(ctx.workspace)};
-  const auto rows = static_cast<unsigned>(p.ids.dim(0));
-  const Launch launch(p.ids, ctx);
+                     splits == 1 ? nullptr : static_cast<std::uint64_t*>(ctx.workspace),
+                     LargestOut::of(p.ids, p.max)};
+  const std::int64_t rows = p.ids.dim(0);
+  const dim3 grid(static_cast<unsigned>(rows * splits));
   with_vectors(p.logits.dtype, {&p.logits},
                [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
-                 launch(argmax_kernel<T, W>, dim3(rows * static_cast<unsigned>(splits)), dim3(kThreads), 0,
-                        a);
-                 if (a.parts) launch(combine_kernel<T>, dim3(rows), dim3(32), 0, a);
+                 Launch(p.ids, ctx)(argmax_kernel<T, W>, grid, dim3(kThreads), 0, a);
                });
+  if (a.parts) combine_largest({a.parts, splits, 1, splits, a.out}, rows, p.ids, ctx);
 }
 
 }  // namespace kf::cuda

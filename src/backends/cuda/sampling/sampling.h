@@ -1,4 +1,4 @@
-// embedding and argmax.
+// embedding, argmax and sample.
 #pragma once
 
 #include "kf/kernel.h"
@@ -11,5 +11,7 @@ void embedding_run(const EmbeddingParams& p, const RunContext& ctx);
 Support argmax_supports(const ArgmaxParams& p, const PlanContext& ctx);
 std::size_t argmax_workspace(const ArgmaxParams& p, const PlanContext& ctx);
 void argmax_run(const ArgmaxParams& p, const RunContext& ctx);
+Support sample_supports(const SampleParams& p, const PlanContext& ctx);
+void sample_run(const SampleParams& p, const RunContext& ctx);
 
 }  // namespace kf::cuda

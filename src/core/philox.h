@@ -5,7 +5,7 @@
 #include <array>
 #include <cstdint>
 
-namespace kf::cpu {
+namespace kf {
 
 constexpr std::array<std::uint32_t, 4> philox4x32_10(std::array<std::uint32_t, 4> counter,
                                                      std::array<std::uint32_t, 2> key) {
@@ -29,4 +29,4 @@ constexpr double uniform_draw(std::int64_t seed, std::int64_t step, std::int64_t
   return static_cast<double>(((std::uint64_t{bits[0]} << 32) | bits[1]) >> 11) * 0x1p-53;
 }
 
-}  // namespace kf::cpu
+}  // namespace kf

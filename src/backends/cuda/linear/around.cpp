@@ -1,0 +1,58 @@
+#include "backends/cuda/linear/around.h"
+
+#include "backends/cuda/supports.h"
+
+namespace kf::cuda::small {
+
+Args args_of(const TensorView& x, const Prologue& prologue) {
+  Args a{};
+  a.dtype = x.dtype;
+  a.x = x.data;
+  a.x_stride = x.stride(0);
+  a.num_tokens = static_cast<int>(x.dim(0));
+  a.in = static_cast<int>(x.dim(1));
+  a.norm = prologue.norm;
+  a.norm_weight = data_or_null(prologue.norm_weight);
+  a.norm_weight_dtype = prologue.norm_weight.dtype;
+  a.norm_bias = data_or_null(prologue.norm_bias);
+  a.norm_bias_dtype = prologue.norm_bias.dtype;
+  a.eps = prologue.eps;
+  a.norm_weight_offset = prologue.norm == NormKind::rms ? prologue.norm_weight_offset : 0.0f;
+  a.pre_activation = prologue.activation;
+  return a;
+}
+
+void add_part(Args& a, const TensorView& weight, const TensorView& bias, const TensorView& out) {
+  a.parts[a.num_parts++] = {weight.data,
+                            weight.stride(0),
+                            data_or_null(bias),
+                            bias.dtype,
+                            data_or_null(out),
+                            out.present() ? out.stride(0) : 0,
+                            static_cast<int>(weight.dim(0))};
+}
+
+void set_residual(Args& a, const TensorView& residual) {
+  a.residual = data_or_null(residual);
+  if (residual.present()) a.residual_stride = residual.stride(0);
+}
+
+void set_largest(Args& a, const LmHeadArgmaxParams& p, void* workspace) {
+  a.largest = {static_cast<std::uint64_t*>(workspace), LargestOut::of(p.ids, p.max)};
+}
+
+bool is_wide(const void* data, DType dtype, std::int64_t stride, std::int64_t in) {
+  const std::int64_t bytes = dtype_info(dtype).block_bytes;
+  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride * bytes % 16 == 0 && in * bytes % 16 == 0;
+}
+
+bool input_is_wide(const Args& a) {
+  return is_wide(a.x, a.dtype, a.x_stride, a.in) && is_wide(a.norm_weight, DType::f32, 0, 4) &&
+         is_wide(a.norm_bias, DType::f32, 0, 4);
+}
+
+TensorView intermediate(const GatedFfnParams& p, std::int64_t features, void* workspace) {
+  return TensorView::contiguous(workspace, p.x.dtype, {p.x.dim(0), features}, p.x.device);
+}
+
+}  // namespace kf::cuda::small

@@ -1,0 +1,70 @@
+// What the kernels for few tokens have around their products: the tokens' inputs after the prologue, and what becomes of a sum.
+#pragma once
+
+#include "backends/cuda/device/element.cuh"
+#include "backends/cuda/device/largest.cuh"
+#include "backends/cuda/device/math.cuh"
+#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/linear/small_kernel.h"
+
+namespace kf::cuda::small {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr std::size_t kSharedOfMultiprocessor = 227 << 10;
+
+// x after the prologue, of all tokens, in vectors of W: load(t, i, v) gives x's, put(t, i, v) is given what it has become.
+template <int W, class Load, class Put>
+__device__ void stage(const Args& a, const Load& load, const Put& put) {
+  for (int t = 0; t < a.num_tokens; ++t) {
+    float sum = 0, squares = 0, mean = 0, inverse = 1;
+    if (a.norm == NormKind::layer) {
+      for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
+        float v[W];
+        load(t, i, v);
+#pragma unroll
+        for (int k = 0; k < W; ++k) sum += v[k];
+      }
+      mean = row_reduce<Sum>(sum) / static_cast<float>(a.in);
+    }
+    if (a.norm != NormKind::none) {
+      for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
+        float v[W];
+        load(t, i, v);
+#pragma unroll
+        for (int k = 0; k < W; ++k) squares += (v[k] - mean) * (v[k] - mean);
+      }
+      inverse = 1.0f / sqrtf(row_reduce<Sum>(squares) / static_cast<float>(a.in) + a.eps);
+    }
+    for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
+      float v[W];
+      load(t, i, v);
+      if (a.norm != NormKind::none) {
+        float w[W];
+        load_any(a.norm_weight_dtype, a.norm_weight, i, w);
+#pragma unroll
+        for (int k = 0; k < W; ++k) v[k] = (v[k] - mean) * inverse * (a.norm_weight_offset + w[k]);
+        if (a.norm_bias) {
+          load_any(a.norm_bias_dtype, a.norm_bias, i, w);
+#pragma unroll
+          for (int k = 0; k < W; ++k) v[k] += w[k];
+        }
+      }
+      activate<float>(a.pre_activation, v);
+      put(t, i, v);
+    }
+  }
+  __syncthreads();
+}
+
+// A sum with bias and activation.
+__device__ inline float activated(const Args& a, const Part& p, int row, float sum) {
+  float v[1] = {sum}, bias[1];
+  if (p.bias) {
+    load_any(p.bias_dtype, p.bias, row, bias);
+    v[0] += bias[0];
+  }
+  activate<float>(a.activation, v);
+  return v[0];
+}
+
+}  // namespace kf::cuda::small

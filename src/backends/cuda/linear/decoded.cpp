@@ -1,0 +1,286 @@
+#include <fmt/format.h>
+
+#include "backends/cuda/linear/around.h"
+#include "backends/cuda/linear/decoded_kernel.h"
+#include "backends/cuda/linear/linear.h"
+#include "backends/cuda/runtime.h"
+#include "backends/cuda/supports.h"
+#include "core/quantized.h"
+#include "core/sparse.h"
+
+namespace kf::cuda::decoded {
+namespace {
+
+template <class P>
+Weight weight_of(const P& p) {
+  return {p.weight, p.weight_quantization, p.weight_sparsity, p.x.dim(1)};
+}
+struct QkvWeights {
+  Weight q, k, v;
+  explicit QkvWeights(const QkvLinearParams& p)
+      : q(p.q_weight, p.q_weight_quantization, p.q_weight_sparsity, p.x.dim(1)),
+        k(p.k_weight, p.k_weight_quantization, p.k_weight_sparsity, p.x.dim(1)),
+        v(p.v_weight, p.v_weight_quantization, p.v_weight_sparsity, p.x.dim(1)) {}
+};
+struct FfnWeights {
+  Weight gate, up, down;
+  explicit FfnWeights(const GatedFfnParams& p)
+      : gate(p.gate_weight, p.gate_weight_quantization, p.gate_weight_sparsity, p.x.dim(1)),
+        up(p.up_weight, p.up_weight_quantization, p.up_weight_sparsity, p.x.dim(1)),
+        down(p.down_weight, p.down_weight_quantization, p.down_weight_sparsity, gate.layout.dim(0)) {}
+  std::int64_t intermediate() const { return gate.layout.dim(0); }
+};
+
+// ---- What is taken
+
+Support supports_input(std::int64_t in, InputQuantization quantization) {
+  if (quantization != InputQuantization::none)
+    return Support::no("input_quantization int8: this kernel multiplies x unrounded");
+  if (in == 0) return Support::no("no input features: this kernel takes at least one");
+  if (in > kMaxFeatures)
+    return Support::no(fmt::format("{} input features: this kernel takes up to {}", in, kMaxFeatures));
+  return Support::yes();
+}
+
+Support supports_few(std::int64_t num_tokens, std::int64_t in, InputQuantization quantization) {
+  if (const Support s = supports_input(in, quantization); !s) return s;
+  if (num_tokens > kDecodedTokens)
+    return Support::no(fmt::format("{} tokens: this kernel takes up to {}", num_tokens, kDecodedTokens));
+  if (staged_bytes(1, in) > kMaxStagedBytes)
+    return Support::no(fmt::format("{} input features: more than {} KiB of shared memory a token", in,
+                                   kMaxStagedBytes >> 10));
+  return Support::yes();
+}
+
+Support supports_weight(const Weight& w) {
+  if (w.layout.stride(1) != 1 && w.layout.dim(1) > 1)
+    return Support::no("weight: this kernel takes rows of neighbouring elements");
+  if (w.layout.dim(0) >= std::int64_t{1} << 30) return Support::no("weight: too many rows");
+  if (w.layout.dim(0) > 1 && w.layout.stride(0) < 0) return Support::no("weight: rows in reverse order");
+  return Support::yes();
+}
+
+Support supports_weights(const TensorView& x, std::initializer_list<const Weight*> weights) {
+  bool plain = true;
+  for (const Weight* w : weights) {
+    if (const Support s = supports_weight(*w); !s) return s;
+    plain = plain && !w->sparsity.present() && w->layout.dtype == x.dtype;
+  }
+  if (plain) return Support::no("weights of x's dtype: rows for these are faster");
+  return Support::yes();
+}
+
+// Whether weights are read alike, so that one launch reads both.
+bool alike(const Weight& a, const Weight& b) {
+  return a.layout.dtype == b.layout.dtype && a.sparsity.present() == b.sparsity.present() &&
+         scale_grid(a.layout, a.quantization).columns == scale_grid(b.layout, b.quantization).columns;
+}
+
+// ---- What kernels are given
+
+Weights weights_of(const Weight& w) {
+  const TensorView& t = w.layout;
+  const DTypeInfo& info = dtype_info(t.dtype);
+  Weights d{};
+  d.dtype = t.dtype;
+  d.data = t.as<const unsigned char>();
+  const auto bytes = [&](std::int64_t elements) {
+    return t.dtype == DType::int4 ? elements / 2 : elements / info.block_elems * info.block_bytes;
+  };
+  d.row_bytes = bytes(t.stride(0));
+  d.scale_rows = d.group = 1;
+  if (needs_scales(t.dtype)) {
+    const Quantization& q = w.quantization;
+    const ScaleGrid grid = scale_grid(t, q);
+    d.scales = q.scales.data;
+    d.scales_dtype = q.scales.dtype;
+    d.scales_stride = q.scales.stride(0);
+    d.scale_rows = static_cast<int>(grid.rows);
+    d.group = static_cast<int>(grid.columns);
+    if (q.zeros.present()) {
+      d.zeros = q.zeros.as<const std::int8_t>();
+      d.zeros_stride = q.zeros.stride(0);
+    }
+  }
+  if (w.sparsity.present()) {
+    const Sparsity& s = w.sparsity;
+    d.mask = s.mask.as<const std::uint8_t>();
+    d.mask_stride = s.mask.stride(0);
+    d.mask_bytes = static_cast<int>(s.mask.dim(1));
+    d.n = static_cast<int>(s.n);
+    d.m = static_cast<int>(s.m);
+    if (s.m == 0) {
+      d.offsets = s.offsets.as<const std::int64_t>();
+      d.offsets_stride = s.offsets.stride(0);
+    }
+    d.row_values = t.stride(0);
+  }
+  return d;
+}
+
+void add_part(Args& a, const Weight& w, const TensorView& values, const TensorView& bias,
+              const TensorView& out) {
+  Weights d = weights_of(w);
+  // Of an unstructured weight the offsets, which the host may not read, end at the number of values.
+  if (d.mask)
+    d.num_values = w.sparsity.m == 0    ? values.dim(0)
+                   : values.dim(0) == 0 ? 0
+                                        : (values.dim(0) - 1) * values.stride(0) + values.dim(1);
+  a.weights[a.num_parts] = d;
+  small::add_part(a, w.layout, bias, out);
+}
+
+void launch_kind(const Args& a, const TensorView& on, const RunContext& ctx, bool tiles) {
+  const Weights& w = a.weights[0];
+  const auto go = [&](auto few, auto many) { return tiles ? many(a, on, ctx) : few(a, on, ctx); };
+  if (w.mask) return go(launch_small_sparse, launch_tiles_sparse);
+  if (needs_scales(w.dtype)) return go(launch_small_scaled, launch_tiles_scaled);
+  if (w.dtype == DType::q4_k || w.dtype == DType::q6_k)
+    return go(launch_small_k_blocks, launch_tiles_k_blocks);
+  if (dtype_info(w.dtype).is_block) return go(launch_small_blocks, launch_tiles_blocks);
+  return go(launch_small_plain, launch_tiles_plain);
+}
+
+// As many tokens a launch as fit.
+void launch_few(Args a, const SmallState& s, const TensorView& x, const RunContext& ctx) {
+  if (a.num_tokens == 0) return;
+  a.constant_weights = s.constant_weights;
+  a.wide = small::input_is_wide(a);
+  a.aligned = true;
+  for (int i = 0; i < a.num_parts; ++i)
+    a.aligned = a.aligned && reinterpret_cast<std::uintptr_t>(a.weights[i].data) % 16 == 0 &&
+                (a.weights[i].row_bytes % 16 == 0 || a.parts[i].rows == 1);
+  int most = kTokens;
+  while (most > 1 && staged_bytes(most, a.in) > kMaxStagedBytes) most /= 2;
+  const std::int64_t bytes = dtype_info(x.dtype).block_bytes;
+  // The rows of the tokens after these.
+  const auto skip = [&](auto*& rows, std::int64_t stride) {
+    using Byte =
+        std::conditional_t<std::is_const_v<std::remove_pointer_t<std::remove_reference_t<decltype(rows)>>>,
+                           const char, char>;
+    if (rows) rows = static_cast<Byte*>(rows) + most * stride * bytes;
+  };
+  for (int left = a.num_tokens; left > 0; left -= most) {
+    a.num_tokens = std::min(most, left);
+    launch_kind(a, x, ctx, false);
+    skip(a.x, a.x_stride);
+    skip(a.residual, a.residual_stride);
+    for (small::Part& p : a.parts) skip(p.out, p.out_stride);
+    LargestOut& out = a.largest.out;
+    if (out.ids) out.ids += most * out.ids_stride;
+    if (out.max) out.max += most * out.max_stride;
+  }
+}
+
+Args args_of(const TensorView& x, const Prologue& prologue) {
+  Args a{};
+  static_cast<small::Args&>(a) = small::args_of(x, prologue);
+  return a;
+}
+
+}  // namespace
+
+Support supports(const LinearParams& p, const PlanContext&) {
+  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization); !s) return s;
+  const Weight w = weight_of(p);
+  return supports_weights(p.x, {&w});
+}
+void run(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
+  Args a = args_of(p.x, p.prologue);
+  add_part(a, weight_of(p), p.weight, p.bias, p.out);
+  a.activation = p.activation;
+  small::set_residual(a, p.residual);
+  launch_few(a, s, p.x, ctx);
+}
+
+Support supports(const QkvLinearParams& p, const PlanContext&) {
+  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization); !s) return s;
+  const QkvWeights w(p);
+  return supports_weights(p.x, {&w.q, &w.k, &w.v});
+}
+// A launch for neighbours that are read alike.
+void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx) {
+  const QkvWeights w(p);
+  const Weight* const weights[] = {&w.q, &w.k, &w.v};
+  const TensorView *const values[] = {&p.q_weight, &p.k_weight, &p.v_weight},
+                          *const biases[] = {&p.q_bias, &p.k_bias, &p.v_bias},
+                          *const outs[] = {&p.q, &p.k, &p.v};
+  for (int i = 0; i < 3;) {
+    Args a = args_of(p.x, p.prologue);
+    const int first = i;
+    for (; i < 3 && alike(*weights[first], *weights[i]); ++i)
+      add_part(a, *weights[i], *values[i], *biases[i], *outs[i]);
+    launch_few(a, s, p.x, ctx);
+  }
+}
+
+Support supports(const GatedFfnParams& p, const PlanContext&) {
+  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization); !s) return s;
+  const FfnWeights w(p);
+  if (const Support s = supports_few(p.x.dim(0), w.intermediate(), p.input_quantization); !s) return s;
+  if (const Support s = supports_weights(p.x, {&w.gate, &w.up, &w.down}); !s) return s;
+  if (!alike(w.gate, w.up))
+    return Support::no(fmt::format("gate_weight {} and up_weight {}: this kernel takes two of one format",
+                                   dtype_name(w.gate.layout.dtype), dtype_name(w.up.layout.dtype)));
+  return Support::yes();
+}
+std::shared_ptr<SmallState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx,
+                                        std::size_t* workspace_bytes) {
+  *workspace_bytes = small::intermediate(p, FfnWeights(p).intermediate(), nullptr).nbytes();
+  return small::prepare(p, ctx, workspace_bytes);
+}
+void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx) {
+  const FfnWeights w(p);
+  const TensorView h = small::intermediate(p, w.intermediate(), ctx.workspace);
+  Args a = args_of(p.x, p.prologue);
+  add_part(a, w.gate, p.gate_weight, {}, h);
+  add_part(a, w.up, p.up_weight, {}, {});
+  a.gated = true;
+  a.activation = p.activation;
+  launch_few(a, s, p.x, ctx);
+  Args b = args_of(h, {});
+  add_part(b, w.down, p.down_weight, {}, p.out);
+  small::set_residual(b, p.residual);
+  launch_few(b, s, h, ctx);
+}
+
+Support supports(const LmHeadArgmaxParams& p, const PlanContext&) {
+  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization); !s) return s;
+  const Weight w = weight_of(p);
+  return supports_weights(p.x, {&w});
+}
+void run(const LmHeadArgmaxParams& p, const SmallState& s, const RunContext& ctx) {
+  Args a = args_of(p.x, p.prologue);
+  add_part(a, weight_of(p), p.weight, {}, {});
+  small::set_largest(a, p, ctx.workspace);
+  launch_few(a, s, p.x, ctx);
+}
+
+Support supports_tiles(const LinearParams& p, const PlanContext&) {
+  if (const Support s = supports_input(p.x.dim(1), p.input_quantization); !s) return s;
+  if (!p.prologue.empty()) return Support::no("a prologue: this kernel multiplies x as it is");
+  constexpr std::int64_t kMostTokens = 64 * 65535;
+  if (p.x.dim(0) > kMostTokens)
+    return Support::no(fmt::format("{} tokens: this kernel takes up to {}", p.x.dim(0), kMostTokens));
+  return supports_weight(weight_of(p));
+}
+void run_tiles(const LinearParams& p, const SmallState&, const RunContext& ctx) {
+  Args a = args_of(p.x, {});
+  add_part(a, weight_of(p), p.weight, p.bias, p.out);
+  a.activation = p.activation;
+  small::set_residual(a, p.residual);
+  if (a.num_tokens > 0) launch_kind(a, p.x, ctx, true);
+}
+
+Support supports_unfused(const LinearParams& p, const PlanContext& ctx) {
+  if (p.residual.present()) return Support::no("a residual: this row is the unfused linear layer");
+  if (p.activation != Activation::none)
+    return Support::no("an activation: this row is the unfused linear layer");
+  return supports_tiles(p, ctx);
+}
+void run_unfused(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
+  const bool few = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization).operator bool();
+  return few ? run(p, s, ctx) : run_tiles(p, s, ctx);
+}
+
+}  // namespace kf::cuda::decoded

@@ -1,0 +1,23 @@
+#include "backends/cuda/linear/decoded.cuh"
+
+namespace kf::cuda::decoded {
+namespace {
+
+template <class F>
+void with_blocks(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::q4_0:
+      return f(std::type_identity<Q4_0Decoder>());
+    case DType::q4_1:
+      return f(std::type_identity<Q4_1Decoder>());
+    case DType::q5_0:
+      return f(std::type_identity<Q5_0Decoder>());
+    default:
+      return f(std::type_identity<Q8_0Decoder>());
+  }
+}
+
+}  // namespace
+}  // namespace kf::cuda::decoded
+
+KF_DEFINE_DECODED(blocks, with_blocks)
