@@ -78,6 +78,7 @@ def test_generate(tiny_gguf):
     failing("found nothing there", "generate", "none.gguf", "ab")
     failing("fusion: expected", "generate", tiny_gguf, "ab", "--fusion", "some")
     failing("num_threads must be 0 to", "generate", tiny_gguf, "ab", "--threads", 100_000)
+    failing("device: expected cpu", "generate", tiny_gguf, "ab", "--device", "gpu")
     run("generate", tiny_gguf, "ab", "-n", 2, "--fusion", "qkv_merge,attention_causal")
 
 

@@ -27,6 +27,7 @@ def generate(
     weights: Annotated[str, typer.Option(help="file: as stored; f32: dequantized first.")] = "file",
     fusion: Annotated[str, typer.Option(help="measured, all, none (the unfused baseline), or RULE,RULE.")] = "measured",
     threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu; of a build with that backend cuda, or cuda:1.")] = "cpu",
     stats: Annotated[bool, typer.Option("--stats/--no-stats", help="Times on standard error at the end.")] = True,
 ) -> None:
     """Continue a prompt, printing text as it comes."""
@@ -35,7 +36,7 @@ def generate(
 
     if prompt == "-":
         prompt = sys.stdin.read()
-    model = load_model(path, weights=weights, fusion=fusion, threads=threads, max_batch_size=1)
+    model = load_model(path, weights=weights, fusion=fusion, threads=threads, device=device, max_batch_size=1)
     if chat:
         messages = [{"role": "system", "content": system}] if system else []
         prompt = model.tokenizer.chat([*messages, {"role": "user", "content": prompt}])
