@@ -8,6 +8,7 @@
 
 #include "case.h"
 #include "kf/error.h"
+#include "kf/families.h"
 
 namespace kf {
 namespace {
@@ -111,6 +112,24 @@ TEST_F(ManagerTest, AttentionBackendsAreFamilies) {
        {AttentionBackend::flash3, AttentionBackend::xformers, AttentionBackend::triton}) {
     EXPECT_EQ(refusal({.attention_backend = backend}, dense), ErrorCode::not_implemented);
   }
+}
+
+TEST_F(ManagerTest, KernelsFromOutsideAreTakenWhereTheConfigurationNamesThem) {
+  const auto families = [](const KernelFusionConfig& config, const auto& params) {
+    return family_names(
+        KernelFusionManager::selection(config, std::decay_t<decltype(params)>::kOp, &params).families);
+  };
+  AttentionParams attention = dense_attention();
+  EXPECT_EQ(families({.attention_backend = AttentionBackend::flash3}, attention), "custom|flash3");
+  EXPECT_EQ(families({.attention_backend = AttentionBackend::xformers}, attention), "custom|xformers");
+  EXPECT_EQ(families({.attention_backend = AttentionBackend::triton}, attention), "custom|triton");
+  EXPECT_EQ(families({}, attention), "custom|fused|library");
+  GatedFfnParams ffn = gated_ffn();
+  EXPECT_EQ(families({.use_triton = true}, ffn), "custom|triton|fused|library");
+  EXPECT_EQ(families({.fuse_ffn = false, .use_triton = true}, ffn), "custom|vanilla");
+  EXPECT_EQ(families({.backend = FusionBackend::triton}, ffn), "custom|fused|library");  // the CPU's
+  ffn.x.device = {DeviceType::cuda, 0};
+  EXPECT_EQ(families({.backend = FusionBackend::triton}, ffn), "custom|triton");
 }
 
 TEST_F(ManagerTest, ARefusalListsEveryKernel) {

@@ -167,6 +167,25 @@ nb::object numpy_view(const TensorView& t, nb::handle owner) {
       nb::ndarray<nb::numpy>(t.data, static_cast<std::size_t>(t.rank), shape, owner, t.strides.data(), type));
 }
 
+// The memory as torch has it, on whichever device it lies. `owner` keeps the memory; null: it is lent, and somebody else does.
+nb::object torch_view(const TensorView& t, nb::handle owner) {
+  if (t.data == nullptr && t.numel() > 0)
+    throw_invalid("torch: expected an array with memory, got a layout " + to_string(t));
+  if (t.device.type != DeviceType::cpu && t.device.type != DeviceType::cuda)
+    throw_invalid("torch: expected memory of the host or of a CUDA device, got " + to_string(t));
+  const DLDataType own = dlpack_dtype(t.dtype);
+  nb::dlpack::dtype type{};
+  type.code = own.code;
+  type.bits = own.bits;
+  type.lanes = own.lanes;
+  std::size_t shape[kMaxRank];
+  for (int i = 0; i < t.rank; ++i) shape[i] = static_cast<std::size_t>(t.shape[i]);
+  const int device = t.device.type == DeviceType::cpu ? nb::device::cpu::value : nb::device::cuda::value;
+  const nb::ndarray<nb::pytorch> array(t.data, static_cast<std::size_t>(t.rank), shape, owner,
+                                       t.strides.data(), type, device, t.device.index);
+  return nb::cast(array, nb::rv_policy::reference);  // never a copy
+}
+
 }  // namespace
 
 nb::object lend(const TensorView& view) {
@@ -251,6 +270,13 @@ void bind_arrays(nb::module_& m) {
           "The memory as NumPy has it; bf16 and fp8 as unsigned integers. Of an array lent to a custom "
           "kernel it lives as\n"
           "long as the call.")
+      .def(
+          "torch",
+          [](nb::handle self) {
+            const auto& typed = nb::cast<const TypedArray&>(self);
+            return torch_view(typed.array.view, typed.data.is_valid() ? self : nb::handle());
+          },
+          "The memory as a torch tensor, on its device; as `numpy` for how long.")
       .def_prop_ro("nbytes", [](const TypedArray& t) { return t.array.view.nbytes(); })
       .def("__repr__", [](const TypedArray& t) { return "TypedArray(" + to_string(t.array.view) + ")"; });
   m.def(

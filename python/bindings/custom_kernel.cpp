@@ -1,6 +1,8 @@
 #include "custom_kernel.h"
 
 #include <memory>
+#include <mutex>
+#include <set>
 
 #include <fmt/format.h>
 
@@ -41,6 +43,44 @@ nb::dict fields_of(Op op, const void* params, bool with_memory) {
   return visitor.fields;
 }
 
+// What decides, beside sizes, how a call is computed: which operands there are, their dtypes, ranks and row lengths, and the
+// attributes.
+class FormKey final : public FieldVisitor {
+ public:
+  std::string key;
+
+  void tensor(const char* name, TensorView& t, Role, bool) override {
+    if (t.present()) put(name, dtype_name(t.dtype), t.rank, t.rank > 0 ? t.dim(-1) : 0);
+  }
+  void attr(const char* name, bool& value) override { put(name, value); }
+  void attr(const char* name, std::int64_t& value) override { put(name, value); }
+  void attr(const char* name, float& value) override { put(name, value); }
+  void attr(const char* name, int& value, std::span<const char* const>) override { put(name, value); }
+
+ private:
+  template <class... Values>
+  void put(const Values&... values) {
+    ((key += fmt::format("{} ", values)), ...);
+  }
+};
+
+// The forms that a kernel was checked for.
+class CheckedForms {
+ public:
+  bool contains(const std::string& form) const {
+    std::lock_guard lock(mutex_);
+    return forms_.contains(form);
+  }
+  void add(const std::string& form) {
+    std::lock_guard lock(mutex_);
+    forms_.insert(form);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::set<std::string> forms_;
+};
+
 // Rows are destroyed where no Python may run: what they hold of it goes with the interpreter's lock.
 std::shared_ptr<nb::object> shared(const nb::object& object) {
   return {new nb::object(object), [](nb::object* held) {
@@ -53,7 +93,9 @@ void check(const PythonKernel& k, const std::string& reference_name, const void*
            const PlanContext& ctx) {
   constexpr double kReferenceFlops = 1e8;  // plain loops take a second for more
   Selection baseline{.families = kReference, .kernel = reference_name};
-  if (reference_name.empty() && op_info(k.op).cost(params).flops > kReferenceFlops)
+  if (!ctx.dispatcher.on_host())  // few backends but the CPU's have references
+    baseline.families = kReference | kVanilla | kFused;
+  else if (reference_name.empty() && op_info(k.op).cost(params).flops > kReferenceFlops)
     baseline.families = kVanilla;
   checking = true;
   struct Done {
@@ -65,10 +107,11 @@ void check(const PythonKernel& k, const std::string& reference_name, const void*
       !r.problem.empty()
           ? r.problem
           : fmt::format("its results differ from {} by {:.3g} of the largest value", r.baseline, r.max_error);
-  throw Error(ErrorCode::invalid_argument,
-              fmt::format("custom kernel {}: {} (on generated data, for {})", k.name, problem,
-                          describe(k.op, params)),
-              {{"kernel", k.name}, {"op", op_name(k.op)}, {"reference", r.baseline}});
+  throw Error(
+      ErrorCode::invalid_argument,
+      fmt::format("{} {}: {} (on generated data, for {})", k.families == kCustom ? "custom kernel" : "kernel",
+                  k.name, problem, describe(k.op, params)),
+      {{"kernel", k.name}, {"op", op_name(k.op)}, {"reference", r.baseline}});
 }
 
 }  // namespace
@@ -77,18 +120,19 @@ std::vector<Kernel> python_kernel_rows(const PythonKernel& k) {
   const std::string reference_name = k.reference.is_none() ? "" : k.name + "::reference";
   const auto row = [&k](const std::string& name, unsigned families, const nb::object& run) {
     Kernel r;
+    r.device_type = k.device_type;
     r.name = name;
     r.op = k.op;
     r.families = families;
     r.condition = k.condition;
     r.graph_safe = k.graph_safe;
-    r.run = [op = k.op, run = shared(run)](const void* params, const void*, const RunContext&) {
+    r.run = [op = k.op, run = shared(run)](const void* params, const void*, const RunContext& ctx) {
       nb::gil_scoped_acquire lock;
-      (*run)(fields_of(op, params, true));
+      (*run)(fields_of(op, params, true), reinterpret_cast<std::uintptr_t>(ctx.stream));
     };
     return r;
   };
-  Kernel main = row(k.name, kCustom, k.run);
+  Kernel main = row(k.name, k.families, k.run);
   main.supports = [op = k.op, supports = shared(k.supports)](const void* params, const PlanContext&) {
     nb::gil_scoped_acquire lock;
     const nb::object reason = (*supports)(fields_of(op, params, false));
@@ -96,9 +140,19 @@ std::vector<Kernel> python_kernel_rows(const PythonKernel& k) {
   };
   PythonKernel named = k;  // without Python objects: the row's own functions hold these
   named.supports = named.run = named.reference = nb::object();
-  main.prepare = [named, reference_name](const void* params, const PlanContext& ctx) {
-    if (!checking) check(named, reference_name, params, ctx);
-    return Prepared{.graph_safe = named.graph_safe};
+  main.prepare = [named, reference_name, checked = std::make_shared<CheckedForms>()](const void* params,
+                                                                                     const PlanContext& ctx) {
+    if (!checking && named.check_sizes) {
+      check(named, reference_name, params, ctx);
+    } else if (!checking) {
+      FormKey form;
+      op_info(named.op).visit(const_cast<void*>(params), form);  // only read
+      if (!checked->contains(form.key)) {
+        check(named, reference_name, params, ctx);
+        checked->add(form.key);
+      }
+    }
+    return Prepared{.launches = named.launches, .graph_safe = named.graph_safe};
   };
   std::vector<Kernel> rows{main};
   if (!reference_name.empty()) {

@@ -104,12 +104,15 @@ class PyManager {
     return all;
   }
 
+  // For the memory of the host and of CUDA devices alike: `supports` says which it takes.
   void add_kernel(const std::string& name, const std::string& op, const std::string& condition,
                   bool graph_safe, const nb::object& supports, const nb::object& run,
-                  const nb::object& reference) {
-    for (Kernel& row :
-         python_kernel_rows({name, condition, op_named(op).op, graph_safe, supports, run, reference}))
-      manager_.register_custom_kernel(std::move(row));
+                  const nb::object& reference, const std::string& family, int launches, bool check_sizes) {
+    const unsigned families = make_selection({family}, "", false).families;
+    for (const DeviceType device : {DeviceType::cpu, DeviceType::cuda})
+      for (Kernel& row : python_kernel_rows({name, condition, op_named(op).op, families, device, graph_safe,
+                                             launches, check_sizes, supports, run, reference}))
+        manager_.register_custom_kernel(std::move(row));
   }
 
   void reset() { manager_.reset(); }
@@ -151,6 +154,7 @@ void bind_manager(nb::module_& m) {
       .def("kernels", &PyManager::kernels, "Every kernel of the devices that calls came for, in order.")
       .def("add_kernel", &PyManager::add_kernel, nb::arg("name"), nb::arg("op"), nb::arg("condition"),
            nb::arg("graph_safe"), nb::arg("supports"), nb::arg("run"), nb::arg("reference").none(),
+           nb::arg("family") = "custom", nb::arg("launches") = 1, nb::arg("check_sizes") = true,
            "Puts a kernel of Python before the others of its op.")
       .def("reset", &PyManager::reset, "Forgets counts, calls and spans.");
 }

@@ -4,6 +4,7 @@
 #include "bindings.h"
 #include "bound_call.h"
 #include "kf/error.h"
+#include "kf/families.h"
 
 namespace kf::python {
 namespace {
@@ -181,9 +182,11 @@ Selection make_selection(const std::vector<std::string>& families, const std::st
   s.families = 0;
   for (const std::string& name : families) {
     unsigned bit = 1;
-    while (bit <= kCustom && family_names(bit) != name) bit <<= 1;
-    if (bit > kCustom)
-      throw_invalid("families: expected reference, vanilla, fused, library or custom, got " + name);
+    while (bit <= kLastFamily && family_names(bit) != name) bit <<= 1;
+    if (bit > kLastFamily)
+      throw_invalid(
+          "families: expected reference, vanilla, fused, library, custom, triton, flash3 or xformers, got " +
+          name);
     s.families |= bit;
   }
   return s;

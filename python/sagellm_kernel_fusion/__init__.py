@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import ops
 from ._kf import VerdictStore, __version__, backends, rules
-from ._kf import kernels as list_kernels
+from .adapters import list_kernels
 from .arrays import GgufTensor, layout
 from .builtin import register_builtin
 from .call import FUSED, REFERENCE, VANILLA, Selection, explain

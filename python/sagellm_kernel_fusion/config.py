@@ -23,8 +23,8 @@ class KernelFusionConfig:
     """What to fuse, with which kernels. Fields after the specification's own are keyword-only.
 
     A value that a field does not take is refused when it is given, later assignments included. docs/configuration.md
-    says what each field does on each backend. A manager reads num_threads, profile_kernels, log_fusion_stats and
-    custom_kernels when it is made, and the other fields at every call."""
+    says what each field does on each backend. A manager reads num_threads, profile_kernels, log_fusion_stats,
+    custom_kernels and libraries when it is made, and the other fields at every call."""
 
     # Attention
     attention_backend: AttentionBackend = "flash2"
@@ -78,6 +78,7 @@ class KernelFusionConfig:
     allow_fallback: bool = False  # False: what the configured kernels cannot serve is an error
     deterministic: bool = False  # a row has the same bits whatever the batch: only kernels that promise it
     num_threads: int = 0  # of a call on the CPU; 0: all
+    libraries: list[str] | None = None  # other projects whose kernels may be taken; None: all that are installed
     # How graph rules are applied: "measured" keeps what is faster here, "all", "none", or just the rules of these
     # names ("rule,rule" or a list)
     fusion: FusionChoice = "measured"
@@ -154,6 +155,13 @@ def _names(value) -> str | None:
     return None if good else "a list of names"
 
 
+def _libraries(value) -> str | None:
+    from .adapters import LIBRARIES  # they are rows of a manager, which has a configuration
+
+    good = not _names(value) and all(name in LIBRARIES for name in value)
+    return None if good else f"a list of {', '.join(LIBRARIES)}"
+
+
 def _fusion(value) -> str | None:
     return None if isinstance(value, str) or not _names(value) else "measured, all, none, or names of rules"
 
@@ -169,9 +177,11 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "custom_kernels": _or_none(_kernels),
     "backend": _backend,
     "num_threads": _at_least(0),
+    "libraries": _or_none(_libraries),
     "fusion": _fusion,
     "only_rules": _names,
     "except_rules": _names,
 }
+_OWN = ("backend", "custom_kernels", "libraries", "fusion", "only_rules", "except_rules")
 # The fields that C++ has under the same name and takes as they are.
-_BOUND = [n for n in _CHECKS if n not in ("backend", "custom_kernels", "fusion", "only_rules", "except_rules")]
+_BOUND = [n for n in _CHECKS if n not in _OWN]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import get_args
 
-from . import _kf, operators
+from . import _kf, adapters, operators
 from .config import FusionBackend, KernelFusionConfig
 from .custom import register
 from .custom.adapter import Adapter
@@ -41,6 +41,7 @@ class KernelFusionManager(KernelFusionProtocol):
         self._core = _kf.Manager(self.config.bound())
         self._gains = Gains(self._core)
         self._exporter = SpanExporter()
+        adapters.register(self._core, self.config.libraries)
         self._custom: list[Adapter] = []
         # Each goes in front of the others: backwards, so that the first given is the first tried.
         for name, kernel in reversed((self.config.custom_kernels or {}).items()):

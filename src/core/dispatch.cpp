@@ -350,10 +350,13 @@ Dispatcher& DispatcherSet::serving(Op op, const void* params) { return on(device
 void DispatcherSet::add_kernel(Kernel kernel) {
   check_row(kernel);
   std::lock_guard lock(mutex_);
-  for (const Kernel& k : added_)
-    if (k.name == kernel.name) fail_name(kernel);
-  for (const Backend* b : backends_)  // those whose dispatchers are made later would stumble over it
-    if (b->device_type == kernel.device_type)
+  for (const Kernel& k : added_)  // a kernel for several device types has a row for each
+    if (k.name == kernel.name && k.device_type == kernel.device_type) fail_name(kernel);
+  // Dispatchers look for the name themselves; those that are made later would stumble over it.
+  const bool is_made = std::ranges::any_of(
+      made_, [&](const auto& d) { return d->backend().device_type == kernel.device_type; });
+  for (const Backend* b : backends_)
+    if (!is_made && b->device_type == kernel.device_type)
       for (const Kernel& k : b->kernels())
         if (k.name == kernel.name) fail_name(kernel);
   for (const auto& d : made_)

@@ -1,13 +1,13 @@
 #include "kf/kernel.h"
 
+#include "kf/families.h"
+
 namespace kf {
 
 std::string family_names(unsigned families) {
-  static constexpr std::pair<Family, const char*> kNames[] = {{kCustom, "custom"},
-                                                              {kFused, "fused"},
-                                                              {kLibrary, "library"},
-                                                              {kVanilla, "vanilla"},
-                                                              {kReference, "reference"}};
+  static constexpr std::pair<unsigned, const char*> kNames[] = {
+      {kCustom, "custom"}, {kTriton, "triton"},   {kFlash3, "flash3"},   {kXformers, "xformers"},
+      {kFused, "fused"},   {kLibrary, "library"}, {kVanilla, "vanilla"}, {kReference, "reference"}};
   std::string s;
   for (auto [bit, name] : kNames) {
     if (!(families & bit)) continue;

@@ -5,7 +5,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "core/operands.h"
 #include "kf/error.h"
+#include "kf/families.h"
 
 namespace kf {
 namespace {
@@ -14,8 +16,7 @@ constexpr unsigned kAnyFused = kCustom | kFused | kLibrary;
 constexpr unsigned kUnfused = kCustom | kVanilla;
 
 // Where the specification's attention backends are found among a device's kernels. FlashAttention-2 and the
-// paged form are our own kernels; the others name a library or a language, and are there only where a
-// device's table has them.
+// paged form are our own kernels, or those of libraries; the others name one library or a language.
 unsigned attention_families(AttentionBackend backend) {
   switch (backend) {
     case AttentionBackend::flash2:
@@ -24,10 +25,11 @@ unsigned attention_families(AttentionBackend backend) {
     case AttentionBackend::vanilla:
       return kUnfused;
     case AttentionBackend::flash3:
+      return kCustom | kFlash3;
     case AttentionBackend::xformers:
-      return kCustom | kLibrary;
+      return kCustom | kXformers;
     case AttentionBackend::triton:
-      return kCustom;
+      return kCustom | kTriton;
   }
   return kAnyFused;
 }
@@ -193,6 +195,11 @@ Selection KernelFusionManager::selection(const KernelFusionConfig& config, Op op
   s.graph_safe = config.use_cuda_graph;
   s.batch_invariant = config.deterministic;
   s.families = op == Op::attention ? attention_families(config.attention_backend) : kAnyFused;
+  if (config.backend == FusionBackend::triton && op != Op::attention &&
+      device_of(op, params).type != DeviceType::cpu)
+    s.families = kCustom | kTriton;
+  else if (config.use_triton)
+    s.families |= kTriton;
   if (!Allowed(config, op, params)) s.families = kUnfused;
   return s;
 }

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import _kf
+from ..adapters import LIBRARIES, list_kernels
 from ..bench.environment import environment
 from ..reports import Table
 from .console import out, print_table
@@ -19,7 +20,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Devices, backends, and every kernel with the condition under which it serves."""
-    kernels = [k for k in _kf.kernels() if op is None or k["op"] == op]
+    kernels = [k for k in list_kernels() if op is None or k["op"] == op]
     if op is not None:
         _require_op(op)
     if as_json:
@@ -28,9 +29,10 @@ def info(
         return
     _print_devices()
     if brief:
-        for backend in dict.fromkeys(k["backend"] for k in kernels):
+        for backend in dict.fromkeys(k["backend"] for k in kernels if k["backend"] not in LIBRARIES):
             own = [k for k in kernels if k["backend"] == backend]
             out().print(f"{backend}: {len(own)} kernels for {len({k['op'] for k in own})} ops (kf info lists them)")
+        out().print(f"rows for kernels of other projects: {', '.join(LIBRARIES)}")
         out().print(f"{len(_kf.rules())} fusion rules")
         return
     rows = [[k["op"], k["name"], k["families"].replace("|", ", "), k["condition"]] for k in kernels]

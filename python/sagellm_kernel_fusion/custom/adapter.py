@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 
 import ml_dtypes
@@ -18,16 +19,22 @@ _CARRIED = {"bf16": ml_dtypes.bfloat16, "fp8_e4m3": ml_dtypes.float8_e4m3fn, "fp
 
 def as_array(lent: _kf.TypedArray, kind: str):
     """An operand lent to a kernel as a NumPy array or a torch tensor over the same memory."""
+    if kind == "torch":
+        return lent.torch()
     array = lent.numpy()
-    if kind != "torch":
-        return array.view(_CARRIED[lent.dtype]) if lent.dtype in _CARRIED else array
+    return array.view(_CARRIED[lent.dtype]) if lent.dtype in _CARRIED else array
+
+
+def _on_queue(stream: int, arrays):
+    """The device's queue of this handle (0: its default one) as torch's current one, where there are tensors on a
+    device."""
+    device = next((a.device for a in arrays if getattr(a, "is_cuda", False)), None)
+    if device is None:
+        return nullcontext()
     import torch
 
-    if lent.dtype == "bf16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    if lent.dtype in _CARRIED:
-        return torch.from_numpy(array).view(getattr(torch, "float8_e4m3fn" if "e4m3" in lent.dtype else "float8_e5m2"))
-    return torch.from_numpy(array)
+    queue = torch.cuda.ExternalStream(stream, device) if stream else torch.cuda.default_stream(device)
+    return torch.cuda.stream(queue)
 
 
 class Adapter:
@@ -45,10 +52,12 @@ class Adapter:
         form: Served,
         *,
         what: str = "a Python function",
+        named: str | None = None,
         declines: Callable[..., str | None] | None = None,
         kind: str | None = None,
     ):
         self.name, self.function, self.form, self.what, self._declines = name, function, form, what, declines
+        self._named = named or f"custom kernel {name}"  # in errors
         self._only_kind = kind  # "numpy" or "torch" where the function takes no other
         self.kind = kind or "numpy"
         fields = _kf.ops()[form.op]["fields"]
@@ -63,8 +72,7 @@ class Adapter:
         for p in parameters:
             if p.name in names and self.form.field_of(p.name) not in known and p.default is p.empty:
                 raise refusing(
-                    f"custom kernel {self.name}: parameter {p.name}: expected a name among "
-                    f"{', '.join([*self.form.names, *known])}"
+                    f"{self._named}: parameter {p.name}: expected a name among {', '.join([*self.form.names, *known])}"
                 )
         return takes_all, [name for name in names if self.form.field_of(name) in known]
 
@@ -104,22 +112,24 @@ class Adapter:
         except Exception as error:
             return f"supports() raised {type(error).__name__}: {error}"
 
-    def run(self, fields: Mapping) -> None:
+    def run(self, fields: Mapping, stream: int) -> None:
+        """One call, enqueued on the device's queue of this handle."""
         arrays = {name: self._value(name, value) for name, value in fields.items()}
         given = {name: arrays[self.form.field_of(name)] for name in self.names}
         if self.takes_all:
             renamed = {field: name for name, field in self.form.names.items()}
             given = {renamed.get(name, name): value for name, value in arrays.items()} | given
-        try:
-            results = self.function(**given)
-        except KernelFusionError:
-            raise
-        except Exception as error:
-            raise self._wrong(f"raised {type(error).__name__}: {error}") from error
-        self._write(results, {name: arrays[name] for name in self.outputs if arrays[name] is not None})
+        with _on_queue(stream, arrays.values()):
+            try:
+                results = self.function(**given)
+            except KernelFusionError:
+                raise
+            except Exception as error:
+                raise self._wrong(f"raised {type(error).__name__}: {error}") from error
+            self._write(results, {name: arrays[name] for name in self.outputs if arrays[name] is not None})
 
     def _wrong(self, problem: str) -> InvalidArgumentError:
-        return refusing(f"custom kernel {self.name}: {problem}", kernel=self.name, op=self.form.op)
+        return refusing(f"{self._named}: {problem}", kernel=self.name, op=self.form.op)
 
     def _value(self, name: str, value):
         if not isinstance(value, _kf.TypedArray):

@@ -1,0 +1,3 @@
+from . import attn_bias
+
+__all__ = ["attn_bias"]
