@@ -126,6 +126,23 @@ def test_torch_compile_breaks_no_graph(dynamic):
         torch.testing.assert_close(compiled(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
+def test_torch_compile_with_inductor(tmp_path, monkeypatch):
+    """The default backend, which compiles what lies around our operators (with a C++ compiler)."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+
+    def block(x, norm, *weights):
+        return torch.tanh(x) + kft.swiglu(kft.rms_norm(2 * x, (32,), norm), *weights)
+
+    def plain(x, norm, *weights):
+        return torch.tanh(x) + reference_swiglu(F.rms_norm(2 * x, (32,), norm), *weights)
+
+    operands = torch.randn(3, 32), torch.randn(32), torch.randn(48, 32), torch.randn(48, 32), torch.randn(32, 48) / 10
+    with torch._inductor.config.patch(cpp_cache_precompile_headers=False):  # they are made for one kernel here
+        got, code = torch._inductor.utils.run_and_get_code(torch.compile(block, fullgraph=True), *operands)
+    torch.testing.assert_close(got, plain(*operands), rtol=1e-4, atol=1e-4)
+    assert "kernel_fusion.rms_norm" in code[0] and "tanh" in code[0]  # our calls, and a kernel made around them
+
+
 def test_torch_export():
     fused, plain = layers()
     length = torch.export.Dim("length", min=2, max=64)
