@@ -97,7 +97,7 @@ TEST_F(CallLogTest, AFallbackSaysWhatTheConfiguredKernelsSaid) {
   const auto stats = m.stats();
   ASSERT_EQ(stats.size(), 1u);
   EXPECT_EQ(stats.begin()->second.fallbacks, 1);
-  EXPECT_EQ(stats.begin()->second.fallback_reason, "there is no kernel of custom|library");
+  EXPECT_EQ(stats.begin()->second.fallback_reason, "there is no kernel of custom|xformers");
 }
 
 TEST_F(CallLogTest, GraphCaptureLeavesOutKernelsThatCannotBeRecorded) {
