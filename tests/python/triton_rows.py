@@ -41,7 +41,7 @@ got = m.fuse_softmax(hostile)
 torch.testing.assert_close(got, kf.ops.softmax(hostile, selection=kf.REFERENCE), equal_nan=True)
 assert (got[0] == 0).all() and got[2].isnan().all()
 
-for dtype, (rows, inner, outputs) in itertools.product(BOUND, [(1, 1, 1), (3, 70, 33), (17, 33, 70)]):
+for dtype, (rows, inner, outputs) in itertools.product(BOUND, [(1, 1, 1), (17, 70, 33)]):
     x, w, bias = random(rows, inner, dtype=dtype), random(outputs, inner, dtype=dtype), random(outputs, dtype=dtype)
     n, b = random(inner, dtype=dtype), random(inner, dtype=dtype)
     for kind in ("gelu_tanh", "gelu", "silu", "relu"):
