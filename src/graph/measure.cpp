@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <map>
 
 #include <fmt/format.h>
@@ -240,12 +241,17 @@ void measure(const Trial& trial, Dispatcher& dispatcher, Verdict& verdict) {
         fmt::format("results differ by {:.2g} of the largest, {:.2g} allowed", verdict.max_error, bound);
     return;
   }
-  const Times t = has_device_clock(dispatcher, unfused, fused) ? time_on_device(unfused, fused)
-                                                               : time_interleaved(unfused, fused);
-  verdict.unfused_ms = t.unfused_ms;
-  verdict.fused_ms = t.fused_ms;
-  verdict.keep = worth_it(verdict);
-  verdict.reason = fmt::format("{:.4g} ms unfused, {:.4g} ms fused", t.unfused_ms, t.fused_ms);
+  const bool on_device = has_device_clock(dispatcher, unfused, fused);
+  verdict.unfused_ms = verdict.fused_ms = std::numeric_limits<double>::infinity();
+  // A verdict against a rule is remembered for long, and a busy moment must not give it: it takes three times the rounds.
+  constexpr int kTrials = 3;
+  for (int trial = 0; trial < kTrials && !verdict.keep; ++trial) {
+    const Times t = on_device ? time_on_device(unfused, fused) : time_interleaved(unfused, fused);
+    verdict.unfused_ms = std::min(verdict.unfused_ms, t.unfused_ms);
+    verdict.fused_ms = std::min(verdict.fused_ms, t.fused_ms);
+    verdict.keep = worth_it(verdict);
+  }
+  verdict.reason = fmt::format("{:.4g} ms unfused, {:.4g} ms fused", verdict.unfused_ms, verdict.fused_ms);
 }
 
 }  // namespace kf

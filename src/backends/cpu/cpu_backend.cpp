@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <map>
 #include <string>
 
 #include <fmt/format.h>
@@ -75,11 +76,19 @@ int default_threads() {
   return static_cast<int>(n);
 }
 
+// The model's name, with its numbers where there are any: in a virtual machine many models have one name.
 std::string cpu_name() {
+  std::map<std::string, std::string> fields;  // of the first CPU
   std::ifstream in("/proc/cpuinfo");
-  for (std::string line; std::getline(in, line);)
-    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
-  return "CPU";
+  for (std::string line; std::getline(in, line) && !line.empty();) {
+    const std::size_t colon = line.find(':'), key_end = line.find_last_not_of(" \t", colon - 1);
+    if (colon != std::string::npos && colon + 2 <= line.size())
+      fields.emplace(line.substr(0, key_end + 1), line.substr(colon + 2));
+  }
+  const auto field = [&](const char* key) { return fields.contains(key) ? fields[key] : std::string(); };
+  const std::string name = field("model name").empty() ? "CPU" : field("model name");
+  if (field("cpu family").empty()) return name;
+  return fmt::format("{} (family {}, model {})", name, field("cpu family"), field("model"));
 }
 
 std::size_t cache_bytes(int name, std::size_t otherwise) {

@@ -53,7 +53,7 @@ void Map(const cpu::Elements& e) {
   const auto* a = static_cast<const T*>(e.a);
   const auto* b = static_cast<const T*>(e.b);
   const auto f = [d](auto... v) HWY_ATTR { return F::template Of<T>(d, v...); };
-  WithOut(e.stream, static_cast<T*>(e.out), [&](auto out) HWY_ATTR {
+  WithOut(e.stream, static_cast<ResultOf<T>*>(e.out), [&](auto out) HWY_ATTR {
     ForEachPair(e.n, [&](std::int64_t i, auto extent) HWY_ATTR {
       hwy::Prefetch(a + i + kAhead);
       if constexpr (requires { F::kUnary; }) {

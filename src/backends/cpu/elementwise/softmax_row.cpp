@@ -44,7 +44,7 @@ float ScaledMax(const T* x, std::int64_t n, float scale) {
   return ReduceMax(d, hn::Max(max.first, max.second));
 }
 
-// X is T, or f32 where something else has been made of it.
+// X is T, or f32 where something else has been made of it. A scale that is NaN is the plain one.
 template <class X, class T>
 float Row(const X* x, const X* next, T* out, std::int64_t n, float scale, float* exponentials, bool stream) {
   const F32Tag d;
@@ -52,7 +52,8 @@ float Row(const X* x, const X* next, T* out, std::int64_t n, float scale, float*
   // A row of -inf has no shift that leaves it finite: e^-inf is 0 under any other.
   const float shift = max == -std::numeric_limits<float>::infinity() ? 0.0f : max;
   const auto vscale = hn::Set(d, scale), vshift = hn::Set(d, shift);
-  const auto exponential = [&](auto v) HWY_ATTR { return Exp<T>(d, hn::MulSub(v, vscale, vshift)); };
+  const auto exponential = [&](auto v)
+                               HWY_ATTR { return ExpOfNegative<T>(d, hn::MulSub(v, vscale, vshift)); };
   const auto add = [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); };
   const double sum = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent) HWY_ATTR {
     const auto e = Within(d, Each(exponential, LoadInOrder<T>(d, x + i, extent)), extent);
@@ -62,7 +63,8 @@ float Row(const X* x, const X* next, T* out, std::int64_t n, float scale, float*
   });
   const auto inverse = hn::Set(d, sum == 0 ? 0.0f : static_cast<float>(1 / sum));
   const auto quotient = [&](auto e) HWY_ATTR { return hn::Mul(e, inverse); };
-  WithOut(stream, out, [&](auto to) HWY_ATTR {
+  using Result = std::conditional_t<std::is_same_v<X, T>, ResultOf<T>, T>;
+  WithOut(stream, static_cast<Result*>(static_cast<void*>(out)), [&](auto to) HWY_ATTR {
     ForEachPair(n, [&](std::int64_t i, auto extent) HWY_ATTR {
       to.Put(d, Each(quotient, LoadF32(d, exponentials + i, extent)), i, extent);
     });
@@ -120,6 +122,7 @@ float MaskedSoftmaxRow(DType dtype, const void* x, const cpu::MaskRow& mask, voi
 
 float SoftmaxRow(DType dtype, const void* x, const void* next, void* out, std::int64_t n, float scale,
                  float* exponentials, bool stream) {
+  if (std::isnan(scale)) scale = std::numeric_limits<float>::quiet_NaN();
   return with_activation_type(dtype, [&]<class T>(std::type_identity<T>) {
     return Row<T, T>(static_cast<const T*>(x), static_cast<const T*>(next), static_cast<T*>(out), n, scale,
                      exponentials, stream);

@@ -72,6 +72,7 @@ HWY_INLINE Statistics RowStatistics(const Input& input, std::int64_t n, float ep
 // W is the dtype of weight and bias, Out that of what is written.
 template <bool kCentred, bool kResidual, class T, class W, class Out>
 void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
+  using Result = std::conditional_t<std::is_same_v<W, T> && std::is_same_v<Out, T>, ResultOf<Out>, Out>;
   const F32Tag d;
   const auto* weight = static_cast<const W*>(a.weight);
   const auto* bias = static_cast<const W*>(a.bias);
@@ -90,22 +91,23 @@ void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
       return hn::Mul(hn::Mul(h, inv_std), w);
     };
     const auto add = [](auto u, auto v) HWY_ATTR { return hn::Add(u, v); };
-    WithOut(a.stream, a.out.as<Out>() + a.out_rows(row), [&](auto out) HWY_ATTR {
-      const auto write = [&](std::int64_t i, auto extent) HWY_ATTR {
-        const auto h = input.At(i, extent);
-        if (residual_out) StoreF32(d, h, residual_out + i, extent);
-        auto y = Each(scale, h, LoadInOrder<T>(d, weight + i, extent));
-        if constexpr (kCentred)
-          if (bias) y = Each(add, y, LoadInOrder<T>(d, bias + i, extent));
-        out.Put(d, y, i, extent);
-        next.Fetch(i);
-      };
-      if constexpr (std::is_same_v<Out, T>) {
-        ForEachPair(a.n, write);
-      } else {  // a pair of x's dtype may have another order
-        ForEachVector(a.n, write);
-      }
-    });
+    WithOut(a.stream, static_cast<Result*>(static_cast<void*>(a.out.as<Out>() + a.out_rows(row))),
+            [&](auto out) HWY_ATTR {
+              const auto write = [&](std::int64_t i, auto extent) HWY_ATTR {
+                const auto h = input.At(i, extent);
+                if (residual_out) StoreF32(d, h, residual_out + i, extent);
+                auto y = Each(scale, h, LoadInOrder<T>(d, weight + i, extent));
+                if constexpr (kCentred)
+                  if (bias) y = Each(add, y, LoadInOrder<T>(d, bias + i, extent));
+                out.Put(d, y, i, extent);
+                next.Fetch(i);
+              };
+              if constexpr (std::is_same_v<Out, T>) {
+                ForEachPair(a.n, write);
+              } else {  // a pair of x's dtype may have another order
+                ForEachVector(a.n, write);
+              }
+            });
   }
   if (a.stream) hwy::FlushStream();
 }

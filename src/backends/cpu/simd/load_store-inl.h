@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "core/half.h"
 #include "hwy/highway.h"
@@ -99,25 +100,28 @@ HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> F32ToF16(D d, hn::Vec<D> v) {
 }
 #endif
 
-// Rounded to bf16, which is the upper half of each lane; the lower half is arbitrary. NaN becomes the NaN of all ones.
-template <class D>
+// A bf16 result of operands that are all bf16. A NaN among such results has no bits below those that bf16 keeps, since no
+// operand has and neither has the one that hardware makes: rounding leaves it a NaN, and it needs no care.
+struct Bf16OfBf16 : Bf16 {};
+template <class T>
+inline constexpr bool kIsBf16 = std::is_base_of_v<Bf16, T>;
+// The type to store what is made of operands of type T alone.
+template <class T>
+using ResultOf = std::conditional_t<std::is_same_v<T, Bf16>, Bf16OfBf16, T>;
+
+// Rounded to T, which is the upper half of each lane; the lower half is arbitrary. Of bf16 NaN becomes the NaN of all ones.
+template <class T, class D>
 HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> RoundToBf16(D, hn::Vec<D> v) {
   const hn::RebindToUnsigned<D> du;
   const auto bits = hn::BitCast(du, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
   const auto rounded = hn::Add(hn::Add(bits, hn::Set(du, 0x7fffu)), odd);
+  if constexpr (std::is_same_v<T, Bf16OfBf16>) return rounded;
   // By integers: what a compare of floats says of NaN differs between Highway's targets.
   const hn::RebindToSigned<D> di;
   const auto magnitude = hn::BitCast(di, hn::And(bits, hn::Set(du, 0x7fffffffu)));
   const auto is_nan = hn::VecFromMask(di, hn::Gt(magnitude, hn::Set(di, 0x7f800000)));
   return hn::Or(rounded, hn::BitCast(du, is_nan));
-}
-
-template <class D>
-HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> F32ToBf16(D d, hn::Vec<D> v) {
-  const hn::RebindToSigned<D> di;
-  const hn::Rebind<std::uint16_t, D> du16;
-  return hn::DemoteTo(du16, hn::BitCast(di, hn::ShiftRight<16>(RoundToBf16(d, v))));
 }
 
 template <class D>
@@ -133,9 +137,11 @@ template <class D>
 HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> Narrow(D d, hn::Vec<D> v, F16) {
   return F32ToF16(d, v);
 }
-template <class D>
-HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> Narrow(D d, hn::Vec<D> v, Bf16) {
-  return F32ToBf16(d, v);
+template <class D, class T, std::enable_if_t<kIsBf16<T>>* = nullptr>
+HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> Narrow(D d, hn::Vec<D> v, T) {
+  const hn::RebindToSigned<D> di;
+  const hn::Rebind<std::uint16_t, D> du16;
+  return hn::DemoteTo(du16, hn::BitCast(di, hn::ShiftRight<16>(RoundToBf16<T>(d, v))));
 }
 
 // --- loads

@@ -20,29 +20,70 @@ namespace kf {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// x within [low, high]; NaN stays NaN.
+// x or `low`, whichever is larger; NaN stays NaN.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V Clamp(D d, float low, float high, V x) {
-  const V vlow = hn::Set(d, low), vhigh = hn::Set(d, high);
+HWY_INLINE V AtLeast(D d, float low, V x) {
+  const V vlow = hn::Set(d, low);
 #if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
-  // Highway's emulated min and max pick the number.
-  return hn::IfThenElse(hn::Lt(x, vlow), vlow, hn::IfThenElse(hn::Gt(x, vhigh), vhigh, x));
+  return hn::IfThenElse(hn::Lt(x, vlow), vlow, x);  // Highway's emulated max picks the number
 #else
-  return hn::Max(vlow, hn::Min(vhigh, x));  // x86 returns the second operand where one is NaN
+  return hn::Max(vlow, x);  // x86 returns the second operand where one is NaN
 #endif
 }
 
-// e^x, for a result that is kept as Out: within 1 ulp for f32 (1.5 without FMA), within 2^-16 of itself for f16 and
-// bf16; e^0 is 1. Results below 2^-125.5 are flushed to zero.
-//
-// x = (k + f) ln 2 with |f| <= 1/2: adding 1.5 * 2^23 + 126 leaves the integer k + 126 in the low bits, which are the
-// exponent bits of 2^(k-1). That times the minimax polynomial of 2 e^r, r = f ln 2, overflows to infinity where it
-// should, and 2^-127 has exponent bits zero: it is 0.
-template <class Out = float, class D, class V = hn::Vec<D>>
-HWY_INLINE V Exp(D d, V x) {
+// x or `high`, whichever is smaller; NaN stays NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V AtMost(D d, float high, V x) {
+  const V vhigh = hn::Set(d, high);
+#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
+  return hn::IfThenElse(hn::Gt(x, vhigh), vhigh, x);
+#else
+  return hn::Min(vhigh, x);
+#endif
+}
+
+// x within [low, high]; NaN stays NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Clamp(D d, float low, float high, V x) {
+  return AtLeast(d, low, AtMost(d, high, x));
+}
+
+// 2^f times two for |f| <= 1/2, for a result that is kept as Out: within 2^-16 of itself for f16, 2^-13 for bf16.
+template <class Out, class D, class V = hn::Vec<D>>
+HWY_INLINE V TwiceExp2(D d, V f) {
+  if constexpr (std::is_same_v<Out, Bf16>) {  // in pairs: what one step waits for is what binds here
+    const V low = hn::MulAdd(hn::Set(d, 1.3865658044815063f), f, hn::Set(d, 2.0f));
+    const V high = hn::MulAdd(hn::Set(d, 0.11001808941364288f), f, hn::Set(d, 0.48442190885543823f));
+    return hn::MulAdd(high, hn::Mul(f, f), low);
+  }
+  V p = hn::MulAdd(hn::Set(d, 0.0191656444221735f), f, hn::Set(d, 0.11181347817182541f));
+  p = hn::MulAdd(p, f, hn::Set(d, 0.4804820120334625f));
+  p = hn::MulAdd(p, f, hn::Set(d, 1.3862483501434326f));
+  return hn::MulAdd(p, f, hn::Set(d, 2.0f));
+}
+
+// Added to k, leaves k + 126 in the low bits, which are the exponent bits of 2^(k-1).
+inline constexpr float kExponentMagic = 12582912.0f + 126.0f;
+
+// p 2^(k-1), `shifted` being k and the above.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V ScaleByExponent(D d, V p, V shifted) {
   const hn::RebindToSigned<D> di;
-  x = Clamp(d, -87.5f, 89.0f, x);
-  const V magic = hn::Set(d, 12582912.0f + 126.0f), log2_e = hn::Set(d, 1.44269504088896341f);
+  return hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
+}
+
+// 2^x, |x| <= 126 or NaN, for a result that is kept as Out, f16 or bf16.
+template <class Out, class D, class V = hn::Vec<D>>
+HWY_INLINE V Exp2(D d, V x) {
+  const V magic = hn::Set(d, kExponentMagic);
+  const V shifted = hn::Add(x, magic);
+  return ScaleByExponent(d, TwiceExp2<Out>(d, hn::Sub(x, hn::Sub(shifted, magic))), shifted);
+}
+
+// e^x within [-87.5, 89], or NaN; see Exp.
+template <class Out = float, class D, class V = hn::Vec<D>>
+HWY_INLINE V ExpWithin(D d, V x) {
+  const V magic = hn::Set(d, kExponentMagic), log2_e = hn::Set(d, 1.44269504088896341f);
   const V shifted = hn::MulAdd(x, log2_e, magic);
   const V k = hn::Sub(shifted, magic);
   V p;
@@ -57,13 +98,25 @@ HWY_INLINE V Exp(D d, V x) {
     p = hn::MulAdd(p, r, hn::Set(d, 2.0f));
     p = hn::MulAdd(p, r, hn::Set(d, 2.0f));
   } else {
-    const V f = hn::MulSub(x, log2_e, k);
-    p = hn::MulAdd(hn::Set(d, 0.0191656444221735f), f, hn::Set(d, 0.11181347817182541f));
-    p = hn::MulAdd(p, f, hn::Set(d, 0.4804820120334625f));
-    p = hn::MulAdd(p, f, hn::Set(d, 1.3862483501434326f));
-    p = hn::MulAdd(p, f, hn::Set(d, 2.0f));
+    p = TwiceExp2<Out>(d, hn::MulSub(x, log2_e, k));
   }
-  return hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
+  return ScaleByExponent(d, p, shifted);
+}
+
+// e^x, for a result that is kept as Out: within 1 ulp for f32 (1.5 without FMA), within 2^-16 of itself for f16 and 2^-13
+// for bf16; e^0 is 1. Results below 2^-125.5 are flushed to zero.
+//
+// x = (k + f) ln 2 with |f| <= 1/2: the exponent bits of 2^(k-1) times the minimax polynomial of 2 e^r, r = f ln 2, overflow
+// to infinity where they should, and 2^-127 has exponent bits zero: it is 0.
+template <class Out = float, class D, class V = hn::Vec<D>>
+HWY_INLINE V Exp(D d, V x) {
+  return ExpWithin<Out>(d, Clamp(d, -87.5f, 89.0f, x));
+}
+
+// The same where x, but for rounding, is not above zero.
+template <class Out = float, class D, class V = hn::Vec<D>>
+HWY_INLINE V ExpOfNegative(D d, V x) {
+  return ExpWithin<Out>(d, AtLeast(d, -87.5f, x));
 }
 
 // erf(x) with an absolute error below 4e-7: Eigen's rational approximation on [-4, 4].

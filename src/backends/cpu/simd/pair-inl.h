@@ -84,17 +84,18 @@ HWY_INLINE F32Pair LoadF32(F32Tag d, const T* p, Two two) {
 }
 
 // A pair of bf16 as it lies in memory.
+template <class T>
 HWY_INLINE hn::Vec<hn::Repartition<std::uint16_t, F32Tag>> NarrowPair(F32Tag d, F32Pair v) {
   const hn::Repartition<std::uint16_t, F32Tag> d16;
-  return hn::OddEven(hn::BitCast(d16, RoundToBf16(d, v.second)),
-                     hn::BitCast(d16, hn::ShiftRight<16>(RoundToBf16(d, v.first))));
+  return hn::OddEven(hn::BitCast(d16, RoundToBf16<T>(d, v.second)),
+                     hn::BitCast(d16, hn::ShiftRight<16>(RoundToBf16<T>(d, v.first))));
 }
 
 template <class T>
 HWY_INLINE void StoreF32(F32Tag d, F32Pair v, T* p, Two) {
-  if constexpr (std::is_same_v<T, Bf16>) {
+  if constexpr (kIsBf16<T>) {
     const hn::Repartition<std::uint16_t, F32Tag> d16;
-    hn::StoreU(NarrowPair(d, v), d16, reinterpret_cast<std::uint16_t*>(p));
+    hn::StoreU(NarrowPair<T>(d, v), d16, reinterpret_cast<std::uint16_t*>(p));
   } else {
     StoreF32(d, v.first, p);
     StoreF32(d, v.second, p + hn::Lanes(d));
@@ -106,8 +107,8 @@ HWY_INLINE void StoreF32(F32Tag d, F32Pair v, T* p, Two) {
 template <class T>
 HWY_INLINE void StreamF32(F32Tag d, F32Pair v, T* p) {
   const hn::Repartition<std::uint16_t, F32Tag> d16;
-  if constexpr (std::is_same_v<T, Bf16>) {
-    hn::Stream(NarrowPair(d, v), d16, reinterpret_cast<std::uint16_t*>(p));
+  if constexpr (kIsBf16<T>) {
+    hn::Stream(NarrowPair<T>(d, v), d16, reinterpret_cast<std::uint16_t*>(p));
   } else if constexpr (std::is_same_v<T, F16>) {
     const auto lower = Narrow(d, v.first, T{}), upper = Narrow(d, v.second, T{});
     hn::Stream(hn::Combine(d16, upper, lower), d16, reinterpret_cast<std::uint16_t*>(p));

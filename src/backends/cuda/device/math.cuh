@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "core/gelu_logistic.h"
 #include "core/half.h"
 #include "kf/ops/common.h"
 
@@ -45,19 +46,19 @@ __device__ inline float gelu_tanh(float x) {
   return over_one_plus_exp<Out>(x, x * fmaf(x * x, -0.0713548162726f, -1.59576912160573f));
 }
 
-// x/2 erfc(-x / sqrt 2), which does not cancel either. For bf16 by the logistic function that is the normal distribution's:
-// Phi(x) = 1 / (1 + 2^-(x P(x^2))), with a P fitted on [-5.6, 5.6] (relative error of the result 3e-4, a seventh of half a
-// unit in the last place); beyond, the result is x or, below 1e-7, exponentially small.
+// x/2 erfc(-x / sqrt 2), which does not cancel either. For bf16 as core/gelu_logistic.h says, P(s) beyond the
+// range as at its end.
 template <class Out>
 __device__ inline float gelu(float x) {
   if constexpr (!std::is_same_v<Out, Bf16>) return 0.5f * x * erfcf(-0.70710678118654752f * x);
-  const float s = fminf(x * x, 31.36f);
-  float p = fmaf(s, 8.172922894e-10f, -9.192471140e-08f);
-  p = fmaf(p, s, 3.909517545e-06f);
-  p = fmaf(p, s, -6.554964057e-05f);
-  p = fmaf(p, s, -6.681408267e-04f);
-  p = fmaf(p, s, 1.063464433e-01f);
-  p = fmaf(p, s, 2.301069021f);
+  using namespace gelu_logistic;
+  const float s = fminf(x * x, kEnd * kEnd);
+  float p = fmaf(s, kP6, kP5);
+  p = fmaf(p, s, kP4);
+  p = fmaf(p, s, kP3);
+  p = fmaf(p, s, kP2);
+  p = fmaf(p, s, kP1);
+  p = fmaf(p, s, kP0);
   return x * approximate_reciprocal(1.0f + approximate_exp2(-x * p));
 }
 
