@@ -11,9 +11,11 @@
 #include "backends/cuda/attention/unfused.h"
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/elementwise/pointwise.h"
+#include "backends/cuda/elementwise/quantized_rows.h"
 #include "backends/cuda/elementwise/softmax.h"
 #include "backends/cuda/linear/linear.h"
 #include "backends/cuda/norm/norm.h"
+#include "backends/cuda/rope/append_quantized.h"
 #include "backends/cuda/rope/rope.h"
 #include "backends/cuda/sampling/sampling.h"
 #include "backends/cuda/supports.h"
@@ -54,7 +56,8 @@ const std::map<Op, std::set<std::string>>& known_operands() {
         {Op::binary, {"a", "b", "out"}},
         {Op::activation, {"x", "out"}},
         {Op::gated_activation, {"gate", "up", "out"}},
-        {Op::softmax, {"x", "out", "lse"}},
+        {Op::softmax, {"x", "out", "lse", "mask"}},
+        {Op::quantize, {"x", "out"}},
         {Op::rope, {"x", "positions", "cos", "sin", "norm_weight", "out"}},
         {Op::append_kv, {"k", "v", "slot_mapping", "k_cache", "v_cache"}},
         {Op::rope_append,
@@ -86,22 +89,32 @@ const std::map<Op, std::set<std::string>>& known_operands() {
   return known;
 }
 
-// Only those, and of data only f32, f16 and bf16.
-Support known_only(Op op, const void* params) {
+// What lies beside operands in 8 or 4 bits that a kernel writes.
+const std::set<std::string>& beside_written_codes() {
+  static const std::set<std::string> names = {"static_scale",  "out_scales",     "k_cache_scales",
+                                              "k_cache_zeros", "v_cache_scales", "v_cache_zeros"};
+  return names;
+}
+
+// Only those, and of data only f32, f16 and bf16; of kernels that write codes these, too.
+Support known_only(Op op, const void* params, bool writes_codes) {
   const std::set<std::string>& known = known_operands().at(op);
   for (const Slot& s : slots_of(op, const_cast<void*>(params))) {
     if (!s.tensor->present()) continue;
+    if (writes_codes && beside_written_codes().contains(s.name)) continue;
     if (!known.contains(s.name)) return Support::no(std::string(s.name) + " given: this kernel takes none");
     const DType dtype = s.tensor->dtype;
-    if (dtype == DType::i32 || dtype == DType::i64 || ops_of_many_dtypes().contains(op)) continue;
+    if (writes_codes || dtype == DType::i32 || dtype == DType::i64 || dtype == DType::boolean ||
+        ops_of_many_dtypes().contains(op))
+      continue;
     if (const Support plain = plain_dtype(s.name, *s.tensor); !plain) return plain;
   }
   return Support::yes();
 }
 
-Kernel guarded(Kernel k) {
-  k.supports = [op = k.op, supports = k.supports](const void* params, const PlanContext& ctx) {
-    if (const Support s = known_only(op, params); !s) return s;
+Kernel guarded(Kernel k, bool writes_codes) {
+  k.supports = [op = k.op, writes_codes, supports = k.supports](const void* params, const PlanContext& ctx) {
+    if (const Support s = known_only(op, params, writes_codes); !s) return s;
     return supports(params, ctx);
   };
   return k;
@@ -197,7 +210,27 @@ std::vector<Kernel> kernels() {
                   argmax_workspace),
       make_kernel("cuda::sample_plain", kFused | kVanilla, kAnyLayout, sample_supports, sample_run),
   };
-  for (Kernel& k : all) k = guarded(std::move(k));
+  for (Kernel& k : all) k = guarded(std::move(k), false);
+
+  // --- what is written in 8 or 4 bits ---
+  constexpr const char* kCodes = "8-bit outputs, with a scale a row or one in all";
+  constexpr const char* kCaches = "caches of int4, i8 and fp8";
+  for (Kernel& k :
+       std::vector<Kernel>{make_kernel("cuda::quantize_plain", kFused | kVanilla, kAnyLayout,
+                                       quantize_supports, quantize_run),
+                           make_kernel("cuda::rms_norm_quantized", kFused, kCodes,
+                                       rms_norm_quantized_supports, rms_norm_quantized_run),
+                           make_kernel("cuda::layer_norm_quantized", kFused, kCodes,
+                                       layer_norm_quantized_supports, layer_norm_quantized_run),
+                           make_kernel("cuda::activation_quantized", kFused, kCodes,
+                                       activation_quantized_supports, activation_quantized_run),
+                           make_kernel("cuda::gated_activation_quantized", kFused, kCodes,
+                                       gated_activation_quantized_supports, gated_activation_quantized_run),
+                           make_kernel("cuda::append_kv_quantized", kFused | kVanilla, kCaches,
+                                       append_kv_quantized_supports, append_kv_quantized_run),
+                           make_kernel("cuda::rope_append_quantized", kFused, kCaches,
+                                       rope_append_quantized_supports, rope_append_quantized_run)})
+    all.push_back(guarded(std::move(k), true));
   return all;
 }
 

@@ -19,9 +19,23 @@ struct SoftmaxArgs {
   std::int64_t rows;
   int n;
   float scale;
+  // As x has rows, some of them the same.
+  const void* mask;  // or null
+  DType mask_dtype;
+  RowOffsets mask_rows;
+  std::int64_t mask_stride;  // of elements: 1, or 0 where one serves a row
 };
 
-template <class T, int W, int kVecs>
+// The score of an element under the mask.
+__device__ inline float masked(const SoftmaxArgs& a, std::int64_t at, float v) {
+  if (a.mask_dtype == DType::boolean)
+    return static_cast<const std::uint8_t*>(a.mask)[at] ? v : -__builtin_huge_valf();
+  float m[1];
+  load_any(a.mask_dtype, a.mask, at, m);
+  return v + m[0];
+}
+
+template <class T, int W, int kVecs, bool kMask>
 __global__ void __launch_bounds__(kMaxRowThreads, kVecs == 8   ? 1
                                                   : kVecs == 4 ? 2
                                                                : 3) softmax_kernel(const SoftmaxArgs a) {
@@ -31,13 +45,17 @@ __global__ void __launch_bounds__(kMaxRowThreads, kVecs == 8   ? 1
   const int n = active ? a.n : 0;
   HeldRow<T, W, kVecs> x{static_cast<const T*>(a.x) + (active ? a.x_rows(row) : 0), n};
   x.fill();
-  // Calls f(i, v) for each vector, scaled.
+  const std::int64_t mask = kMask && active ? a.mask_rows(row) : 0;
+  // Calls f(i, v) for each vector, scaled and masked.
   const auto for_each = [&](const auto& f) {
     for_each_vector<kVecs, W>(n, [&](int j, int i) {
       float v[W];
       x.get(j, i, v);
 #pragma unroll
-      for (int k = 0; k < W; ++k) v[k] *= a.scale;
+      for (int k = 0; k < W; ++k) {
+        v[k] *= a.scale;
+        if constexpr (kMask) v[k] = masked(a, mask + (i + k) * a.mask_stride, v[k]);
+      }
       f(i, v);
     });
   };
@@ -74,21 +92,37 @@ Support softmax_supports(const SoftmaxParams& p, const PlanContext&) { return ro
 void softmax_run(const SoftmaxParams& p, const RunContext& ctx) {
   const std::int64_t rows = num_rows(p.x);
   if (rows == 0) return;
-  const SoftmaxArgs a{p.x.data,
-                      p.out.data,
-                      p.lse.present() ? p.lse.as<float>() : nullptr,
-                      RowOffsets(p.x),
-                      RowOffsets(p.out),
-                      RowOffsets(p.lse, 0),
-                      rows,
-                      static_cast<int>(p.x.dim(-1)),
-                      p.scale};
+  SoftmaxArgs a{p.x.data,
+                p.out.data,
+                p.lse.present() ? p.lse.as<float>() : nullptr,
+                RowOffsets(p.x),
+                RowOffsets(p.out),
+                RowOffsets(p.lse, 0),
+                rows,
+                static_cast<int>(p.x.dim(-1)),
+                p.scale,
+                data_or_null(p.mask),
+                p.mask.dtype,
+                {},
+                0};
+  if (a.mask) {
+    // As NumPy broadcasts it.
+    TensorView m = p.x;
+    for (int i = 0; i < m.rank; ++i) {
+      const int own = i - m.rank + p.mask.rank;
+      m.strides[i] = own < 0 || p.mask.dim(own) == 1 ? 0 : p.mask.stride(own);
+    }
+    a.mask_rows = RowOffsets(m);
+    a.mask_stride = m.stride(-1);
+  }
   const Launch launch(p.out, ctx);
   with_vectors(p.x.dtype, {&p.x, &p.out},
                [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
                  const RowShape shape = row_shape(a.n, W);
+                 if (a.mask)
+                   return launch(softmax_kernel<T, W, 0, true>, shape.grid(rows), shape.block(), 0, a);
                  with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-                   launch(softmax_kernel<T, W, kVecs>, shape.grid(rows), shape.block(), 0, a);
+                   launch(softmax_kernel<T, W, kVecs, false>, shape.grid(rows), shape.block(), 0, a);
                  });
                });
 }
