@@ -123,8 +123,6 @@ class Engine {
   KvCache& cache() { return cache_; }
   const KvCache& cache() const { return cache_; }
   Dispatcher& dispatcher() { return dispatcher_; }
-  // For what is done with a step's results, on the host.
-  Dispatcher& host_dispatcher() { return dispatchers_.on({}); }
   const ModelConfig& config() const { return config_; }
   const EngineOptions& options() const { return options_; }  // with defaults filled in
 
@@ -150,6 +148,7 @@ class Engine {
   };
 
   TensorView run_step(std::span<const StepInput> batch, StepOutput output);
+  TensorView run_enqueue(std::span<const StepInput> batch, StepOutput output);
   TensorView run_decode(std::span<const StepInput> batch, std::int64_t count);
   const Graph& graph_of(StepOutput output);
   void check(std::span<const StepInput> batch) const;
@@ -204,6 +203,10 @@ class EngineUse {
   // What the engine does, without claiming it for itself.
   TensorView step(std::span<const StepInput> batch, StepOutput output = StepOutput::logits) {
     return engine_.run_step(batch, output);
+  }
+  // A step whose rows stay on the device, where they are once the stream has come so far.
+  TensorView enqueue(std::span<const StepInput> batch, StepOutput output) {
+    return engine_.run_enqueue(batch, output);
   }
   TensorView decode(std::span<const StepInput> batch, std::int64_t count) {
     return engine_.run_decode(batch, count);

@@ -306,6 +306,7 @@ void Engine::with_room(std::span<const StepInput> batch, std::int64_t times, F&&
   for (const StepInput& in : batch) growths_.push_back({in.sequence, std::ssize(in.tokens) * times});
   cache_.extend(growths_);
   try {
+    dispatcher_.synchronize(launch());  // a step that was only enqueued reads the tables
     run();
   } catch (...) {
     try {
@@ -318,7 +319,7 @@ void Engine::with_room(std::span<const StepInput> batch, std::int64_t times, F&&
   }
 }
 
-TensorView Engine::run_step(std::span<const StepInput> batch, StepOutput output) {
+TensorView Engine::run_enqueue(std::span<const StepInput> batch, StepOutput output) {
   check(batch);
   if (batch.empty()) {
     return output == StepOutput::ids
@@ -326,13 +327,20 @@ TensorView Engine::run_step(std::span<const StepInput> batch, StepOutput output)
                : TensorView::contiguous(nullptr, options_.activation_dtype, {0, config_.vocab_size});
   }
   TensorView rows;
+  with_room(batch, 1, [&] { rows = enqueue(batch, output, {}); });
+  return rows;
+}
+
+TensorView Engine::run_step(std::span<const StepInput> batch, StepOutput output) {
+  if (dispatcher_.on_host() || batch.empty()) return run_enqueue(batch, output);
+  check(batch);
+  TensorView rows;
   with_room(batch, 1, [&] {
     rows = enqueue(batch, output, {});
-    if (dispatcher_.on_host()) return;
     const auto start = std::chrono::steady_clock::now();
     void* const results = results_of(rows.nbytes());
     dispatcher_.copy(results, rows.data, rows.nbytes(), CopyDirection::to_host, launch());
-    dispatcher_.synchronize(launch());  // what the step reads may change now, too
+    dispatcher_.synchronize(launch());
     rows.data = results;
     rows.device = {};
     last_step_.run_seconds += seconds_since(start);

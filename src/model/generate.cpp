@@ -29,30 +29,35 @@ SampleParams sample_params(const SamplingOptions& o) {
   return p;
 }
 
-// Draws one request's tokens, on the host. The plan is made once: seed and step are not what a plan depends on.
+// Draws one request's tokens, where the logits are. The plan is made once: seed and step are not what a plan depends on.
 class Sampler {
  public:
   Sampler(Engine& engine, const SamplingOptions& options)
-      : dispatcher_(engine.host_dispatcher()), params_(sample_params(options)), id_(DType::i32, {1}) {
+      : dispatcher_(engine.dispatcher()),
+        launch_{.stream = engine.options().stream},
+        params_(sample_params(options)) {
+    const Device device = dispatcher_.caps().device;
+    const EngineOptions& o = engine.options();
     params_.logits =
-        TensorView::contiguous(nullptr, engine.options().activation_dtype, {1, engine.config().vocab_size});
-    params_.ids = id_;
-    plan_ = dispatcher_.plan(params_, engine.options().selection);
-    workspace_ = allocate_host(plan_->workspace_bytes());
+        TensorView::contiguous(nullptr, o.activation_dtype, {1, engine.config().vocab_size}, device);
+    params_.ids = TensorView::contiguous(nullptr, DType::i32, {1}, device);
+    plan_ = dispatcher_.plan(params_, o.selection);
+    workspace_ = dispatcher_.allocate(plan_->workspace_bytes(), launch_);
     params_.seed = options.seed;
   }
 
-  std::int32_t draw(const TensorView& logits, std::int64_t step) {
+  // From one row of logits, into one id; on a device it is there once the stream has come so far.
+  void draw(const TensorView& logits, const TensorView& id, std::int64_t step) {
     params_.logits = logits;
+    params_.ids = id;
     params_.step = step;
-    dispatcher_.execute(*plan_, &params_, workspace_.get());
-    return *id_.as<std::int32_t>();
+    dispatcher_.execute(*plan_, &params_, workspace_.get(), launch_);
   }
 
  private:
   Dispatcher& dispatcher_;
+  const Launch launch_;
   SampleParams params_;
-  Tensor id_;
   std::shared_ptr<const Plan> plan_;
   std::shared_ptr<void> workspace_;
 };
@@ -108,7 +113,11 @@ class Running {
 class Scheduler {
  public:
   Scheduler(Engine& engine, std::span<const GenerateRequest> requests, const TokenCallback& on_token)
-      : engine_(engine), use_(engine), requests_(requests), on_token_(on_token), results_(requests.size()) {}
+      : engine_(engine), use_(engine), requests_(requests), on_token_(on_token), results_(requests.size()) {
+    const std::int64_t rows = engine.options().max_batch_size;
+    drawn_ = engine.dispatcher().make_tensor(DType::i32, {&rows, 1});
+    drawn_on_host_.resize(static_cast<std::size_t>(rows));
+  }
 
   std::vector<GenerateResult> run() && {
     for (std::size_t i = 0; i < requests_.size(); ++i) check(requests_[i], i);
@@ -189,17 +198,13 @@ class Scheduler {
       budget -= batch_.back().tokens.size();
       all_greedy &= batch_.back().rows == Rows::none || is_greedy(r->request);
     }
-    const TensorView out = use_.step(batch_, all_greedy ? StepOutput::ids : StepOutput::logits);
-
-    std::int64_t row = 0;
+    const std::int32_t* next = all_greedy ? use_.step(batch_, StepOutput::ids).as<std::int32_t>()
+                                          : draw(use_.enqueue(batch_, StepOutput::logits));
     for (std::size_t i = 0; i < batch_.size(); ++i) {
       Running& r = *running_[i];
       if (r.in_prompt()) r.fed += batch_[i].tokens.size();
       if (batch_[i].rows == Rows::none) continue;
-      const std::int32_t token =
-          all_greedy ? out.as<std::int32_t>()[row] : choose(r, out.slice(0, row, row + 1));
-      ++row;
-      if (!accept(r, token)) running_[i].reset();
+      if (!accept(r, *next++)) running_[i].reset();
     }
     std::erase(running_, nullptr);
   }
@@ -231,10 +236,24 @@ class Scheduler {
     std::erase(running_, nullptr);
   }
 
-  std::int32_t choose(Running& r, const TensorView& logits) {
-    if (!r.sampler)
-      r.sampler = std::make_unique<Sampler>(engine_, r.request.sampling);  // greedy beside others
-    return r.sampler->draw(logits, static_cast<std::int64_t>(results_[r.index].tokens.size()));
+  // A token from each row of logits, on the host.
+  const std::int32_t* draw(const TensorView& logits) {
+    Dispatcher& d = engine_.dispatcher();
+    const Launch launch{.stream = engine_.options().stream};
+    std::int64_t row = 0;
+    for (std::size_t i = 0; i < batch_.size(); ++i) {
+      if (batch_[i].rows == Rows::none) continue;
+      Running& r = *running_[i];
+      if (!r.sampler)
+        r.sampler = std::make_unique<Sampler>(engine_, r.request.sampling);  // greedy beside others
+      r.sampler->draw(logits.slice(0, row, row + 1), drawn_.view.slice(0, row, row + 1),
+                      std::ssize(results_[r.index].tokens));
+      ++row;
+    }
+    d.copy(drawn_on_host_.data(), drawn_.view.data, static_cast<std::size_t>(row) * sizeof(std::int32_t),
+           CopyDirection::to_host, launch);
+    d.synchronize(launch);
+    return drawn_on_host_.data();
   }
 
   // Whether the request goes on.
@@ -263,6 +282,8 @@ class Scheduler {
   std::deque<std::size_t> waiting_;
   std::vector<std::unique_ptr<Running>> running_;
   std::vector<StepInput> batch_;
+  StoredTensor drawn_;  // ids, where the logits are
+  std::vector<std::int32_t> drawn_on_host_;
   std::vector<GenerateResult> results_;
 };
 
