@@ -52,8 +52,11 @@ float Row(const X* x, const X* next, T* out, std::int64_t n, float scale, float*
   // A row of -inf has no shift that leaves it finite: e^-inf is 0 under any other.
   const float shift = max == -std::numeric_limits<float>::infinity() ? 0.0f : max;
   const auto vscale = hn::Set(d, scale), vshift = hn::Set(d, shift);
-  const auto exponential = [&](auto v)
-                               HWY_ATTR { return ExpOfNegative<T>(d, hn::MulSub(v, vscale, vshift)); };
+  using Exponential =
+      std::conditional_t<std::is_same_v<T, Bf16>, F16, T>;  // lse is f32: bf16 would show in it
+  const auto exponential = [&](auto v) HWY_ATTR {
+    return ExpOfNegative<Exponential>(d, hn::MulSub(v, vscale, vshift));
+  };
   const auto add = [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); };
   const double sum = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent) HWY_ATTR {
     const auto e = Within(d, Each(exponential, LoadInOrder<T>(d, x + i, extent)), extent);
