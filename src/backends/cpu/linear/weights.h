@@ -1,16 +1,12 @@
-// The weights of the linear family's ops as kernels read them.
+// The weights of the linear family's ops as the CPU's kernels read them, beside core/op_weights.h.
 #pragma once
 
-#include "core/sparse.h"
+#include "core/op_weights.h"
 #include "kf/kernel.h"
 #include "kf/ops/linear.h"
 
 namespace kf::cpu {
 
-template <class P>  // LinearParams or LmHeadArgmaxParams
-Weight weight_of(const P& p) {
-  return {p.weight, p.weight_quantization, p.weight_sparsity, p.x.dim(1)};
-}
 // One adapter's matrix of those that Lora::a or Lora::b holds.
 inline Weight adapter_weight(const TensorView& all, std::int64_t adapter) {
   TensorView t = all;
@@ -22,21 +18,6 @@ inline Weight adapter_weight(const TensorView& all, std::int64_t adapter) {
   }
   return {t, {}, {}, t.dim(1)};
 }
-
-struct QkvWeights {
-  Weight q, k, v;
-  explicit QkvWeights(const QkvLinearParams& p)
-      : q(p.q_weight, p.q_weight_quantization, p.q_weight_sparsity, p.x.dim(1)),
-        k(p.k_weight, p.k_weight_quantization, p.k_weight_sparsity, p.x.dim(1)),
-        v(p.v_weight, p.v_weight_quantization, p.v_weight_sparsity, p.x.dim(1)) {}
-};
-struct FfnWeights {
-  Weight gate, up, down;
-  explicit FfnWeights(const GatedFfnParams& p)
-      : gate(p.gate_weight, p.gate_weight_quantization, p.gate_weight_sparsity, p.x.dim(1)),
-        up(p.up_weight, p.up_weight_quantization, p.up_weight_sparsity, p.x.dim(1)),
-        down(p.down_weight, p.down_weight_quantization, p.down_weight_sparsity, gate.layout.dim(0)) {}
-};
 
 // For kernels that multiply x as it is.
 template <class P>
