@@ -19,7 +19,7 @@ copyright = "the authors of kf; Apache-2.0"
 release = version = (ROOT / "VERSION").read_text().strip()
 
 root_doc = "README"
-include_patterns = ["README.md", "README.zh-CN.md", "CHANGELOG.md", "docs/*.md", "docs/**/*.md", "docs/site/*.rst"]
+include_patterns = ["README.md", "README.zh-CN.md", "CHANGELOG.md", "examples/README.md", "docs/*.md", "docs/**/*.md", "docs/site/*.rst"]
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_heading_anchors = 4  # the anchors that a link on GitHub uses
 
@@ -47,7 +47,7 @@ def contents():
     found = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in (ROOT / "docs").rglob("*.md")}
     rest = sorted(page for page in found - named if not page.startswith("ops/"))
     sections = {caption: [f"docs/{page}" for page in pages] for caption, pages in CONTENTS.items()}
-    return {**sections, "More": [*(f"docs/{page}" for page in rest), "CHANGELOG", "README.zh-CN"]}
+    return {**sections, "More": [*(f"docs/{page}" for page in rest), "examples/README", "CHANGELOG", "README.zh-CN"]}
 
 
 def add_contents(app, docname, source):
