@@ -3,6 +3,8 @@
 
 #include "kf/backend.h"
 #include "kf/call_log.h"
+#include "kf/checked_kernel.h"
+#include "kf/cuda_source.h"
 #include "kf/dispatch.h"
 #include "kf/dtype.h"
 #include "kf/engine.h"

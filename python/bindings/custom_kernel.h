@@ -4,6 +4,7 @@
 #include <string>
 
 #include "bindings.h"
+#include "kf/cuda_source.h"
 #include "kf/kernel.h"
 
 namespace kf::python {
@@ -23,11 +24,13 @@ struct PythonKernel {
 };
 
 // The row, and where a reference is given a second one for it, which serves no calls but those of the check.
-//
-// Before a layout (or form) is served for the first time, the kernel is run on generated data and compared with the
-// reference (for a large call, with the unfused composition, which the library's tests compare with it; on a device, with the
-// backend's own kernel): what differs, or writes outside its outputs, is an invalid_argument of the call that was to use it,
-// which has written nothing by then.
+// The row is a checked_kernel().
 std::vector<Kernel> python_kernel_rows(const PythonKernel& kernel);
+
+// CUDA source as a row, and one for its reference where that is given. `shape` is asked for a launch with the operands as
+// layouts: (fields) -> (grid, block, shared_bytes).
+std::vector<Kernel> cuda_kernel_rows(const std::string& name, Op op, const std::string& condition,
+                                     CudaSource source, const nb::object& shape, const nb::object& supports,
+                                     const nb::object& reference);
 
 }  // namespace kf::python

@@ -1,6 +1,7 @@
 // KernelFusionManager: ops run as a configuration says, with counts of what ran.
 #include "bindings.h"
 #include "bound_call.h"
+#include "core/shared_library.h"
 #include "custom_kernel.h"
 #include "kf/error.h"
 #include "kf/replay.h"
@@ -115,6 +116,23 @@ class PyManager {
         manager_.register_custom_kernel(std::move(row));
   }
 
+  void add_cuda_kernel(const std::string& name, const std::string& op, const std::string& condition,
+                       bool graph_safe, const std::string& source, const std::string& entry,
+                       const std::vector<std::string>& args, const std::vector<std::string>& options,
+                       const std::vector<std::string>& dtypes, const std::vector<std::string>& transposed,
+                       const std::vector<std::string>& settled, const nb::object& shape,
+                       const nb::object& supports, const nb::object& reference) {
+    CudaSource s{.source = source, .entry = entry, .args = args, .shape = {}, .options = options};
+    s.dtypes.clear();
+    for (const std::string& d : dtypes) s.dtypes.push_back(parse_dtype(d));
+    s.graph_safe = graph_safe;
+    s.transposed = transposed;
+    s.settled = settled;
+    for (Kernel& row :
+         cuda_kernel_rows(name, op_named(op).op, condition, std::move(s), shape, supports, reference))
+      manager_.register_custom_kernel(std::move(row));
+  }
+
   void reset() { manager_.reset(); }
 
  private:
@@ -156,7 +174,35 @@ void bind_manager(nb::module_& m) {
            nb::arg("graph_safe"), nb::arg("supports"), nb::arg("run"), nb::arg("reference").none(),
            nb::arg("family") = "custom", nb::arg("launches") = 1, nb::arg("check_sizes") = true,
            "Puts a kernel of Python before the others of its op.")
+      .def("add_cuda_kernel", &PyManager::add_cuda_kernel, nb::arg("name"), nb::arg("op"),
+           nb::arg("condition"), nb::arg("graph_safe"), nb::arg("source"), nb::arg("entry"), nb::arg("args"),
+           nb::arg("options"), nb::arg("dtypes"), nb::arg("transposed"), nb::arg("settled"), nb::arg("shape"),
+           nb::arg("supports"), nb::arg("reference").none(),
+           "Puts CUDA source before the other kernels of its op on CUDA devices.")
       .def("reset", &PyManager::reset, "Forgets counts, calls and spans.");
+  m.def("add_library_folder", &add_library_folder, nb::arg("folder"),
+        "Where libraries that are opened at run time are looked for first.");
+  m.def(
+      "compile_cuda",
+      [](const std::string& name, const std::string& source, const std::string& entry,
+         const std::vector<std::string>& options, const std::string& architecture, const std::string& dtype) {
+        const CudaSource s{.source = source, .entry = entry, .args = {}, .shape = {}, .options = options};
+        CompiledCuda c;
+        const DType type = parse_dtype(dtype);
+        {
+          nb::gil_scoped_release release;
+          c = compile_cuda(name, s, architecture, type);
+        }
+        nb::dict d;
+        d["image"] = nb::bytes(c.image.data(), c.image.size());
+        d["symbol"] = c.symbol;
+        d["parameters"] = c.parameters;
+        d["log"] = c.log;
+        d["cached"] = c.cached;
+        return d;
+      },
+      nb::arg("name"), nb::arg("source"), nb::arg("entry"), nb::arg("options"), nb::arg("architecture"),
+      nb::arg("dtype") = "f32", "CUDA source compiled by NVRTC for an architecture.");
 }
 
 }  // namespace kf::python

@@ -6,8 +6,6 @@
 
 #include <cerrno>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -16,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/build_id.h"
+#include "core/files.h"
 #include "core/log.h"
 #include "kf/error.h"
 #include "kf/verdict_store.h"
@@ -112,34 +111,6 @@ class FolderLock {
   int fd_;
 };
 
-// Writes a file of a new name beside `path`; returns the name.
-std::string write_beside(const std::string& path, const std::string& text) {
-  std::string name;
-  int fd = -1;
-  // Not mkstemp, whose files only their owner may read.
-  for (int i = 0; fd < 0 && i < 1000; ++i) {
-    name = fmt::format("{}.{}.{}.tmp", path, ::getpid(), i);
-    fd = ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd < 0 && errno != EEXIST) break;
-  }
-  if (fd < 0) fail_save(path, std::strerror(errno));
-  std::size_t written = 0;
-  int error = 0;
-  while (error == 0 && written < text.size()) {
-    const ssize_t n = ::write(fd, text.data() + written, text.size() - written);
-    if (n >= 0)
-      written += static_cast<std::size_t>(n);
-    else if (errno != EINTR)
-      error = errno;
-  }
-  if (::close(fd) != 0 && error == 0) error = errno;
-  if (error != 0) {
-    ::unlink(name.c_str());
-    fail_save(path, std::strerror(error));
-  }
-  return name;
-}
-
 }  // namespace
 
 VerdictStore::VerdictStore(std::string path) : path_(std::move(path)) {
@@ -153,13 +124,7 @@ VerdictStore::VerdictStore(std::string path) : path_(std::move(path)) {
 }
 
 std::string VerdictStore::default_path() {
-  const auto from = [](const char* variable) -> fs::path {
-    const char* value = std::getenv(variable);
-    return value != nullptr ? value : "";
-  };
-  fs::path folder = from("KF_CACHE_DIR");
-  if (folder.empty() && !from("XDG_CACHE_HOME").empty()) folder = from("XDG_CACHE_HOME") / "kf";
-  if (folder.empty() && !from("HOME").empty()) folder = from("HOME") / ".cache" / "kf";
+  const fs::path folder = cache_folder();
   return folder.empty() ? "" : (folder / "fusion_verdicts.json").string();
 }
 
@@ -216,14 +181,10 @@ void VerdictStore::save() {
 
   Json j = {{"format", kFormat}, {"verdicts", Json::array()}};
   for (const auto& [key, v] : merged) j["verdicts"].push_back(v);
-  // Written beside and renamed over: whoever reads sees the old file or the new one, never a part.
-  const std::string beside =
-      write_beside(path_, j.dump(1, ' ', false, Json::error_handler_t::replace) + '\n');
-  fs::rename(beside, path_, error);
-  if (error) {
-    const std::string why = error.message();
-    ::unlink(beside.c_str());
-    fail_save(path_, why);
+  try {
+    replace_file(path_, j.dump(1, ' ', false, Json::error_handler_t::replace) + '\n');
+  } catch (const std::system_error& e) {
+    fail_save(path_, e.code().message());
   }
   verdicts_ = std::move(merged);
   unsaved_.clear();

@@ -199,14 +199,6 @@ def test_a_name_is_taken_once(m):
         m.register_custom_kernel("softmax", lambda x: x)
 
 
-def test_cuda_source_needs_cuda(m):
-    source = kf.CudaSource("__global__ void twice(float* x) {}", "twice", ("x",), grid=(1,))
-    with pytest.raises(kf.UnavailableError, match="backend cuda, which is not compiled into this build"):
-        m.register_custom_kernel("activation", source)
-    with pytest.raises(kf.InvalidArgumentError, match="entry: expected a function of the source, got thrice"):
-        kf.CudaSource("__global__ void twice(float* x) {}", "thrice", ("x",), grid=(1,))
-
-
 TRITON = """
 import torch
 import triton

@@ -87,10 +87,9 @@ class Adapter:
 
     def supports(self, fields: Mapping) -> str | None:
         """Why the kernel does not serve a call, its operands given as layouts; None: it does."""
-        for attribute, values in self.form.fixed.items():
-            if fields[attribute] not in values:
-                expected = values[0] if len(values) == 1 else f"one of {', '.join(values)}"
-                return f"{attribute} {fields[attribute]}: this kernel serves {expected}"
+        every = self.form.fixed if self.takes_all else self.taken
+        if reason := self.form.declines(fields, every, self.name):
+            return reason
         if not self.takes_all:
             for name, value in fields.items():
                 if name in self.taken or value is None or name in self.form.fixed:
@@ -102,9 +101,6 @@ class Adapter:
                     return f"{name} is given, which no parameter of {self.name} names"
                 elif not _same(value, self.defaults[name]):
                     return f"{name} {value}: no parameter of {self.name} names it"
-            for attribute, values in self.form.fixed.items():
-                if len(values) > 1 and attribute not in self.taken and fields[attribute] != values[0]:
-                    return f"{attribute} {fields[attribute]}: no parameter of {self.name} names it"
         if self._declines is None:
             return None
         try:

@@ -9,7 +9,7 @@ from .. import _kf
 from ..errors import refusing
 from . import triton_kernel
 from .adapter import Adapter
-from .cuda_source import CudaSource, refuse_without_cuda
+from .cuda_source import CudaSource, add_row
 from .fused_kernel import FusedKernel
 from .served import Served, served
 from .triton_kernel import TritonKernel
@@ -25,9 +25,13 @@ def register(
         op, graph_safe = op or kernel.op, graph_safe or kernel.graph_safe
         reference = reference or kernel.reference
     form = served(op or name)
+    check = None if reference is None else Adapter(f"{name}::reference", reference, form)
+    if isinstance(kernel, CudaSource):
+        condition = f"CUDA source, for {op or name}; checked before use"
+        add_row(core, name, kernel, form, condition, check and check.run)
+        return [] if check is None else [check]
     adapter = _adapter(name, kernel, form)
     condition = f"{adapter.what}, for {op or name}; checked before use"
-    check = None if reference is None else Adapter(f"{name}::reference", reference, form)
     core.add_kernel(
         f"custom::{name}", form.op, condition, graph_safe, adapter.supports, adapter.run, check and check.run
     )
@@ -35,8 +39,6 @@ def register(
 
 
 def _adapter(name: str, kernel, form: Served) -> Adapter:
-    if isinstance(kernel, CudaSource):
-        refuse_without_cuda(name)
     if triton_kernel.is_triton(kernel):
         kernel = TritonKernel(kernel)
     if isinstance(kernel, TritonKernel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from .. import _kf
@@ -24,6 +24,16 @@ class Served:
 
     def field_of(self, name: str) -> str:
         return self.names.get(name, name)
+
+    def declines(self, fields: Mapping, taken: Collection[str], kernel: str) -> str | None:
+        """Why a call is not of this form, or of one that a kernel of the fields `taken` could mind; None: it is."""
+        for attribute, values in self.fixed.items():
+            if fields[attribute] not in values:
+                expected = values[0] if len(values) == 1 else f"one of {', '.join(values)}"
+                return f"{attribute} {fields[attribute]}: this kernel serves {expected}"
+            if attribute not in taken and fields[attribute] != values[0]:
+                return f"{attribute} {fields[attribute]}: no parameter of {kernel} names it"
+        return None
 
 
 _FFN = ("gate_weight", "up_weight", "down_weight")

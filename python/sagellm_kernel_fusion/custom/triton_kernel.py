@@ -9,6 +9,7 @@ from inspect import Parameter, Signature
 
 from .. import _kf
 from ..errors import refusing
+from .sizes import sizes_of
 
 # The operands that a parameter of a bare kernel stands for, by its name in the specification.
 _POINTERS = {
@@ -52,7 +53,7 @@ def launcher(name: str, kernel: TritonKernel, op: str) -> Callable:
     parameters = list(kernel.fn.arg_names)
 
     def launch(**operands) -> None:
-        values = operands | _sizes(operands)
+        values = operands | sizes_of(operands)
         given = kernel.args(values) if callable(kernel.args) else dict(kernel.args or {})
         arguments = {p: _argument(name, p, given.get(p), values) for p in parameters}
         grid = kernel.grid(arguments) if callable(kernel.grid) else kernel.grid
@@ -74,18 +75,6 @@ def _fields_used(kernel: TritonKernel, parameters: list[str], op: str) -> list[s
     named |= {_POINTERS.get(p, p) for p in parameters if p not in (kernel.args or {})}
     named |= {fields[0], "out"} | ({"gate_weight"} if "H" in parameters else set())
     return [f for f in fields if f in named]
-
-
-def _sizes(operands: Mapping) -> dict[str, int]:
-    """Of the call's first operand, of its result and of the FFN."""
-    x, out = operands.get("x", operands.get("q")), operands.get("out")
-    width = int(x.shape[-1])
-    sizes = {"N": math.prod(x.shape[:-1]), "D": width, "D_in": width}
-    if out is not None:
-        sizes["D_out"] = int(out.shape[-1])
-    if (gate := operands.get("gate_weight")) is not None:
-        sizes["H"] = int(gate.shape[-1])
-    return sizes
 
 
 def _argument(name: str, parameter: str, given, values: Mapping):
