@@ -7,6 +7,8 @@
 #include "kf/kf.h"
 
 int main() {
+  for (const kf::PluginReport& p : kf::plugin_reports())
+    if (!p.error.empty()) fmt::print("plug-in not loaded: {}\n", p.error);
   for (const kf::Backend* b : kf::all_backends()) {
     if (const kf::Support s = b->available(); !s) {
       fmt::print("{}: not available: {}\n", b->name, s.reason());
@@ -14,8 +16,8 @@ int main() {
     }
     kf::Dispatcher d(*b);
     const kf::DeviceCaps& c = d.caps();
-    fmt::print("{}: {}, {}, {} threads, L2 {} KiB, L3 {} MiB, memory {} GiB\n", b->name, c.name, c.isa, d.num_threads(),
-               c.l2_bytes >> 10, c.l3_bytes >> 20, c.memory_bytes >> 30);
+    fmt::print("{}: {}, {}, {} threads, L2 {} KiB, L3 {} MiB, memory {} GiB\n", b->name, c.name, c.isa,
+               d.num_threads(), c.l2_bytes >> 10, c.l3_bytes >> 20, c.memory_bytes >> 30);
     for (const kf::OpInfo& op : kf::all_ops()) {
       fmt::print("\n{}: {}\n", op.name, op.summary);
       for (const kf::Kernel* k : d.kernels(op.op))

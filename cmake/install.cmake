@@ -4,7 +4,7 @@ include(CMakePackageConfigHelpers)
 install(TARGETS kf EXPORT kf-targets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY include/kf DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 if(KF_BUILD_BENCH)
-  install(TARGETS kf_bench kf_info RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(TARGETS kf_bench kf_info kf_check RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 install(EXPORT kf-targets NAMESPACE kf:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kf)
 configure_package_config_file(cmake/kf-config.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/kf-config.cmake

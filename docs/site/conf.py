@@ -38,7 +38,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 CONTENTS = {
     "Use": ["installing", "choosing-a-backend", "configuration", "support-matrix", "ops/README", "fuse-model", "torch", "adapters"],
     "Reference": ["site/python", "site/cpp", "numerics", "backends/cpu", "backends/cuda"],
-    "Change": ["architecture", "graph", "adding-an-op", "adding-a-backend", "verification"],
+    "Change": ["architecture", "graph", "adding-an-op", "adding-a-backend", "bring-up-a-backend", "verification"],
 }
 
 

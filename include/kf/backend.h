@@ -65,7 +65,7 @@ struct Backend {
   LaunchRecorder recorder = {};
 };
 
-// All that is compiled in: src/backends/backends.cpp.
+// All that is compiled in (src/backends/backends.cpp), and after it the plug-ins that were loaded so far (kf/plugin.h).
 std::span<const Backend* const> all_backends();
 // Throws unavailable, naming what there is.
 const Backend& backend_by_name(const std::string& name);

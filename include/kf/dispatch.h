@@ -167,9 +167,9 @@ class Dispatcher {
 // Dispatchers by device, each made on first use. Safe for concurrent use.
 class DispatcherSet {
  public:
-  // `options` are those of every dispatcher, but for the device's index.
-  explicit DispatcherSet(DispatcherOptions options = {},
-                         std::span<const Backend* const> backends = all_backends());
+  // `options` are those of every dispatcher, but for the device's index. A device is served by the first of `backends` of its
+  // type; none given: all_backends(), those that are loaded later too.
+  explicit DispatcherSet(DispatcherOptions options = {}, std::span<const Backend* const> backends = {});
   // Throws unavailable with the cause: no such backend is compiled in, or it cannot be used here.
   Dispatcher& on(Device device);
   // That of the device which the call's operands lie on.
@@ -179,8 +179,10 @@ class DispatcherSet {
   std::vector<const Dispatcher*> made() const;
 
  private:
+  std::span<const Backend* const> backends() const { return given_.empty() ? all_backends() : given_; }
+
   DispatcherOptions options_;
-  std::span<const Backend* const> backends_;
+  std::span<const Backend* const> given_;
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<Dispatcher>> made_;
   std::vector<Kernel> added_;

@@ -25,6 +25,7 @@
 #include "kf/ops/rope.h"
 #include "kf/ops/sampling.h"
 #include "kf/ops/sparsity.h"
+#include "kf/plugin.h"
 #include "kf/quantize.h"
 #include "kf/replay.h"
 #include "kf/rules.h"

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -93,7 +94,8 @@ struct KernelFusionConfig {
 // Safe for concurrent calls, once kernels are registered.
 class KernelFusionManager {
  public:
-  explicit KernelFusionManager(KernelFusionConfig config = {});
+  // A device's calls are served by the first of `backends` of its type; none given: all_backends().
+  explicit KernelFusionManager(KernelFusionConfig config = {}, std::span<const Backend* const> backends = {});
 
   void attention(const AttentionParams& p, const Launch& launch = {}) { run(p, launch); }
   void linear(const LinearParams& p, const Launch& launch = {}) { run(p, launch); }

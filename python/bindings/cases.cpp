@@ -34,11 +34,12 @@ nb::list list_cases() {
   return all;
 }
 
-nb::list check_case(const std::string& name) {
+nb::list check_case(const std::string& name, const std::string& backend) {
   std::vector<cases::KernelCheck> checks;
   {
     nb::gil_scoped_release release;
-    checks = cases::check_case(find_case(name), default_dispatcher());
+    Dispatcher dispatcher(backend_by_name(backend));
+    checks = cases::check_case(find_case(name), dispatcher);
   }
   nb::list all;
   for (const cases::KernelCheck& k : checks) {
@@ -76,7 +77,8 @@ nb::dict time_case(const std::string& name, const Selection& baseline, const Sel
 
 void bind_cases(nb::module_& m) {
   m.def("cases", &list_cases, "Every case: its name, op, and whether it is of benchmark size.");
-  m.def("check_case", &check_case, nb::arg("name"), "Every kernel of the case's op against the reference.");
+  m.def("check_case", &check_case, nb::arg("name"), nb::arg("backend") = "cpu",
+        "Every kernel of the case's op in a backend against the reference of the CPU.");
   m.def("time_case", &time_case, nb::arg("name"), nb::arg("baseline"), nb::arg("optimized"),
         nb::arg("seconds"),
         "Two kernels on the same operands, interleaved, the results compared in the same run.");

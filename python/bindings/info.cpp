@@ -47,7 +47,8 @@ nb::list kernels() {
   nb::list all;
   for (const Backend* b : all_backends()) {
     if (b->available()) {
-      for (const Kernel* k : default_dispatcher({b->device_type, 0}).kernels()) all.append(row_dict(*b, *k));
+      Dispatcher d(*b);  // not the default one: another backend may be first for the device
+      for (const Kernel* k : d.kernels()) all.append(row_dict(*b, *k));
     } else {
       for (const Kernel& k : b->kernels()) all.append(row_dict(*b, k));
     }
@@ -55,11 +56,31 @@ nb::list kernels() {
   return all;
 }
 
+nb::list plugins() {
+  nb::list all;
+  for (const PluginReport& r : plugin_reports()) {
+    nb::dict d;
+    d["path"] = r.path;
+    d["backend"] = r.backend;
+    d["version"] = r.version;
+    d["error"] = r.error;
+    all.append(d);
+  }
+  return all;
+}
+
 }  // namespace
 
 void bind_info(nb::module_& m) {
-  m.def("backends", &backends, "Every backend compiled in: its devices, or why it cannot be used here.");
-  m.def("kernels", &kernels, "Every kernel of every backend compiled in, in the dispatcher's order; of one that cannot be used here, its own "
+  m.def("backends", &backends,
+        "Every backend compiled in or loaded: its devices, or why it cannot be used here.");
+  m.def(
+      "load_plugin", [](const std::string& path) { return load_plugin(path).name; }, nb::arg("path"),
+      "The name of the backend in this shared library, which is one of backends() from now on.");
+  m.def("plugins", &plugins, "Every plug-in that was loaded or was to be: path, backend, version, error.");
+  m.def("kernels", &kernels,
+        "Every kernel of every backend compiled in or loaded, in the dispatcher's order; of one that cannot "
+        "be used here, its own "
         "table without the unfused compositions.");
   m.def(
       "num_threads", [] { return default_dispatcher().num_threads(); }, "Threads that a call uses.");

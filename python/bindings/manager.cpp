@@ -1,4 +1,7 @@
 // KernelFusionManager: ops run as a configuration says, with counts of what ran.
+#include <array>
+#include <span>
+
 #include "bindings.h"
 #include "bound_call.h"
 #include "core/shared_library.h"
@@ -11,7 +14,10 @@ namespace {
 
 class PyManager {
  public:
-  explicit PyManager(const KernelFusionConfig& config) : manager_(config) {}
+  // Over all backends; over one, where it is named.
+  PyManager(const KernelFusionConfig& config, const std::string& backend)
+      : only_{backend.empty() ? nullptr : &backend_by_name(backend)},
+        manager_(config, std::span(only_.data(), backend.empty() ? 0 : 1)) {}
 
   nb::object call(const std::string& op, const nb::dict& fields, const KernelFusionConfig& config,
                   const nb::object& transposed, bool rows, std::uintptr_t stream) {
@@ -143,6 +149,7 @@ class PyManager {
     return {};
   }
 
+  std::array<const Backend*, 1> only_;
   KernelFusionManager manager_;
 };
 
@@ -154,7 +161,8 @@ void bind_manager(nb::module_& m) {
         new (self) KernelFusionConfig(fusion_config_from(fields));
       });
   nb::class_<PyManager>(m, "Manager", "Runs ops as a configuration says, and counts what ran.")
-      .def(nb::init<const KernelFusionConfig&>(), nb::arg("config"))
+      .def(nb::init<const KernelFusionConfig&, const std::string&>(), nb::arg("config"),
+           nb::arg("backend") = "")
       .def("call", &PyManager::call, nb::arg("op"), nb::arg("fields"), nb::arg("config"),
            nb::arg("transposed") = nb::tuple(), nb::arg("rows") = false, nb::arg("stream") = 0,
            "Runs an op; returns its output, a tuple of several, or None.")

@@ -32,6 +32,7 @@ from .errors import (
 )
 from .manager import KernelFusionManager
 from .paged import BlockTables
+from .plugins import register_plugins
 from .protocol import KernelFusionProtocol
 from .quantized import QuantizedTensor, quantize, quantize_kv, quantized_cache
 from .registry import KernelFusionBackendRegistry
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # what __getattr__ imports when it is asked for
     from .models import Model, load_model
 
 register_builtin()
+register_plugins()
 
 __all__ = [
     "FUSED",

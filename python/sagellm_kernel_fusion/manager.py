@@ -36,12 +36,15 @@ class KernelFusionManager(KernelFusionProtocol):
     by the first other kernel that can, counted and shown by report(), get_stats() and explain(). Safe for concurrent
     calls."""
 
+    _only_backend = ""  # the backend whose kernels calls get, by name; "": that of the tensors' device
+
     def __init__(self, config: KernelFusionConfig | None = None):
         self.config = _checked(config) if config is not None else KernelFusionConfig()
-        self._core = _kf.Manager(self.config.bound())
+        self._core = _kf.Manager(self.config.bound(), self._only_backend)
         self._gains = Gains(self._core)
         self._exporter = SpanExporter()
-        adapters.register(self._core, self.config.libraries)
+        if not self._only_backend:
+            adapters.register(self._core, self.config.libraries)
         self._custom: list[Adapter] = []
         # Each goes in front of the others: backwards, so that the first given is the first tried.
         for name, kernel in reversed((self.config.custom_kernels or {}).items()):

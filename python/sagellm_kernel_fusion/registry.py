@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import ClassVar
 
+from . import _kf
 from .errors import refusing
 
 ALIASES = {
@@ -40,6 +42,16 @@ class KernelFusionBackendRegistry:
         cls._claims = {device: n for device, n in cls._claims.items() if n != name}
         if not getattr(backend_cls, "is_builtin", False):
             cls._claims |= dict.fromkeys(backend_cls.device_types, name)
+
+    @classmethod
+    def load_plugin(cls, path: str | os.PathLike) -> str:
+        """Loads the backend in a shared library (include/kf/kf_c.h) and registers it under its name, which is returned:
+        KernelFusionConfig(backend=name) gives it a manager's calls. Loading it again changes nothing. Raises
+        UnavailableError, with what to do, for a file that is missing, lacks a function, is of another ABI version, does
+        not fit, or has the name of a backend that is there."""
+        from .plugins import register_plugin
+
+        return register_plugin(_kf.load_plugin(os.fspath(path)))
 
     @classmethod
     def unregister(cls, name: str) -> None:

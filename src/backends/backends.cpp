@@ -1,6 +1,9 @@
-// The one list of what is compiled in.
+// The one list of what is compiled in, and behind it the plug-ins that were loaded.
 
 #include <charconv>
+#include <cstdlib>
+#include <deque>
+#include <mutex>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -9,20 +12,113 @@
 #ifdef KF_CUDA
 #include "backends/cuda/cuda_backend.h"
 #endif
-#include "kf/backend.h"
+#include "backends/plugin/backend.h"
+#include "backends/plugin/library.h"
+#include "core/log.h"
 #include "kf/error.h"
+#include "kf/plugin.h"
 
 namespace kf {
+namespace {
 
-std::span<const Backend* const> all_backends() {
-  static const Backend* const kBackends[] = {
-      &cpu::backend(),
+class Backends {
+ public:
+  static Backends& all() {
+    static Backends backends;
+    return backends;
+  }
+
+  std::span<const Backend* const> list() {
+    std::lock_guard lock(mutex_);
+    load_named();
+    return lists_.back();
+  }
+
+  const Backend& load(const std::string& path) {
+    std::lock_guard lock(mutex_);
+    load_named();
+    return load_locked(path);
+  }
+
+  std::vector<PluginReport> reports() {
+    std::lock_guard lock(mutex_);
+    load_named();
+    return reports_;
+  }
+
+ private:
+  Backends() {
+    lists_.push_back({
+        &cpu::backend(),
 #ifdef KF_CUDA
-      &cuda::backend(),
+        &cuda::backend(),
 #endif
+    });
+  }
+
+  // Those of KF_PLUGINS, once. One that fails does not keep the others, or the process, from going on.
+  void load_named() {
+    if (named_loaded_) return;
+    named_loaded_ = true;
+    const char* value = std::getenv("KF_PLUGINS");
+    std::string_view rest = value ? value : "";
+    while (!rest.empty()) {
+      const std::size_t colon = std::min(rest.find(':'), rest.size());
+      const std::string path(rest.substr(0, colon));
+      rest.remove_prefix(std::min(colon + 1, rest.size()));
+      if (path.empty()) continue;
+      try {
+        load_locked(path);
+      } catch (const Error& e) {
+        log_warning(fmt::format("KF_PLUGINS: {}; going on without it", e.what()));
+      }
+    }
+  }
+
+  const Backend& load_locked(const std::string& path) {
+    try {
+      const plugin::Library library = plugin::open_library(path);
+      for (const Loaded& l : loaded_)
+        if (l.handle == library.handle) return l.backend;
+      Backend backend = plugin::make_backend(*library.plugin, path);
+      for (const Backend* b : lists_.back())
+        if (b->name == backend.name)
+          throw Error(ErrorCode::unavailable,
+                      fmt::format("plug-in {}: expected a backend of another name than those that are here, "
+                                  "got '{}'; load one "
+                                  "of the two, or give it another name",
+                                  path, backend.name),
+                      {{"path", path}});
+      const Loaded& l = loaded_.emplace_back(library.handle, std::move(backend));
+      reports_.push_back({path, l.backend.name, library.plugin->version, {}});
+      std::vector<const Backend*> longer = lists_.back();
+      longer.push_back(&l.backend);
+      lists_.push_back(std::move(longer));
+      return l.backend;
+    } catch (const Error& e) {
+      reports_.push_back({path, {}, {}, e.what()});
+      throw;
+    }
+  }
+
+  struct Loaded {
+    void* handle;
+    Backend backend;
   };
-  return kBackends;
-}
+
+  std::mutex mutex_;
+  bool named_loaded_ = false;
+  std::deque<Loaded> loaded_;
+  std::deque<std::vector<const Backend*>>
+      lists_;  // the last is in force; whoever has an earlier one keeps it
+  std::vector<PluginReport> reports_;
+};
+
+}  // namespace
+
+std::span<const Backend* const> all_backends() { return Backends::all().list(); }
+const Backend& load_plugin(const std::string& path) { return Backends::all().load(path); }
+std::vector<PluginReport> plugin_reports() { return Backends::all().reports(); }
 
 Device parse_device(std::string_view name) {
   constexpr DeviceType kTypes[] = {DeviceType::cpu,    DeviceType::cuda, DeviceType::rocm,
@@ -49,8 +145,9 @@ const Backend& backend_by_name(const std::string& name) {
     if (b->name == name) return *b;
     names.push_back(b->name);
   }
-  throw Error(ErrorCode::unavailable, fmt::format("backend: expected one of those compiled in ({}), got {}",
-                                                  fmt::join(names, ", "), name));
+  throw Error(ErrorCode::unavailable,
+              fmt::format("backend: expected one of those compiled in or loaded ({}), got {}",
+                          fmt::join(names, ", "), name));
 }
 
 }  // namespace kf

@@ -322,14 +322,14 @@ std::vector<const Kernel*> Dispatcher::kernels(Op op) const {
 }
 
 DispatcherSet::DispatcherSet(DispatcherOptions options, std::span<const Backend* const> backends)
-    : options_(options), backends_(backends) {}
+    : options_(options), given_(backends) {}
 
 Dispatcher& DispatcherSet::on(Device device) {
   std::lock_guard lock(mutex_);
   for (const auto& d : made_)
     if (d->caps().device == device) return *d;
   std::vector<std::string> names;
-  for (const Backend* b : backends_) {
+  for (const Backend* b : backends()) {
     names.push_back(b->name);
     if (b->device_type != device.type) continue;
     DispatcherOptions options = options_;
@@ -355,7 +355,7 @@ void DispatcherSet::add_kernel(Kernel kernel) {
   // Dispatchers look for the name themselves; those that are made later would stumble over it.
   const bool is_made = std::ranges::any_of(
       made_, [&](const auto& d) { return d->backend().device_type == kernel.device_type; });
-  for (const Backend* b : backends_)
+  for (const Backend* b : backends())
     if (!is_made && b->device_type == kernel.device_type)
       for (const Kernel& k : b->kernels())
         if (k.name == kernel.name) fail_name(kernel);

@@ -179,11 +179,13 @@ bool KernelFusionConfig::is_on(std::string_view flag) const {
   throw_invalid(fmt::format("KernelFusionConfig: '{}' is not a switch of fusion", flag));
 }
 
-KernelFusionManager::KernelFusionManager(KernelFusionConfig config)
+KernelFusionManager::KernelFusionManager(KernelFusionConfig config, std::span<const Backend* const> backends)
     : config_((config.validate(), std::move(config))),
       log_(config_.profile_kernels),
-      dispatchers_({.num_threads = config_.num_threads, .sink = config_.log_fusion_stats ? &log_ : nullptr}) {
-  dispatchers_.on({});  // what the CPU's refuses (a bad environment) is said now
+      dispatchers_({.num_threads = config_.num_threads, .sink = config_.log_fusion_stats ? &log_ : nullptr},
+                   backends) {
+  // What the first device's refuses (a bad environment) is said now.
+  dispatchers_.on({backends.empty() ? DeviceType::cpu : backends.front()->device_type, 0});
   // Each goes in front of the table: backwards, so that the first given is the first tried.
   std::for_each(config_.custom_kernels.rbegin(), config_.custom_kernels.rend(),
                 [&](const Kernel& kernel) { register_custom_kernel(kernel); });

@@ -12,6 +12,17 @@ cmake -S "$root/tests/install" -B "$scratch/consumer" -G Ninja -DCMAKE_PREFIX_PA
 cmake --build "$scratch/consumer" >/dev/null
 "$scratch/consumer/consumer"
 
+# Plug-ins, built against the installed header: the example, and the first one of docs/bring-up-a-backend.md.
+build_plugin() { cmake -S "$1" -B "$2" -G Ninja -DCMAKE_PREFIX_PATH="$scratch/prefix" >/dev/null && cmake --build "$2" >/dev/null; }
+build_plugin "$root/examples/plugin_backend" "$scratch/toy"
+"$scratch/prefix/bin/kf_check" --plugin "$scratch/toy/toy.so" --cases '^(rms_norm|activation|linear)/'
+mkdir "$scratch/first"
+block() { awk -v fence='```'"$1" '$0 == fence { on = 1; next } $0 == "```" { on = 0 } on' "$root/docs/bring-up-a-backend.md"; }
+block cmake >"$scratch/first/CMakeLists.txt"
+block c >"$scratch/first/first.c"
+build_plugin "$scratch/first" "$scratch/first/build"
+"$scratch/prefix/bin/kf_check" --plugin "$scratch/first/build/first.so"
+
 cd "$root"
 scripts/build_sdist.sh "$scratch/dist"
 mkdir "$scratch/source"

@@ -24,7 +24,8 @@ def info(
     if op is not None:
         _require_op(op)
     if as_json:
-        values = {"environment": environment(), "backends": _kf.backends(), "kernels": kernels, "rules": _kf.rules()}
+        values = {"environment": environment(), "backends": _kf.backends(), "plugins": _kf.plugins()}
+        values |= {"kernels": kernels, "rules": _kf.rules()}
         print(json.dumps(values, indent=1))
         return
     _print_devices()
@@ -51,6 +52,9 @@ def _require_op(op: str) -> None:
 
 def _print_devices() -> None:
     console = out()
+    for plugin in _kf.plugins():
+        loaded = f"loaded, version {plugin['version']}" if plugin["backend"] else f"not loaded: {plugin['error']}"
+        console.print(f"plug-in {plugin['backend'] or plugin['path']}: {loaded}")
     for backend in _kf.backends():
         if not backend["available"]:
             console.print(f"{backend['name']}: not available: {backend['reason']}")
