@@ -171,6 +171,15 @@ TEST(Hostile, NanStaysNan) {
   }
 }
 
+// A tensor of no elements may have no memory either.
+TEST(Softmax, OfNothing) {
+  const TensorView nothing = TensorView::contiguous(nullptr, DType::f32, {3, 0});
+  Tensor lse(DType::f32, {3});
+  softmax({.x = nothing, .out = nothing, .lse = lse});
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(lse.view().as<float>()[i], -std::numeric_limits<float>::infinity()) << i;
+}
+
 // --- past the caches
 
 // A large tensor, written past the caches, has the rows that a small one has.

@@ -65,6 +65,7 @@ bool TensorView::same_layout(const TensorView& o) const {
 }
 
 void* TensorView::at(std::int64_t offset) const {
+  if (data == nullptr) return nullptr;  // an empty tensor has rows, though nothing lies there
   const DTypeInfo& info = dtype_info(dtype);
   return static_cast<char*>(data) + offset / info.block_elems * info.block_bytes;
 }

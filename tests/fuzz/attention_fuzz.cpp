@@ -1,5 +1,5 @@
-// Attention over paged caches, whose tables hold whatever comes: entries out of range are refused, and with those in range
-// every kernel agrees with the reference and reads nothing else.
+// Attention over paged caches, whose tables and layouts of key blocks hold whatever comes: entries out of range are refused, and
+// with those in range every kernel agrees with the reference and reads nothing else.
 
 #include <fuzzer/FuzzedDataProvider.h>
 
@@ -35,6 +35,24 @@ Tensor table(const std::vector<std::int32_t>& entries, std::int64_t rows, std::i
 Tensor list(const std::vector<std::int32_t>& entries) {
   Tensor t(DType::i32, {static_cast<std::int64_t>(entries.size())});
   std::copy(entries.begin(), entries.end(), t.view().as<std::int32_t>());
+  return t;
+}
+
+// A layout of key blocks of any size, boolean or lists, whose entries are whatever comes.
+Tensor layout_of(FuzzedDataProvider& in, std::int64_t batch, std::int64_t kv_heads, std::int64_t group) {
+  const bool lists = in.ConsumeBool();
+  const std::int64_t columns = in.ConsumeIntegralInRange(0, 12);
+  Tensor t(lists ? DType::i32 : DType::boolean,
+           {in.ConsumeBool() ? batch : 1, kv_heads * group, in.ConsumeBool() ? kv_heads : 1,
+            in.ConsumeIntegralInRange(1, 4), columns});
+  for (std::int64_t i = 0; i < t.view().numel(); ++i) {
+    if (lists) {
+      t.view().as<std::int32_t>()[i] =
+          in.ConsumeBool() ? static_cast<std::int32_t>(i % columns) : in.ConsumeIntegralInRange(-2, 13);
+    } else {
+      t.view().as<std::uint8_t>()[i] = in.ConsumeBool();
+    }
+  }
   return t;
 }
 
@@ -79,6 +97,17 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
   p.window_left = in.ConsumeIntegralInRange(-1, 60);
   p.window_right = in.ConsumeIntegralInRange(-1, 10);
   p.softcap = in.ConsumeBool() ? 5.0f : 0.0f;
+  // Capped scores that lie close may be equal for one kernel and not for another, which then keep other ones.
+  if (p.softcap == 0.0f) {
+    p.sparsity.keep_n = in.ConsumeIntegralInRange(-1, 4);
+    p.sparsity.keep_m = in.ConsumeIntegralInRange(-1, 6);
+  }
+  const Tensor layout = layout_of(in, batch, kv_heads, group);
+  if (in.ConsumeBool()) {
+    p.sparsity.block_layout = layout;
+    p.sparsity.block_size_q = in.ConsumeIntegralInRange(-1, 16);
+    p.sparsity.block_size_k = in.ConsumeIntegralInRange(-1, 24);
+  }
 
   const auto run = [&](const char* kernel, Tensor& out) {
     p.out = out;

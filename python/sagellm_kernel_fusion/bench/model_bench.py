@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -100,8 +100,8 @@ class PrecisionResult:
     weight_mb: float
     token_mb: float  # of them, what a token reads: each weight once, of an untied embedding table next to nothing
     packed_mb: float
-    read_gb_s: float  # at which this machine reads large buffers, measured in the same run
-    peak_gflops: float  # of f32 multiply-adds in registers, likewise
+    read_gb_s: float  # at which this machine reads large buffers, measured between the rounds of the time per token
+    peak_gflops: float  # of f32 multiply-adds in registers, measured in the same run
     prompt_gflop: list[float]  # what each prompt's matrix products and attention take, in the order of the scenarios
     scenarios: dict[str, list[Scenario]]  # mode -> one a prompt length
     error: float
@@ -153,14 +153,25 @@ def _options(effort: Effort, threads: int, **more) -> dict:
     return {"max_seq_len": longest, "max_batch_size": 1, "max_step_tokens": longest, "num_threads": threads, **more}
 
 
+def _decode_prompt(prompts: Iterable[int]) -> int:
+    """After which of them the time per token is read off: 512 tokens, or the nearest."""
+    return min(prompts, key=lambda prompt: abs(prompt - DECODE_AFTER))
+
+
 def _take_turns(
-    runners: dict[str, _Runner], prompt_length: int, effort: Effort, vocab_size: int
+    runners: dict[str, _Runner],
+    prompt_length: int,
+    effort: Effort,
+    vocab_size: int,
+    between: Callable[[], None],
 ) -> dict[str, Scenario]:
     prompt, following = _tokens(vocab_size, prompt_length), _tokens(vocab_size, effort.decode_tokens)
     scenarios = {mode: Scenario(prompt_length) for mode in runners}
     for turn in range(effort.rounds_of(prompt_length) + 1):  # the first plans and warms up
         for mode, runner in runners.items():
             runner.round(scenarios[mode], prompt, following, keep=turn > 0)
+        if turn > 0:
+            between()
     return scenarios
 
 
@@ -265,9 +276,13 @@ def measure_precision(
     checked = _tokens(vocab_size, effort.check_tokens)
     error, same_top = compare_logits(*(runners[m].logits(checked) for m in ("unfused", "fused")))
     scenarios: dict[str, list[Scenario]] = {mode: [] for mode in runners}
+    # A machine shared with others reads at another rate minutes later: beside the tokens that it is compared with.
+    read_gb_s: list[float] = []
     for length in effort.prompts:
         say(f"prompt of {length}, then {effort.decode_tokens} tokens")
-        for mode, scenario in _take_turns(runners, length, effort, vocab_size).items():
+        probe = length == _decode_prompt(effort.prompts)
+        between = (lambda: read_gb_s.append(_kf.read_bandwidth())) if probe else (lambda: None)
+        for mode, scenario in _take_turns(runners, length, effort, vocab_size, between).items():
             scenarios[mode].append(scenario)
     tied = file.config["tie_embeddings"]
     packed = runners["fused"].engine.packed_bytes / 1e6
@@ -278,7 +293,7 @@ def measure_precision(
         sum(w.nbytes for w in weights.values()) / 1e6,
         sum(w.nbytes for name, w in weights.items() if tied or name not in EMBEDDINGS) / 1e6,
         packed,
-        _kf.read_bandwidth(),
+        statistics.median(read_gb_s),
         _kf.multiply_add_peak(),
         [prompt_gflop(file.config, length) for length in effort.prompts],
         scenarios,
@@ -347,5 +362,6 @@ def weights_gb_s(result: PrecisionResult, mode: str) -> float:
 
 
 def tpot_scenario(result: PrecisionResult, mode: str) -> Scenario:
-    """The scenario that the time per token is read from: after 512 tokens, or the nearest."""
-    return min(result.scenarios[mode], key=lambda s: abs(s.prompt - DECODE_AFTER))
+    """The scenario that the time per token is read from."""
+    prompt = _decode_prompt(s.prompt for s in result.scenarios[mode])
+    return next(s for s in result.scenarios[mode] if s.prompt == prompt)

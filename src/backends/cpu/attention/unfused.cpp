@@ -195,7 +195,9 @@ void unfused::run(const AttentionScoresParams& p, const RunContext& ctx) {
           const Matrix k =
               keys.matrix(sequences.key_rows(p.k, s), keys_before(p.tables, p.k, s), s.kv_len, head / group);
           const ops::TokenRows rows = sequences.head_major_rows(p.scores, s);
-          const auto row = [&](std::int64_t t) { return p.scores.as<float>() + rows.offset(t, head); };
+          const auto row = [&](std::int64_t t) {
+            return static_cast<float*>(p.scores.at(rows.offset(t, head)));
+          };
           if (s.kv_len > 0 && end - begin > kGemvRows && rows.token_stride >= s.kv_len) {
             dnnl_sgemm('N', 'T', end - begin, s.kv_len, head_dim, scale, q.data + begin * q.stride, q.stride,
                        k.data, k.stride, 0.0f, row(begin), rows.token_stride);
@@ -228,8 +230,9 @@ void unfused::run(const AttentionMaskParams& p, const RunContext& ctx) {
                        const ops::TokenRows mask =
                            p.attn_mask.present() ? sequences.mask_rows(p.attn_mask, s) : ops::TokenRows{};
                        for (std::int64_t t = begin; t < end; ++t) {
-                         const float* const scores = p.scores.as<float>() + from.offset(t, head);
-                         float* const out = p.out.as<float>() + to.offset(t, head);
+                         const float* const scores =
+                             static_cast<const float*>(p.scores.at(from.offset(t, head)));
+                         float* const out = static_cast<float*>(p.out.at(to.offset(t, head)));
                          const auto [first, last] = s.visible_keys(t, window);
                          std::fill(out, out + first, kForbidden);
                          if (out != scores) std::copy(scores + first, scores + last, out + first);
@@ -296,7 +299,9 @@ void unfused::run(const AttentionValuesParams& p, const RunContext& ctx) {
           const ops::KeyRows out_rows = as_run(sequences.token_rows(p.out, s), s.seqlen_q);
           const Matrix out = outs.matrix(out_rows, queries_before(p.tables, s), s.seqlen_q, head);
           const ops::TokenRows rows = sequences.head_major_rows(p.probs, s);
-          const auto row = [&](std::int64_t t) { return p.probs.as<float>() + rows.offset(t, head); };
+          const auto row = [&](std::int64_t t) {
+            return static_cast<float*>(p.probs.at(rows.offset(t, head)));
+          };
           if (s.kv_len > 0 && end - begin > kGemvRows && rows.token_stride >= s.kv_len) {
             dnnl_sgemm('N', 'N', end - begin, head_dim, s.kv_len, 1.0f, row(begin), rows.token_stride, v.data,
                        v.stride, 0.0f, out.data + begin * out.stride, out.stride);

@@ -15,14 +15,17 @@ HWY_BEFORE_NAMESPACE();
 namespace kf {
 namespace HWY_NAMESPACE {
 
-// Functions of vectors, for results that are kept as T.
+// Functions of vectors, for results that are kept as T. kDenormals: see WithOut; what only adds, multiplies or copies keeps
+// them.
 struct Sum {
+  static constexpr bool kDenormals = true;
   template <class T>
   static HWY_INLINE F32Vec Of(F32Tag, F32Vec a, F32Vec b) {
     return hn::Add(a, b);
   }
 };
 struct Product {
+  static constexpr bool kDenormals = true;
   template <class T>
   static HWY_INLINE F32Vec Of(F32Tag, F32Vec a, F32Vec b) {
     return hn::Mul(a, b);
@@ -30,7 +33,7 @@ struct Product {
 };
 template <Activation kKind>
 struct Activated {
-  static constexpr bool kUnary = true;
+  static constexpr bool kUnary = true, kDenormals = kKind == Activation::none || kKind == Activation::relu;
   template <class T>
   static HWY_INLINE F32Vec Of(F32Tag d, F32Vec a) {
     return Activate<kKind, T>(d, a);
@@ -38,6 +41,7 @@ struct Activated {
 };
 template <Activation kKind>
 struct Gated {
+  static constexpr bool kDenormals = Activated<kKind>::kDenormals;
   template <class T>
   static HWY_INLINE F32Vec Of(F32Tag d, F32Vec a, F32Vec b) {
     return hn::Mul(Activate<kKind, T>(d, a), b);
@@ -53,7 +57,7 @@ void Map(const cpu::Elements& e) {
   const auto* a = static_cast<const T*>(e.a);
   const auto* b = static_cast<const T*>(e.b);
   const auto f = [d](auto... v) HWY_ATTR { return F::template Of<T>(d, v...); };
-  WithOut(e.stream, static_cast<ResultOf<T>*>(e.out), [&](auto out) HWY_ATTR {
+  WithOut<F::kDenormals>(e.stream, static_cast<ResultOf<T>*>(e.out), [&](auto out) HWY_ATTR {
     ForEachPair(e.n, [&](std::int64_t i, auto extent) HWY_ATTR {
       hwy::Prefetch(a + i + kAhead);
       if constexpr (requires { F::kUnary; }) {

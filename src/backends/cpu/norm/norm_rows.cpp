@@ -47,14 +47,17 @@ struct Statistics {
   float mean, inv_std;
 };
 
+// Fetches `next` on its way where it goes twice over the row; the pass that writes is busy enough then.
 template <bool kCentred, class Input>
-HWY_INLINE Statistics RowStatistics(const Input& input, std::int64_t n, float eps) {
+HWY_INLINE Statistics RowStatistics(const Input& input, const Input& next, std::int64_t n, float eps) {
   const F32Tag d;
   double mean = 0;
   if constexpr (kCentred) {
     const auto add = [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); };
-    const double sum = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent)
-                                              HWY_ATTR { return Each(add, acc, input.At(i, extent)); });
+    const double sum = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent) HWY_ATTR {
+      next.Fetch(i / 2);
+      return Each(add, acc, input.At(i, extent));
+    });
     mean = sum / static_cast<double>(n);
   }
   const auto vmean = hn::Set(d, static_cast<float>(mean));
@@ -62,7 +65,10 @@ HWY_INLINE Statistics RowStatistics(const Input& input, std::int64_t n, float ep
   const auto add_square = [](auto acc, auto h) HWY_ATTR { return hn::MulAdd(h, h, acc); };
   const double squares = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent) HWY_ATTR {
     auto h = input.At(i, extent);
-    if constexpr (kCentred) h = Within(d, Each(centre, h), extent);
+    if constexpr (kCentred) {
+      next.Fetch(n / 2 + i / 2);
+      h = Within(d, Each(centre, h), extent);
+    }
     return Each(add_square, acc, h);
   });
   const double inv_std = 1.0 / std::sqrt(squares / static_cast<double>(n) + static_cast<double>(eps));
@@ -84,23 +90,27 @@ void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
     const NormInput<T, kResidual> input = input_of(row);
     const NormInput<T, kResidual> next = a.fetch_next && row + 1 < a.num_rows ? input_of(row + 1) : input;
     T* residual_out = a.residual_out.present() ? a.residual_out.as<T>() + a.residual_out_rows(row) : nullptr;
-    const Statistics s = RowStatistics<kCentred>(input, a.n, a.eps);
+    const Statistics s = RowStatistics<kCentred>(input, next, a.n, a.eps);
     const auto mean = hn::Set(d, s.mean), inv_std = hn::Set(d, s.inv_std);
-    const auto scale = [&](auto h, auto w) HWY_ATTR {
+    const auto normalized = [&](auto h) HWY_ATTR {
       if constexpr (kCentred) h = hn::Sub(h, mean);
-      return hn::Mul(hn::Mul(h, inv_std), w);
+      return hn::Mul(h, inv_std);
     };
-    const auto add = [](auto u, auto v) HWY_ATTR { return hn::Add(u, v); };
+    const auto scale = [&](auto h, auto w) HWY_ATTR { return hn::Mul(normalized(h), w); };
+    const auto scale_and_shift = [&](auto h, auto w, auto b)
+                                     HWY_ATTR { return hn::MulAdd(normalized(h), w, b); };
     WithOut(a.stream, static_cast<Result*>(static_cast<void*>(a.out.as<Out>() + a.out_rows(row))),
             [&](auto out) HWY_ATTR {
               const auto write = [&](std::int64_t i, auto extent) HWY_ATTR {
                 const auto h = input.At(i, extent);
                 if (residual_out) StoreF32(d, h, residual_out + i, extent);
-                auto y = Each(scale, h, LoadInOrder<T>(d, weight + i, extent));
-                if constexpr (kCentred)
-                  if (bias) y = Each(add, y, LoadInOrder<T>(d, bias + i, extent));
-                out.Put(d, y, i, extent);
-                next.Fetch(i);
+                const auto w = LoadInOrder<T>(d, weight + i, extent);
+                if (kCentred && bias) {
+                  out.Put(d, Each(scale_and_shift, h, w, LoadInOrder<T>(d, bias + i, extent)), i, extent);
+                } else {
+                  out.Put(d, Each(scale, h, w), i, extent);
+                }
+                if constexpr (!kCentred) next.Fetch(i);
               };
               if constexpr (std::is_same_v<Out, T>) {
                 ForEachPair(a.n, write);

@@ -8,8 +8,6 @@
 #define KF_SIMD_ACTIVATION_INL_H_
 #endif
 
-#include <limits>
-
 #include "backends/cpu/simd/math-inl.h"
 #include "core/gelu_logistic.h"
 #include "hwy/highway.h"
@@ -38,18 +36,16 @@ HWY_INLINE V Silu(D d, V x) {
 
 // x/2 (1 + erf(x / sqrt 2)). Where erf rounds to -1 the result is a zero, and not x times erf's error.
 //
-// For bf16 the normal distribution is a logistic function, see core/gelu_logistic.h, and the result a zero below its range.
+// For bf16 the normal distribution is a logistic function, see core/gelu_logistic.h, whose P(s) is beyond the range as at its
+// end.
 template <class Out = float, class D, class V = hn::Vec<D>>
 HWY_INLINE V Gelu(D d, V x) {
   if constexpr (std::is_same_v<Out, Bf16>) {
     using namespace gelu_logistic;
-    const V z = Clamp(d, -kEnd, kEnd, x);
-    const V s = hn::Mul(z, z);
-    V p = hn::MulAdd(hn::Set(d, kP6), s, hn::Set(d, kP5));
-    for (const float c : {kP4, kP3, kP2, kP1, kP0}) p = hn::MulAdd(p, s, hn::Set(d, c));
-    const V e = Exp2<Out>(d, hn::Mul(hn::Neg(z), p));
-    const V infinity = hn::Set(d, std::numeric_limits<float>::infinity());
-    return OverOnePlus<Out>(d, x, hn::IfThenElse(hn::Lt(x, hn::Set(d, -kEnd)), infinity, e));
+    const V s = AtMost(d, kEnd * kEnd, hn::Mul(x, x));
+    V p = hn::MulAdd(hn::Set(d, -kP6), s, hn::Set(d, -kP5));
+    for (const float c : {kP4, kP3, kP2, kP1, kP0}) p = hn::MulAdd(p, s, hn::Set(d, -c));
+    return OverOnePlus<Out>(d, x, Exp2<Out>(d, Clamp(d, -126.0f, 128.0f, hn::Mul(x, p))));
   }
   const V half = hn::Set(d, 0.5f);
   const V phi = hn::MulAdd(Erf(d, hn::Mul(x, hn::Set(d, 0.70710678118654752f))), half, half);

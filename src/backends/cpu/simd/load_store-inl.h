@@ -103,6 +103,8 @@ HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> F32ToF16(D d, hn::Vec<D> v) {
 // A bf16 result of operands that are all bf16. A NaN among such results has no bits below those that bf16 keeps, since no
 // operand has and neither has the one that hardware makes: rounding leaves it a NaN, and it needs no care.
 struct Bf16OfBf16 : Bf16 {};
+// Rounded by the processor's own conversion, see bf16_conversion.h; results below 2^-126 become zero.
+struct Bf16Converted : Bf16 {};
 template <class T>
 inline constexpr bool kIsBf16 = std::is_base_of_v<Bf16, T>;
 // The type to store what is made of operands of type T alone.
@@ -137,6 +139,14 @@ template <class D>
 HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> Narrow(D d, hn::Vec<D> v, F16) {
   return F32ToF16(d, v);
 }
+#if HWY_TARGET <= HWY_AVX3
+// In assembly: Highway's target has no AVX512-BF16, and with it neither have the compiler's intrinsics.
+HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, F32Tag>> Narrow(F32Tag, F32Vec v, Bf16Converted) {
+  __m256i bits;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v.raw));
+  return hn::Vec<hn::Rebind<std::uint16_t, F32Tag>>{bits};
+}
+#endif
 template <class D, class T, std::enable_if_t<kIsBf16<T>>* = nullptr>
 HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, D>> Narrow(D d, hn::Vec<D> v, T) {
   const hn::RebindToSigned<D> di;

@@ -72,7 +72,7 @@ HWY_INLINE V ScaleByExponent(D d, V p, V shifted) {
   return hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
 }
 
-// 2^x, |x| <= 126 or NaN, for a result that is kept as Out, f16 or bf16.
+// 2^x within [-126, 128], or NaN, for a result that is kept as Out, f16 or bf16.
 template <class Out, class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
   const V magic = hn::Set(d, kExponentMagic);

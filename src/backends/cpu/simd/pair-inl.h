@@ -83,9 +83,25 @@ HWY_INLINE F32Pair LoadF32(F32Tag d, const T* p, Two two) {
   return LoadInOrder<T>(d, p, two);
 }
 
+#if HWY_TARGET <= HWY_AVX3
+// The conversion gives all of the first before the second.
+HWY_INLINE hn::Vec<hn::Repartition<std::uint16_t, F32Tag>> ConvertedPair(F32Pair v) {
+  HWY_ALIGN static constexpr std::uint16_t kInterleaved[] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  __m512i bits;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(bits) : "v"(v.first.raw), "v"(v.second.raw));
+  return hn::Vec<hn::Repartition<std::uint16_t, F32Tag>>{
+      _mm512_permutexvar_epi16(_mm512_load_si512(kInterleaved), bits)};
+}
+#endif
+
 // A pair of bf16 as it lies in memory.
 template <class T>
 HWY_INLINE hn::Vec<hn::Repartition<std::uint16_t, F32Tag>> NarrowPair(F32Tag d, F32Pair v) {
+#if HWY_TARGET <= HWY_AVX3
+  if constexpr (std::is_same_v<T, Bf16Converted>) return ConvertedPair(v);
+#endif
   const hn::Repartition<std::uint16_t, F32Tag> d16;
   return hn::OddEven(hn::BitCast(d16, RoundToBf16<T>(d, v.second)),
                      hn::BitCast(d16, hn::ShiftRight<16>(RoundToBf16<T>(d, v.first))));

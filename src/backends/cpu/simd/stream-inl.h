@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "backends/cpu/simd/bf16_conversion.h"
 #include "backends/cpu/simd/load_store-inl.h"
 #include "backends/cpu/simd/pair-inl.h"
 #include "hwy/cache_control.h"
@@ -39,9 +40,16 @@ struct StreamOut {
   }
 };
 
-// Calls write(out) with the kind of output that `row` is to be.
-template <class T, class F>
+// Calls write(out) with the kind of output that `row` is to be. Of bf16, without kDenormals, results below 2^-126 may become
+// zero: the processor's own conversion, which does that, is taken where there is one.
+template <bool kDenormals = false, class T, class F>
 HWY_INLINE void WithOut(bool stream, T* row, F&& write) {
+#if HWY_TARGET <= HWY_AVX3
+  if constexpr (kIsBf16<T> && !std::is_same_v<T, Bf16Converted> && !kDenormals) {
+    if (cpu::has_bf16_conversion())
+      return WithOut(stream, static_cast<Bf16Converted*>(static_cast<void*>(row)), write);
+  }
+#endif
   const std::size_t alignment = hn::Lanes(F32Tag()) * sizeof(float);
   if (stream && reinterpret_cast<std::uintptr_t>(row) % alignment == 0) {
     write(StreamOut<T>{row});
