@@ -20,49 +20,12 @@
 #include "case.h"
 #include "kf/engine.h"
 #include "kf/error.h"
+#include "model_shapes.h"
 
 namespace {
 
 using namespace kf;
 using Clock = std::chrono::steady_clock;
-
-struct Shape {
-  const char* name;
-  Architecture architecture;
-  std::int64_t hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim, vocab_size;
-  bool tie_embeddings;
-  double rope_theta;
-};
-
-// From the models' own config.json.
-constexpr Shape kShapes[] = {
-    {"smollm2-135m", Architecture::llama, 576, 1536, 30, 9, 3, 64, 49152, true, 1e5},
-    {"llama-3.2-1b", Architecture::llama, 2048, 8192, 16, 32, 8, 64, 128256, true, 5e5},
-    {"llama-3.1-8b", Architecture::llama, 4096, 14336, 32, 32, 8, 128, 128256, false, 5e5},
-    {"qwen3-8b", Architecture::qwen3, 4096, 12288, 36, 32, 8, 128, 151936, false, 1e6},
-};
-
-ModelConfig config_of(const std::string& name) {
-  std::vector<std::string> names;
-  for (const Shape& s : kShapes) {
-    names.emplace_back(s.name);
-    if (s.name != name) continue;
-    ModelConfig c = ModelConfig::of(s.architecture);
-    c.hidden_size = s.hidden_size;
-    c.intermediate_size = s.intermediate_size;
-    c.num_layers = s.num_layers;
-    c.num_heads = s.num_heads;
-    c.num_kv_heads = s.num_kv_heads;
-    c.head_dim = s.head_dim;
-    c.vocab_size = s.vocab_size;
-    c.max_positions = 8192;
-    c.tie_embeddings = s.tie_embeddings;
-    c.rope_theta = s.rope_theta;
-    return c;
-  }
-  throw Error(ErrorCode::invalid_argument,
-              fmt::format("--shape: expected one of {}, got {}", fmt::join(names, ", "), name));
-}
 
 DType dtype_of(const std::string& name) {
   for (const DType t : {DType::f32, DType::f16, DType::bf16})
@@ -282,7 +245,7 @@ double distance(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 int run(const Options& o) {
-  const ModelConfig config = config_of(o.shape);
+  const ModelConfig config = cases::model_shape(o.shape);
   DispatcherSet dispatchers;
   const Dispatcher& d = dispatchers.on(parse_device(o.device));
   const RandomWeights weights(config, dtype_of(o.dtype), d);

@@ -3,6 +3,7 @@
 
 #include "bindings.h"
 #include "kf/error.h"
+#include "model_shapes.h"
 
 namespace kf::python {
 namespace {
@@ -73,6 +74,25 @@ nb::dict time_case(const std::string& name, const Selection& baseline, const Sel
   return d;
 }
 
+nb::dict model_shape(const std::string& name) {
+  const ModelConfig& c = cases::model_shape(name);
+  nb::dict values;
+  values["architecture"] = architecture_name(c.architecture);
+  values["hidden_size"] = c.hidden_size;
+  values["intermediate_size"] = c.intermediate_size;
+  values["num_layers"] = c.num_layers;
+  values["num_heads"] = c.num_heads;
+  values["num_kv_heads"] = c.num_kv_heads;
+  values["head_dim"] = c.head_dim;
+  values["vocab_size"] = c.vocab_size;
+  values["max_positions"] = c.max_positions;
+  values["sliding_window"] = c.sliding_window;
+  values["rms_norm_eps"] = c.rms_norm_eps;
+  values["rope_theta"] = c.rope_theta;
+  values["tie_embeddings"] = c.tie_embeddings;
+  return values;
+}
+
 }  // namespace
 
 void bind_cases(nb::module_& m) {
@@ -82,6 +102,9 @@ void bind_cases(nb::module_& m) {
   m.def("time_case", &time_case, nb::arg("name"), nb::arg("baseline"), nb::arg("optimized"),
         nb::arg("seconds"),
         "Two kernels on the same operands, interleaved, the results compared in the same run.");
+  m.def("model_shape", &model_shape, nb::arg("name"),
+        "The configuration of a model that benchmarks build with random weights; raises with the names that "
+        "there are.");
   m.def(
       "copy_bandwidth",
       [] {

@@ -134,6 +134,14 @@ def test_bench_model_of_named_rules(tiny_gguf):
     assert unfused - fused == 2 * (2 + 3)  # a layer: three linear layers to one, and four kernels of attention
 
 
+def test_bench_model_of_a_shape():
+    args = ["--quick", "--prompts", "4", "--weights", "file", "--no-rules", "--fusion", "all"]
+    values = json.loads(run("bench", "model", "--shape", "smollm2-135m", *args, "--json").stdout)
+    assert values["precisions"] == ["bfloat16"] and all(c["results_agree"] for c in values["comparisons"])
+    failing("--shape: expected one of smollm2-135m, llama-3.2-1b", "bench", "model", "--shape", "gpt-2")
+    failing("expected either MODEL or --shape NAME", "bench", "model")
+
+
 def test_bench_model_refuses_before_it_measures(tiny_gguf, monkeypatch):
     monkeypatch.setattr("sagellm_kernel_fusion.bench.model_bench.measure_precision", lambda *_: pytest.fail("measured"))
     bench = ("bench", "model", tiny_gguf)

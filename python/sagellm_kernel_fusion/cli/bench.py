@@ -56,8 +56,12 @@ def bench_op(
 @app.command("model")
 def bench_model(
     path: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A GGUF file, or a folder with config.json and safetensors.")
-    ],
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="A GGUF file, or a folder with config.json and safetensors."),
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Instead of MODEL, random bf16 weights in the shape of llama-3.2-1b, for one.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: a couple of minutes.")] = False,
     prompts: Annotated[str | None, typer.Option(help="Prompt lengths, as in 128,512,2048.")] = None,
     weights: Annotated[list[str] | None, typer.Option(help="f32 or file (as stored); both without.")] = None,
@@ -72,16 +76,19 @@ def bench_model(
     """A whole model: time to first token, time per token, memory, kernel calls, error, gain of every rule."""
     from ..bench.environment import environment
     from ..bench.model_bench import QUICK, Effort, measure_model
+    from ..errors import refusing
     from ..reports import model_document, model_json
-    from ..weights import open_model
+    from ..weights import open_model, random_model
 
+    if (path is None) == (shape is None):
+        raise refusing("expected either MODEL or --shape NAME")
     effort = replace(QUICK if quick else Effort(), measure_rules=rules)
     if prompts is not None:
         effort = replace(effort, prompts=_lengths(prompts))
     make_folder(out)
     with Steps(None) as steps:
         results = measure_model(
-            open_model(path),
+            open_model(path) if path else random_model(shape),
             effort=effort,
             precisions=tuple(weights or ("f32", "file")),
             threads=threads,
@@ -89,7 +96,7 @@ def bench_model(
             say=steps.next,
         )
     here = environment() | ({"threads": threads} if threads else {})
-    name = path.resolve().stem if path.is_file() else path.resolve().name
+    name = shape or (path.resolve().stem if path.is_file() else path.resolve().name)
     finish(model_document(name, results, here, fusion), model_json(name, results, here, fusion), as_json, out)
     if not all(r.ok and all(g.ok for g in r.rules) for r in results):
         raise typer.Exit(1)

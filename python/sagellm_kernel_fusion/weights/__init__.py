@@ -7,9 +7,10 @@ from pathlib import Path
 from ..errors import refusing
 from .common import Metadata, ModelFile
 from .gguf_file import read_gguf
+from .random_model import random_model
 from .safetensors_folder import read_safetensors
 
-__all__ = ["Metadata", "ModelFile", "open_model", "read_gguf", "read_safetensors"]
+__all__ = ["Metadata", "ModelFile", "open_model", "random_model", "read_gguf", "read_safetensors"]
 
 
 def open_model(path: str | Path) -> ModelFile:
