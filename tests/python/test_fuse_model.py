@@ -4,6 +4,7 @@ tokens, restored bit for bit, and what is refused, with the reason."""
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -116,6 +117,19 @@ def test_weights_are_shared_and_read_at_every_call():
     model.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.zeros(96, 64))
     other.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.zeros(96, 64))
     close_to(logits(model, *prompts()), logits(other, *prompts()))
+
+
+def test_what_it_tries_the_modules_with_is_gone_afterwards():
+    model = random_model(configs()["llama"])
+    kf.fuse_model(random_model(configs()["llama"]))  # what is made once
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(o) is nn.Linear for o in gc.get_objects())
+        kf.fuse_model(model)
+        assert sum(type(o) is nn.Linear for o in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 def test_copies_are_fused_and_apart():

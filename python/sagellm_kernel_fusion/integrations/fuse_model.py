@@ -177,6 +177,10 @@ def _difference(form: _Form, module: nn.Module, plan: SimpleNamespace, calls: Ca
             got = trial(*args, **kwargs)
     except (KernelFusionError, RuntimeError, TypeError, ValueError) as error:
         return f"the fused form was not served: {error}"
+    finally:
+        trial.__dict__.pop(
+            "forward", None
+        )  # it is bound to the trial, whose weights would wait for a collector of cycles
     # Of a layer, what it adds: its input would cover differences.
     change = expected - args[0] if form.what == "decoder layer" else expected
     difference, scale = float((got - expected).abs().max()), float(change.abs().max())
