@@ -1,6 +1,7 @@
 # kf. The two commands: `make demo` and `make test`; both install what they need (Debian packages as root).
 
 JOBS ?= $(shell nproc)
+SCHEMAS := .cache/vendors/torch_npu-2.14.0.json
 MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTHON := .venv/bin/python
 PYTHONS ?= python3
@@ -40,7 +41,7 @@ test-cpp: build
 	@echo "== C++ tests"
 	@ctest --test-dir build -j $(JOBS) --output-on-failure
 
-test-python: build $(MODEL)
+test-python: build $(MODEL) $(SCHEMAS)
 	@scripts/setup.sh requirements/test.txt
 	@echo "== Python tests"
 	@KF_REQUIRE_ALL=1 $(PYTHON) -m pytest -q tests/python
@@ -72,6 +73,9 @@ test-install: build $(MODEL)
 $(MODEL): setup
 	@test -f $@ || $(PYTHON) scripts/get_model.py
 
+$(SCHEMAS): setup
+	@test -f $@ || $(PYTHON) scripts/get_vendor_schemas.py
+
 ## make peers           install PyTorch, transformers and llama.cpp in .venv-peers for the comparisons in bench/peers
 peers: build
 	@scripts/setup_peers.sh
@@ -86,9 +90,10 @@ wheel: setup
 	@scripts/build_sdist.sh dist
 	@scripts/build_wheel.sh . dist $(PYTHONS)
 
-## make docs            regenerate docs/support-matrix.md
+## make docs            regenerate docs/support-matrix.md, and the tables of rows in docs/backends/
 docs: build
 	@scripts/support_matrix.sh build/kf_matrix
+	@$(PYTHON) scripts/vendor_tables.py
 
 ## make docs-site       the documentation with a reference of Python and C++, as a site in build-docs/html
 docs-site: build

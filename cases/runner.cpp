@@ -354,7 +354,13 @@ std::vector<KernelCheck> check_case(const Case& c, Dispatcher& dispatcher, Dispa
           continue;
         }
         run_reference();
-        const Comparison r = check_form(c, *k, dispatcher, packed ? &packs : nullptr, got, ref, inputs);
+        const Comparison r = [&] {
+          try {
+            return check_form(c, *k, dispatcher, packed ? &packs : nullptr, got, ref, inputs);
+          } catch (const std::exception& e) {
+            return Comparison{.ok = false, .detail = fmt::format("it failed: {}", e.what())};
+          }
+        }();
         check.result.max_error = std::max(check.result.max_error, r.max_error);
         check.result.relative_error = std::max(check.result.relative_error, r.relative_error);
         if (check.result.ok && !r.ok) check.result.detail = form.prefix() + r.detail;

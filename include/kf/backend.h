@@ -65,8 +65,12 @@ struct Backend {
   LaunchRecorder recorder = {};
 };
 
-// All that is compiled in (src/backends/backends.cpp), and after it the plug-ins that were loaded so far (kf/plugin.h).
+// All that is compiled in (src/backends/backends.cpp), and after it what was registered and the plug-ins that were loaded so
+// far (kf/plugin.h). The span keeps what it has.
 std::span<const Backend* const> all_backends();
+// Adds a backend for the rest of the process; where several serve a device type, the first that can be used here does.
+// Throws invalid_argument where another has the name, or a function is missing.
+const Backend& register_backend(Backend backend);
 // Throws unavailable, naming what there is.
 const Backend& backend_by_name(const std::string& name);
 // The device that a name means: "cuda:1"; "cuda" is "cuda:0". Throws invalid_argument.

@@ -168,7 +168,7 @@ class Dispatcher {
 class DispatcherSet {
  public:
   // `options` are those of every dispatcher, but for the device's index. A device is served by the first of `backends` of its
-  // type; none given: all_backends(), those that are loaded later too.
+  // type that can be used here; none given: all_backends(), those that come later too.
   explicit DispatcherSet(DispatcherOptions options = {}, std::span<const Backend* const> backends = {});
   // Throws unavailable with the cause: no such backend is compiled in, or it cannot be used here.
   Dispatcher& on(Device device);

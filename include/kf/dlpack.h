@@ -3,6 +3,8 @@
 
 #include <dlpack/dlpack.h>
 
+#include <optional>
+
 #include "kf/tensor.h"
 
 namespace kf {
@@ -10,6 +12,14 @@ namespace kf {
 // A view of the same memory, alive as long as its owner keeps it. Throws invalid_argument for a dtype, device or
 // rank that the library does not have.
 TensorView from_dlpack(const DLTensor& tensor);
+
+// DLPack has one device type, kDLExtDev, for all accelerators that it has no name for; PyTorch gives it to its plug-in of the
+// process (npu, mlu). Says which device that is; until then such tensors are refused.
+void set_extension_device(DeviceType type);
+std::optional<DeviceType> extension_device();
+
+// The device as DLPack names it. Throws invalid_argument for one that it has no name for.
+DLDevice dlpack_device(Device device);
 
 // DLPack's name of a dtype. Throws invalid_argument for those that it has none for (block formats, int4).
 DLDataType dlpack_dtype(DType dtype);

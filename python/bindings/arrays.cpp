@@ -49,6 +49,12 @@ TensorView contiguous_like(const TensorView& t) {
   return TensorView::contiguous(t.data, t.dtype, shape_of(t), t.device);
 }
 
+// Before the first tensor of an accelerator that DLPack has no name for: which one PyTorch's plug-in is.
+void name_extension_device(int device_type) {
+  if (device_type != kDLExtDev || extension_device()) return;
+  nb::module_::import_("sagellm_kernel_fusion.vendors").attr("name_extension_device")();
+}
+
 TensorView view_of(const nb::ndarray<nb::ro>& a, const std::optional<DLDataType>& carried,
                    const std::string& what) {
   const DLDataType own{a.dtype().code, a.dtype().bits, a.dtype().lanes};
@@ -59,6 +65,7 @@ TensorView view_of(const nb::ndarray<nb::ro>& a, const std::optional<DLDataType>
                    const_cast<std::int64_t*>(a.shape_ptr()),
                    const_cast<std::int64_t*>(a.stride_ptr()),
                    0};
+  name_extension_device(d.device.device_type);
   try {
     const TensorView t = from_dlpack(d);
     // Exporters give an empty array any strides.
@@ -171,8 +178,6 @@ nb::object numpy_view(const TensorView& t, nb::handle owner) {
 nb::object torch_view(const TensorView& t, nb::handle owner) {
   if (t.data == nullptr && t.numel() > 0)
     throw_invalid("torch: expected an array with memory, got a layout " + to_string(t));
-  if (t.device.type != DeviceType::cpu && t.device.type != DeviceType::cuda)
-    throw_invalid("torch: expected memory of the host or of a CUDA device, got " + to_string(t));
   const DLDataType own = dlpack_dtype(t.dtype);
   nb::dlpack::dtype type{};
   type.code = own.code;
@@ -180,9 +185,9 @@ nb::object torch_view(const TensorView& t, nb::handle owner) {
   type.lanes = own.lanes;
   std::size_t shape[kMaxRank];
   for (int i = 0; i < t.rank; ++i) shape[i] = static_cast<std::size_t>(t.shape[i]);
-  const int device = t.device.type == DeviceType::cpu ? nb::device::cpu::value : nb::device::cuda::value;
+  const DLDevice device = dlpack_device(t.device);
   const nb::ndarray<nb::pytorch> array(t.data, static_cast<std::size_t>(t.rank), shape, owner,
-                                       t.strides.data(), type, device, t.device.index);
+                                       t.strides.data(), type, device.device_type, device.device_id);
   return nb::cast(array, nb::rv_policy::reference);  // never a copy
 }
 
@@ -220,6 +225,7 @@ TensorView borrow_array(nb::handle object, const char* op, const char* operand, 
     if (wants_gradients(object)) refuse_gradients(object, fmt::format("{}: {}", op, operand));
     DLTensor t;
     if (api->borrow(object.ptr(), &t) == 0) try {
+        name_extension_device(t.device.device_type);
         const TensorView view = from_dlpack(t);
         return view.numel() > 0 ? view : contiguous_like(view);
       } catch (const Error& e) {

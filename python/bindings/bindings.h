@@ -50,6 +50,7 @@ void bind_errors(nb::module_& m);
 void bind_arrays(nb::module_& m);
 void bind_ops(nb::module_& m);
 void bind_info(nb::module_& m);
+void bind_hosted_backend(nb::module_& m);
 void bind_fusion(nb::module_& m);
 void bind_manager(nb::module_& m);
 void bind_cases(nb::module_& m);

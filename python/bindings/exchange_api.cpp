@@ -40,12 +40,13 @@ const ExchangeApi* exchange_api(nb::handle object) {
 }
 
 nb::object make_tensor(const ExchangeApi& api, TensorView& prototype) {
-  const DLDevice device{prototype.device.type == DeviceType::cuda   ? kDLCUDA
-                        : prototype.device.type == DeviceType::rocm ? kDLROCM
-                                                                    : kDLCPU,
-                        prototype.device.index};
-  DLTensor like{nullptr, device, prototype.rank, dlpack_dtype(prototype.dtype), prototype.shape.data(),
-                nullptr, 0};
+  DLTensor like{nullptr,
+                dlpack_device(prototype.device),
+                prototype.rank,
+                dlpack_dtype(prototype.dtype),
+                prototype.shape.data(),
+                nullptr,
+                0};
   ManagedTensor* made = nullptr;
   void* object = nullptr;
   void* data = nullptr;

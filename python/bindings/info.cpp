@@ -17,9 +17,16 @@ nb::dict caps_dict(const DeviceCaps& c) {
   return d;
 }
 
-nb::list backends() {
+nb::list backend_names() {
+  nb::list all;
+  for (const Backend* b : all_backends()) all.append(b->name);
+  return all;
+}
+
+nb::list backends(const std::string& only) {
   nb::list all;
   for (const Backend* b : all_backends()) {
+    if (!only.empty() && b->name != only) continue;
     nb::dict d;
     d["name"] = b->name;
     const Support s = b->available();
@@ -72,15 +79,15 @@ nb::list plugins() {
 }  // namespace
 
 void bind_info(nb::module_& m) {
-  m.def("backends", &backends,
-        "Every backend compiled in or loaded: its devices, or why it cannot be used here.");
+  m.def("backends", &backends, nb::arg("only") = "",
+        "Every backend, or the one of this name: its devices, or why it cannot be used here.");
+  m.def("backend_names", &backend_names, "Every backend, without a look at its devices.");
   m.def(
       "load_plugin", [](const std::string& path) { return load_plugin(path).name; }, nb::arg("path"),
       "The name of the backend in this shared library, which is one of backends() from now on.");
   m.def("plugins", &plugins, "Every plug-in that was loaded or was to be: path, backend, version, error.");
   m.def("kernels", &kernels,
-        "Every kernel of every backend compiled in or loaded, in the dispatcher's order; of one that cannot "
-        "be used here, its own "
+        "Every kernel of every backend, in the dispatcher's order; of one that cannot be used here, its own "
         "table without the unfused compositions.");
   m.def(
       "num_threads", [] { return default_dispatcher().num_threads(); }, "Threads that a call uses.");

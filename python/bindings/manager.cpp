@@ -1,5 +1,6 @@
 // KernelFusionManager: ops run as a configuration says, with counts of what ran.
 #include <array>
+#include <set>
 #include <span>
 
 #include "bindings.h"
@@ -111,12 +112,21 @@ class PyManager {
     return all;
   }
 
-  // For the memory of the host and of CUDA devices alike: `supports` says which it takes.
+  // For tensors on these devices; by default on the host, CUDA devices and whatever else has a backend: `supports` says
+  // which it takes.
   void add_kernel(const std::string& name, const std::string& op, const std::string& condition,
                   bool graph_safe, const nb::object& supports, const nb::object& run,
-                  const nb::object& reference, const std::string& family, int launches, bool check_sizes) {
+                  const nb::object& reference, const std::string& family, int launches, bool check_sizes,
+                  const std::optional<std::vector<std::string>>& device_names) {
     const unsigned families = make_selection({family}, "", false).families;
-    for (const DeviceType device : {DeviceType::cpu, DeviceType::cuda})
+    std::set<DeviceType> devices;
+    if (device_names) {
+      for (const std::string& device : *device_names) devices.insert(parse_device(device).type);
+    } else {
+      devices = {DeviceType::cpu, DeviceType::cuda};
+      for (const Backend* b : all_backends()) devices.insert(b->device_type);
+    }
+    for (const DeviceType device : devices)
       for (Kernel& row : python_kernel_rows({name, condition, op_named(op).op, families, device, graph_safe,
                                              launches, check_sizes, supports, run, reference}))
         manager_.register_custom_kernel(std::move(row));
@@ -181,7 +191,7 @@ void bind_manager(nb::module_& m) {
       .def("add_kernel", &PyManager::add_kernel, nb::arg("name"), nb::arg("op"), nb::arg("condition"),
            nb::arg("graph_safe"), nb::arg("supports"), nb::arg("run"), nb::arg("reference").none(),
            nb::arg("family") = "custom", nb::arg("launches") = 1, nb::arg("check_sizes") = true,
-           "Puts a kernel of Python before the others of its op.")
+           nb::arg("devices") = nb::none(), "Puts a kernel of Python before the others of its op.")
       .def("add_cuda_kernel", &PyManager::add_cuda_kernel, nb::arg("name"), nb::arg("op"),
            nb::arg("condition"), nb::arg("graph_safe"), nb::arg("source"), nb::arg("entry"), nb::arg("args"),
            nb::arg("options"), nb::arg("dtypes"), nb::arg("transposed"), nb::arg("settled"), nb::arg("shape"),

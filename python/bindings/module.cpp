@@ -10,6 +10,7 @@ NB_MODULE(_kf, m) {
   bind_arrays(m);
   bind_ops(m);
   bind_info(m);
+  bind_hosted_backend(m);
   bind_fusion(m);
   bind_manager(m);
   bind_cases(m);

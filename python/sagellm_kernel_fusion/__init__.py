@@ -38,12 +38,14 @@ from .quantized import QuantizedTensor, quantize, quantize_kv, quantized_cache
 from .registry import KernelFusionBackendRegistry
 from .sparse import SparseTensor, densify, sparsify
 from .sparse_attention import FusedSparseAttention
+from .vendors import register_vendors
 
 if TYPE_CHECKING:  # what __getattr__ imports when it is asked for
     from .benchmark import benchmark_kernel_fusion, measure_performance
     from .integrations import fuse_model, unfuse_model
     from .models import Model, load_model
 
+register_vendors()
 register_builtin()
 register_plugins()
 

@@ -18,9 +18,13 @@ class BuiltinBackend(KernelFusionManager):
     backend: ClassVar[str]  # as `backends()` names it
 
     def __init__(self, config: KernelFusionConfig | None = None):
-        rows = {row["name"]: row for row in _kf.backends()}
+        rows = {row["name"]: row for row in _kf.backends(self.backend)}
         row = rows.get(self.backend)
-        reason = f"not compiled into this build, which has {', '.join(rows)}" if row is None else row["reason"]
+        reason = (
+            f"not compiled into this build, which has {', '.join(_kf.backend_names())}"
+            if row is None
+            else row["reason"]
+        )
         if row is None or not row["available"]:
             raise UnavailableError(f"backend {self.backend}: {reason}", {"backend": self.backend})
         super().__init__(config)

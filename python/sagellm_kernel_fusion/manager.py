@@ -351,7 +351,8 @@ def _checked(config) -> KernelFusionConfig:
 
 
 def _queue(stream) -> int:
-    handle = getattr(stream, "cuda_stream", stream)
+    named = (getattr(stream, name, None) for name in ("cuda_stream", "npu_stream", "mlu_stream"))
+    handle = next((h for h in named if h is not None), stream)
     if isinstance(handle, bool) or not isinstance(handle, int):
         raise refusing(f"stream: expected an integer or an object with cuda_stream, got {type(stream).__name__}")
     return handle

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+from importlib.metadata import entry_points
 from typing import ClassVar
 
 from . import _kf
-from .errors import refusing
+from .errors import UnavailableError, refusing
+
+ENTRY_POINTS = "sagellm.backends"
 
 ALIASES = {
     "pytorch-cuda": "cuda",
@@ -68,8 +70,10 @@ class KernelFusionBackendRegistry:
 
     @classmethod
     def names(cls) -> list[str]:
-        """Every name and alias that `get` takes."""
-        return [*cls._backends, *(alias for alias, name in ALIASES.items() if name in cls._backends)]
+        """Every name and alias that `get` takes; those of entry points too, which are loaded when they are
+        asked for."""
+        others = [e.name for e in entry_points(group=ENTRY_POINTS) if e.name not in cls._backends]
+        return [*cls._backends, *dict.fromkeys(others), *(a for a, name in ALIASES.items() if name in cls._backends)]
 
     @classmethod
     def backend_class(cls, name: str) -> type:
@@ -79,40 +83,32 @@ class KernelFusionBackendRegistry:
     @classmethod
     def _known(cls, name: str) -> type:
         backend = cls._backends.get(ALIASES.get(name, name) if isinstance(name, str) else None)
+        if backend is None and isinstance(name, str):
+            backend = cls._from_entry_point(name)
         if backend is None:
             raise refusing(f"Unsupported backend: {name}; there are {', '.join(cls.names())}")
         return backend
 
     @classmethod
+    def _from_entry_point(cls, name: str) -> type | None:
+        """The class that another distribution has under this name in the entry points `sagellm.backends`."""
+        found = next((e for e in entry_points(group=ENTRY_POINTS) if e.name == name), None)
+        if found is None:
+            return None
+        try:
+            backend_cls = found.load()
+            cls.register(name, backend_cls)
+        except Exception as error:
+            package = found.dist.name if found.dist else found.value
+            message = f"backend {name} of {package} ({found.value}): {type(error).__name__}: {error}"
+            raise UnavailableError(message, {"backend": name, "package": package}) from error
+        return backend_cls
+
+    @classmethod
     def detect_backend(cls) -> str:
         """The accelerator that PyTorch has here: "ascend", "mlu", "kunlun", "rocm" or "cuda", in this order (the first
-        three come as plug-ins that may also show CUDA devices); else "cpu"."""
-        for name, module, device in (
-            ("ascend", "torch_npu", "npu"),
-            ("mlu", "torch_mlu", "mlu"),
-            ("kunlun", "torch_xmlir", "xpu"),
-        ):
-            if _plug_in_has_device(module, device):
-                return name
-        torch = _imported("torch")
-        if torch is not None and torch.cuda.is_available():
-            return "rocm" if getattr(torch.version, "hip", None) else "cuda"
-        return "cpu"
+        three come as plug-ins that may also show CUDA devices); else "cpu". The environment variable KF_BACKEND names
+        another; what it names must be usable. Why the others are not it, `kf info` says."""
+        from .vendors.detection import detect
 
-
-def _imported(name: str):
-    try:
-        return importlib.import_module(name)
-    except Exception:  # a plug-in without its driver fails in ways of its own
-        return None
-
-
-def _plug_in_has_device(module: str, device: str) -> bool:
-    plug_in = _imported(module)
-    if plug_in is None:
-        return False
-    space = getattr(plug_in, device, None) or getattr(_imported("torch"), device, None)
-    try:
-        return bool(space.is_available())
-    except Exception:
-        return False
+        return next(found.backend for found in detect() if found.cause is None)

@@ -1,9 +1,10 @@
-// The one list of what is compiled in, and behind it the plug-ins that were loaded.
+// The one list of what is compiled in, and behind it what was registered and the plug-ins that were loaded.
 
 #include <charconv>
 #include <cstdlib>
 #include <deque>
 #include <mutex>
+#include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -24,8 +25,8 @@ namespace {
 class Backends {
  public:
   static Backends& all() {
-    static Backends backends;
-    return backends;
+    static Backends* const backends = new Backends;  // dispatchers that are never destroyed refer to it
+    return *backends;
   }
 
   std::span<const Backend* const> list() {
@@ -38,6 +39,15 @@ class Backends {
     std::lock_guard lock(mutex_);
     load_named();
     return load_locked(path);
+  }
+
+  const Backend& add(Backend backend) {
+    check(backend);
+    std::lock_guard lock(mutex_);
+    load_named();
+    for (const Backend* b : lists_.back())
+      if (b->name == backend.name) fail(backend, "a name of its own", "that of another backend");
+    return append(registered_.emplace_back(std::move(backend)));
   }
 
   std::vector<PluginReport> reports() {
@@ -91,14 +101,36 @@ class Backends {
                       {{"path", path}});
       const Loaded& l = loaded_.emplace_back(library.handle, std::move(backend));
       reports_.push_back({path, l.backend.name, library.plugin->version, {}});
-      std::vector<const Backend*> longer = lists_.back();
-      longer.push_back(&l.backend);
-      lists_.push_back(std::move(longer));
-      return l.backend;
+      return append(l.backend);
     } catch (const Error& e) {
       reports_.push_back({path, {}, {}, e.what()});
       throw;
     }
+  }
+
+  const Backend& append(const Backend& backend) {
+    std::vector<const Backend*> longer = lists_.back();
+    longer.push_back(&backend);
+    lists_.push_back(std::move(longer));
+    return backend;
+  }
+
+  [[noreturn]] static void fail(const Backend& b, const std::string& expected, const std::string& got) {
+    throw Error(ErrorCode::invalid_argument,
+                fmt::format("register_backend: '{}': expected {}, got {}", b.name, expected, got),
+                {{"backend", b.name}});
+  }
+  static void check(const Backend& b) {
+    if (b.name.empty()) fail(b, "a name", "none");
+    for (const auto& [name, given] : {std::pair{"available", static_cast<bool>(b.available)},
+                                      std::pair{"capabilities", static_cast<bool>(b.capabilities)},
+                                      std::pair{"kernels", static_cast<bool>(b.kernels)}})
+      if (!given) fail(b, fmt::format("a function {}", name), "none");
+    const DeviceMemory& m = b.memory;
+    const int given = !!m.allocate + !!m.free + !!m.copy + !!m.synchronize;
+    if (given != 0 && given != 4)
+      fail(b, "memory's allocate, free, copy and synchronize, or none of them",
+           fmt::format("{} of them", given));
   }
 
   struct Loaded {
@@ -109,6 +141,7 @@ class Backends {
   std::mutex mutex_;
   bool named_loaded_ = false;
   std::deque<Loaded> loaded_;
+  std::deque<Backend> registered_;
   std::deque<std::vector<const Backend*>>
       lists_;  // the last is in force; whoever has an earlier one keeps it
   std::vector<PluginReport> reports_;
@@ -119,6 +152,7 @@ class Backends {
 std::span<const Backend* const> all_backends() { return Backends::all().list(); }
 const Backend& load_plugin(const std::string& path) { return Backends::all().load(path); }
 std::vector<PluginReport> plugin_reports() { return Backends::all().reports(); }
+const Backend& register_backend(Backend backend) { return Backends::all().add(std::move(backend)); }
 
 Device parse_device(std::string_view name) {
   constexpr DeviceType kTypes[] = {DeviceType::cpu,    DeviceType::cuda, DeviceType::rocm,

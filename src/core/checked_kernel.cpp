@@ -1,5 +1,6 @@
 #include "kf/checked_kernel.h"
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -66,10 +67,16 @@ void check(const Checked& k, const void* params, const PlanContext& ctx) {
   constexpr double kReferenceFlops = 1e8;  // plain loops take a second for more
   const std::string& reference = k.options.reference;
   Selection baseline{.families = kReference, .kernel = reference};
-  if (!ctx.dispatcher.on_host())  // few backends but the CPU's have references
-    baseline.families = kReference | kVanilla | kFused;
-  else if (reference.empty() && op_info(k.op).cost(params).flops > kReferenceFlops)
+  const bool large = op_info(k.op).cost(params).flops > kReferenceFlops;
+  if (!ctx.dispatcher.on_host()) {
+    // Not every backend has references.
+    const auto rows = ctx.dispatcher.kernels(k.op);
+    const bool has_reference =
+        std::ranges::any_of(rows, [](const Kernel* row) { return row->families == kReference; });
+    baseline.families = kReference | (has_reference ? 0 : kFused) | (has_reference && !large ? 0 : kVanilla);
+  } else if (reference.empty() && large) {
     baseline.families = kVanilla;
+  }
   checking = true;
   struct Done {
     ~Done() { checking = false; }

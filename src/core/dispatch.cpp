@@ -324,41 +324,57 @@ std::vector<const Kernel*> Dispatcher::kernels(Op op) const {
 DispatcherSet::DispatcherSet(DispatcherOptions options, std::span<const Backend* const> backends)
     : options_(options), given_(backends) {}
 
+// What a backend answers may take locks of its own (Python's, of a backend written there), so it is asked without this one.
 Dispatcher& DispatcherSet::on(Device device) {
-  std::lock_guard lock(mutex_);
-  for (const auto& d : made_)
-    if (d->caps().device == device) return *d;
+  const auto find = [&]() -> Dispatcher* {
+    for (const auto& d : made_)
+      if (d->caps().device == device) return d.get();
+    return nullptr;
+  };
+  {
+    std::lock_guard lock(mutex_);
+    if (Dispatcher* d = find()) return *d;
+  }
+  const Backend* chosen = nullptr;
   std::vector<std::string> names;
   for (const Backend* b : backends()) {
     names.push_back(b->name);
     if (b->device_type != device.type) continue;
-    DispatcherOptions options = options_;
-    options.device_index = device.index;
-    auto made = std::make_unique<Dispatcher>(*b, options);
-    for (const Kernel& k : added_)
-      if (k.device_type == device.type) made->add_kernel(k);
-    return *made_.emplace_back(std::move(made));
+    if (chosen == nullptr) chosen = b;
+    if (!b->available()) continue;
+    chosen = b;
+    break;
   }
-  throw Error(ErrorCode::unavailable,
-              fmt::format("no backend for tensors on {} is compiled in; there are {}", to_string(device),
-                          fmt::join(names, ", ")),
-              {{"device", to_string(device)}});
+  if (chosen == nullptr)
+    throw Error(ErrorCode::unavailable,
+                fmt::format("no backend for tensors on {} is compiled in; there are {}", to_string(device),
+                            fmt::join(names, ", ")),
+                {{"device", to_string(device)}});
+  DispatcherOptions options = options_;
+  options.device_index = device.index;
+  auto made = std::make_unique<Dispatcher>(*chosen, options);
+  std::lock_guard lock(mutex_);
+  if (Dispatcher* d = find()) return *d;  // another thread's, made meanwhile
+  for (const Kernel& k : added_)
+    if (k.device_type == device.type) made->add_kernel(k);
+  return *made_.emplace_back(std::move(made));
 }
 
 Dispatcher& DispatcherSet::serving(Op op, const void* params) { return on(device_of(op, params)); }
 
 void DispatcherSet::add_kernel(Kernel kernel) {
   check_row(kernel);
+  std::vector<std::string> own;
+  for (const Backend* b : backends())
+    if (b->device_type == kernel.device_type)
+      for (Kernel& k : b->kernels()) own.push_back(std::move(k.name));
   std::lock_guard lock(mutex_);
   for (const Kernel& k : added_)  // a kernel for several device types has a row for each
     if (k.name == kernel.name && k.device_type == kernel.device_type) fail_name(kernel);
   // Dispatchers look for the name themselves; those that are made later would stumble over it.
   const bool is_made = std::ranges::any_of(
       made_, [&](const auto& d) { return d->backend().device_type == kernel.device_type; });
-  for (const Backend* b : backends())
-    if (!is_made && b->device_type == kernel.device_type)
-      for (const Kernel& k : b->kernels())
-        if (k.name == kernel.name) fail_name(kernel);
+  if (!is_made && std::ranges::find(own, kernel.name) != own.end()) fail_name(kernel);
   for (const auto& d : made_)
     if (d->backend().device_type == kernel.device_type) d->add_kernel(kernel);
   added_.push_back(std::move(kernel));
@@ -374,8 +390,9 @@ std::vector<const Dispatcher*> DispatcherSet::made() const {
 namespace {
 
 DispatcherSet& default_dispatchers() {
-  static DispatcherSet set;
-  return set;
+  // Never destroyed: rows of Python could not be, once the interpreter is gone.
+  static DispatcherSet* const set = new DispatcherSet;
+  return *set;
 }
 
 }  // namespace

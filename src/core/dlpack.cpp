@@ -1,5 +1,7 @@
 #include "kf/dlpack.h"
 
+#include <atomic>
+
 #include <fmt/format.h>
 
 #include "core/operands.h"
@@ -30,6 +32,8 @@ struct CodedDevice {
 constexpr CodedDevice kDevices[] = {
     {DeviceType::cpu, kDLCPU}, {DeviceType::cuda, kDLCUDA}, {DeviceType::rocm, kDLROCM}};
 
+std::atomic<int> extension{-1};  // what kDLExtDev means; -1: not known
+
 // What the consumer of an exported tensor holds.
 struct Exported {
   Tensor tensor;
@@ -55,10 +59,15 @@ TensorView from_dlpack(const DLTensor& d) {
       t.device = {c.type, d.device.device_id};
       known = true;
     }
+  if (const auto own = extension_device(); own && d.device.device_type == kDLExtDev) {
+    t.device = {*own, d.device.device_id};
+    known = true;
+  }
   if (!known)
-    throw_invalid(
-        fmt::format("from_dlpack: expected a tensor on cpu, cuda or rocm, got DLPack device type {}",
-                    static_cast<int>(d.device.device_type)));
+    throw_invalid(fmt::format(
+        "from_dlpack: expected a tensor on cpu, cuda, rocm or the device of a registered backend, "
+        "got DLPack device type {}",
+        static_cast<int>(d.device.device_type)));
   if (d.ndim < 0 || d.ndim > kMaxRank)
     throw_invalid(fmt::format("from_dlpack: expected at most {} dimensions, got {}", kMaxRank, d.ndim));
   if (d.ndim > 0 && d.shape == nullptr)
@@ -78,6 +87,21 @@ TensorView from_dlpack(const DLTensor& d) {
     throw_invalid(fmt::format("from_dlpack: expected {}, got {}", problem, to_string(t)));
   t.data = d.data ? static_cast<char*>(d.data) + d.byte_offset : nullptr;
   return t;
+}
+
+void set_extension_device(DeviceType type) { extension = static_cast<int>(type); }
+
+std::optional<DeviceType> extension_device() {
+  const int type = extension;
+  if (type < 0) return std::nullopt;
+  return static_cast<DeviceType>(type);
+}
+
+DLDevice dlpack_device(Device device) {
+  for (const CodedDevice& c : kDevices)
+    if (c.type == device.type) return {c.code, device.index};
+  if (extension_device() == device.type) return {kDLExtDev, device.index};
+  throw_invalid(fmt::format("to_dlpack: expected a device that DLPack has, got {}", to_string(device)));
 }
 
 DLDataType dlpack_dtype(DType dtype) {

@@ -32,15 +32,6 @@ std::map<std::string, SampleData> sample_operands(Op op, const void* params) {
   return sample_inputs(g);
 }
 
-// Bytes from the first element to the last.
-std::size_t span_bytes(const TensorView& t) {
-  if (t.numel() == 0) return 0;
-  std::int64_t last = 0;
-  for (int i = 0; i < t.rank; ++i) last += (t.shape[i] - 1) * t.strides[i];
-  const DTypeInfo& type = dtype_info(t.dtype);
-  return static_cast<std::size_t>((last / type.block_elems + 1) * type.block_bytes);
-}
-
 // Memory of a result between bytes that nobody may write; on a device without them.
 struct Guarded {
   static constexpr std::size_t kBytes = 256;

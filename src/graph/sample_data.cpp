@@ -15,15 +15,6 @@
 namespace kf {
 namespace {
 
-// Bytes from the first element to the last of a view.
-std::size_t span_bytes(const TensorView& t) {
-  if (t.numel() == 0) return 0;
-  std::int64_t last = 0;
-  for (int i = 0; i < t.rank; ++i) last += (t.shape[i] - 1) * t.strides[i];
-  const DTypeInfo& type = dtype_info(t.dtype);
-  return static_cast<std::size_t>((last / type.block_elems + 1) * type.block_bytes);
-}
-
 std::int64_t element_offset(const TensorView& t, std::int64_t flat) {
   std::int64_t offset = 0;
   for (int i = t.rank - 1; i >= 0; --i) {
@@ -208,6 +199,14 @@ std::string_view first_slot(const Graph& g, ValueId v) {
 }
 
 }  // namespace
+
+std::size_t span_bytes(const TensorView& t) {
+  if (t.numel() == 0) return 0;
+  std::int64_t last = 0;
+  for (int i = 0; i < t.rank; ++i) last += (t.shape[i] - 1) * t.strides[i];
+  const DTypeInfo& type = dtype_info(t.dtype);
+  return static_cast<std::size_t>((last / type.block_elems + 1) * type.block_bytes);
+}
 
 std::map<std::string, SampleData> sample_inputs(const Graph& graph) {
   const TableBounds bounds(graph);

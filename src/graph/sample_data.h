@@ -15,6 +15,8 @@ using SampleData = StoredTensor;
 
 // One for every input of a graph without symbolic dimensions, on the host.
 std::map<std::string, SampleData> sample_inputs(const Graph& graph);
+// Bytes from the first element to the last.
+std::size_t span_bytes(const TensorView& t);
 // A copy on the dispatcher's device, and one on the host of what lies on the device.
 SampleData copy_to(const Dispatcher& dispatcher, const SampleData& data);
 SampleData copy_from(const Dispatcher& dispatcher, const TensorView& tensor);

@@ -19,7 +19,7 @@ def register(core: _kf.Manager, projects: Sequence[str] | None = None, table: Se
     for row in reversed([r for r in table if projects is None or r.project in projects]):
         core.add_kernel(
             row.name, row.op, row.words, row.graph_safe, row.supports, row.run, None, row.family, row.launches,
-            check_sizes=False,
+            check_sizes=False, devices=list(dict.fromkeys(("cpu", *row.devices))),
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import KernelFusionError
-from . import bench, explain, fusion, generate, info
+from . import bench, explain, fusion, generate, info, selfcheck
 
 _BAD_INPUT = ("invalid_argument", "not_implemented")
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 app.command("info")(info.info)
 app.command("explain")(explain.explain)
+app.command("selfcheck")(selfcheck.selfcheck)
 app.command("generate")(generate.generate)
 app.add_typer(bench.app, name="bench")
 app.add_typer(fusion.app, name="fusion")

@@ -11,6 +11,7 @@ from .. import _kf
 from ..adapters import LIBRARIES, list_kernels
 from ..bench.environment import environment
 from ..reports import Table
+from ..vendors import detect
 from .console import out, print_table
 
 
@@ -24,11 +25,13 @@ def info(
     if op is not None:
         _require_op(op)
     if as_json:
+        found = [f._asdict() for f in detect()]
         values = {"environment": environment(), "backends": _kf.backends(), "plugins": _kf.plugins()}
-        values |= {"kernels": kernels, "rules": _kf.rules()}
+        values |= {"detected": found, "kernels": kernels, "rules": _kf.rules()}
         print(json.dumps(values, indent=1))
         return
     _print_devices()
+    _print_detected()
     if brief:
         for backend in dict.fromkeys(k["backend"] for k in kernels if k["backend"] not in LIBRARIES):
             own = [k for k in kernels if k["backend"] == backend]
@@ -48,6 +51,13 @@ def _require_op(op: str) -> None:
 
     if op not in _kf.ops():
         raise refusing(f"--op: expected one of {', '.join(_kf.ops())}, got {op}")
+
+
+def _print_detected() -> None:
+    found = detect()
+    chosen = next(f.backend for f in found if f.cause is None)
+    others = "; ".join(f"not {f.backend}: {f.cause}" for f in found if f.cause is not None)
+    out().print(f"detected for PyTorch: {chosen} ({others})", markup=False)
 
 
 def _print_devices() -> None:

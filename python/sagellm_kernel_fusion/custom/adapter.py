@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import _kf
 from ..errors import InvalidArgumentError, KernelFusionError, refusing
+from ..queues import on_queue
 from .served import Served
 
 _CARRIED = {"bf16": ml_dtypes.bfloat16, "fp8_e4m3": ml_dtypes.float8_e4m3fn, "fp8_e5m2": ml_dtypes.float8_e5m2}
@@ -28,13 +29,8 @@ def as_array(lent: _kf.TypedArray, kind: str):
 def _on_queue(stream: int, arrays):
     """The device's queue of this handle (0: its default one) as torch's current one, where there are tensors on a
     device."""
-    device = next((a.device for a in arrays if getattr(a, "is_cuda", False)), None)
-    if device is None:
-        return nullcontext()
-    import torch
-
-    queue = torch.cuda.ExternalStream(stream, device) if stream else torch.cuda.default_stream(device)
-    return torch.cuda.stream(queue)
+    device = next((d for a in arrays if getattr(d := getattr(a, "device", None), "type", "cpu") != "cpu"), None)
+    return nullcontext() if device is None else on_queue(device.type, device.index or 0, stream)
 
 
 class Adapter:

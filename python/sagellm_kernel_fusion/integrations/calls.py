@@ -30,7 +30,7 @@ class Calls:
                 return kept[3]
         half = cos.shape[-1] // 2
         tables = [t[..., :half].reshape(-1, half).to(torch.float32).contiguous() for t in (cos, sin)]
-        tokens = torch.arange(len(tables[0]), dtype=torch.int32)
+        tokens = torch.arange(len(tables[0]), dtype=torch.int32, device=cos.device)
         if cos.shape[0] != batch:
             tokens = tokens.repeat(batch)
         made = (tokens, *tables)

@@ -13,6 +13,7 @@ from types import MethodType, SimpleNamespace
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from ..config import KernelFusionConfig
 from ..errors import KernelFusionError, refusing
@@ -75,7 +76,8 @@ _HEAD = _Form("linear", lambda module: False, modules.plan_linear, modules.linea
 def fuse_model(
     model: nn.Module, config: KernelFusionConfig | None = None, *, manager: KernelFusionManager | None = None
 ) -> FusedModules:
-    """Makes a model call fused operators, in place; for inference, on the CPU, in f32, f16 or bf16.
+    """Makes a model call fused operators, in place; for inference, on the CPU or an accelerator of `vendors`, in f32,
+    f16 or bf16.
 
     transformers' Llama, Qwen2, Qwen3, Mistral, Phi-3, Gemma 2 and Gemma 3: whole decoder layers (norms, the QKV layers,
     rotation, attention over any of its caches, the gated FFN, residuals), and the last layer. In any other model,
@@ -160,12 +162,26 @@ def _use_attention(model: nn.Module, calls: Calls, done: FusedModules) -> list[t
 # f32 sums over some ten thousand elements, in another order: their square root times 2^-24 is 6e-6, and an output goes
 # through a handful of such sums, softmax and norms.
 _TOLERANCE = 1e-4
+# Elsewhere a model is tried in its own dtype, which may be all that the device's operators take: some tens of
+# roundings of
+# its values, and of the intermediates that only one side keeps in f32.
+_ROUGH = {torch.float32: _TOLERANCE, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 
 
 def _difference(form: _Form, module: nn.Module, plan: SimpleNamespace, calls: Calls) -> str | None:
-    """How a module and its fused form differ in f32; None: they do not."""
-    trial = copy.deepcopy(module).float().eval()
+    """How a module and its fused form differ, on the CPU in f32; None: they do not."""
+    weight = next(module.parameters())
+    on_cpu = weight.device.type == "cpu"
+    trial = copy.deepcopy(module).eval()
+    if on_cpu:
+        trial.float()
     args, kwargs = form.probe(module, plan)
+    fused_kwargs = kwargs
+    if not on_cpu:
+        args, kwargs = tree_map_only(torch.Tensor, lambda x: x.to(weight.device, weight.dtype), (args, kwargs))
+        fused_kwargs = dict(kwargs)
+        if (mask := kwargs.get("attention_mask")) is not None:
+            fused_kwargs["attention_mask"] = mask == 0  # as transformers makes it for the fused form
     for part in trial.modules():
         if hasattr(getattr(part, "config", None), "_attn_implementation_internal"):
             part.config._attn_implementation_internal = "eager"  # a copy's
@@ -174,7 +190,7 @@ def _difference(form: _Form, module: nn.Module, plan: SimpleNamespace, calls: Ca
             expected = trial(*args, **kwargs)
             # Under a manager of its own: a trial is no call of the model's.
             _replace(form, trial, plan, Calls(KernelFusionManager(calls.config), calls.config))
-            got = trial(*args, **kwargs)
+            got = trial(*args, **fused_kwargs)
     except (KernelFusionError, RuntimeError, TypeError, ValueError) as error:
         return f"the fused form was not served: {error}"
     finally:
@@ -184,6 +200,6 @@ def _difference(form: _Form, module: nn.Module, plan: SimpleNamespace, calls: Ca
     # Of a layer, what it adds: its input would cover differences.
     change = expected - args[0] if form.what == "decoder layer" else expected
     difference, scale = float((got - expected).abs().max()), float(change.abs().max())
-    if difference <= _TOLERANCE * scale:
+    if difference <= (_TOLERANCE if on_cpu else _ROUGH[weight.dtype]) * scale:
         return None
     return f"the fused form differs by {difference:g} of {scale:g} on random operands: its forward is another one"

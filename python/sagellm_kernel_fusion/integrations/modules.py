@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from ..vendors import device_problem
 from .calls import STATE, Calls, parameter
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -27,8 +28,8 @@ def problem_of(module: nn.Module, *weights: nn.Module) -> str | None:
         for parameter_ in part._parameters.values():
             if parameter_ is None:
                 continue
-            if parameter_.device.type != "cpu":
-                return f"weights on {parameter_.device}: fused modules run on the CPU so far"
+            if parameter_.device.type != "cpu" and (problem := device_problem(parameter_.device.type)):
+                return f"weights on {parameter_.device}: {problem}"
             if parameter_.dtype not in DTYPES:
                 return f"weights of {parameter_.dtype}: expected float32, float16 or bfloat16"
     return None

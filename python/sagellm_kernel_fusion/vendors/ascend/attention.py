@@ -1,0 +1,271 @@
+"""Attention over dense, packed and paged keys, and what writes the cache.
+
+Limits as Huawei documents them for npu_fused_infer_attention_score and npu_fusion_attention (op-plugin 0adf4501,
+docs/context): causal attention is sparse_mode 3 (aligned bottom-right) with a 2048 x 2048 boolean mask, True above the
+diagonal; without a mask every key is seen, whatever the window says. Its layout TND is not used: which heads, widths
+and dtypes it takes, and whether over pages, differs from one CANN to the next."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from ...adapters.conditions import dtypes, head_dims, not_empty
+from ..layouts import is_contiguous
+from ..row import VendorRow
+from . import cann
+from .operators import ALL, needing
+
+_MAX_HEADS, _MAX_GROUP, _MAX_HEAD_DIM, _MAX_BLOCK, _MAX_ROW = 256, 64, 512, 512, 65535
+_F16 = ("f16", "bf16")
+
+
+@cache
+def _causal_mask(device):
+    import torch
+
+    return torch.ones(2048, 2048, dtype=torch.bool, device=device).triu(1)
+
+
+def _heads(q, num_kv_heads: int) -> str | None:
+    heads = q.shape[-2]
+    if heads > _MAX_HEADS:
+        return f"{heads} heads: this kernel takes at most {_MAX_HEADS}"
+    if heads // max(num_kv_heads, 1) > _MAX_GROUP:
+        return f"{heads // num_kv_heads} query heads a K/V head: this kernel takes at most {_MAX_GROUP}"
+    return None
+
+
+def _common(q, k, v, num_kv_heads: int) -> str | None:
+    return (
+        dtypes({"q": q, "k": k, "v": v}, _F16)
+        or not_empty({"q": q, "k": k, "v": v})
+        or head_dims(q, v, multiple=16, at_most=_MAX_HEAD_DIM)
+        or _heads(q, num_kv_heads)
+    )
+
+
+def _options(q, num_kv_heads: int, softmax_scale: float, causal: bool, single: bool) -> dict:
+    """What all calls have. One query a sequence sees every key, causal or not."""
+    options = {
+        "num_heads": q.shape[-2],
+        "num_key_value_heads": num_kv_heads,
+        "scale": softmax_scale or q.shape[-1] ** -0.5,
+    }
+    if causal and not single:
+        options |= {"sparse_mode": 3, "atten_mask": _causal_mask(q.device)}
+    return options
+
+
+# Dense
+
+
+def _dense_declines(
+    q, k, v, causal=True, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, attn_mask=None, lse=None, **rest
+) -> str | None:
+    if cu_seqlens_q is not None or cu_seqlens_k is not None or block_tables is not None:
+        return "packed or paged: this kernel takes dense operands"
+    if causal and q.shape[1] > k.shape[1]:
+        return (
+            f"{q.shape[1]} causal queries over {k.shape[1]} keys: the first see none, which this kernel does not "
+            f"promise zeros for"
+        )
+    if attn_mask is not None:
+        if attn_mask.dtype != "boolean" or causal:
+            return (
+                f"attn_mask of {attn_mask.dtype}{', causal' if causal else ''}: this kernel takes a boolean one alone"
+            )
+        if attn_mask.shape[1] != 1:
+            return f"attn_mask of {attn_mask.shape[1]} heads: this kernel takes one for all heads"
+        if lse is not None:
+            return "lse with attn_mask: this kernel gives none for rows that see no key"
+    return _common(q, k, v, k.shape[2])
+
+
+def _dense(q, k, v, lse=None, softmax_scale=0.0, causal=True, attn_mask=None):
+    options = _options(q, k.shape[2], softmax_scale, causal, q.shape[1] == 1)
+    visible = None
+    if attn_mask is not None:
+        mask = attn_mask.expand(q.shape[0], 1, q.shape[1], k.shape[1])
+        options |= {"sparse_mode": 1, "atten_mask": (~mask).contiguous()}
+        visible = mask.any(-1)  # [batch, 1, seqlen_q]
+    out, got = ALL("npu_fused_infer_attention_score")(
+        q.contiguous(), k.contiguous(), v.contiguous(), input_layout="BSND", softmax_lse_flag=lse is not None, **options
+    )
+    if lse is not None:
+        lse.copy_(got.squeeze(-1))
+    return out if visible is None else out.masked_fill(~visible.transpose(1, 2).unsqueeze(-1), 0)
+
+
+# Packed
+
+
+def _packed_declines(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, **rest) -> str | None:
+    if cu_seqlens_q is None or cu_seqlens_k is None or block_tables is not None:
+        return "dense or paged: this kernel takes packed sequences, with cu_seqlens_q and cu_seqlens_k"
+    return _common(q, k, v, k.shape[1])
+
+
+def _lengths(cu_seqlens) -> list[int]:
+    """Cumulative lengths without the leading 0, on the host: waits for the device."""
+    return cu_seqlens.tolist()[1:]
+
+
+def _packed(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, lse=None, softmax_scale=0.0, causal=True):
+    """One dense call a sequence; queries that see no key get zeros."""
+    out = q.new_zeros(*q.shape[:-1], v.shape[-1])
+    if lse is not None:
+        lse.fill_(-float("inf"))
+    q0 = k0 = 0
+    for q1, k1 in zip(_lengths(cu_seqlens_q), _lengths(cu_seqlens_k), strict=True):
+        blind = max(q1 - q0 - (k1 - k0), 0) if causal else 0  # queries before the first key
+        rows = slice(q0 + blind, q1)
+        if rows.start < q1 and k1 > k0:
+            got = None if lse is None else lse.new_empty(1, q.shape[1], q1 - rows.start)
+            out[rows] = _dense(q[None, rows], k[None, k0:k1], v[None, k0:k1], got, softmax_scale, causal)[0]
+            if lse is not None:
+                lse[:, rows] = got[0]
+        q0, k0 = q1, k1
+    return out
+
+
+# Paged
+
+
+def _paged_declines(
+    q, k, v, cu_seqlens_q=None, block_tables=None, context_lens=None, kv_layout="HND", **rest
+) -> str | None:
+    if block_tables is None:
+        return "not paged: this kernel takes block_tables"
+    if kv_layout != "NHD":
+        return f"kv_layout {kv_layout}: this kernel takes NHD; make the cache so (make_kv_cache(kv_layout='NHD'))"
+    several = cu_seqlens_q is not None
+    multiple = 128 if several else 16
+    if k.shape[1] % multiple or k.shape[1] > _MAX_BLOCK:
+        of_what = "several queries a sequence" if several else "one query a sequence"
+        return f"page size {k.shape[1]}: for {of_what} this kernel takes multiples of {multiple} up to {_MAX_BLOCK}"
+    if k.shape[2] * k.shape[3] > _MAX_ROW:
+        return f"{k.shape[2]} K/V heads of {k.shape[3]}: this kernel takes rows of at most {_MAX_ROW}"
+    if not is_contiguous(k) or not is_contiguous(v):
+        return "a cache that is not contiguous: this kernel takes whole pools"
+    return _common(q, k, v, k.shape[2])
+
+
+def _paged(
+    q, k, v, cu_seqlens_q=None, block_tables=None, context_lens=None, kv_layout="HND", lse=None, softmax_scale=0.0,
+    causal=True,
+):  # fmt: skip
+    """One call for one query a sequence, else one a sequence; queries that see no key get zeros."""
+    lengths = context_lens.tolist()
+    tables = block_tables.clamp_min(0)  # what pads a row is never read
+    of_q = list(range(1, len(lengths) + 1)) if cu_seqlens_q is None else _lengths(cu_seqlens_q)
+    out = q.new_zeros(*q.shape[:-1], v.shape[-1])
+    if lse is not None:
+        lse.fill_(-float("inf"))
+    if cu_seqlens_q is None and all(lengths):
+        _paged_call(q.unsqueeze(1), k, v, tables, lengths, out, lse, softmax_scale, causal)
+        return out
+    begin = 0
+    for i, (end, keys) in enumerate(zip(of_q, lengths, strict=True)):
+        blind = max(end - begin - keys, 0) if causal else (end - begin) * (keys == 0)
+        rows = slice(begin + blind, end)
+        if rows.start < end:
+            into = None if lse is None else lse[:, rows]
+            _paged_call(q[None, rows], k, v, tables[i : i + 1], [keys], out[rows], into, softmax_scale, causal)
+        begin = end
+    return out
+
+
+def _paged_call(q, k, v, tables, lengths: list[int], out, lse, softmax_scale: float, causal: bool) -> None:
+    """q [batch, seqlen_q, num_heads, head_dim] into out [batch * seqlen_q, ...] and lse [num_heads,
+    batch * seqlen_q]."""
+    batch, seqlen, heads, width = q.shape
+    page = k.shape[1]
+    got, sums = ALL("npu_fused_infer_attention_score")(
+        q.reshape(batch, seqlen, heads * width), k.view(-1, page, k.shape[2] * width),
+        v.view(-1, page, k.shape[2] * width), input_layout="BSH", block_table=tables, block_size=page,
+        actual_seq_lengths_kv=lengths,
+        softmax_lse_flag=lse is not None, **_options(q, k.shape[2], softmax_scale, causal, seqlen == 1),
+    )  # fmt: skip
+    out.copy_(got.view(out.shape))
+    if lse is not None:  # [batch, num_heads, seqlen_q, 1]
+        lse.copy_(sums.squeeze(-1).transpose(0, 1).reshape(lse.shape))
+
+
+# CANN 7.0 has npu_fusion_attention alone, which is for training.
+
+
+def _fusion_declines(q, k, v, causal=True, attn_mask=None, **rest) -> str | None:
+    if attn_mask is not None:
+        return "attn_mask is given: this kernel takes none"
+    if q.shape[2] != k.shape[2] and (installed := cann.version()) and not cann.at_least(installed, "7.1.0"):
+        return (
+            f"{q.shape[2]} heads over {k.shape[2]} K/V heads: grouped heads came with CANN 7.1, installed is "
+            f"{installed}"
+        )
+    return _dense_declines(q, k, v, causal, **rest)
+
+
+def _fusion(q, k, v, lse=None, softmax_scale=0.0, causal=True, attn_mask=None):
+    options = {"sparse_mode": 3, "atten_mask": _causal_mask(q.device)} if causal else {}
+    out, largest, total, *_ = ALL("npu_fusion_attention")(
+        q.contiguous(), k.contiguous(), v.contiguous(), q.shape[2], "BSND",
+        scale=softmax_scale or q.shape[-1] ** -0.5, **options,
+    )  # fmt: skip
+    if lse is not None:  # [batch, heads, seqlen_q, 8], eight times the same
+        lse.copy_(largest[..., 0] + total[..., 0].log())
+    return out
+
+
+# The cache
+
+
+def _append_declines(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND", **rest) -> str | None:
+    if kv_layout != "NHD":
+        return f"kv_layout {kv_layout}: this kernel takes NHD; make the cache so (make_kv_cache(kv_layout='NHD'))"
+    if not is_contiguous(k_cache) or not is_contiguous(v_cache):
+        return "a cache that is not contiguous: this kernel takes whole pools"
+    return dtypes({"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}, ("f16", "bf16", "f32"))
+
+
+def _append(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND"):
+    """Slots below 0 are left out, which waits for the device."""
+    kept = slot_mapping >= 0
+    slots = slot_mapping[kept].long().unsqueeze(1)
+    scatter = ALL("npu_scatter_nd_update_")
+    for new, cache_ in ((k, k_cache), (v, v_cache)):
+        rows = new[kept].reshape(slots.shape[0], -1)
+        if rows.shape[0]:
+            scatter(cache_.view(-1, rows.shape[1]), slots, rows)
+
+
+_INFER = needing("npu_fused_infer_attention_score")
+_ANY = "f16 and bf16; head_dim a multiple of 16 up to 512; up to 256 heads, 64 a K/V head"
+_ONE = "one operator for the scores, mask, softmax and sums: no scores in memory"
+ROWS = (
+    VendorRow(
+        "ascend::attention", "attention", "library", _INFER, f"dense; {_ANY}; a boolean mask; strided operands are "
+        f"copied",
+        _dense, _dense_declines, devices=("ascend",), graph_safe=True, saves=_ONE,
+    ),
+    VendorRow(
+        "ascend::attention_by_sequence", "attention", "library", _INFER, f"packed, one call a sequence; {_ANY}",
+        _packed, _packed_declines, devices=("ascend",), saves=_ONE + ", a launch a sequence",
+    ),
+    VendorRow(
+        "ascend::attention_paged", "attention", "library", _INFER,
+        f"paged, NHD; {_ANY}; one query a sequence over pages of a multiple of 16 up to 512, or several (a call a "
+        f"sequence) "
+        "over pages of a multiple of 128",
+        _paged, _paged_declines, devices=("ascend",), saves=_ONE,
+    ),
+    VendorRow(
+        "ascend::attention_fusion", "attention", "library", needing("npu_fusion_attention"),
+        f"dense; {_ANY}; for a CANN before 8.0", _fusion, _fusion_declines, devices=("ascend",), graph_safe=True,
+        saves=_ONE,
+    ),
+    VendorRow(
+        "ascend::append_kv", "append_kv", "library", needing("npu_scatter_nd_update_"), "NHD; f32, f16 and bf16",
+        _append, _append_declines, devices=("ascend",), launches=2,
+        saves="in place, one launch each for keys and values",
+    ),
+)  # fmt: skip

@@ -1,0 +1,108 @@
+"""What there is to know of an accelerator that PyTorch reaches through a plug-in, and why it cannot be used here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from .. import _kf
+
+_import_errors: dict[str, str] = {}  # of plug-ins that were tried: what cannot be imported is not tried again
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """A backend whose operators are functions of Python.
+
+    device: its tensors' `device.type`. plug_in: the module that gives PyTorch that device. install: how it comes.
+    advice: what to look at where no device is found. kv_layout, page_size: how its operators have a paged cache; a
+    cache of another layout is refused, never converted. table: its rows, best first, made when a call comes. isa:
+    what a device is, of its index. extension: whether it is the one device that PyTorch keeps for plug-ins
+    (PrivateUse1)."""
+
+    name: str
+    device: str
+    plug_in: str
+    install: str
+    advice: str
+    kv_layout: str = "NHD"
+    page_size: int = 16
+    table: Callable[[], tuple] = tuple
+    isa: Callable[[int], str] = lambda index: ""
+    extension: bool = True
+
+    @property
+    def page(self) -> str:
+        """Of docs/backends/."""
+        return {"mlu": "cambricon"}.get(self.name, self.name)
+
+    def unusable(self) -> str | None:
+        """Why it cannot be used on this machine; None: it can. Imports the plug-in where it is installed."""
+        if not _installed(self.plug_in):
+            return f"{self.plug_in} is not installed: {self.install}"
+        if problem := _import_problem(self.plug_in):
+            return problem
+        if self.extension and (owner := device_of_plug_ins()) != self.device:
+            if owner == "privateuseone":
+                return f"{self.plug_in} registers no device {self.device} with PyTorch: too old, or not whole"
+            return f"PyTorch's one device of plug-ins is {owner} in this process: {self.device} needs one of its own"
+        try:
+            if self.space().is_available():
+                return None
+        except Exception as error:
+            return f"{self.plug_in} cannot look for devices: {type(error).__name__}: {error}; {self.advice}"
+        return f"{self.plug_in} is there, but finds no device: {self.advice}"
+
+    def space(self):
+        """torch.npu and its like."""
+        import torch
+
+        return getattr(importlib.import_module(self.plug_in), self.device, None) or getattr(torch, self.device)
+
+    def capabilities(self, index: int) -> dict:
+        """What the core keeps of a device."""
+        space = self.space()
+        count = space.device_count()
+        if index >= count:
+            from ..errors import UnavailableError
+
+            raise UnavailableError(f"{self.device}:{index}: there are {count} devices", {"backend": self.name})
+        if self.extension:
+            _kf.set_extension_device(self.name)
+        properties = space.get_device_properties(index)
+        memory = int(getattr(properties, "total_memory", 0))
+        return {"name": str(properties.name), "isa": self.isa(index), "memory_bytes": memory}
+
+    def register(self) -> None:
+        """Makes it one of the core's backends."""
+        from .memory import TorchMemory
+
+        _kf.register_backend(
+            self.name, self.name, self.unusable, self.capabilities, self.table, TorchMemory(self.device)
+        )  # fmt: skip
+
+
+def device_of_plug_ins() -> str:
+    """What PyTorch's PrivateUse1 is called: "privateuseone" before a plug-in has named it."""
+    import torch
+
+    return torch._C._get_privateuse1_backend_name()
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # loaded, but by something that gives no spec
+        return True
+
+
+def _import_problem(module: str) -> str | None:
+    if module not in _import_errors:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a plug-in without its driver fails in ways of its own
+            text = str(error).strip().partition("\n")[0]
+            _import_errors[module] = f"{module} cannot be imported: {type(error).__name__}: {text}"
+    return _import_errors.get(module)

@@ -1,0 +1,491 @@
+"""The Ascend backend over a stand-in of torch_npu, on a simulated device `npu`: run in a process of its own by
+test_vendors.py, for each CANN."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch_npu
+
+import sagellm_kernel_fusion as kf
+from sagellm_kernel_fusion.bench.selfcheck import selfcheck
+from sagellm_kernel_fusion.vendors.ascend import cann, operators, table
+from sagellm_kernel_fusion.weights.gguf_file import read_gguf
+
+ROOT = Path(__file__).resolve().parents[3]
+CANN = os.environ["STAND_IN_CANN"]
+HAS_INFER = cann.at_least(CANN, "8.0.RC1")
+HAS_GELU = cann.at_least(CANN, "8.0.0")
+F16 = torch.float16
+since_8 = pytest.mark.skipif(not HAS_INFER, reason="of CANN 8.0")  # run for another CANN
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+@pytest.fixture
+def no_grad():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def m():
+    return kf.KernelFusionManager()
+
+
+def there(value):
+    """On the device."""
+    return value.to("npu") if isinstance(value, torch.Tensor) else value
+
+
+_seeds = itertools.count()
+
+
+def random(*shape, dtype=F16):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(next(_seeds))).to(dtype)
+
+
+def close(got, expected, dtype=F16):
+    """Of f16 and bf16 what some roundings of intermediates leave."""
+    rtol = {F16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-5}[dtype]
+    scale = float(expected.float().abs().nan_to_num(posinf=0, neginf=0).max())
+    torch.testing.assert_close(got.cpu().float(), expected.float(), rtol=rtol, atol=rtol * max(scale, 1e-6))
+
+
+def served(m, op):
+    return list(m.get_stats()["ops"][op]["kernels"])
+
+
+def both(m, op, kernel, dtype=F16, **operands):
+    """The call on the device and on the CPU: by this kernel, and alike."""
+    got = getattr(kf.ops, op)(
+        **{n: there(v) for n, v in operands.items()}, selection=kf.Selection(families=("library",))
+    )
+    expected = getattr(kf.ops, op)(**operands)
+    rows = m.explain(op, **{n: there(v) for n, v in operands.items() if v is not True})
+    assert [r["kernel"] for r in rows if r["selected"]] == [kernel]
+    for g, e in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, expected)), strict=True):
+        assert g.device.type == "npu"
+        close(g, e, dtype)
+
+
+# The contract
+
+
+def test_every_parameter_is_one_of_the_wheels_schemas():
+    wheel = json.loads((ROOT / ".cache/vendors/torch_npu-2.14.0.json").read_text())
+    assert torch_npu.npu.is_available() and (operators.ALL.problem is None or not HAS_GELU)
+    for name, parameters in operators.PARAMETERS.items():
+        schema = torch._C.parse_schema(wheel["schemas"][name])
+        assert set(parameters) <= {a.name for a in schema.arguments}
+        assert set(cann.KERNELS[name]) & set(wheel["kernels"]), name
+        assert name in cann.SINCE
+
+
+def test_the_specifications_call_of_fusion_attention_is_refused():
+    q = there(random(1, 4, 2, 32))
+    with pytest.raises(RuntimeError, match="pre_tokens"):
+        torch.ops.npu.npu_fusion_attention(
+            q, q, q, head_num=2, input_layout="BSND", scale=0.2, pre_tokens=65536, next_tokens=0
+        )
+
+
+def test_respelled_it_is_not_causal_without_a_mask():
+    q, k, v = (random(1, 4, 2, 32) for _ in range(3))
+    operands = [there(x) for x in (q, k, v)]
+    out, *_ = torch.ops.npu.npu_fusion_attention(
+        *operands, head_num=2, input_layout="BSND", scale=32**-0.5, pre_tockens=65536, next_tockens=0
+    )
+    close(out, kf.ops.attention(q, k, v, causal=False))
+    causal = kf.ops.attention(q, k, v)
+    assert float((out.cpu() - causal).abs().max()) > 0.1
+
+
+# Attention
+
+
+DENSE = [{}, {"causal": False}, {"softmax_scale": 0.2}]
+
+
+def dense(queries=5, keys=9, heads=6, kv_heads=2, dtype=F16, width=64):
+    return {"q": random(2, queries, heads, width, dtype=dtype), "k": random(2, keys, kv_heads, width, dtype=dtype),
+            "v": random(2, keys, kv_heads, width, dtype=dtype).flip(1)}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", DENSE)
+@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("dtype", [F16, torch.bfloat16])
+def test_dense_attention(m, options, queries, dtype):
+    kv_heads = 2 if HAS_INFER else 6
+    operands = dense(queries, dtype=dtype, kv_heads=kv_heads)
+    out, lse = m.fuse_attention(**{n: there(x) for n, x in operands.items()}, **options, return_lse=True)
+    expected, sums = kf.KernelFusionManager().fuse_attention(**operands, **options, return_lse=True)
+    close(out, expected, dtype)
+    close(lse, sums, dtype)
+    assert served(m, "attention") == ["ascend::attention" if HAS_INFER else "ascend::attention_fusion"]
+
+
+@since_8
+def test_a_boolean_mask_hides_and_rows_that_see_nothing_are_zeros(m):
+    operands = dense()
+    mask = torch.rand(2, 1, 5, 9, generator=torch.Generator().manual_seed(0)) > 0.5
+    mask[0, :, 2] = False
+    out = m.fuse_attention(**{n: there(x) for n, x in operands.items()}, causal=False, attn_mask=there(mask))
+    close(out, kf.ops.attention(**operands, causal=False, attn_mask=mask))
+    assert not out.cpu()[0, 2].any()
+
+
+@since_8
+def test_packed_sequences_each_by_a_call(m):
+    of_q = torch.tensor([0, 3, 3, 10, 12], dtype=torch.int32)
+    of_k = torch.tensor([0, 7, 8, 19, 20], dtype=torch.int32)  # the last has two queries and one key
+    operands = {"q": random(12, 6, 64), "k": random(20, 2, 64), "v": random(20, 2, 64).flip(0),
+                "cu_seqlens_q": of_q, "cu_seqlens_k": of_k}  # fmt: skip
+    for causal in (True, False):
+        got = m.fuse_attention(**{n: there(x) for n, x in operands.items()}, causal=causal, return_lse=True)
+        expected = kf.KernelFusionManager().fuse_attention(**operands, causal=causal, return_lse=True)
+        for g, e in zip(got, expected, strict=True):
+            close(g, e)
+    assert served(m, "attention") == ["ascend::attention_by_sequence"]
+
+
+def paged(page, lengths, chunks=None, heads=6):
+    tables = torch.tensor([[4, 1, -1], [3, 0, -1]], dtype=torch.int32)
+    operands = {"q": random(sum(chunks or (1, 1)), heads, 64), "k": random(5, page, 2, 64),
+                "v": random(5, page, 2, 64).flip(0), "block_tables": tables, "kv_layout": "NHD",
+                "context_lens": torch.tensor(lengths, dtype=torch.int32)}  # fmt: skip
+    if chunks:
+        operands["cu_seqlens_q"] = torch.tensor([0, *np.cumsum(chunks)], dtype=torch.int32)
+    return operands
+
+
+@since_8
+@pytest.mark.parametrize(
+    "operands",
+    [paged(128, (131, 256)), paged(16, (3, 32)), paged(128, (0, 200)), paged(128, (131, 200), (5, 3)),
+     paged(128, (2, 200), (4, 2))],
+)  # fmt: skip
+def test_paged_attention(m, operands):
+    got = m.fuse_attention(**{n: there(x) for n, x in operands.items()}, return_lse=True)
+    expected = kf.KernelFusionManager().fuse_attention(**operands, return_lse=True)
+    for g, e in zip(got, expected, strict=True):
+        close(g, e)
+    assert served(m, "attention") == ["ascend::attention_paged"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kv_layout": "HND"}, "kv_layout HND: this kernel takes NHD"),
+        ({"window_size": (4, 0)}, "window_left 4: no parameter"),
+        ({"softcap": 2.0}, "softcap 2.0: no parameter"),
+        ({"alibi_slopes": torch.ones(6)}, "alibi_slopes is given"),
+    ],
+)
+@since_8
+def test_a_paged_call_that_it_does_not_take_says_why(m, change, reason):
+    operands = paged(128, (131, 256)) | change
+    if change.get("kv_layout") == "HND":
+        operands |= {n: operands[n].transpose(1, 2).contiguous() for n in ("k", "v")}
+    with pytest.raises(kf.NotServedError, match=reason):
+        m.fuse_attention(**{n: there(x) for n, x in operands.items()})
+
+
+@since_8
+@pytest.mark.parametrize(
+    ("operands", "reason"),
+    [
+        (dense(dtype=torch.float32), "q is f32: this kernel takes f16, bf16"),
+        (dense(width=40), "head_dim 40: this kernel takes multiples of 16 up to 512"),
+        (dense(queries=9, keys=5), "9 causal queries over 5 keys"),
+        (dense(heads=130, kv_heads=2), "65 query heads a K/V head: this kernel takes at most 64"),
+        (dense(heads=258, kv_heads=258, width=16), "258 heads: this kernel takes at most 256"),
+        (paged(24, (3, 24)), "page size 24: for one query a sequence this kernel takes multiples of 16 up to 512"),
+        (
+            paged(64, (13, 24), (2, 2)),
+            "page size 64: for several queries a sequence this kernel takes multiples of 128",
+        ),
+    ],
+)
+def test_a_call_beyond_the_operators_limits_says_why(m, operands, reason):
+    with pytest.raises(kf.NotServedError, match=reason):
+        m.fuse_attention(**{n: there(x) for n, x in operands.items()})
+
+
+def test_the_cache_is_written_where_slots_are_not_negative(m):
+    k, v = random(4, 2, 64), random(4, 2, 64).flip(0)
+    slots = torch.tensor([130, -1, 0, 255], dtype=torch.int32)
+    caches = [torch.zeros(2, 128, 2, 64, dtype=F16) for _ in range(2)]
+    on_device = [there(c.clone()) for c in caches]
+    m.append_kv(there(k), there(v), *on_device, there(slots), kv_layout="NHD")
+    kf.ops.append_kv(k, v, slot_mapping=slots, k_cache=caches[0], v_cache=caches[1], kv_layout="NHD")
+    assert all(torch.equal(g.cpu(), e) for g, e in zip(on_device, caches, strict=True))
+    assert served(m, "append_kv") == ["ascend::append_kv"]
+
+
+# Norms, activations, layers
+
+
+DTYPES = (torch.float32, F16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms(m, dtype):
+    x, residual = random(3, 7, 96, dtype=dtype), random(3, 7, 96, dtype=dtype).flip(0)
+    weight, bias = random(96, dtype=dtype), random(96, dtype=dtype).flip(0)
+    both(m, "rms_norm", "ascend::rms_norm", dtype, x=x, weight=weight)
+    both(m, "layer_norm", "ascend::layer_norm", dtype, x=x, weight=weight, bias=bias)
+    both(m, "layer_norm", "ascend::layer_norm", dtype, x=x, weight=weight)
+    if HAS_INFER:
+        both(m, "rms_norm", "ascend::add_rms_norm", dtype, x=x, weight=weight, residual=residual, residual_out=True)
+        both(m, "rms_norm", "ascend::add_rms_norm", dtype, x=x, weight=weight, residual=residual)
+        name = "ascend::add_layer_norm"
+        both(m, "layer_norm", name, dtype, x=x, weight=weight, bias=bias, residual=residual, residual_out=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_elementwise(m, dtype):
+    x = random(5, 64, dtype=dtype)
+    both(m, "activation", "ascend::activation", dtype, x=x, kind="silu")
+    both(m, "activation", "ascend::activation", dtype, x=x, kind="relu")
+    both(m, "binary", "ascend::binary", dtype, a=x, b=x.flip(0), kind="mul")
+    both(m, "softmax", "ascend::softmax", dtype, x=x, scale=2.0)
+    both(m, "gated_activation", "ascend::gated_activation", dtype, gate=x, up=x.flip(0), kind="relu")
+    if HAS_GELU:
+        for kind in ("gelu", "gelu_tanh"):
+            both(m, "activation", "ascend::gelu", dtype, x=x, kind=kind)
+            both(m, "gated_activation", "ascend::gated_activation", dtype, gate=x, up=x.flip(0), kind=kind)
+    wide = random(5, 128, dtype=dtype)
+    gate, up = there(wide).split(64, -1)
+    close(kf.ops.gated_activation(gate, up), kf.ops.gated_activation(*wide.split(64, -1)), dtype)
+
+
+def test_a_softmax_row_of_minus_infinity_is_zeros():
+    x = random(4, 8)
+    x[1] = -float("inf")
+    out, lse = kf.ops.softmax(there(x), lse=True)
+    close(out, kf.ops.softmax(x))
+    assert not out.cpu()[1].any() and lse.cpu()[1] == -float("inf")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotary_embedding(m, dtype):
+    angles = torch.rand(20, 32, generator=torch.Generator().manual_seed(3)) * 6
+    operands = {"x": random(7, 3, 64, dtype=dtype), "positions": torch.arange(7, dtype=torch.int32) * 2,
+                "cos": angles.cos(), "sin": angles.sin()}  # fmt: skip
+    both(m, "rope", "ascend::rope", dtype, **operands)
+    both(m, "rope", "ascend::rope", dtype, **operands, norm_weight=random(64, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_layers_with_what_surrounds_them(m, dtype):
+    x, w, bias = random(5, 64, dtype=dtype), random(48, 64, dtype=dtype) / 8, random(48, dtype=dtype)
+    residual, norm, shift = random(5, 48, dtype=dtype), random(64, dtype=dtype), random(64, dtype=dtype).flip(0)
+    name = "ascend::linear"
+    both(m, "linear", name, dtype, x=x, weight=w)
+    both(m, "linear", name, dtype, x=x, weight=w, residual=residual)
+    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, norm="rms", norm_weight=norm, activation="silu")
+    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, norm="layer", norm_weight=norm, norm_bias=shift)
+    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, residual=residual, pre_activation="silu")
+    both(m, "qkv_linear", "ascend::qkv_linear", dtype, x=x, q_weight=w, k_weight=w[:16], v_weight=w[16:32],
+         norm="rms", norm_weight=norm)  # fmt: skip
+    name = "ascend::gated_ffn" if HAS_INFER else "ascend::gated_ffn_plain"
+    ffn = {"x": x, "gate_weight": w, "up_weight": w.flip(0), "down_weight": w.t().contiguous() / 4}
+    both(m, "gated_ffn", name, dtype, **ffn)
+    both(m, "gated_ffn", name, dtype, **ffn, residual=x, norm="rms", norm_weight=norm)
+    if HAS_GELU:
+        both(m, "linear", "ascend::linear", dtype, x=x, weight=w, bias=bias, pre_activation="gelu_tanh")
+        both(m, "gated_ffn", "ascend::gated_ffn_plain", dtype, **ffn, activation="gelu")
+
+
+def test_the_managers_layers(m):
+    x, w, norm = random(2, 3, 64), random(64, 48) / 8, random(64)
+    cpu = kf.KernelFusionManager()
+    calls = [("fuse_layernorm_linear", (x, norm, norm.flip(0), w)), ("fuse_rmsnorm_linear", (x, norm, w)),
+             ("fuse_silu_linear", (x, w)), ("fuse_ffn", (x, w, w.flip(0), w.t().contiguous()))]  # fmt: skip
+    if HAS_GELU:
+        calls.append(("fuse_gelu_linear", (x, w)))
+    for method, operands in calls:
+        close(getattr(m, method)(*map(there, operands)), getattr(cpu, method)(*operands))
+
+
+@since_8
+@pytest.mark.parametrize("group", [0, 32])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_eight_bit_weights(m, group, zeros):
+    x, bias, residual = random(5, 96), random(48), random(5, 48)
+    g = torch.Generator().manual_seed(1)
+    codes = torch.randint(-128, 128, (48, 96), generator=g, dtype=torch.int8)
+    groups = 96 // group if group else 1
+    operands = {"x": x, "weight": codes, "weight_scales": torch.rand(48, groups, generator=g).half() / 100,
+                "weight_group_size": group, "bias": bias, "residual": residual}  # fmt: skip
+    if zeros:
+        operands["weight_zeros"] = torch.randint(-9, 9, (48, groups), generator=g, dtype=torch.int8)
+    both(m, "linear", "ascend::linear_w8", **operands)
+
+
+def test_what_eight_bit_weights_need_is_said(m):
+    x, codes = there(random(5, 96)), there(torch.zeros(48, 96, dtype=torch.int8))
+    scales = there(torch.ones(48, 1, dtype=F16))
+    with pytest.raises(kf.NotServedError, match="weight is fp8_e4m3: this kernel takes i8 with scales"):
+        kf.ops.linear(x, codes.view(torch.float8_e4m3fn), weight_scales=scales)
+    if not HAS_INFER:
+        with pytest.raises(kf.NotServedError, match=f"came with CANN 8.0.RC1, installed is {CANN}"):
+            kf.ops.linear(x, codes, weight_scales=scales)
+
+
+@pytest.mark.skipif(not cann.at_least(CANN, "8.0.RC2"), reason="of CANN 8.0")
+def test_inputs_in_eight_bits(m):
+    x = random(5, 96)
+    g = torch.Generator().manual_seed(1)
+    codes = torch.randint(-128, 128, (48, 96), generator=g, dtype=torch.int8)
+    operands = {"x": x, "weight": codes, "weight_scales": torch.rand(48, 1, generator=g) / 100}
+    both(m, "linear", "ascend::linear_w8a8", **operands, input_quantization="int8")
+
+
+# One CANN and another
+
+
+def test_rows_that_the_cann_lacks_say_so(m):
+    x, w = there(random(3, 64)), there(random(64))
+    rows = {r["kernel"]: r for r in m.explain("rms_norm", x=x, weight=w, residual=x)}
+    assert rows["ascend::add_rms_norm"]["supported"] == HAS_INFER
+    if not HAS_INFER:
+        assert rows["ascend::add_rms_norm"]["reason"] == f"npu_add_rms_norm came with CANN 8.0.RC1, installed is {CANN}"
+        grouped = {n: there(v) for n, v in dense().items()}
+        with pytest.raises(kf.NotServedError, match=r"grouped heads came with CANN 7.1, installed is 7.0.0"):
+            m.fuse_attention(**grouped)
+
+
+def test_libopapi_tells_before_the_version_does(monkeypatch):
+    class Some:
+        aclnnRmsNorm = None
+
+    monkeypatch.setattr(cann, "_library", Some)
+    assert cann.lacking("npu_rms_norm") is None
+    assert "has no aclnnSwiGlu, which npu_swiglu calls" in cann.lacking("npu_swiglu")
+
+
+def test_versions_are_in_order():
+    order = ["7.0.0", "7.1.0", "8.0.RC1", "8.0.RC2.alpha003", "8.0.0", "8.0.1", "8.3.RC1", "8.3.0"]
+    assert sorted(order, key=cann._order) == order
+
+
+# Like any other backend
+
+
+def test_a_manager_explains_counts_and_reports(m):
+    x, w = there(random(3, 64)), there(random(64))
+    m.fuse_rmsnorm(x, w)
+    plan = m.plan("rmsnorm", x=x, weight=w)
+    assert (plan["kernel"], plan["launches"], plan["graph_safe"]) == ("ascend::rms_norm", 1, True)
+    assert m.report(measure=True)["kernel_calls_rms_norm"] == 1
+    assert {k["device"] for k in m.kernels()} >= {"cpu", "ascend"}
+
+
+def test_a_custom_kernel_is_first_and_checked_against_the_cpus_reference(m):
+    m.register_custom_kernel("doubled", lambda x: torch.nn.functional.silu(x) * 2, op="activation")
+    with pytest.raises(kf.InvalidArgumentError, match="its results differ from ascend::activation_reference"):
+        m.fuse_activation(there(random(3, 64)))
+    right = kf.KernelFusionManager()
+    right.register_custom_kernel("right", lambda x: x * torch.sigmoid(x), op="activation")
+    x = random(3, 64)
+    close(right.fuse_activation(there(x)), kf.ops.activation(x))
+    assert served(right, "activation") == ["custom::right"]
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (lambda x, *a, **k: (x[:1], None), r"ascend::rms_norm: out: expected shape \[3, 64\], got \[1, 64\]"),
+        (lambda x, *a, **k: 1 / 0, "ascend::rms_norm: raised ZeroDivisionError"),
+        (lambda x, *a, **k: (x * 0, None), "ascend::rms_norm: its results differ"),
+    ],
+)
+def test_an_operator_that_is_wrong_is_an_error_and_the_process_goes_on(monkeypatch, result, said):
+    from sagellm_kernel_fusion.vendors.operators import Operators
+
+    host = random(3, 64), random(64)
+    x, w = map(there, host)
+    monkeypatch.setattr(Operators, "__call__", lambda self, name: result)
+    m = kf.KernelFusionManager()
+    with pytest.raises(kf.InvalidArgumentError, match=said):
+        m.fuse_rmsnorm(x, w)
+    monkeypatch.undo()
+    close(m.fuse_rmsnorm(x, w), kf.ops.rms_norm(*host))
+
+
+def test_a_tensor_of_the_host_beside_one_of_the_device_is_refused(m):
+    with pytest.raises(kf.InvalidArgumentError, match="weight"):
+        m.fuse_rmsnorm(there(random(3, 64)), random(64))
+
+
+def test_a_queue_is_current_while_a_row_runs(m, monkeypatch):
+    import simulated_device
+
+    seen = []
+    monkeypatch.setattr(simulated_device.Queue, "__init__", lambda self, stream=0, device=None: seen.append(stream))
+    stream = type("Stream", (), {"npu_stream": 77})()
+    m.fuse_rmsnorm(there(random(3, 64)), there(random(64)), stream=stream)
+    assert 77 in seen
+
+
+def test_selfcheck_runs_the_cases_on_the_device():
+    report = selfcheck("ascend", ("rms_norm", "softmax", "rope"), every=33)
+    assert report["ok"], report["failures"]
+    rows = {r["kernel"]: r for r in report["rows"]}
+    assert rows["ascend::rms_norm"]["served"] and rows["ascend::rms_norm"]["level"] == "contract"
+    assert rows["ascend::rope"]["served"] and not rows["ascend::rms_norm"]["failed"]
+    assert report["device"]["isa"] == "Ascend910B3" and report["environment"]["torch"]["torch"]
+
+
+def test_every_row_says_what_it_saves_and_how_far_it_was_checked():
+    for row in table.ROWS:
+        assert row.saves and row.level == "contract" and row.devices == ("ascend",), row.name
+
+
+def smollm2(dtype):
+    """transformers' model with the file's weights, decoded; its q and k are in the order of GGUF's interleaved
+    rotation."""
+    transformers = pytest.importorskip("transformers")
+    file = read_gguf(ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf")
+    c = file.config
+    config = transformers.LlamaConfig(
+        vocab_size=c["vocab_size"], hidden_size=c["hidden_size"], intermediate_size=c["intermediate_size"],
+        num_hidden_layers=c["num_layers"], num_attention_heads=c["num_heads"], num_key_value_heads=c["num_kv_heads"],
+        rms_norm_eps=c["rms_norm_eps"], rope_theta=c["rope_theta"], tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config)
+    weights = {}
+    for name in file.tensors:
+        values = torch.from_numpy(np.array(file.dequantize(name), np.float32))
+        if "q_proj" in name or "k_proj" in name:
+            values = values.view(-1, c["head_dim"] // 2, 2, values.shape[-1]).transpose(1, 2).reshape(values.shape)
+        weights[name] = values.to(dtype)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights, assign=True)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    return model.eval()
+
+
+@since_8
+def test_a_real_model_through_fuse_model_gives_the_cpus_logits_and_tokens():
+    model = smollm2(F16)
+    ids = torch.tensor([[1, 4093, 198, 504, 3575, 282, 4649, 314]])
+    expected = model(ids).logits
+    tokens = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=2)
+    model.to("npu")
+    fused = kf.fuse_model(model)
+    assert not fused.refused, fused.refused[:2]
+    got = model(there(ids)).logits.cpu()
+    close(got, expected)
+    assert torch.equal(model.generate(there(ids), max_new_tokens=6, do_sample=False, pad_token_id=2).cpu(), tokens)
+    ran = fused.manager.get_stats()["ops"]
+    kernels = {k for op in ran.values() for k in op["kernels"]}
+    assert kernels == {f"ascend::{op}" for op in ("qkv_linear", "rope", "attention", "linear", "gated_ffn", "rms_norm")}

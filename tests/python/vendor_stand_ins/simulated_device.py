@@ -1,0 +1,112 @@
+"""A device of PyTorch's plug-ins (PrivateUse1) that computes on the CPU: its tensors say `npu:0` or `mlu:0`, the host's
+functions refuse them, and every operator is PyTorch's own on the same memory. One a process, as PyTorch has it."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+_CPU, _EXTENSION = 1, 12  # DLPack's kDLCPU and kDLExtDev
+_kept: list = []  # registrations last as long as these
+
+
+class _DLTensor(ctypes.Structure):  # as far as the device's type
+    _fields_ = [("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32)]
+
+
+_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+
+def _as(tensor: torch.Tensor, device_type: int) -> torch.Tensor:
+    """The same memory as a tensor of another device."""
+    capsule = torch.utils.dlpack.to_dlpack(tensor)
+    _DLTensor.from_address(_pointer(capsule, b"dltensor")).device_type = device_type
+    return torch.utils.dlpack.from_dlpack(capsule)
+
+
+def on_host(tensor: torch.Tensor) -> torch.Tensor:
+    return _as(tensor.detach(), _CPU)
+
+
+class Queue:
+    """What a stream is here: everything was done when it was enqueued."""
+
+    def __init__(self, stream: int = 0, device=None):
+        self.handle = stream
+
+    def synchronize(self) -> None:
+        counts.synchronisations += 1
+
+
+counts = SimpleNamespace(calls={}, synchronisations=0)
+
+
+def install(name: str) -> SimpleNamespace:
+    """Gives PyTorch the device; returns what a plug-in has as `torch.<name>`."""
+    space = SimpleNamespace(
+        is_available=lambda: True,
+        device_count=lambda: 1,
+        current_device=lambda: 0,
+        is_initialized=lambda: True,
+        get_device_name=lambda index=0: "Simulated",
+        get_device_properties=lambda index=0: SimpleNamespace(name="Simulated", total_memory=64 << 30),
+        synchronize=lambda device=None: None,
+        default_stream=lambda device=None: Queue(),
+        ExternalStream=Queue,
+        stream=lambda queue: nullcontext(),
+        _is_in_bad_fork=lambda: False,
+        manual_seed_all=lambda seed: None,
+    )
+    _setup_privateuseone_for_python_backend(name, backend_module=space)
+    library = torch.library.Library("_", "IMPL")
+    library.fallback(_run, "PrivateUse1")
+    _kept.append(library)
+    return space
+
+
+def _is_there(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.device.type not in ("cpu", "meta")
+
+
+def _run(op, *args, **kwargs):
+    """The operator on the CPU, over the same memory; what it gives lies on the device."""
+    counts.calls[op.name()] = counts.calls.get(op.name(), 0) + 1
+    mapped: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def lower(value):
+        if _is_there(value):
+            # What has no elements may be given some, which a view of other memory cannot.
+            host = on_host(value) if value.numel() else torch.empty(value.shape, dtype=value.dtype)
+            mapped.append((host, value))
+            return mapped[-1][0]
+        if isinstance(value, torch.device) and value.type != "cpu":
+            return torch.device("cpu")
+        return value
+
+    def lift(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        for lowered, original in mapped:
+            if value is lowered:
+                return original
+        return value if any(value is a for a in given) or to_host else _as(value, _EXTENSION)
+
+    given = pytree.tree_leaves((args, kwargs))
+    to_host = not any(_is_there(a) for a in given) and not any(
+        isinstance(a, torch.device) and a.type != "cpu" for a in given
+    )
+    args, kwargs = pytree.tree_map(lower, (args, kwargs))
+    if op.name() == "aten::_copy_from":  # what copy_ comes to between devices
+        args[1].copy_(args[0])
+        return given[1]
+    results = op(*args, **kwargs)
+    for lowered, original in mapped:
+        if lowered.shape != original.shape:
+            original.data = _as(lowered, _EXTENSION)
+    return pytree.tree_map(lift, results)
