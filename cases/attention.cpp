@@ -153,6 +153,15 @@ void add_features(Cases& cases) {
       cases.featured(b, {4, 2, dim, value_dim}, {DType::f32, DType::f16}, {});
   }
 
+  // Decode of many sequences, the longest of which is cut.
+  Batch many{std::vector<std::int64_t>(40, 1), {1500}};
+  for (std::int64_t i = 1; i < 40; ++i) many.seqlens_k.push_back(i * 7 % 90);
+  for (const auto form : {Batch::packed, Batch::nhd})
+    for (const Features& f :
+         {Features{}, Features{.window_left = 700, .alibi = Features::slopes, .sinks = true}})
+      for (const DType dtype : {DType::f16, DType::bf16})
+        cases.featured(in_form(many, form), {8, 4, 64}, {dtype, dtype}, f);
+
   std::mt19937_64 rng(20);
   const auto one_of = [&](auto choices) { return choices[rng() % choices.size()]; };
   const DType plain[] = {DType::f32, DType::f16, DType::bf16};
@@ -273,8 +282,11 @@ void add_attention_device_cases(CaseList& list) {
       cases.attention(b, h, bf16, true, true);
   cases.attention(even(4, 2048, 2048), {32, 8, 128}, bf16, false, true);
   const Heads h{32, 8, 128};
-  for (const Batch& b : {even(1, 1, 4096), even(1, 1, 32768), even(8, 1, 8192), even(64, 1, 1024)})
+  for (const Batch& b :
+       {even(1, 1, 4096), even(1, 1, 32768), even(8, 1, 8192), even(16, 1, 4096), even(64, 1, 1024)})
     cases.attention(b, h, bf16, true, true);
+  for (const Batch& b : {even(1, 1, 512), even(16, 1, 512)})
+    cases.attention(b, {32, 8, 64}, bf16, true, true);
   Batch ragged{
       std::vector<std::int64_t>(8, 1), {16000, 500, 8000, 3000, 12000, 100, 20000, 6000}, Batch::hnd, 16};
   cases.attention(ragged, h, bf16, true, true);

@@ -245,6 +245,25 @@ void add_few_tokens(CaseList& list) {
     }
 }
 
+// Up to 16 tokens by weights in rows of whole 16 bytes, as matrix units want them: neither features nor the reduction are a
+// multiple of a tile, and some reductions are longer than the tokens' part of a shared memory.
+void add_up_to_16_tokens(CaseList& list) {
+  for (const DType x : {DType::f16, DType::bf16})
+    for (const std::int64_t num_tokens : {2, 8, 13, 16}) {
+      const Activation after = num_tokens % 2 ? Activation::gelu : Activation::silu;
+      for (const std::int64_t in : {328, num_tokens <= 8 ? 19208 : 4008})
+        for (const NormKind norm : {NormKind::none, NormKind::rms, NormKind::layer})
+          add_linear(list, x, x, {num_tokens, in, 29},
+                     {.norm = norm, .bias = true, .after = after, .residual = true});
+      add_linear(list, x, x, {num_tokens, 72, 1}, {.before = Activation::silu});
+      add_qkv(list, x, {x, x, x}, num_tokens, 328, {56, 17, 16}, NormKind::rms, true);
+      add_qkv(list, x, {x, x, x}, num_tokens, 4008, {40, 24, 1}, NormKind::layer, false);
+      add_ffn(list, x, x, {num_tokens, 264, 520}, NormKind::rms, after, true);
+      add_ffn(list, x, x, {num_tokens, 40, 4008}, NormKind::layer, Activation::gelu_tanh, false);
+      add_argmax(list, x, x, {num_tokens, 264, 1009}, NormKind::rms);
+    }
+}
+
 }  // namespace
 }  // namespace linear
 
@@ -256,6 +275,7 @@ void add_linear_cases(CaseList& list) {
   add_strides(list);
   add_hostile_values(list);
   add_few_tokens(list);
+  add_up_to_16_tokens(list);
   add_scaled_weights(list);
   add_sparse_weights(list);
   add_adapters(list);
@@ -266,16 +286,19 @@ void add_linear_cases(CaseList& list) {
 void add_linear_device_cases(CaseList& list) {
   using namespace linear;
   const WeightFormat w = DType::bf16;
-  for (const std::int64_t num_tokens : {1, 4, 64}) {
+  for (const std::int64_t num_tokens : {1, 2, 4, 16, 64}) {
     add_linear(list, DType::bf16, w, {num_tokens, 4096, 4096}, {}, true);
     add_linear(list, DType::bf16, w, {num_tokens, 4096, 14336}, {}, true);
   }
   add_linear(list, DType::bf16, w, {1, 4096, 4096}, {.norm = NormKind::rms, .residual = true}, true);
   add_linear(list, DType::bf16, w, {1024, 4096, 4096}, {}, true);
   add_linear(list, DType::bf16, w, {1024, 4096, 4096}, {.norm = NormKind::rms, .residual = true}, true);
-  add_qkv(list, DType::bf16, {w, w, w}, 1, 4096, {4096, 1024, 1024}, NormKind::rms, false, true);
-  add_qkv(list, DType::bf16, {w, w, w}, 1, 2048, {2048, 512, 512}, NormKind::rms, false, true);
-  for (const std::int64_t num_tokens : {1, 2, 64, 1024}) {
+  for (const std::int64_t num_tokens : {1, 16, 64}) {
+    add_linear(list, DType::bf16, w, {num_tokens, 2048, 2048}, {.residual = true}, true);
+    add_qkv(list, DType::bf16, {w, w, w}, num_tokens, 4096, {4096, 1024, 1024}, NormKind::rms, false, true);
+    add_qkv(list, DType::bf16, {w, w, w}, num_tokens, 2048, {2048, 512, 512}, NormKind::rms, false, true);
+  }
+  for (const std::int64_t num_tokens : {1, 2, 4, 16, 64, 1024}) {
     add_ffn(list, DType::bf16, w, {num_tokens, 4096, 14336}, NormKind::rms, Activation::silu, true, true);
     add_ffn(list, DType::bf16, w, {num_tokens, 2048, 8192}, NormKind::rms, Activation::silu, true, true);
   }
@@ -290,8 +313,8 @@ void add_linear_device_cases(CaseList& list) {
     add_linear(list, DType::bf16, low, {256, 4096, 14336}, {}, true);
     add_ffn(list, DType::bf16, low, {1, 4096, 14336}, NormKind::rms, Activation::silu, true, true);
   }
-  add_argmax(list, DType::bf16, w, {1, 2048, 128256}, NormKind::rms, true);
-  add_argmax(list, DType::bf16, w, {4, 2048, 128256}, NormKind::rms, true);
+  for (const std::int64_t num_tokens : {1, 4, 16})
+    add_argmax(list, DType::bf16, w, {num_tokens, 2048, 128256}, NormKind::rms, true);
 }
 
 }  // namespace kf::cases

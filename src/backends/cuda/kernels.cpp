@@ -27,6 +27,8 @@ namespace {
 constexpr const char* kAnyLayout = "any layout with a contiguous last dimension";
 constexpr const char* kProducts = "any number of tokens: products, and launches for what stands around them";
 constexpr const char* kSmall = "up to 4 tokens, weights of x's dtype in rows of neighbouring elements";
+constexpr const char* kStreamed =
+    "2 to 16 tokens, f16 and bf16, weights of x's dtype in rows of 16 bytes; sm_90 and newer";
 constexpr const char* kDecoded =
     "up to 16 tokens, weights of any dtype, low-bit or sparse, decoded in registers";
 
@@ -125,6 +127,8 @@ Kernel guarded(Kernel k, bool writes_codes) {
 std::vector<Kernel> kernels() {
   std::vector<Kernel> all = {
       // --- linear, qkv_linear, gated_ffn, lm_head_argmax ---
+      make_kernel<LinearParams, StreamedState>("cuda::linear_streamed", kFused, kStreamed, streamed::supports,
+                                               streamed::prepare, streamed::run),
       make_kernel<LinearParams, SmallState>("cuda::linear_small", kFused, kSmall, small::supports,
                                             small::prepare, small::run),
       make_kernel<LinearParams, SmallState>("cuda::linear_decoded", kFused, kDecoded, decoded::supports,
@@ -143,18 +147,24 @@ std::vector<Kernel> kernels() {
       make_kernel<LinearParams, SmallState>("cuda::linear_decoded_unfused", kVanilla,
                                             "weights of any dtype; no prologue, activation or residual",
                                             decoded::supports_unfused, small::prepare, decoded::run_unfused),
+      make_kernel<QkvLinearParams, StreamedState>("cuda::qkv_linear_streamed", kFused, kStreamed,
+                                                  streamed::supports, streamed::prepare, streamed::run),
       make_kernel<QkvLinearParams, SmallState>("cuda::qkv_linear_small", kFused, kSmall, small::supports,
                                                small::prepare, small::run),
       make_kernel<QkvLinearParams, SmallState>("cuda::qkv_linear_decoded", kFused, kDecoded,
                                                decoded::supports, small::prepare, decoded::run),
       make_kernel<QkvLinearParams, ProductsState>("cuda::qkv_linear_products", kFused, kProducts,
                                                   products::supports, products::prepare, products::run),
+      make_kernel<GatedFfnParams, StreamedState>("cuda::gated_ffn_streamed", kFused, kStreamed,
+                                                 streamed::supports, streamed::prepare, streamed::run),
       make_kernel<GatedFfnParams, SmallState>("cuda::gated_ffn_small", kFused, kSmall, small::supports,
                                               small::prepare_ffn, small::run),
       make_kernel<GatedFfnParams, SmallState>("cuda::gated_ffn_decoded", kFused, kDecoded, decoded::supports,
                                               decoded::prepare_ffn, decoded::run),
       make_kernel<GatedFfnParams, ProductsState>("cuda::gated_ffn_products", kFused, kProducts,
                                                  products::supports, products::prepare, products::run),
+      make_kernel<LmHeadArgmaxParams, StreamedState>("cuda::lm_head_argmax_streamed", kFused, kStreamed,
+                                                     streamed::supports, streamed::prepare, streamed::run),
       make_kernel<LmHeadArgmaxParams, SmallState>("cuda::lm_head_argmax_small", kFused, kSmall,
                                                   small::supports, small::prepare_largest, small::run),
       make_kernel<LmHeadArgmaxParams, SmallState>("cuda::lm_head_argmax_decoded", kFused, kDecoded,

@@ -1,5 +1,7 @@
 #include "backends/cuda/supports.h"
 
+#include <cstdlib>
+
 #include <fmt/format.h>
 
 namespace kf::cuda {
@@ -32,6 +34,11 @@ Support heads_fit(std::int64_t num_tokens, std::int64_t num_heads, std::int64_t 
 Support plain_dtype(const char* name, const TensorView& t) {
   if (is_activation_dtype(t.dtype)) return Support::yes();
   return Support::no(fmt::format("{} {}: this kernel takes f32, f16 and bf16", name, dtype_name(t.dtype)));
+}
+
+bool has_clusters(const DeviceCaps& caps) {
+  return caps.isa.starts_with("sm_") && std::atoi(caps.isa.c_str() + 3) >= 90 &&
+         compiled_with_clusters(caps.device.index);
 }
 
 }  // namespace kf::cuda

@@ -15,6 +15,10 @@ Support heads_fit(std::int64_t num_tokens, std::int64_t num_heads, std::int64_t 
 // f32, f16 or bf16.
 Support plain_dtype(const char* name, const TensorView& t);
 
+// Whether blocks may be launched in clusters: on sm_90 and newer, by kernels that are compiled for them.
+bool has_clusters(const DeviceCaps& caps);
+bool compiled_with_clusters(int device_index);
+
 inline void* data_or_null(const TensorView& t) { return t.present() ? t.data : nullptr; }
 
 }  // namespace kf::cuda

@@ -61,6 +61,7 @@ struct Args {
   // Keys are shared out to about so many blocks; 0: none is cut. What the parts of cut ones give lies in `partial`: for each block
   // its rows' outputs [rows, value_dim], then, after all, their log-sum-exps (base 2) [rows].
   int target_blocks;
+  int cluster_blocks;  // of a unit, which shares its keys out among them; 0: as target_blocks says
   float *partial, *partial_lse;
 
   TableFault* fault;

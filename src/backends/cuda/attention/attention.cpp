@@ -36,7 +36,8 @@ std::int64_t max_units(const Args& a, int tile_rows) {
   const std::int64_t group = a.group;
   if (a.dense)
     return std::int64_t{a.batch} * a.num_kv_heads * ((a.seqlen_q * group + tile_rows - 1) / tile_rows);
-  return a.num_kv_heads * (a.total_q * group / tile_rows + a.batch);
+  const std::int64_t of_token = (group + tile_rows - 1) / tile_rows;
+  return a.num_kv_heads * std::min(a.total_q * group / tile_rows + a.batch, a.total_q * of_token);
 }
 
 std::shared_ptr<State> plan(const AttentionParams& p, const Args& a, const Tiles& t,
@@ -52,10 +53,22 @@ std::shared_ptr<State> plan(const AttentionParams& p, const Args& a, const Tiles
   return s;
 }
 
+// Blocks of a cluster for the decode kernel, so that they fill the GPU; 0 where sequences may be too long for one.
+int cluster_blocks_for(const Args& a, std::int64_t units, std::int64_t slots, const DeviceCaps& caps) {
+  if (!has_clusters(caps)) return 0;
+  int blocks = 1;
+  while (2 * blocks <= kMostClusterBlocks && 2 * blocks * units <= slots) blocks *= 2;
+  const std::int64_t keys = a.block_tables ? std::int64_t{a.max_pages} * a.page_size
+                            : a.dense      ? a.seqlen_k
+                                           : a.total_k;
+  return keys <= std::int64_t{blocks} * kMostKeysOfBlock ? blocks : 0;
+}
+
 Args args_for(const AttentionParams& p, const State& s, int tile_rows, const RunContext& ctx) {
   Args a = args_of(p);
   a.fault = table_fault(p.q.device.index);
   a.target_blocks = s.target_blocks;
+  a.cluster_blocks = s.cluster_blocks;
   if (s.target_blocks > 0) {
     a.partial = static_cast<float*>(ctx.workspace);
     a.partial_lse = a.partial + s.max_blocks * static_cast<std::size_t>(tile_rows * a.value_dim);
@@ -146,13 +159,20 @@ Support flash2_supports(const AttentionParams& p, const PlanContext&) {
   return Support::yes();
 }
 
-std::shared_ptr<State> flash2_prepare(const AttentionParams& p, const PlanContext&,
+std::shared_ptr<State> flash2_prepare(const AttentionParams& p, const PlanContext& ctx,
                                       std::size_t* workspace_bytes) {
   const Args a = args_of(p);
   const bool few = std::int64_t{a.total_q} * a.group <= kFewRows * a.batch;
   const std::int64_t dim = largest_dim(p);
-  auto s =
-      plan(p, a, few ? tiles_of<DecodeShape>(dim, true) : tiles_of<Flash2Shape>(dim, false), workspace_bytes);
+  const Tiles t = few ? tiles_of<DecodeShape>(dim, true) : tiles_of<Flash2Shape>(dim, false);
+  const std::int64_t slots = std::int64_t{multiprocessors(p.q.device.index)} * t.blocks_per_sm;
+  std::shared_ptr<State> s;
+  if (const int blocks = few ? cluster_blocks_for(a, max_units(a, t.rows), slots, ctx.caps) : 0) {
+    s = std::make_shared<State>();
+    s->cluster_blocks = blocks;
+  } else {
+    s = plan(p, a, t, workspace_bytes);
+  }
   s->few_rows = few;
   return s;
 }

@@ -14,6 +14,7 @@ struct State {
   bool few_rows;      // the decode kernel
   int target_blocks;  // see Args
   std::size_t max_blocks;
+  int cluster_blocks = 0;  // see Args
 };
 }  // namespace attention
 

@@ -1,12 +1,16 @@
 // Attention for few rows a K/V head, such as decode's: bound by reading keys and values. Each warp streams keys of its own, 16 at
 // a time, through a ring of its own in shared memory, so that no warp waits for another; the warps' results are merged at the end.
+//
+// kClustered: a unit is a cluster's, whose blocks take its keys in turns and merge what they have through their shared memory. So
+// there is no second launch, and where a block's keys are does not wait for how many there are.
 #pragma once
 
 #include "backends/cuda/attention/flash2.cuh"
+#include "backends/cuda/device/cluster.cuh"
 
 namespace kf::cuda::attention {
 
-template <class T, int kDim>
+template <class T, int kDim, bool kClustered>
 __global__ __launch_bounds__(
     DecodeShape<kDim>::kWarps * 32,
     DecodeShape<kDim>::kBlocksPerSm) void decode_kernel(const __grid_constant__ Args a) {
@@ -15,7 +19,14 @@ __global__ __launch_bounds__(
                 kWarps = Shape::kWarps;
   wait_for_predecessor();
   Segment s;
-  if (!find_segment<kRows, Shape::kKeys>(a, &s)) return;
+  int rank = 0, blocks = 1;
+  if constexpr (kClustered) {
+    rank = cluster_rank();
+    blocks = cluster_blocks();
+    if (!find_whole_unit<kRows>(a, blockIdx.x / static_cast<unsigned>(blocks), &s)) return;
+  } else {
+    if (!find_segment<kRows, Shape::kKeys>(a, &s)) return;
+  }
   const Span& span = s.unit.span;
   const int kv_head = s.unit.kv_head, end = s.keys.end;
   const RowsOfTile<kRows> tile_rows(a, s.unit);
@@ -41,9 +52,9 @@ __global__ __launch_bounds__(
 
   load_queries<T, kDim, kRows, kWarps * 32>(q_s, a, s.unit, thread);
   commit_copies();
-  const int warp_begin = s.keys.begin + warp * kKeys;
+  const int warp_begin = s.keys.begin + (rank * kWarps + warp) * kKeys, key_step = blocks * Shape::kKeys;
   const auto fetch = [&](int i) {
-    const int key = warp_begin + i * Shape::kKeys;
+    const int key = warp_begin + i * key_step;
     const std::uint32_t to = ring_s + i % kStages * 2 * Shape::kTileBytes;
     if (key < end) {
       // A lane finds one key's place for all.
@@ -70,7 +81,7 @@ __global__ __launch_bounds__(
   const bool plain = !has_features(a) && a.scale > 0;
   const float unit = plain ? a.scale * kLog2e : kLog2e;
 #pragma unroll 1
-  for (int i = 0, key = warp_begin; key < end; ++i, key += Shape::kKeys) {
+  for (int i = 0, key = warp_begin; key < end; ++i, key += key_step) {
     wait_for_copies<kStages - 2>();
     __syncwarp();
     fetch(i + kStages - 1);
@@ -128,6 +139,10 @@ __global__ __launch_bounds__(
   }
   __syncthreads();
   const std::int64_t slot = static_cast<std::int64_t>(blockIdx.x) * kRows;
+  // What this block has, for the others of its cluster.
+  float* const merged = sums + kWarps * kRows;
+  float* const merged_maxes = merged + kRows * kDim;
+  float* const merged_sums = merged_maxes + kRows;
   for (int row = warp; row < tile_rows.count; row += kWarps) {
     const Row at = row_of(a, kv_head, s.unit.row_tile * kRows + row);
     const int t = at.token, hd = at.head;
@@ -140,6 +155,20 @@ __global__ __launch_bounds__(
       weight[w] = approximate_exp2(fmaf(maxes[w * kRows + row], unit, -base));
       sum += weight[w] * sums[w * kRows + row];
     }
+    const auto warps_sum = [&](int r, int c) {
+      float v = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float o = outs[(w * kRows + r) * Shape::kMergeStride + c];
+        v += weight[w] == 0 ? 0.0f : weight[w] * o;
+      }
+      return v;
+    };
+    if constexpr (kClustered) {
+      if (lane == 0) merged_maxes[row] = largest, merged_sums[row] = sum;
+      for (int c = lane; c < a.value_dim; c += 32) merged[row * kDim + c] = warps_sum(row, c);
+      continue;
+    }
     const RowEnd e = end_row(a, s, hd, largest, unit, sum);
     if (lane == 0) {
       if (s.whole)
@@ -149,18 +178,37 @@ __global__ __launch_bounds__(
     }
     T* const to = static_cast<T*>(a.out.data) + row_offset(a.out, a, span, t, hd);
     for (int c = lane; c < a.value_dim; c += 32) {
-      float v = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const float o = outs[(w * kRows + row) * Shape::kMergeStride + c];
-        v += weight[w] == 0 ? 0.0f : weight[w] * o;
-      }
-      v = e.factor == 0 ? 0.0f : v * e.factor;
+      const float v = e.factor == 0 ? 0.0f : warps_sum(row, c) * e.factor;
       if (s.whole)
         to[c] = narrow<T>(v);
       else
         a.partial[(slot + row) * a.value_dim + c] = v;
     }
+  }
+  if constexpr (kClustered) {
+    cluster_sync();
+    // A thread an element of the output.
+    const int elements = tile_rows.count * a.value_dim;
+    for (int i = rank * kWarps * 32 + thread; i < elements; i += blocks * kWarps * 32) {
+      const int row = i / a.value_dim, c = i - row * a.value_dim;
+      float largest = -INFINITY, sum = 0, v = 0;
+#pragma unroll 4
+      for (int b = 0; b < blocks; ++b) largest = fmaxf(largest, load_of_block(merged_maxes + row, b));
+      const float base = largest == -INFINITY ? 0.0f : largest * unit;
+#pragma unroll 4
+      for (int b = 0; b < blocks; ++b) {
+        const float weight = approximate_exp2(fmaf(load_of_block(merged_maxes + row, b), unit, -base));
+        const float o = load_of_block(merged + row * kDim + c, b);
+        sum += weight * load_of_block(merged_sums + row, b);
+        v += weight == 0 ? 0.0f : weight * o;
+      }
+      const Row at = row_of(a, kv_head, s.unit.row_tile * kRows + row);
+      const RowEnd e = end_row(a, s, at.head, largest, unit, sum);
+      if (c == 0) store_lse(a, span, at.token, at.head, e.lse);
+      T* const to = static_cast<T*>(a.out.data) + row_offset(a.out, a, span, at.token, at.head);
+      to[c] = narrow<T>(e.factor == 0 ? 0.0f : v * e.factor);
+    }
+    cluster_sync();  // all have read this block's
   }
 }
 

@@ -28,8 +28,16 @@ template <class T, int kDim>
 void launch_decode(const Args& a, const Grid& grid, const TensorView& on, const RunContext& ctx) {
   using S = DecodeShape<kDim>;
   const Launch launch(on, ctx);
-  Launch::allow_shared(reinterpret_cast<const void*>(decode_kernel<T, kDim>), S::kSharedBytes);
-  launch(decode_kernel<T, kDim>, dim3(grid.blocks), dim3(S::kWarps * 32), S::kSharedBytes, a);
+  if (a.cluster_blocks > 0) {
+    const auto kernel = decode_kernel<T, kDim, true>;
+    Launch::allow_shared(reinterpret_cast<const void*>(kernel), S::kSharedBytes);
+    const auto blocks = static_cast<unsigned>(a.cluster_blocks);
+    return launch.in_clusters(blocks, kernel, dim3(grid.units * blocks), dim3(S::kWarps * 32),
+                              S::kSharedBytes, a);
+  }
+  const auto kernel = decode_kernel<T, kDim, false>;
+  Launch::allow_shared(reinterpret_cast<const void*>(kernel), S::kSharedBytes);
+  launch(kernel, dim3(grid.blocks), dim3(S::kWarps * 32), S::kSharedBytes, a);
   launch_combine<T, S::kRows, S::kKeys>(launch, a, grid);
 }
 

@@ -201,6 +201,30 @@ __device__ inline bool find_segment(const Args& a, Segment* segment) {
   return true;
 }
 
+// The `number`-th unit; false beyond the last.
+template <int kRows>
+__device__ inline bool find_unit(const Args& a, unsigned number, Unit* unit) {
+  using T = Tiling<kRows, 1>;
+  Span span;
+  int of_span = 0;
+  if (!warp_find(
+          a, number, [&](const Span& s) { return T::units(a, s); }, &span, &of_span))
+    return false;
+  *unit = unit_of<kRows, 1>(a, span, of_span);
+  return true;
+}
+
+// Likewise, with all its keys.
+template <int kRows>
+__device__ inline bool find_whole_unit(const Args& a, unsigned number, Segment* segment) {
+  if (!find_unit<kRows>(a, number, &segment->unit)) return false;
+  segment->whole = true;
+  const RowsOfTile<kRows> rows(a, segment->unit);
+  segment->keys = visible_keys(a, segment->unit.span, rows.first_token, rows.last_token);
+  segment->keys.end = max(segment->keys.end, segment->keys.begin);
+  return true;
+}
+
 // ---- Where rows lie
 
 __device__ inline std::int64_t row_offset(const Rows& r, const Args& a, const Span& s, int token, int head) {

@@ -27,8 +27,13 @@ struct DecodeShape {
   static constexpr int kMergeStride = kDim + 8;  // floats
   static constexpr std::size_t kRingBytes = std::size_t{kWarps} * kStages * 2 * kTileBytes;
   static constexpr std::size_t kSharedBytes = kQueryBytes + kRingBytes;
-  static_assert(kRingBytes >= sizeof(float) * kWarps * kRows * (kMergeStride + 2));
+  // What warps have, and what the block has, in the memory of the rings.
+  static_assert(kRingBytes >= sizeof(float) * (kWarps * kRows * (kMergeStride + 2) + kRows * (kDim + 2)));
 };
+
+// Blocks of a decode kernel's cluster, as many as any device with clusters has (16 have not been faster), and the keys of one,
+// beyond which all blocks share all keys instead.
+inline constexpr int kMostClusterBlocks = 8, kMostKeysOfBlock = 1024;
 
 struct F32Shape {
   static constexpr int kRows = 16, kKeys = 32, kWarps = 4;

@@ -13,19 +13,6 @@ namespace {
 
 constexpr int kTile = kUnfusedRows, kDepth = 32, kPadded = kTile + 4, kThreads = 256, kEach = 4;
 
-using T64 = Tiling<kTile, kTile>;
-
-// A block's rows; false where it has none. kv_head and row_tile are the unit's.
-__device__ bool find_unit(const Args& a, Unit* unit) {
-  Span span;
-  int number = 0;
-  if (!warp_find(
-          a, blockIdx.x, [&](const Span& s) { return T64::units(a, s); }, &span, &number))
-    return false;
-  *unit = unit_of<kTile, kTile>(a, span, number);
-  return true;
-}
-
 // sums[i][j] += row(r0 + i, d) column(c0 + j, d) over d < depth, where row(r, d) and column(c, d) read what they name.
 template <class Row, class Column>
 __device__ void multiply(int depth, int r0, int c0, const Row& row, const Column& column,
@@ -58,12 +45,29 @@ __device__ void multiply(int depth, int r0, int c0, const Row& row, const Column
 __device__ inline int own_rows() { return static_cast<int>(threadIdx.x) / (kTile / kEach) * kEach; }
 __device__ inline int own_columns() { return static_cast<int>(threadIdx.x) % (kTile / kEach) * kEach; }
 
+// A thread's sums, each as f(sum, column), to its rows of `data`, which lie as `rows` says.
+template <class Out, class F>
+__device__ void store_sums(const Rows& rows, Out* data, const Args& a, const Unit& unit, int used_rows,
+                           int first_column, int columns, const float (&sums)[kEach][kEach], const F& f) {
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int r = own_rows() + i;
+    if (r >= used_rows) continue;
+    const Row at = row_of(a, unit.kv_head, unit.row_tile * kTile + r);
+    Out* const to = data + row_offset(rows, a, unit.span, at.token, at.head);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+      if (const int column = first_column + own_columns() + j; column < columns)
+        to[column] = narrow<Out>(f(sums[i][j], column));
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) scores_kernel(const __grid_constant__ UnfusedArgs u) {
   wait_for_predecessor();
   const Args& a = u.batch;
   Unit unit;
-  if (!find_unit(a, &unit)) return;
+  if (!find_unit<kTile>(a, blockIdx.x, &unit)) return;
   const RowsOfTile<kTile> tile(a, unit);
   const int first_key = static_cast<int>(blockIdx.y) * kTile, end = unit.span.seqlen_k;
   float sums[kEach][kEach] = {};
@@ -84,22 +88,12 @@ __global__ void __launch_bounds__(kThreads) scores_kernel(const __grid_constant_
           }
         },
         sums);
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int r = own_rows() + i;
-    if (r >= tile.count) continue;
-    const Row at = row_of(a, unit.kv_head, unit.row_tile * kTile + r);
-    float* const to =
-        static_cast<float*>(u.scores.data) + row_offset(u.scores, a, unit.span, at.token, at.head);
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      const int key = first_key + own_columns() + j;
-      if (key >= u.columns) continue;
-      float v = sums[i][j] * a.scale;
-      if (a.softcap > 0) v = a.softcap * tanhf(v / a.softcap);
-      to[key] = key < end ? v : -INFINITY;
-    }
-  }
+  store_sums(u.scores, static_cast<float*>(u.scores.data), a, unit, tile.count, first_key, u.columns, sums,
+             [&](float sum, int key) {
+               float v = sum * a.scale;
+               if (a.softcap > 0) v = a.softcap * tanhf(v / a.softcap);
+               return key < end ? v : -INFINITY;
+             });
 }
 
 template <class T>
@@ -107,7 +101,7 @@ __global__ void __launch_bounds__(kThreads) values_kernel(const __grid_constant_
   wait_for_predecessor();
   const Args& a = u.batch;
   Unit unit;
-  if (!find_unit(a, &unit)) return;
+  if (!find_unit<kTile>(a, blockIdx.x, &unit)) return;
   const RowsOfTile<kTile> tile(a, unit);
   const int first_column = static_cast<int>(blockIdx.y) * kTile;
   const int keys = min(unit.span.seqlen_k, u.columns);
@@ -130,17 +124,8 @@ __global__ void __launch_bounds__(kThreads) values_kernel(const __grid_constant_
         }
       },
       sums);
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int r = own_rows() + i;
-    if (r >= tile.count) continue;
-    const Row at = row_of(a, unit.kv_head, unit.row_tile * kTile + r);
-    T* const to = static_cast<T*>(a.out.data) + row_offset(a.out, a, unit.span, at.token, at.head);
-#pragma unroll
-    for (int j = 0; j < kEach; ++j)
-      if (const int column = first_column + own_columns() + j; column < a.value_dim)
-        to[column] = narrow<T>(sums[i][j]);
-  }
+  store_sums(a.out, static_cast<T*>(a.out.data), a, unit, tile.count, first_column, a.value_dim, sums,
+             [](float sum, int) { return sum; });
 }
 
 // Whether the layout lets a row see a key.

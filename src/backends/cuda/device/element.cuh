@@ -62,11 +62,28 @@ __device__ inline void load(const T* from, float (&to)[W]) {
   widen(load_pack<W>(from), to);
 }
 
+// Two neighbours by one instruction.
+__device__ inline void narrow_pair(float low, float high, F16* to) {
+  const __half2 h = __floats2half2_rn(low, high);
+  to[0] = {__half_as_ushort(__low2half(h))};
+  to[1] = {__half_as_ushort(__high2half(h))};
+}
+__device__ inline void narrow_pair(float low, float high, Bf16* to) {
+  const __nv_bfloat162 h = __floats2bfloat162_rn(low, high);
+  to[0] = {__bfloat16_as_ushort(__low2bfloat16(h))};
+  to[1] = {__bfloat16_as_ushort(__high2bfloat16(h))};
+}
+
 template <int W, class T>
 __device__ inline void store(T* to, const float (&from)[W]) {
   Pack<T, W> p;
+  if constexpr (W % 2 == 0 && sizeof(T) == 2) {
 #pragma unroll
-  for (int i = 0; i < W; ++i) p.e[i] = narrow<T>(from[i]);
+    for (int i = 0; i < W; i += 2) narrow_pair(from[i], from[i + 1], p.e + i);
+  } else {
+#pragma unroll
+    for (int i = 0; i < W; ++i) p.e[i] = narrow<T>(from[i]);
+  }
   *reinterpret_cast<Pack<T, W>*>(to) = p;
 }
 

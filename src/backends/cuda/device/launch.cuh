@@ -2,6 +2,8 @@
 // may be scheduled while its predecessor drains, and waits for it in wait_for_predecessor(), its first statement.
 #pragma once
 
+#include <utility>
+
 #include <cuda_runtime.h>
 
 #include "backends/cuda/runtime.h"
@@ -27,20 +29,60 @@ class Launch {
 
   template <class... P, class... A>
   void operator()(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes, A&&... args) const {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shared_bytes;
+    in_clusters(1, kernel, grid, block, shared_bytes, std::forward<A>(args)...);
+  }
+
+  // In clusters of so many neighbouring blocks, for sm_90 on; 1: without.
+  template <class... P, class... A>
+  void in_clusters(unsigned blocks_of_cluster, void (*kernel)(P...), dim3 grid, dim3 block,
+                   std::size_t shared_bytes, A&&... args) const {
+    Attributes attributes(blocks_of_cluster);
+    cudaLaunchConfig_t config = attributes.config(grid, block, shared_bytes);
     config.stream = stream_;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
     check(cudaLaunchKernelEx(&config, kernel, P(args)...), "cudaLaunchKernelEx");
   }
 
+  // How many such clusters the current device runs at once.
+  template <class... P>
+  static int clusters_at_once(unsigned blocks_of_cluster, void (*kernel)(P...), dim3 block,
+                              std::size_t shared_bytes) {
+    int count = 0;
+    if (blocks_of_cluster <= 1) {
+      int device = 0;
+      check(cudaGetDevice(&device), "cudaGetDevice");
+      check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, static_cast<int>(block.x),
+                                                          shared_bytes),
+            "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+      return count * multiprocessors(device);
+    }
+    Attributes attributes(blocks_of_cluster);
+    const cudaLaunchConfig_t config = attributes.config(dim3(blocks_of_cluster), block, shared_bytes);
+    check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "cudaOccupancyMaxActiveClusters");
+    return count;
+  }
+
  private:
+  struct Attributes {
+    cudaLaunchAttribute values[2]{};
+    unsigned count = 1;
+    explicit Attributes(unsigned blocks_of_cluster) {
+      values[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      values[0].val.programmaticStreamSerializationAllowed = 1;
+      if (blocks_of_cluster <= 1) return;
+      values[1].id = cudaLaunchAttributeClusterDimension;
+      values[1].val.clusterDim = {blocks_of_cluster, 1, 1};
+      count = 2;
+    }
+    cudaLaunchConfig_t config(dim3 grid, dim3 block, std::size_t shared_bytes) {
+      cudaLaunchConfig_t c{};
+      c.gridDim = grid;
+      c.blockDim = block;
+      c.dynamicSmemBytes = shared_bytes;
+      c.attrs = values;
+      c.numAttrs = count;
+      return c;
+    }
+  };
   static constexpr std::size_t kDefaultShared = 44 << 10;  // of 48, which what a kernel declares is part of
   CurrentDevice current_;
   cudaStream_t stream_;

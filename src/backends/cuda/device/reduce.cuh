@@ -20,14 +20,15 @@ __device__ inline float lanes_reduce(float v, int lanes) {
   return v;
 }
 
-// The result in every thread of the row, by one order of additions. All threads of the block take part.
-template <class Op>
+// The result in every thread of the row, by one order of additions. All threads of the block take part. Where a kernel reduces by
+// several slots in turn, a barrier lies between two uses of one, and it need not be guarded.
+template <class Op, int kSlot = 0, bool kGuarded = true>
 __device__ inline float row_reduce(float v) {
   if (blockDim.x <= 32) return lanes_reduce<Op>(v, static_cast<int>(blockDim.x));
   __shared__ float of_warp[32];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   v = lanes_reduce<Op>(v, 32);
-  __syncthreads();  // those of the reduction before have been read
+  if constexpr (kGuarded) __syncthreads();  // those of the reduction before have been read
   if (lane == 0) of_warp[warp] = v;
   __syncthreads();
   return lanes_reduce<Op>(lane < static_cast<int>(blockDim.x) / 32 ? of_warp[lane] : Op::kIdentity, 32);

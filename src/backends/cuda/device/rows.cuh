@@ -26,11 +26,17 @@ struct RowShape {
   }
 };
 
+// Vectors a thread, by whether there are rows enough to fill the device. Where there are, more of them are on their way at a time;
+// where there are not, a row is done sooner by more threads.
+inline int vectors_each(std::int64_t rows) { return rows >= 2048 ? 4 : 2; }
+// Blocks of kMaxRowThreads that a multiprocessor is to hold, so that registers leave room for enough rows on their way.
+constexpr int row_blocks(int vecs) { return vecs == 8 ? 1 : vecs == 4 ? 2 : 3; }
+
 // The most threads of a block of these kernels.
 inline constexpr int kMaxRowThreads = 512;
 
-// For rows of n elements in vectors of `width`: about two a thread.
-inline RowShape row_shape(std::int64_t n, int width) {
+// For rows of n elements in vectors of `width`: about `each` a thread.
+inline RowShape row_shape(std::int64_t n, int width, int each = 2) {
   constexpr int kThreads = 128, kMaxVecs = 8;
   const std::int64_t vectors = (n + width - 1) / width;
   RowShape s;
@@ -38,8 +44,8 @@ inline RowShape row_shape(std::int64_t n, int width) {
     while (s.threads_x < vectors) s.threads_x *= 2;
     s.rows_per_block = kThreads / s.threads_x;
   } else {
-    s.threads_x =
-        static_cast<int>(std::min<std::int64_t>(kMaxRowThreads, ((vectors + 1) / 2 + 31) / 32 * 32));
+    s.threads_x = static_cast<int>(
+        std::min<std::int64_t>(kMaxRowThreads, ((vectors + each - 1) / each + 31) / 32 * 32));
     s.threads_x = std::max(s.threads_x, 32);
     if (s.threads_x == 32) s.rows_per_block = kThreads / 32;
   }

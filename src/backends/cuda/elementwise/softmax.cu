@@ -36,9 +36,7 @@ __device__ inline float masked(const SoftmaxArgs& a, std::int64_t at, float v) {
 }
 
 template <class T, int W, int kVecs, bool kMask>
-__global__ void __launch_bounds__(kMaxRowThreads, kVecs == 8   ? 1
-                                                  : kVecs == 4 ? 2
-                                                               : 3) softmax_kernel(const SoftmaxArgs a) {
+__global__ void __launch_bounds__(kMaxRowThreads, row_blocks(kVecs)) softmax_kernel(const SoftmaxArgs a) {
   wait_for_predecessor();
   const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const bool active = row < a.rows;
@@ -65,7 +63,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, kVecs == 8   ? 1
 #pragma unroll
     for (int k = 0; k < W; ++k) max = fmaxf(max, v[k]);
   });
-  max = row_reduce<Max>(max);
+  max = row_reduce<Max, 0, false>(max);
   // A row of -inf has no shift that leaves it finite: e^-inf is 0 under any other.
   const float shift = max == Max::kIdentity ? 0.0f : max;
   float sum = 0;
@@ -73,7 +71,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, kVecs == 8   ? 1
 #pragma unroll
     for (int k = 0; k < W; ++k) sum += exponential<T>(v[k] - shift);
   });
-  sum = row_reduce<Sum>(sum);
+  sum = row_reduce<Sum, 1, false>(sum);
   if (!active) return;
   const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
   T* const out = static_cast<T*>(a.out) + a.out_rows(row);
@@ -118,7 +116,7 @@ void softmax_run(const SoftmaxParams& p, const RunContext& ctx) {
   const Launch launch(p.out, ctx);
   with_vectors(p.x.dtype, {&p.x, &p.out},
                [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
-                 const RowShape shape = row_shape(a.n, W);
+                 const RowShape shape = row_shape(a.n, W, vectors_each(rows));
                  if (a.mask)
                    return launch(softmax_kernel<T, W, 0, true>, shape.grid(rows), shape.block(), 0, a);
                  with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {

@@ -41,6 +41,41 @@ void set_largest(Args& a, const LmHeadArgmaxParams& p, void* workspace) {
   a.largest = {static_cast<std::uint64_t*>(workspace), LargestOut::of(p.ids, p.max)};
 }
 
+Args args_of(const LinearParams& p) {
+  Args a = args_of(p.x, p.prologue);
+  add_part(a, p.weight, p.bias, p.out);
+  a.activation = p.activation;
+  set_residual(a, p.residual);
+  return a;
+}
+Args args_of(const QkvLinearParams& p) {
+  Args a = args_of(p.x, p.prologue);
+  add_part(a, p.q_weight, p.q_bias, p.q);
+  add_part(a, p.k_weight, p.k_bias, p.k);
+  add_part(a, p.v_weight, p.v_bias, p.v);
+  return a;
+}
+Args args_of(const GatedFfnParams& p, const TensorView& h) {
+  Args a = args_of(p.x, p.prologue);
+  add_part(a, p.gate_weight, {}, h);
+  a.up = p.up_weight.data;
+  a.up_stride = p.up_weight.stride(0);
+  a.activation = p.activation;
+  return a;
+}
+Args down_args_of(const GatedFfnParams& p, const TensorView& h) {
+  Args a = args_of(h, Prologue{});
+  add_part(a, p.down_weight, {}, p.out);
+  set_residual(a, p.residual);
+  return a;
+}
+Args args_of(const LmHeadArgmaxParams& p, void* workspace) {
+  Args a = args_of(p.x, p.prologue);
+  add_part(a, p.weight, {}, {});
+  set_largest(a, p, workspace);
+  return a;
+}
+
 bool is_wide(const void* data, DType dtype, std::int64_t stride, std::int64_t in) {
   const std::int64_t bytes = dtype_info(dtype).block_bytes;
   return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride * bytes % 16 == 0 && in * bytes % 16 == 0;

@@ -132,24 +132,7 @@ void launch_few(Args a, const SmallState& s, const TensorView& x, const RunConte
                 (a.weights[i].row_bytes % 16 == 0 || a.parts[i].rows == 1);
   int most = kTokens;
   while (most > 1 && staged_bytes(most, a.in) > kMaxStagedBytes) most /= 2;
-  const std::int64_t bytes = dtype_info(x.dtype).block_bytes;
-  // The rows of the tokens after these.
-  const auto skip = [&](auto*& rows, std::int64_t stride) {
-    using Byte =
-        std::conditional_t<std::is_const_v<std::remove_pointer_t<std::remove_reference_t<decltype(rows)>>>,
-                           const char, char>;
-    if (rows) rows = static_cast<Byte*>(rows) + most * stride * bytes;
-  };
-  for (int left = a.num_tokens; left > 0; left -= most) {
-    a.num_tokens = std::min(most, left);
-    launch_kind(a, x, ctx, false);
-    skip(a.x, a.x_stride);
-    skip(a.residual, a.residual_stride);
-    for (small::Part& p : a.parts) skip(p.out, p.out_stride);
-    LargestOut& out = a.largest.out;
-    if (out.ids) out.ids += most * out.ids_stride;
-    if (out.max) out.max += most * out.max_stride;
-  }
+  small::by_tokens(a, most, [&](const Args& some) { launch_kind(some, x, ctx, false); });
 }
 
 Args args_of(const TensorView& x, const Prologue& prologue) {

@@ -130,14 +130,22 @@ __global__ void __launch_bounds__(kThreads, small::kBlocks) small_kernel(const A
               if (i + 512 <= kStepBytes || lane * 16 < kStepBytes - i)
                 copy_async_bytes(to + static_cast<std::uint32_t>(r * kSlot + i), asked_rows[r] + i, 16);
         } else {
-          const int bytes = static_cast<int>(std::int64_t{min(kStep, a.in - asked)} * kStepBytes / kStep);
+          // Of the step, and of all that is left of a row: nothing beyond its end is read.
+          const int left = static_cast<int>(std::int64_t{a.in - asked} * kStepBytes / kStep);
+          const int bytes = min(left, kStepBytes);
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
             const int before = static_cast<int>(reinterpret_cast<std::uintptr_t>(asked_rows[r]) % 16);
             const unsigned char* const aligned = asked_rows[r] - before;
-            for (int i = 0; lane * 16 + i < before + bytes; i += 512)
-              copy_async_bytes(to + static_cast<std::uint32_t>(r * kSlot + i), aligned + i,
-                               min(16, before + bytes - i - lane * 16));
+            for (int i = 0; lane * 16 + i < before + bytes; i += 512) {
+              if (lane * 16 + i + 16 <= before + left) {
+                copy_async_bytes(to + static_cast<std::uint32_t>(r * kSlot + i), aligned + i, 16);
+              } else {
+                unsigned char* const place = ring + (slot * kRows + r) * kSlot + lane * 16 + i;
+                for (int b = 0; b < 16; ++b)
+                  place[b] = lane * 16 + i + b < before + left ? aligned[i + b] : 0;
+              }
+            }
           }
         }
 #pragma unroll

@@ -32,6 +32,26 @@ void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx);
 void run(const LmHeadArgmaxParams& p, const SmallState& s, const RunContext& ctx);
 }  // namespace small
 
+// From kStreamedFrom to 16 tokens, likewise, on matrix units.
+inline constexpr int kStreamedFrom = 2;
+struct StreamedState;
+namespace streamed {
+Support supports(const LinearParams& p, const PlanContext& ctx);
+Support supports(const QkvLinearParams& p, const PlanContext& ctx);
+Support supports(const GatedFfnParams& p, const PlanContext& ctx);
+Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx);
+std::shared_ptr<StreamedState> prepare(const LinearParams& p, const PlanContext& ctx, std::size_t*);
+std::shared_ptr<StreamedState> prepare(const QkvLinearParams& p, const PlanContext& ctx, std::size_t*);
+std::shared_ptr<StreamedState> prepare(const GatedFfnParams& p, const PlanContext& ctx,
+                                       std::size_t* workspace_bytes);
+std::shared_ptr<StreamedState> prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx,
+                                       std::size_t* workspace_bytes);
+void run(const LinearParams& p, const StreamedState& s, const RunContext& ctx);
+void run(const QkvLinearParams& p, const StreamedState& s, const RunContext& ctx);
+void run(const GatedFfnParams& p, const StreamedState& s, const RunContext& ctx);
+void run(const LmHeadArgmaxParams& p, const StreamedState& s, const RunContext& ctx);
+}  // namespace streamed
+
 // Weights of any dtype and sparse ones, decoded in registers. `supports`: up to kDecodedTokens tokens, with all that stands around
 // the products; `supports_tiles`: any number of tokens, slower, without a prologue; `supports_unfused`: the layer alone, by either.
 inline constexpr int kDecodedTokens = 16;

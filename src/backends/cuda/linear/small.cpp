@@ -9,8 +9,6 @@
 namespace kf::cuda::small {
 namespace {
 
-constexpr std::size_t kMaxSharedBytes = 192 << 10;  // beside the rings of weights
-
 Support supports_input(const TensorView& x, InputQuantization quantization) {
   if (quantization != InputQuantization::none)
     return Support::no("input_quantization int8: this kernel multiplies x unrounded");
@@ -23,6 +21,18 @@ Support supports_input(const TensorView& x, InputQuantization quantization) {
   return Support::yes();
 }
 
+void launch(Args a, const TensorView& x, bool constant_weights, const RunContext& ctx) {
+  if (a.num_tokens == 0) return;
+  a.constant_weights = constant_weights;
+  a.wide = input_is_wide(a) && (!a.up || is_wide(a.up, x.dtype, a.up_stride, a.in));
+  for (int i = 0; i < a.num_parts; ++i)
+    a.wide = a.wide && is_wide(a.parts[i].weight, x.dtype, a.parts[i].weight_stride, a.in);
+  if (x.dtype == DType::f32) return launch_f32(a, x, ctx);
+  return x.dtype == DType::f16 ? launch_f16(a, x, ctx) : launch_bf16(a, x, ctx);
+}
+
+}  // namespace
+
 Support supports_weight(const TensorView& x, const TensorView& weight, const Sparsity& sparsity) {
   if (sparsity.present()) return Support::no("a sparse weight: this kernel takes dense ones");
   if (weight.dtype != x.dtype)
@@ -33,28 +43,18 @@ Support supports_weight(const TensorView& x, const TensorView& weight, const Spa
   return Support::yes();
 }
 
-void launch(Args a, const TensorView& x, const SmallState& s, const RunContext& ctx) {
-  if (a.num_tokens == 0) return;
-  a.constant_weights = s.constant_weights;
-  a.wide = input_is_wide(a) && (!a.up || is_wide(a.up, x.dtype, a.up_stride, a.in));
-  for (int i = 0; i < a.num_parts; ++i)
-    a.wide = a.wide && is_wide(a.parts[i].weight, x.dtype, a.parts[i].weight_stride, a.in);
-  if (x.dtype == DType::f32) return launch_f32(a, x, ctx);
-  return x.dtype == DType::f16 ? launch_f16(a, x, ctx) : launch_bf16(a, x, ctx);
+void launch_by_tokens(const Args& a, const TensorView& x, bool constant_weights, const RunContext& ctx) {
+  int most = kSmallTokens;
+  while (most > 1 && shared_bytes(most, a.in) > kMaxSharedBytes) most /= 2;
+  by_tokens(a, most, [&](const Args& some) { launch(some, x, constant_weights, ctx); });
 }
-
-}  // namespace
 
 Support supports(const LinearParams& p, const PlanContext&) {
   if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
   return supports_weight(p.x, p.weight, p.weight_sparsity);
 }
 void run(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
-  Args a = args_of(p.x, p.prologue);
-  add_part(a, p.weight, p.bias, p.out);
-  a.activation = p.activation;
-  set_residual(a, p.residual);
-  launch(a, p.x, s, ctx);
+  launch(args_of(p), p.x, s.constant_weights, ctx);
 }
 
 Support supports(const QkvLinearParams& p, const PlanContext&) {
@@ -64,11 +64,7 @@ Support supports(const QkvLinearParams& p, const PlanContext&) {
   return supports_weight(p.x, p.v_weight, p.v_weight_sparsity);
 }
 void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx) {
-  Args a = args_of(p.x, p.prologue);
-  add_part(a, p.q_weight, p.q_bias, p.q);
-  add_part(a, p.k_weight, p.k_bias, p.k);
-  add_part(a, p.v_weight, p.v_bias, p.v);
-  launch(a, p.x, s, ctx);
+  launch(args_of(p), p.x, s.constant_weights, ctx);
 }
 
 Support supports(const GatedFfnParams& p, const PlanContext&) {
@@ -85,16 +81,8 @@ std::shared_ptr<SmallState> prepare_ffn(const GatedFfnParams& p, const PlanConte
 }
 void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx) {
   const TensorView h = intermediate(p, p.gate_weight.dim(0), ctx.workspace);
-  Args a = args_of(p.x, p.prologue);
-  add_part(a, p.gate_weight, {}, h);
-  a.up = p.up_weight.data;
-  a.up_stride = p.up_weight.stride(0);
-  a.activation = p.activation;
-  launch(a, p.x, s, ctx);
-  Args b = args_of(h, {});
-  add_part(b, p.down_weight, {}, p.out);
-  set_residual(b, p.residual);
-  launch(b, h, s, ctx);
+  launch(args_of(p, h), p.x, s.constant_weights, ctx);
+  launch(down_args_of(p, h), h, s.constant_weights, ctx);
 }
 
 Support supports(const LmHeadArgmaxParams& p, const PlanContext&) {
@@ -107,10 +95,7 @@ std::shared_ptr<SmallState> prepare_largest(const LmHeadArgmaxParams& p, const P
   return prepare(p, ctx, workspace_bytes);
 }
 void run(const LmHeadArgmaxParams& p, const SmallState& s, const RunContext& ctx) {
-  Args a = args_of(p.x, p.prologue);
-  add_part(a, p.weight, {}, {});
-  set_largest(a, p, ctx.workspace);
-  launch(a, p.x, s, ctx);
+  launch(args_of(p, ctx.workspace), p.x, s.constant_weights, ctx);
 }
 
 }  // namespace kf::cuda::small

@@ -63,6 +63,9 @@ inline std::size_t largest_bytes(int multiprocessors) {
          sizeof(std::uint64_t);
 }
 
+constexpr std::size_t kMaxSharedBytes = 192 << 10;  // beside the rings of weights
+constexpr std::int64_t kMostFeatures = kMaxSharedBytes / sizeof(float);
+
 // Bytes of shared memory that the tokens' inputs take.
 inline std::size_t shared_bytes(std::int64_t num_tokens, std::int64_t in) {
   std::int64_t padded = 1;

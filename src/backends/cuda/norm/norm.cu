@@ -21,9 +21,45 @@ struct NormArgs {
   float eps, weight_offset;
 };
 
-// kCentred: LayerNorm, else RMSNorm. kOwnDtype: weight and bias are of x's dtype, and the weight is on its way with x.
+// What a row is normalised with; `for_each` calls its argument for each vector (j, i, h) of it. kRowByRow: of one row after
+// another.
+struct Statistics {
+  float mean, inverse;
+};
+template <bool kCentred, bool kRowByRow, int W, class F>
+__device__ Statistics statistics(const NormArgs& a, const F& for_each) {
+  float mean = 0;
+  if constexpr (kCentred) {
+    float sum = 0;
+    for_each([&](int, int, const float(&h)[W]) {
+#pragma unroll
+      for (int k = 0; k < W; ++k) sum += h[k];
+    });
+    mean = row_reduce<Sum, 0, false>(sum) / static_cast<float>(a.n);
+  }
+  float squares = 0;
+  for_each([&](int, int, const float(&h)[W]) {
+#pragma unroll
+    for (int k = 0; k < W; ++k) squares += (h[k] - mean) * (h[k] - mean);
+  });
+  const float variance = row_reduce < Sum, 1, kRowByRow && !kCentred > (squares) / static_cast<float>(a.n);
+  return {mean, 1.0f / sqrtf(variance + a.eps)};
+}
+
+// Loads weight or bias, which are of x's dtype (kOwnDtype) or of another.
+template <bool kOwnDtype, class T, int W>
+__device__ void load_affine(DType dtype, const void* from, int i, float (&to)[W]) {
+  if constexpr (kOwnDtype) {
+    load(static_cast<const T*>(from) + i, to);
+  } else {
+    load_any(dtype, from, i, to);
+  }
+}
+
+// kCentred: LayerNorm, else RMSNorm. kOwnDtype: weight and bias are of x's dtype.
 template <bool kCentred, bool kResidual, bool kOwnDtype, class T, int W, int kVecs>
-__global__ void __launch_bounds__(kMaxRowThreads) norm_kernel(const NormArgs a) {
+__global__ void __launch_bounds__(kMaxRowThreads, kVecs > 4 || kResidual ? 1 : row_blocks(kVecs))
+    norm_kernel(const NormArgs a) {
   wait_for_predecessor();
   const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const bool active = row < a.rows;  // the others only take part in reductions
@@ -50,45 +86,18 @@ __global__ void __launch_bounds__(kMaxRowThreads) norm_kernel(const NormArgs a) 
       f(j, i, h);
     });
   };
-  HeldRow<T, W, kOwnDtype ? kVecs : 0> weight{static_cast<const T*>(a.weight), n};
-  weight.fill();
-
-  float mean = 0;
-  if constexpr (kCentred) {
-    float sum = 0;
-    for_each([&](int, int, const float(&h)[W]) {
-#pragma unroll
-      for (int k = 0; k < W; ++k) sum += h[k];
-    });
-    mean = row_reduce<Sum>(sum) / static_cast<float>(a.n);
-  }
-  float squares = 0;
-  for_each([&](int, int, const float(&h)[W]) {
-#pragma unroll
-    for (int k = 0; k < W; ++k) squares += (h[k] - mean) * (h[k] - mean);
-  });
-  const float variance = row_reduce<Sum>(squares) / static_cast<float>(a.n);
-  const float inverse = 1.0f / sqrtf(variance + a.eps);
-
+  const auto [mean, inverse] = statistics<kCentred, false, W>(a, for_each);
   if (!active) return;
   T* const out = static_cast<T*>(a.out) + a.out_rows(row);
   T* const residual_out =
       a.residual_out ? static_cast<T*>(a.residual_out) + a.residual_out_rows(row) : nullptr;
-  for_each([&](int j, int i, const float(&h)[W]) {
+  for_each([&](int, int i, const float(&h)[W]) {
     float w[W], result[W];
-    if constexpr (kOwnDtype) {
-      weight.get(j, i, w);
-    } else {
-      load_any(a.weight_dtype, a.weight, i, w);
-    }
+    load_affine<kOwnDtype, T>(a.weight_dtype, a.weight, i, w);
 #pragma unroll
     for (int k = 0; k < W; ++k) result[k] = (h[k] - mean) * inverse * (a.weight_offset + w[k]);
     if (kCentred && a.bias) {
-      if constexpr (kOwnDtype) {
-        load(static_cast<const T*>(a.bias) + i, w);
-      } else {
-        load_any(a.bias_dtype, a.bias, i, w);
-      }
+      load_affine<kOwnDtype, T>(a.bias_dtype, a.bias, i, w);
 #pragma unroll
       for (int k = 0; k < W; ++k) result[k] += w[k];
     }
@@ -156,22 +165,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) streamed_norm_kernel(const Nor
         f(j, i, h);
       });
     };
-    float mean = 0;
-    if constexpr (kCentred) {
-      float sum = 0;
-      for_each([&](int, int, const float(&h)[W]) {
-#pragma unroll
-        for (int k = 0; k < W; ++k) sum += h[k];
-      });
-      mean = row_reduce<Sum>(sum) / static_cast<float>(a.n);
-    }
-    float squares = 0;
-    for_each([&](int, int, const float(&h)[W]) {
-#pragma unroll
-      for (int k = 0; k < W; ++k) squares += (h[k] - mean) * (h[k] - mean);
-    });
-    const float variance = row_reduce<Sum>(squares) / static_cast<float>(a.n);
-    const float inverse = 1.0f / sqrtf(variance + a.eps);
+    const auto [mean, inverse] = statistics<kCentred, true, W>(a, for_each);
     T* const out = static_cast<T*>(a.out) + a.out_rows(row);
     T* const residual_out =
         a.residual_out ? static_cast<T*>(a.residual_out) + a.residual_out_rows(row) : nullptr;
@@ -250,12 +244,14 @@ void run_norm(const P& p, const RunContext& ctx) {
   with_vectors(
       p.x.dtype, {&p.x, &p.residual, &p.out, &p.residual_out, &p.weight, &affine.bias},
       [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
-        const RowShape shape = row_shape(a.n, W);
+        const RowShape streamed = row_shape(a.n, W);
         const bool own = a.weight_dtype == p.x.dtype && (!a.bias || a.bias_dtype == p.x.dtype);
         if constexpr (W == kVectorWidth<T>)
-          if (own && (a.residual ? launch_streamed<kCentred, true, T>(launch, a, shape, p.x.device.index)
-                                 : launch_streamed<kCentred, false, T>(launch, a, shape, p.x.device.index)))
+          if (own &&
+              (a.residual ? launch_streamed<kCentred, true, T>(launch, a, streamed, p.x.device.index)
+                          : launch_streamed<kCentred, false, T>(launch, a, streamed, p.x.device.index)))
             return;
+        const RowShape shape = row_shape(a.n, W, a.residual ? 2 : vectors_each(a.rows));
         with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
           const auto of = [&]<bool kOwn>(std::bool_constant<kOwn>) {
             return p.residual.present() ? norm_kernel<kCentred, true, kOwn, T, W, kVecs>

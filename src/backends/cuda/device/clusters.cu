@@ -1,0 +1,19 @@
+#include "backends/cuda/runtime.h"
+#include "backends/cuda/supports.h"
+
+namespace kf::cuda {
+namespace {
+
+__global__ void probe() {}
+
+}  // namespace
+
+// A device may run code that was compiled for older ones.
+bool compiled_with_clusters(int device_index) {
+  const CurrentDevice current(device_index);
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, probe), "cudaFuncGetAttributes");
+  return attributes.ptxVersion >= 90;
+}
+
+}  // namespace kf::cuda
