@@ -163,8 +163,7 @@ def _use_attention(model: nn.Module, calls: Calls, done: FusedModules) -> list[t
 # through a handful of such sums, softmax and norms.
 _TOLERANCE = 1e-4
 # Elsewhere a model is tried in its own dtype, which may be all that the device's operators take: some tens of
-# roundings of
-# its values, and of the intermediates that only one side keeps in f32.
+# roundings of its values, and of the intermediates that only one side keeps in f32.
 _ROUGH = {torch.float32: _TOLERANCE, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 
 
@@ -180,8 +179,8 @@ def _difference(form: _Form, module: nn.Module, plan: SimpleNamespace, calls: Ca
     if not on_cpu:
         args, kwargs = tree_map_only(torch.Tensor, lambda x: x.to(weight.device, weight.dtype), (args, kwargs))
         fused_kwargs = dict(kwargs)
-        if (mask := kwargs.get("attention_mask")) is not None:
-            fused_kwargs["attention_mask"] = mask == 0  # as transformers makes it for the fused form
+        if "attention_mask" in kwargs:  # a causal one, for which transformers gives the fused form none
+            fused_kwargs["attention_mask"] = None
     for part in trial.modules():
         if hasattr(getattr(part, "config", None), "_attn_implementation_internal"):
             part.config._attn_implementation_internal = "eager"  # a copy's

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from ..vendor import Vendor
 
+
+def _table() -> tuple:
+    from . import table
+
+    return table.ROWS
+
+
+def _isa(index: int) -> str:
+    return str(MLU.space().get_device_name(index))
+
+
 MLU = Vendor(
     name="mlu",
     device="mlu",
@@ -12,4 +23,6 @@ MLU = Vendor(
     advice="look at cnmon",
     kv_layout="HND",
     page_size=16,
+    table=_table,
+    isa=_isa,
 )

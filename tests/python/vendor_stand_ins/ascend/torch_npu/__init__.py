@@ -14,7 +14,7 @@ import torch
 
 from . import operators
 
-SCHEMAS = Path(__file__).resolve().parents[4] / ".cache/vendors/torch_npu-2.14.0.json"
+SCHEMAS = Path(__file__).resolve().parents[5] / ".cache/vendors/torch_npu-2.14.0.json"
 npu = torch.npu = simulated_device.install("npu")
 npu.get_device_name = lambda index=0: "Ascend910B3"
 npu.utils = SimpleNamespace(get_cann_version=lambda module="CANN": os.environ.get("STAND_IN_CANN", "8.3.RC1"))

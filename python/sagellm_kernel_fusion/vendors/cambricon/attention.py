@@ -1,0 +1,210 @@
+"""Attention over dense, packed and paged keys, and what writes the cache. Its paged cache is HND."""
+
+from __future__ import annotations
+
+from ...adapters.conditions import dtypes, head_dims, longest, not_empty
+from ..layouts import is_contiguous
+from ..row import VendorRow
+from .operators import ALL, bf16_problem, needing
+
+_F16 = ("f16", "bf16")
+
+
+def _common(q, k, v) -> str | None:
+    return (
+        dtypes({"q": q, "k": k, "v": v}, _F16)
+        or bf16_problem(q)
+        or not_empty({"q": q, "k": k, "v": v})
+        or head_dims(q, v, multiple=8, at_most=256)
+    )
+
+
+def _flash(q, k, v, out, of_q, of_k, max_q, max_k, softmax_scale, causal, window_left, window_right, tables=None):
+    """Packed, causal from the bottom right as in FlashAttention; `out` is not q."""
+    import torch
+
+    ALL("flash_attention")(
+        q.contiguous(), k, v, out, of_q, of_k, None, None, max_q, max_k, softmax_scale or q.shape[-1] ** -0.5, causal,
+        window_left, 0 if causal else window_right, torch.float, False, tables,
+    )  # fmt: skip
+
+
+def _starts(batch: int, seqlen: int, like):
+    import torch
+
+    return torch.arange(0, (batch + 1) * seqlen, seqlen, dtype=torch.int32, device=like.device)
+
+
+# Dense and packed
+
+
+def _dense_declines(
+    q,
+    k,
+    v,
+    causal=True,
+    window_left=-1,
+    window_right=-1,
+    cu_seqlens_q=None,
+    cu_seqlens_k=None,
+    block_tables=None,
+    **rest,
+) -> str | None:
+    if cu_seqlens_q is not None or cu_seqlens_k is not None or block_tables is not None:
+        return "packed or paged: this kernel takes dense operands"
+    if q.shape[1] > k.shape[1] and (causal or window_right >= 0):
+        return (
+            f"{q.shape[1]} queries over {k.shape[1]} keys: the first see none, which this kernel promises no zeros for"
+        )
+    if window_left >= 0 and q.shape[1] + window_left < k.shape[1] and not causal and window_right < 0:
+        return "a window to the left alone without causal: this kernel takes causal windows"
+    return _common(q, k, v)
+
+
+def _dense(q, k, v, out, softmax_scale=0.0, causal=True, window_left=-1, window_right=-1):
+    (batch, queries), keys = q.shape[:2], k.shape[1]
+    _flash(
+        q.reshape(-1, *q.shape[2:]), k.reshape(-1, *k.shape[2:]), v.reshape(-1, *v.shape[2:]), out.view(-1,
+        *out.shape[2:]), _starts(batch, queries, q), _starts(batch, keys, q), queries, keys, softmax_scale, causal,
+        window_left, window_right,
+    )  # fmt: skip
+
+
+def _packed_declines(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, **rest) -> str | None:
+    if cu_seqlens_q is None or cu_seqlens_k is None or block_tables is not None:
+        return "dense or paged: this kernel takes packed sequences, with cu_seqlens_q and cu_seqlens_k"
+    return _common(q, k, v)
+
+
+def _packed(q, k, v, out, cu_seqlens_q=None, cu_seqlens_k=None, softmax_scale=0.0, causal=True):
+    lengths = longest(cu_seqlens_q), longest(cu_seqlens_k)
+    _flash(q, k.contiguous(), v.contiguous(), out, cu_seqlens_q, cu_seqlens_k, *lengths, softmax_scale, causal, -1, -1)
+    keys = cu_seqlens_k[1:] - cu_seqlens_k[:-1]
+    _blind_rows_are_zeros(out, cu_seqlens_q, keys, causal)
+
+
+def _blind_rows_are_zeros(out, cu_seqlens_q, keys, causal: bool) -> None:
+    """Queries that see no key: of a causal sequence with more queries than keys the first, of one without keys all."""
+    offsets, counts = cu_seqlens_q.tolist(), keys.tolist()
+    for begin, end, n in zip(offsets, offsets[1:], counts, strict=False):
+        blind = max(end - begin - n, 0) if causal else (end - begin) * (n == 0)
+        out[begin : begin + blind] = 0
+
+
+# Paged
+
+
+def _paged_declines(q, k, v, cu_seqlens_q=None, block_tables=None, kv_layout="HND", **rest) -> str | None:
+    if block_tables is None:
+        return "not paged: this kernel takes block_tables"
+    if kv_layout != "HND":
+        return f"kv_layout {kv_layout}: this kernel takes HND; make the cache so (make_kv_cache(kv_layout='HND'))"
+    if k.shape[2] % 16:
+        return f"page size {k.shape[2]}: this kernel takes multiples of 16"
+    if not is_contiguous(k) or not is_contiguous(v):
+        return "a cache that is not contiguous: this kernel takes whole pools"
+    return _common(q, k, v)
+
+
+def _decode_declines(
+    q, k, v, cu_seqlens_q=None, block_tables=None, kv_layout="HND", causal=True, window_left=-1, window_right=-1, **rest
+) -> str | None:
+    if cu_seqlens_q is not None:
+        return "cu_seqlens_q with block_tables: this kernel takes one query token a sequence"
+    if not causal and window_right >= 0:
+        return f"window_right {window_right} without causal: this kernel takes windows to the left"
+    if reason := _paged_declines(q, k, v, cu_seqlens_q, block_tables, kv_layout):
+        return reason
+    at_most = 256 if q.dtype == "bf16" else 128
+    if (group := q.shape[1] // k.shape[1]) > at_most:
+        return f"{group} query heads a K/V head: this kernel takes at most {at_most}"
+    return None
+
+
+def _decode(
+    q, k, v, out, block_tables=None, context_lens=None, kv_layout="HND", softmax_scale=0.0, causal=True, window_left=-1,
+    window_right=-1,
+):  # fmt: skip
+    """windows_size_right must be -1. The longest context is bounded by the tables, so that nothing waits."""
+    longest_context = block_tables.shape[1] * k.shape[2]
+    ALL("single_query_cached_kv_attn")(
+        q.unsqueeze(1).contiguous(), k, v, out.unsqueeze(1), block_tables.clamp_min(0), context_lens, None, None, None,
+        longest_context, window_left, -1, softmax_scale or q.shape[-1] ** -0.5,
+    )  # fmt: skip
+    out.masked_fill_((context_lens == 0)[:, None, None], 0)
+
+
+def _several_declines(q, k, v, cu_seqlens_q=None, **rest) -> str | None:
+    if cu_seqlens_q is None:
+        return "one query token a sequence: this kernel takes several, with cu_seqlens_q"
+    return _paged_declines(q, k, v, cu_seqlens_q, **rest)
+
+
+def _several(
+    q,
+    k,
+    v,
+    out,
+    cu_seqlens_q=None,
+    block_tables=None,
+    context_lens=None,
+    kv_layout="HND",
+    softmax_scale=0.0,
+    causal=True,
+):
+    import torch
+
+    of_k = torch.nn.functional.pad(context_lens.cumsum(0), (1, 0)).to(torch.int32)
+    _flash(
+        q, k, v, out, cu_seqlens_q, of_k, longest(cu_seqlens_q), int(context_lens.max()), softmax_scale, causal, -1, -1,
+        block_tables.clamp_min(0),
+    )  # fmt: skip
+    _blind_rows_are_zeros(out, cu_seqlens_q, context_lens, causal)
+
+
+# The cache
+
+
+def _append_declines(k, v, k_cache, v_cache, kv_layout="HND", **rest) -> str | None:
+    if kv_layout != "HND":
+        return f"kv_layout {kv_layout}: this kernel takes HND; make the cache so (make_kv_cache(kv_layout='HND'))"
+    if not is_contiguous(k_cache) or not is_contiguous(v_cache):
+        return "a cache that is not contiguous: this kernel takes whole pools"
+    operands = {"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}
+    return dtypes(operands, ("f32", *_F16)) or bf16_problem(k)
+
+
+def _append(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND"):
+    """Slots below 0 are left out by the operator."""
+    import torch
+
+    ALL("reshape_paged_cache")(k.contiguous(), v.contiguous(), k_cache, v_cache, slot_mapping.to(torch.int32))
+
+
+_ANY = "f16 and bf16; head_dim a multiple of 8 up to 256"
+_ONE = "one operator for the scores, mask, softmax and sums: no scores in memory"
+ROWS = (
+    VendorRow(
+        "mlu::attention", "attention", "library", needing("flash_attention"), f"dense; {_ANY}; windows", _dense,
+        _dense_declines, devices=("mlu",), graph_safe=True, launches=3, saves=_ONE,
+    ),
+    VendorRow(
+        "mlu::attention_packed", "attention", "library", needing("flash_attention"), f"packed; {_ANY}", _packed,
+        _packed_declines, devices=("mlu",), saves=_ONE,
+    ),
+    VendorRow(
+        "mlu::attention_decode", "attention", "library", needing("single_query_cached_kv_attn"),
+        f"paged, HND, one query token a sequence; {_ANY}; pages of a multiple of 16; "
+        f"windows", _decode, _decode_declines,
+        devices=("mlu",), graph_safe=True, launches=3, saves=_ONE,
+    ),
+    VendorRow(
+        "mlu::attention_paged", "attention", "library", needing("flash_attention"),
+        f"paged, HND, several query tokens a sequence; {_ANY}; pages of a multiple of 16", _several, _several_declines,
+        devices=("mlu",), saves=_ONE,
+    ),
+    VendorRow(
+        "mlu::append_kv", "append_kv", "library", needing("reshape_paged_cache"), "HND; f32, f16 and bf16", _append,
+        _append_declines, devices=("mlu",), graph_safe=True, saves="one launch for keys and values",
+    ),
+)  # fmt: skip

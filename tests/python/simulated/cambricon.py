@@ -1,0 +1,261 @@
+"""The Cambricon backend over stand-ins of torch_mlu and torch_mlu_ops, on a simulated device `mlu`: run in a process
+of its own by test_vendors.py."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch_mlu
+import torch_mlu_ops
+
+import sagellm_kernel_fusion as kf
+from sagellm_kernel_fusion.bench.selfcheck import selfcheck
+from sagellm_kernel_fusion.vendors.cambricon import operators, table
+
+F16, BF16 = torch.float16, torch.bfloat16
+DTYPES = (torch.float32, F16, BF16)
+pytestmark = pytest.mark.usefixtures("no_grad")
+_seeds = itertools.count()
+
+
+@pytest.fixture
+def no_grad():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def m():
+    return kf.KernelFusionManager()
+
+
+def there(value):
+    return value.to("mlu") if isinstance(value, torch.Tensor) else value
+
+
+def all_there(operands):
+    return {name: there(value) for name, value in operands.items()}
+
+
+def random(*shape, dtype=F16):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(next(_seeds))).to(dtype)
+
+
+def close(got, expected, dtype=F16):
+    rtol = {F16: 4e-3, BF16: 3e-2, torch.float32: 1e-5}[dtype]
+    scale = float(expected.float().abs().max())
+    torch.testing.assert_close(got.cpu().float(), expected.float(), rtol=rtol, atol=rtol * max(scale, 1e-6))
+
+
+def both(m, op, kernel, dtype=F16, **operands):
+    """The call on the device and on the CPU: by this kernel, and alike."""
+    got = getattr(kf.ops, op)(**all_there(operands))
+    expected = getattr(kf.ops, op)(**operands)
+    rows = m.explain(op, **{n: there(v) for n, v in operands.items() if v is not True})
+    assert [r["kernel"] for r in rows if r["selected"]] == [kernel]
+    for g, e in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, expected)), strict=True):
+        assert g.device.type == "mlu"
+        close(g, e, dtype)
+
+
+def test_the_stand_in_takes_the_parameters_that_are_given_in_their_order():
+    assert torch_mlu.mlu.is_available()
+    for name, parameters in operators.PARAMETERS.items():
+        known = list(inspect.signature(getattr(torch_mlu_ops, name)).parameters)
+        assert known[: len(parameters)] == list(parameters) or set(parameters) <= set(known), name
+
+
+def dense(queries=5, keys=9, heads=6, kv_heads=2, dtype=F16, width=64):
+    k = random(2, keys, kv_heads, width, dtype=dtype)
+    return {"q": random(2, queries, heads, width, dtype=dtype), "k": k, "v": random(*k.shape, dtype=dtype)}
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": False}, {"softmax_scale": 0.2}, {"window_size": (3, 0)}])
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_dense_attention(m, options, dtype):
+    operands = dense(dtype=dtype)
+    expected = kf.KernelFusionManager().fuse_attention(**operands, **options)
+    close(m.fuse_attention(**all_there(operands), **options), expected, dtype)
+    assert list(m.get_stats()["ops"]["attention"]["kernels"]) == ["mlu::attention"]
+
+
+def test_packed_attention(m):
+    of_q = torch.tensor([0, 3, 3, 10, 12], dtype=torch.int32)
+    of_k = torch.tensor([0, 7, 8, 19, 20], dtype=torch.int32)  # the last has two queries and one key
+    operands = {"q": random(12, 6, 64), "k": random(20, 2, 64), "v": random(20, 2, 64), "cu_seqlens_q": of_q,
+                "cu_seqlens_k": of_k}  # fmt: skip
+    for causal in (True, False):
+        expected = kf.KernelFusionManager().fuse_attention(**operands, causal=causal)
+        close(m.fuse_attention(**all_there(operands), causal=causal), expected)
+    assert list(m.get_stats()["ops"]["attention"]["kernels"]) == ["mlu::attention_packed"]
+
+
+def paged(page, lengths, chunks=None, heads=6):
+    operands = {"q": random(sum(chunks or (1, 1)), heads, 64), "k": random(5, 2, page, 64), "v": random(5, 2, page, 64),
+                "block_tables": torch.tensor([[4, 1, -1], [3, 0, -1]], dtype=torch.int32),
+                "context_lens": torch.tensor(lengths, dtype=torch.int32)}  # fmt: skip
+    if chunks:
+        operands["cu_seqlens_q"] = torch.tensor([0, *np.cumsum(chunks)], dtype=torch.int32)
+    return operands
+
+
+@pytest.mark.parametrize(
+    ("operands", "options", "kernel"),
+    [
+        (paged(16, (19, 32)), {}, "mlu::attention_decode"),
+        (paged(16, (0, 20)), {}, "mlu::attention_decode"),
+        (paged(32, (35, 64)), {"window_size": (7, 0)}, "mlu::attention_decode"),
+        (paged(16, (19, 32), (3, 5)), {}, "mlu::attention_paged"),
+        (paged(16, (2, 32), (4, 5)), {}, "mlu::attention_paged"),
+    ],
+)
+def test_paged_attention(m, operands, options, kernel):
+    expected = kf.KernelFusionManager().fuse_attention(**operands, **options)
+    close(m.fuse_attention(**all_there(operands), **options), expected)
+    assert list(m.get_stats()["ops"]["attention"]["kernels"]) == [kernel]
+
+
+@pytest.mark.parametrize(
+    ("operands", "options", "reason"),
+    [
+        (dense(dtype=torch.float32), {}, "q is f32: this kernel takes f16, bf16"),
+        (dense(queries=9, keys=5), {}, "9 queries over 5 keys"),
+        (dense(), {"softcap": 2.0}, "softcap 2.0: no parameter"),
+        (dense(), {"return_lse": True}, "lse is wanted"),
+        (paged(8, (9, 16)), {}, "page size 8: this kernel takes multiples of 16"),
+        (paged(16, (19, 32)), {"kv_layout": "NHD"}, "kv_layout NHD: this kernel takes HND"),
+        (paged(16, (19, 32), heads=260), {}, "130 query heads a K/V head: this kernel takes at most 128"),
+    ],
+)
+def test_a_call_that_it_does_not_take_says_why(m, operands, options, reason):
+    if options.get("kv_layout") == "NHD":
+        operands = operands | {n: operands[n].transpose(1, 2).contiguous() for n in ("k", "v")}
+    with pytest.raises(kf.NotServedError, match=reason):
+        m.fuse_attention(**all_there(operands), **options)
+
+
+def test_bf16_is_asked_of_the_card(m, monkeypatch):
+    monkeypatch.setattr(torch_mlu.mlu, "get_device_name", lambda index=0: "MLU370-X8")
+    x, w = there(random(3, 64, dtype=BF16)), there(random(64, dtype=BF16))
+    with pytest.raises(kf.NotServedError, match="bf16 on MLU370-X8: expected an MLU590 or later"):
+        m.fuse_rmsnorm(x, w)
+    monkeypatch.setattr(torch_mlu.mlu, "is_bf16_supported", lambda: False, raising=False)
+    with pytest.raises(kf.NotServedError, match="is_bf16_supported"):
+        kf.KernelFusionManager().fuse_rmsnorm(x, w)
+
+
+def test_the_cache_is_written_where_slots_are_not_negative(m):
+    k, v = random(4, 2, 64), random(4, 2, 64)
+    slots = torch.tensor([19, -1, 0, 31], dtype=torch.int32)
+    caches = [torch.zeros(2, 2, 16, 64, dtype=F16) for _ in range(2)]
+    on_device = [there(c.clone()) for c in caches]
+    m.append_kv(there(k), there(v), *on_device, there(slots))
+    kf.ops.append_kv(k, v, slot_mapping=slots, k_cache=caches[0], v_cache=caches[1])
+    assert all(torch.equal(g.cpu(), e) for g, e in zip(on_device, caches, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_and_elementwise(m, dtype):
+    x, residual, weight = random(3, 7, 96, dtype=dtype), random(3, 7, 96, dtype=dtype), random(96, dtype=dtype)
+    bias = random(96, dtype=dtype)
+    both(m, "rms_norm", "mlu::rms_norm", dtype, x=x, weight=weight)
+    both(m, "rms_norm", "mlu::rms_norm", dtype, x=x, weight=weight, residual=residual, residual_out=True)
+    both(m, "layer_norm", "mlu::layer_norm", dtype, x=x, weight=weight, bias=bias, residual=residual)
+    for kind in ("silu", "gelu", "gelu_tanh", "relu"):
+        both(m, "activation", "mlu::activation", dtype, x=x, kind=kind)
+        both(m, "gated_activation", "mlu::gated_activation", dtype, gate=x, up=residual, kind=kind)
+    both(m, "softmax", "mlu::softmax", dtype, x=x, scale=2.0)
+    both(m, "binary", "mlu::binary", dtype, a=x, b=residual)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotary_embedding(m, dtype, interleaved):
+    angles = torch.rand(20, 32, generator=torch.Generator().manual_seed(3)) * 6
+    operands = {"x": random(7, 3, 64, dtype=dtype), "positions": torch.arange(7, dtype=torch.int32) * 2,
+                "cos": angles.cos(), "sin": angles.sin(), "interleaved": interleaved}  # fmt: skip
+    both(m, "rope", "mlu::rope", dtype, **operands)
+    both(m, "rope", "mlu::rope", dtype, **operands, norm_weight=random(64, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_layers_with_what_surrounds_them(m, dtype):
+    x, w, bias = random(5, 64, dtype=dtype), random(48, 64, dtype=dtype) / 8, random(48, dtype=dtype)
+    residual, norm, shift = random(5, 48, dtype=dtype), random(64, dtype=dtype), random(64, dtype=dtype)
+    name = "mlu::linear"
+    both(m, "linear", name, dtype, x=x, weight=w, residual=residual)
+    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, norm="rms", norm_weight=norm, activation="silu")
+    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, norm="layer", norm_weight=norm, norm_bias=shift)
+    after = {"residual": residual, "activation": "relu"}
+    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, pre_activation="gelu", **after)
+    both(m, "qkv_linear", "mlu::qkv_linear", dtype, x=x, q_weight=w, k_weight=w[:16], v_weight=w[16:32], norm="rms",
+         norm_weight=norm)  # fmt: skip
+    ffn = {"x": x, "gate_weight": w, "up_weight": w.flip(0), "down_weight": w.t().contiguous() / 4}
+    for options in ({}, {"residual": x, "norm": "rms", "norm_weight": norm}, {"activation": "gelu"}):
+        both(m, "gated_ffn", "mlu::gated_ffn", dtype, **ffn, **options)
+
+
+def test_the_managers_layers_take_weights_as_they_lie(m):
+    x, w, norm = random(2, 3, 64), random(64, 48) / 8, random(64)
+    cpu = kf.KernelFusionManager()
+    for method, operands in [("fuse_layernorm_linear", (x, norm, norm.flip(0), w)), ("fuse_gelu_linear", (x, w)),
+                             ("fuse_ffn", (x, w, w.flip(0), w.t().contiguous()))]:  # fmt: skip
+        close(getattr(m, method)(*map(there, operands)), getattr(cpu, method)(*operands))
+
+
+def test_eight_bit_weights(m):
+    x, bias, residual = random(5, 96), random(48), random(5, 48)
+    g = torch.Generator().manual_seed(1)
+    codes = torch.randint(-128, 128, (48, 96), generator=g, dtype=torch.int8)
+    operands = {"x": x, "weight": codes, "weight_scales": torch.rand(48, 1, generator=g).half() / 100}
+    both(m, "linear", "mlu::linear_w8", **operands, bias=bias, residual=residual)
+    both(m, "linear", "mlu::linear_w8a8", **operands, bias=bias, input_quantization="int8")
+
+
+def test_a_function_that_a_version_lacks_is_a_reason(m, monkeypatch):
+    monkeypatch.delattr(torch_mlu_ops, "fused_rms_norm")
+    operators.needing.cache_clear()
+    library = operators.needing("fused_rms_norm")
+    assert "torch_mlu_ops has no fused_rms_norm" in library.problem
+
+
+def test_out_does_not_alias_q_in_place(m):
+    q = there(random(1, 4, 2, 64))
+    with pytest.raises(kf.KernelFusionError):
+        m.fuse_attention(q, q, q, out=q)
+
+
+def test_a_model_through_fuse_model_gives_the_cpus_logits_and_tokens():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=160, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).half().eval()
+    ids = torch.tensor([[1, 5, 9, 33, 150, 7, 21]])
+    expected = model(ids).logits
+    model.to("mlu")
+    fused = kf.fuse_model(model)
+    assert not fused.refused, fused.refused[:2]
+    got = model(there(ids)).logits
+    close(got, expected)
+    model.generate(there(ids), max_new_tokens=3, do_sample=False)
+    kernels = {k for op in fused.manager.get_stats()["ops"].values() for k in op["kernels"]}
+    assert kernels == {f"mlu::{op}" for op in ("qkv_linear", "rope", "attention", "linear", "gated_ffn", "rms_norm")}
+
+
+def test_selfcheck_runs_the_cases_on_the_device():
+    report = selfcheck("cambricon", ("rms_norm", "rope"), every=33)
+    assert report["ok"], report["failures"]
+    rows = {r["kernel"]: r for r in report["rows"]}
+    assert rows["mlu::rms_norm"]["served"] and rows["mlu::rope"]["served"]
+
+
+def test_every_row_says_what_it_saves_and_how_far_it_was_checked():
+    for row in table.ROWS:
+        assert row.saves and row.level == "contract" and row.devices == ("mlu",), row.name
