@@ -8,7 +8,7 @@ PYTHONS ?= python3
 # Builds of the same sources share ccache's results, wherever they lie.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help setup build demo test test-cpp test-python test-sanitize test-gpu test-install fuzz peers bench wheel docs docs-site clean
+.PHONY: help setup build demo test test-cpp test-python test-sanitize test-arm64 test-gpu test-install fuzz peers bench wheel docs docs-site clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -52,6 +52,10 @@ test-sanitize: setup
 	@cmake --preset sanitize >build-sanitize.log 2>&1 || { cat build-sanitize.log; exit 1; }
 	@cmake --build build-sanitize -j $(JOBS)
 	@ctest --test-dir build-sanitize -j $(JOBS) --output-on-failure
+
+## make test-arm64      the CPU backend cross-compiled for 64-bit Arm, a short set of cases under qemu (no root needed)
+test-arm64:
+	@JOBS=$(JOBS) scripts/test_arm64.sh
 
 ## make test-gpu        the cases on a CUDA device against the CPU's reference (needs the CUDA toolkit and a GPU)
 test-gpu: setup

@@ -1,4 +1,4 @@
-// What the CPU offers. Environment: KF_ISA (baseline, avx2, avx512, best) lowers the instruction set, KF_NUM_THREADS sets
+// What the CPU offers. Environment: KF_ISA (baseline, avx2, avx512, neon, best) lowers the instruction set, KF_NUM_THREADS sets
 // the default number of threads; both are read once.
 
 #include "backends/cpu/cpu_backend.h"
@@ -35,11 +35,12 @@ constexpr Isa kIsas[] = {
 #if HWY_ARCH_X86
     {"avx512", HWY_AVX3 | HWY_AVX3_DL},
     {"avx2", HWY_AVX2},
-#elif HWY_ARCH_ARM
-    {"sve", HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128},
-    {"neon", HWY_NEON},
 #endif
+#if HWY_ARCH_ARM_A64
+    {"neon", HWY_NEON},
+#else
     {"baseline", HWY_EMU128 | HWY_SCALAR},
+#endif
 };
 
 // Applies KF_ISA to Highway's dispatch and returns the name of the best level left. Runs once: Highway chooses its
