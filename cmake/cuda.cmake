@@ -8,10 +8,28 @@ set_target_properties(kf PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON C
                                     CUDA_ARCHITECTURES "${KF_CUDA_ARCHITECTURES}")
 # Host code that is constexpr (RowOffsets, scalar conversions) serves in kernels, too.
 target_compile_options(kf PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --extended-lambda -Xcompiler=-Wall>)
+if(KF_CUDA_UNOPTIMIZED)
+  target_compile_options(kf PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcicc -O0 -Xptxas -O0>")
+endif()
 target_link_libraries(kf PRIVATE $<LINK_ONLY:CUDA::cudart_static>)
 # For these files alone, so that the others share ccache with builds without CUDA.
 file(GLOB_RECURSE KF_CUDA_HOST_SOURCES CONFIGURE_DEPENDS src/backends/cuda/*.cpp)
 set_source_files_properties(${KF_CUDA_HOST_SOURCES} PROPERTIES INCLUDE_DIRECTORIES "${CUDAToolkit_INCLUDE_DIRS}")
+# cuDNN's attention is described by NVIDIA's headers (packages of requirements/cuda.txt); cuDNN itself is opened at run time.
+file(GLOB KF_SITE_PACKAGES "${CMAKE_SOURCE_DIR}/.venv/lib/python*/site-packages")
+find_path(KF_CUDNN_FRONTEND_INCLUDE cudnn_frontend.h HINTS ${KF_SITE_PACKAGES} PATH_SUFFIXES include)
+find_path(KF_CUDNN_INCLUDE cudnn.h HINTS ${KF_SITE_PACKAGES} PATH_SUFFIXES nvidia/cudnn/include)
+set(KF_CUDNN_SOURCE ${CMAKE_SOURCE_DIR}/src/backends/cuda/attention/cudnn.cpp)
+set(KF_CUDNN_ABSENT ${CMAKE_SOURCE_DIR}/src/backends/cuda/attention/cudnn_absent.cpp)
+if(KF_CUDNN_FRONTEND_INCLUDE AND KF_CUDNN_INCLUDE)
+  # Not the project's warnings.
+  set_source_files_properties(${KF_CUDNN_SOURCE} PROPERTIES COMPILE_OPTIONS
+    "-O1;-isystem;${KF_CUDNN_FRONTEND_INCLUDE};-isystem;${KF_CUDNN_INCLUDE};-isystem;${CUDAToolkit_INCLUDE_DIRS}")
+  set_source_files_properties(${KF_CUDNN_ABSENT} PROPERTIES HEADER_FILE_ONLY ON)
+else()
+  message(STATUS "cuDNN's headers were not found: its attention row will refuse")
+  set_source_files_properties(${KF_CUDNN_SOURCE} PROPERTIES HEADER_FILE_ONLY ON)
+endif()
 set_source_files_properties(src/backends/backends.cpp PROPERTIES COMPILE_DEFINITIONS KF_CUDA)
 # Draws are to be the CPU's.
 set_source_files_properties(src/backends/cuda/sampling/sample.cu PROPERTIES COMPILE_OPTIONS --fmad=false)

@@ -32,7 +32,7 @@ for file in "$@"; do
   if ! cmp -s "$file" "$stamp"; then
     say "installing the Python packages of $file"
     # Only what the file pins: it lists dependences too, so that none is left to chance (or drags in CUDA libraries).
-    if ! .venv/bin/pip install --quiet --disable-pip-version-check --progress-bar off --no-deps -r "$file"; then
+    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-deps -r "$file"; then
       printf 'setup: pip could not install %s; without a network, point PIP_INDEX_URL or PIP_FIND_LINKS to a copy\n' "$file" >&2
       exit 1
     fi

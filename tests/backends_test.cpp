@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <set>
 
 #include "case.h"
@@ -51,15 +52,20 @@ TEST(Accelerators, CasesAgreeWithTheCpusReference) {
     if (!b->available()) continue;
     Dispatcher d(*b);
     std::set<std::string> checked;
+    std::map<std::string, std::string> reasons;
     for (const cases::Case& c : cases::all_cases()) {
       if (c.bench || d.kernels(c.op).empty()) continue;
       for (const cases::KernelCheck& k : cases::check_case(c, d)) {
+        if (!k.supported) reasons[k.kernel] = k.reason;
         if (!k.supported) continue;
         checked.insert(k.kernel);
         EXPECT_TRUE(k.result.ok) << c.name << " on " << k.kernel << ": " << k.result.detail;
       }
     }
-    for (const Kernel& k : b->kernels()) EXPECT_TRUE(checked.contains(k.name)) << k.name << " served no case";
+    // But for rows over a library that is not installed here.
+    for (const Kernel& k : b->kernels())
+      if (reasons[k.name].find("cannot open shared object file") == std::string::npos)
+        EXPECT_TRUE(checked.contains(k.name)) << k.name << " served no case: " << reasons[k.name];
   }
 }
 

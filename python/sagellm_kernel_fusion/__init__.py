@@ -30,6 +30,7 @@ from .errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from .libraries import find_libraries
 from .manager import KernelFusionManager
 from .paged import BlockTables
 from .plugins import register_plugins
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # what __getattr__ imports when it is asked for
 
 register_vendors()
 register_builtin()
+find_libraries()
 register_plugins()
 
 __all__ = [

@@ -18,6 +18,7 @@ class SharedLibrary {
   explicit SharedLibrary(const std::vector<std::string>& names);
   // Why it cannot be used; empty: it can.
   const std::string& problem() const { return problem_; }
+  void* handle() const { return handle_; }
   void* find(const char* symbol) const;  // null: it has none
   // As find(); what is not there becomes the problem.
   template <class Function>

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from .. import _kf
 from ..errors import UnavailableError, refusing
+from ..libraries import find_libraries
 from .served import Served
 from .sizes import sizes_of
 
@@ -65,15 +63,6 @@ class Layout:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str
-
-
-@cache
-def find_libraries() -> None:
-    """The folders of NVIDIA's wheels beside this package, for the libraries that are opened at run time."""
-    spec = importlib.util.find_spec("nvidia")
-    for root in (spec.submodule_search_locations or ()) if spec else ():
-        for folder in sorted(Path(root).glob("*/lib")):
-            _kf.add_library_folder(str(folder))
 
 
 def add_row(

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backends/cuda/attention/attention.h"
+#include "backends/cuda/attention/cudnn.h"
 #include "backends/cuda/attention/unfused.h"
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/elementwise/pointwise.h"
@@ -19,6 +20,7 @@
 #include "backends/cuda/rope/rope.h"
 #include "backends/cuda/sampling/sampling.h"
 #include "backends/cuda/supports.h"
+#include "kf/families.h"
 
 namespace kf::cuda {
 
@@ -204,6 +206,10 @@ std::vector<Kernel> kernels() {
       make_kernel<AttentionParams, attention::State>(
           "cuda::attention_f32", kFused, "any dtypes, quantized keys and values; head_dim up to 256",
           attention_f32_supports, attention_f32_prepare, attention_f32_run),
+      make_kernel<AttentionParams, CudnnState>(
+          "cuda::attention_cudnn", kFlash3,
+          "f16 and bf16, dense and packed, all keys or causal; head_dim up to 256", cudnn_supports,
+          cudnn_prepare, cudnn_run),
       make_kernel("cuda::attention_scores_plain", kFused | kVanilla, "any dtypes, in f32",
                   attention_scores_supports, attention_scores_run),
       make_kernel("cuda::attention_mask_plain", kFused | kVanilla, "any call", attention_mask_supports,

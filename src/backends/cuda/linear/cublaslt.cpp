@@ -1,7 +1,6 @@
 // cuBLASLt is opened at run time, so that the library loads on a machine that has none.
 
 #include <cublasLt.h>
-#include <dlfcn.h>
 
 #include <array>
 #include <mutex>
@@ -10,6 +9,7 @@
 
 #include "backends/cuda/linear/linear.h"
 #include "backends/cuda/runtime.h"
+#include "core/shared_library.h"
 #include "kf/error.h"
 
 namespace kf::cuda {
@@ -32,15 +32,14 @@ struct Library {
 
 Library open_library() {
   Library l;
-  const std::string name = fmt::format("libcublasLt.so.{}", CUBLAS_VER_MAJOR);
-  void* const handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (handle == nullptr) {
-    l.missing = fmt::format("cuBLASLt: {} (install CUDA {}'s libcublas)", dlerror(), CUBLAS_VER_MAJOR);
+  const SharedLibrary file({fmt::format("libcublasLt.so.{}", CUBLAS_VER_MAJOR)});
+  if (!file.problem().empty()) {
+    l.missing = fmt::format("cuBLASLt: {} (install CUDA {}'s libcublas)", file.problem(), CUBLAS_VER_MAJOR);
     return l;
   }
   const auto find = [&](auto& function, const char* symbol) {
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(handle, symbol));
-    if (function == nullptr) l.missing = fmt::format("cuBLASLt: {} has no {}", name, symbol);
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(file.find(symbol));
+    if (function == nullptr) l.missing = fmt::format("cuBLASLt: {} has no {}", file.path(), symbol);
   };
 #define KF_FIND(name) find(l.name, #name);
   KF_CUBLASLT_FUNCTIONS(KF_FIND)

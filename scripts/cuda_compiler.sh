@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Prints the nvcc to build the CUDA backend with: that of $CUDACXX or PATH, else NVIDIA's wheels, which it installs into .venv
+# (requirements/cuda.txt; the runtime and cuBLAS's headers are among requirements/test.txt).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/setup.sh requirements/test.txt requirements/cuda.txt >&2
+if [ -n "${CUDACXX:-}" ] || command -v nvcc >/dev/null; then
+  echo "${CUDACXX:-$(command -v nvcc)}"
+  exit
+fi
+toolkit=$(echo .venv/lib/python*/site-packages/nvidia/cu13)
+ln -sfn lib "$toolkit/lib64"  # where nvcc looks
+echo "$PWD/$toolkit/bin/nvcc"
