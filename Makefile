@@ -8,7 +8,7 @@ PYTHONS ?= python3
 # Builds of the same sources share ccache's results, wherever they lie.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help setup build demo test test-cpp test-python test-sanitize test-arm64 test-gpu test-install fuzz peers bench wheel docs docs-site clean
+.PHONY: help setup build demo test test-cpp test-python test-sanitize test-arm64 test-gpu test-cuda-build test-install fuzz peers bench wheel docs docs-site clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -60,9 +60,17 @@ test-arm64:
 ## make test-gpu        the cases on a CUDA device against the CPU's reference (needs the CUDA toolkit and a GPU)
 test-gpu: setup
 	@echo "== the CUDA backend"
-	@cmake --preset cuda >build-cuda.log 2>&1 || { cat build-cuda.log; exit 1; }
+	@nvcc=$$(scripts/cuda_compiler.sh) && CUDACXX=$$nvcc cmake --preset cuda >build-cuda.log 2>&1 || { cat build-cuda.log; exit 1; }
 	@cmake --build build-cuda -j $(JOBS) --target kf_tests kf_bench_device kf_bench_model
 	@build-cuda/kf_tests --gtest_filter='Accelerators*'
+
+## make test-cuda-build the CUDA backend compiled for one architecture and linked, and what it decides without a device
+test-cuda-build: setup
+	@echo "== the CUDA backend, without a device"
+	@nvcc=$$(scripts/cuda_compiler.sh) && CUDACXX=$$nvcc cmake --preset cuda-check >build-cuda-check.log 2>&1 || { cat build-cuda-check.log; exit 1; }
+	@cmake --build build-cuda-check -j $(JOBS) --target kf_tests kf_info
+	@build-cuda-check/kf_tests --gtest_brief=1 --gtest_filter='Accelerators*:Cuda*'
+	@build-cuda-check/kf_info | grep -q 'cuda'
 
 ## make fuzz            fuzzes for an hour (FUZZ_SECONDS): libFuzzer on attention and weights, hypothesis on the Python face
 fuzz: build
@@ -106,4 +114,4 @@ docs-site: build
 	@scripts/docs_site.sh
 
 clean:
-	rm -rf build build-docs build-cuda build-sanitize build-fuzz build-python-* dist report
+	rm -rf build build-docs build-cuda build-cuda-check build-sanitize build-fuzz build-python-* dist report

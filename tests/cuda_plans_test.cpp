@@ -1,0 +1,137 @@
+// What the CUDA backend's rows say of calls, without a device: a stand-in has a Hopper's capabilities. Planning and running need
+// the device; refusals and choices do not.
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "case.h"
+#include "kf/families.h"
+#include "kf/kf.h"
+#include "runner.h"
+
+namespace kf {
+namespace {
+
+// The backend where it is compiled in, over a device that is not here.
+const Backend* stand_in() {
+  static const std::unique_ptr<Backend> b = [] {
+    std::unique_ptr<Backend> made;
+    for (const Backend* real : all_backends()) {
+      if (real->name != "cuda") continue;
+      made = std::make_unique<Backend>(*real);
+      made->available = [] { return Support::yes(); };
+      made->capabilities = [](int index) {
+        DeviceCaps c;
+        c.device = {DeviceType::cuda, index};
+        c.name = "a stand-in, 132 multiprocessors";
+        c.isa = "sm_90";
+        c.l1_bytes = 228 << 10;
+        c.l2_bytes = std::size_t{50} << 20;
+        c.memory_bytes = std::size_t{80} << 30;
+        return c;
+      };
+    }
+    return made;
+  }();
+  return b.get();
+}
+
+// As if its operands lay on the device; nothing reads them.
+void put_there(const cases::Case& c, cases::Instance& i) {
+  for (const Slot& s : slots_of(c.op, i.params.data()))
+    if (s.tensor->present()) s.tensor->device = {DeviceType::cuda, 0};
+}
+
+std::string selected(Dispatcher& d, const AnyParams& params) {
+  std::string refusals;
+  for (const Explained& e : d.explain(params.op(), params.data())) {
+    if (e.selected) return e.kernel;
+    refusals += e.kernel + ": " + e.reason + "\n";
+  }
+  return refusals;
+}
+
+TEST(CudaPlans, EveryRowAnswersEveryCase) {
+  if (stand_in() == nullptr) return;  // not compiled in
+  Dispatcher d(*stand_in());
+  std::set<std::string> accepting;
+  for (const cases::CaseList* list : {&cases::all_cases(), &cases::device_cases()})
+    for (const cases::Case& c : *list) {
+      if (d.kernels(c.op).empty()) continue;
+      if (c.bench && list == &cases::all_cases()) continue;
+      cases::Instance i = cases::instantiate(c);
+      put_there(c, i);
+      for (const Explained& e : d.explain(c.op, i.params.data())) {
+        EXPECT_EQ(e.supported && e.allowed, e.reason.empty())
+            << c.name << ": " << e.kernel << ": " << e.reason;
+        if (e.supported) accepting.insert(e.kernel);
+      }
+    }
+  for (const Kernel* k : d.kernels()) {
+    // Those over libraries may be refused here.
+    bool over_a_library = false;
+    for (const char* part : {"cublaslt", "products", "cudnn", "_unfused"})
+      over_a_library = over_a_library || k->name.find(part) != std::string::npos;
+    EXPECT_TRUE(over_a_library || accepting.contains(k->name)) << k->name << " accepts no case";
+  }
+}
+
+TensorView there(DType dtype, std::initializer_list<std::int64_t> shape) {
+  return TensorView::contiguous(reinterpret_cast<void*>(std::uintptr_t{1} << 20), dtype, shape,
+                                {DeviceType::cuda, 0});
+}
+
+AttentionParams attention(DType dtype, std::int64_t head_dim, std::int64_t tokens = 64) {
+  return {.q = there(dtype, {2, tokens, 8, head_dim}),
+          .k = there(dtype, {2, 128, 2, head_dim}),
+          .v = there(dtype, {2, 128, 2, head_dim}),
+          .out = there(dtype, {2, tokens, 8, head_dim})};
+}
+
+LinearParams linear(DType x, DType weight, std::int64_t tokens) {
+  return {.x = there(x, {tokens, 256}), .weight = there(weight, {512, 256}), .out = there(x, {tokens, 512})};
+}
+
+TEST(CudaPlans, TheRowThatServes) {
+  if (stand_in() == nullptr) return;
+  Dispatcher d(*stand_in());
+  EXPECT_EQ(selected(d, attention(DType::bf16, 128)), "cuda::attention_flash2");
+  EXPECT_EQ(selected(d, attention(DType::bf16, 128, 1)), "cuda::attention_flash2");
+  EXPECT_EQ(selected(d, attention(DType::f32, 128)), "cuda::attention_f32");
+  EXPECT_EQ(selected(d, attention(DType::f16, 100)), "cuda::attention_f32") << "no rows of 16-byte chunks";
+  EXPECT_NE(selected(d, attention(DType::bf16, 264)).find("head_dim 264: this kernel takes up to 256"),
+            std::string::npos);
+  EXPECT_EQ(selected(d, linear(DType::bf16, DType::bf16, 1)), "cuda::linear_small");
+  EXPECT_EQ(selected(d, linear(DType::bf16, DType::q4_0, 1)), "cuda::linear_decoded");
+  EXPECT_EQ(selected(d, linear(DType::bf16, DType::q4_0, 64)), "cuda::linear_decoded_tiles");
+  const ActivationParams a{.x = there(DType::f16, {4, 64}), .out = there(DType::f16, {4, 64})};
+  EXPECT_EQ(selected(d, a), "cuda::activation_plain");
+  RmsNormParams norm{.x = there(DType::bf16, {4, 64}),
+                     .weight = there(DType::f32, {64}),
+                     .residual = there(DType::bf16, {4, 64}),
+                     .out = there(DType::bf16, {4, 64}),
+                     .residual_out = there(DType::bf16, {4, 64})};
+  EXPECT_EQ(selected(d, norm), "cuda::rms_norm_residual");
+  norm.weight.device.index = 1;
+  EXPECT_THROW(d.explain(norm), Error) << "operands of two devices";
+}
+
+TEST(CudaPlans, Flash3IsCudnns) {
+  if (stand_in() == nullptr) return;
+  Dispatcher d(*stand_in());
+  const Selection flash3{.families = kCustom | kFlash3};
+  const auto reason = [&](const AttentionParams& p) {
+    for (const Explained& e : d.explain(p, flash3))
+      if (e.kernel == "cuda::attention_cudnn") return e.reason;
+    return std::string("no such row");
+  };
+  const std::string any = reason(attention(DType::bf16, 128));
+  EXPECT_EQ(any.find("cuDNN"), any.empty() ? std::string::npos : 0u)
+      << "it serves, or says what of cuDNN is missing: " << any;
+  AttentionParams p = attention(DType::bf16, 128);
+  EXPECT_THROW(d.run(p, {.families = kReference}), Error);
+}
+
+}  // namespace
+}  // namespace kf
