@@ -18,6 +18,7 @@
 #include <nlohmann/json.hpp>
 
 #include "case.h"
+#include "kernel_counter.h"
 #include "kf/engine.h"
 #include "kf/error.h"
 #include "model_shapes.h"
@@ -275,25 +276,38 @@ int run(const Options& o) {
   for (int round = 0; round < Form::kRounds; ++round)
     for (const auto& f : forms) f->decode(o.tokens / 2 + 1);
 
-  fmt::print("{:<10} {:>9} {:>9} {:>9} {:>10} {:>9} {:>10} {:>12} {:>9}\n", "form", "ms/token", "10 %",
-             "90 %", "tokens/s", "launches", "GB/s", "prefill ms", "logits  tokens as the first form's");
-  nlohmann::json results = nlohmann::json::array();
+  // One more step of each, not timed.
+  KernelCounter counter;
+  std::vector<int> kernels;
   for (const auto& f : forms) {
+    kernels.push_back(f->name == "cpu" ? -1 : counter.count([&] { f->decode(1); }));
+    if (f->name == "cpu") f->decode(1);
+    f->ms.pop_back();
+  }
+  if (!counter.problem().empty()) fmt::print("kernels are not counted by CUPTI: {}\n", counter.problem());
+
+  fmt::print("{:<10} {:>9} {:>9} {:>9} {:>10} {:>9} {:>9} {:>10} {:>12} {:>9}\n", "form", "ms/token", "10 %",
+             "90 %", "tokens/s", "launches", "counted", "GB/s", "prefill ms",
+             "logits  tokens as the first form's");
+  nlohmann::json results = nlohmann::json::array();
+  for (std::size_t i = 0; i < forms.size(); ++i) {
+    const auto& f = forms[i];
     const double ms = quantile(f->ms, 0.5);
     const StepMetrics& m = f->engine->last_step();
     const double apart = distance(f->first_logits, forms.front()->first_logits);
     const std::vector<std::int32_t>& first = forms.front()->tokens;
     const auto same = std::ranges::mismatch(f->tokens, first).in1 - f->tokens.begin();
-    fmt::print("{:<10} {:>9.3f} {:>9.3f} {:>9.3f} {:>10.0f} {:>9} {:>10.0f} {:>12.2f} {:>9.2g}{}\n", f->name,
-               ms, quantile(f->ms, 0.1), quantile(f->ms, 0.9), static_cast<double>(o.batch) / ms * 1e3,
-               m.launches, read / ms * 1e-6, f->prefill_ms, apart,
-               fmt::format("  {} of {}", same, f->tokens.size()));
+    fmt::print("{:<10} {:>9.3f} {:>9.3f} {:>9.3f} {:>10.0f} {:>9} {:>9} {:>10.0f} {:>12.2f} {:>9.2g}{}\n",
+               f->name, ms, quantile(f->ms, 0.1), quantile(f->ms, 0.9),
+               static_cast<double>(o.batch) / ms * 1e3, m.launches, kernels[i], read / ms * 1e-6,
+               f->prefill_ms, apart, fmt::format("  {} of {}", same, f->tokens.size()));
     results.push_back({{"form", f->name},
                        {"ms_per_step", ms},
                        {"ms_per_step_10", quantile(f->ms, 0.1)},
                        {"ms_per_step_90", quantile(f->ms, 0.9)},
                        {"steps", f->ms.size()},
                        {"launches", m.launches},
+                       {"kernels_counted_by_cupti", kernels[i]},
                        {"replayed", m.replayed},
                        {"prefill_ms", f->prefill_ms},
                        {"activation_bytes", f->engine->peak_activation_bytes()},

@@ -137,6 +137,68 @@ TEST(DeviceBackend, DispatchersAreChosenByTheTensors) {
   EXPECT_THROW(set.on({kToy.type, 1}), Error);
 }
 
+std::vector<std::string> ranges;
+
+TEST(DeviceBackend, RunsAreRangesForAProfiler) {
+  Backend b = toy_backend();
+  b.ranges = {[](const char* name) { ranges.emplace_back(name); }, [] { ranges.emplace_back("end"); }};
+  b.kernels = [] {
+    std::vector<Kernel> all = toy_backend().kernels();
+    for (Kernel& k : all)
+      if (k.op == Op::binary)
+        k.run = [](const void*, const void*, const RunContext&) { throw_invalid("no"); };
+    return all;
+  };
+  Dispatcher d(b);
+  cases::Maker m("ranges");
+  const OnToy x(d, m.normal(DType::f32, {2, 8})), w(d, m.filled(DType::f32, {8}, 1)),
+      out(d, m.filled(DType::f32, {2, 8}, 9));
+  ranges.clear();
+  d.run(RmsNormParams{.x = x.view, .weight = w.view, .out = out.view});
+  EXPECT_EQ(ranges, (std::vector<std::string>{"toy::rms_norm_plain", "end"}));
+  ranges.clear();
+  EXPECT_THROW(d.run(BinaryParams{.a = x.view, .b = x.view, .out = out.view}), Error);
+  EXPECT_EQ(ranges, (std::vector<std::string>{"toy::binary_plain", "end"}));
+  Graph g;
+  const ValueId a = g.input("x", DType::f32, {2, 8}, kToy);
+  g.output("y", g.call(RmsNormParams{}, {{"x", a}, {"weight", g.constant("w", w.view)}}).out());
+  Executable e(g, {}, d, {.selection = {.families = kFused | kVanilla}});
+  e.bind("x", x.view);
+  ranges.clear();
+  e.run();
+  EXPECT_EQ(ranges, (std::vector<std::string>{"toy::rms_norm_plain", "end"}));
+}
+
+TEST(DeviceBackend, WhatMayNotBeRecordedIsRefusedBeforeItSpoilsARecording) {
+  Backend b = toy_backend();
+  static void* recorded = nullptr;
+  b.recorder = tests::toy_recorder();
+  b.recorder.is_recording = [](int, void* stream) { return stream == recorded; };
+  Dispatcher d(b);
+  Kernel unsafe = make_kernel<RmsNormParams>(
+      "custom::unsafe", kCustom, "always",
+      +[](const RmsNormParams&, const PlanContext&) { return Support::yes(); },
+      +[](const RmsNormParams&, const RunContext&) { FAIL() << "it ran"; });
+  unsafe.device_type = kToy.type;
+  unsafe.graph_safe = false;
+  d.add_kernel(unsafe);
+  cases::Maker m("recorded");
+  const OnToy x(d, m.normal(DType::f32, {2, 8})), w(d, m.filled(DType::f32, {8}, 1)),
+      out(d, m.filled(DType::f32, {2, 8}, 9));
+  const RmsNormParams p{.x = x.view, .weight = w.view, .out = out.view};
+  int stream = 0;
+  recorded = &stream;
+  try {
+    d.run(p, {.stream = &stream});
+    FAIL() << "expected a refusal";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ErrorCode::invalid_argument);
+    EXPECT_NE(std::string(e.what()).find("custom::unsafe may not be recorded"), std::string::npos)
+        << e.what();
+  }
+  d.run(p, {.graph_safe = true}, {.stream = &stream});  // the next kernel, which may be
+}
+
 TEST(DeviceBackend, GraphsAreMeasuredAndRunThere) {
   Dispatcher d(toy_backend());
   cases::Maker m("graph");

@@ -38,7 +38,7 @@ struct DeviceMemory {
   bool is_host() const { return !allocate; }
 };
 
-// Recording what a stream is given, so that one call gives it again. All functions, or none.
+// Recording what a stream is given, so that one call gives it again. The first three functions, or none.
 struct LaunchRecorder {
   // What `enqueue` gives the stream that it is handed; none of it runs. Throws what the device or `enqueue` does.
   std::function<std::shared_ptr<void>(int device_index, const std::function<void(void* stream)>& enqueue)>
@@ -47,6 +47,15 @@ struct LaunchRecorder {
   std::function<void(int device_index, void* recording, void* stream)> replay;
   // Kernels in a recording.
   std::function<int(const void* recording)> launches;
+  // Whether what the stream is given is being recorded, by record() or by another library. May be absent where the others
+  // are not.
+  std::function<bool(int device_index, void* stream)> is_recording = {};
+};
+
+// Ranges that a profiler shows, one within another. Both functions, or none: nobody looks.
+struct Ranges {
+  void (*push)(const char* name) = nullptr;
+  void (*pop)() = nullptr;
 };
 
 struct Backend {
@@ -63,6 +72,7 @@ struct Backend {
   // many in a row, by the device's own clock and without the gaps that launching leaves. Absent: the host's clock is used.
   std::function<double(int device_index, const std::function<void(void* stream)>& enqueue)> time = {};
   LaunchRecorder recorder = {};
+  Ranges ranges = {};  // each run of a kernel is one, by its name
 };
 
 // All that is compiled in (src/backends/backends.cpp), and after it what was registered and the plug-ins that were loaded so

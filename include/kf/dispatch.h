@@ -147,6 +147,7 @@ class Dispatcher {
  private:
   std::shared_ptr<const Plan> make_plan(Op op, const void* params, const Selection& selection,
                                         PackCache* packs);
+  void refuse_recording(const Plan& plan, const Launch& launch) const;
   struct Cached {
     std::shared_ptr<const Plan> plan;
     std::list<const std::string*>::iterator age;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import get_args
 
@@ -13,6 +14,7 @@ from .custom import register
 from .custom.adapter import Adapter
 from .errors import NotServedError, refusing
 from .protocol import KernelFusionProtocol
+from .recorded import Recorded, recordable
 from .registry import ALIASES, KernelFusionBackendRegistry
 from .telemetry import Gains, SpanExporter, log_report, stats_of, write_chrome_trace
 
@@ -46,6 +48,7 @@ class KernelFusionManager(KernelFusionProtocol):
         if not self._only_backend:
             adapters.register(self._core, self.config.libraries)
         self._custom: list[Adapter] = []
+        self._recording = 0  # record()s under way
         # Each goes in front of the others: backwards, so that the first given is the first tried.
         for name, kernel in reversed((self.config.custom_kernels or {}).items()):
             self.register_custom_kernel(name, kernel)
@@ -271,6 +274,18 @@ class KernelFusionManager(KernelFusionProtocol):
         work."""
         self._custom += register(self._core, name, kernel, op=op, reference=reference, graph_safe=graph_safe)
 
+    def record(self, function: Callable[[], object], device=None) -> Recorded:
+        """What `function`, called without arguments, enqueues on torch's CUDA tensors by this manager (and by torch), as
+        one CUDA graph: `recorded.replay()` does it again, `recorded.result` is what the function returned. Meanwhile
+        only kernels whose launches may be recorded are taken, as under use_cuda_graph: a call that none of them serves
+        raises NotServedError before anything is recorded. The function runs three times. device: where, None: torch's
+        current one. Raises UnavailableError without PyTorch or a device."""
+        self._recording += 1
+        try:
+            return Recorded(recordable(function), device)
+        finally:
+            self._recording -= 1
+
     # What was gained
 
     def report(self, measure: bool = True) -> dict[str, float]:
@@ -319,7 +334,9 @@ class KernelFusionManager(KernelFusionProtocol):
             kind = "torch" if any(type(x).__module__.startswith("torch") for x in fields.values()) else "numpy"
             for kernel in self._custom:
                 kernel.lend_as(kind)
-        queue = 0 if stream is None else _queue(stream)
+        queue = _current_queue(fields.values()) if stream is None else _queue(stream)
+        if self._recording:
+            config = replace(config, use_cuda_graph=True)
         results = self._core.call(op, fields, config.bound(), transposed, rows, queue)
         if leading is not None:
             results = operators.with_leading(results, leading)
@@ -348,6 +365,16 @@ def _checked(config) -> KernelFusionConfig:
     if not isinstance(config, KernelFusionConfig):
         raise refusing(f"config: expected a KernelFusionConfig, got {type(config).__name__}")
     return config
+
+
+def _current_queue(operands) -> int:
+    """That of torch where a tensor of its lies on a CUDA device, else the device's default one."""
+    for x in operands:
+        if type(x).__module__.startswith("torch") and x.is_cuda:
+            import torch
+
+            return torch.cuda.current_stream(x.device).cuda_stream
+    return 0
 
 
 def _queue(stream) -> int:

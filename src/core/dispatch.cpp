@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include "core/operands.h"
+#include "core/ranges.h"
 #include "graph/composition_row.h"
 #include "kf/error.h"
 
@@ -215,6 +216,7 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
 
 void Dispatcher::execute(const Plan& plan, const void* params, void* workspace, const Launch& launch) const {
   const RunContext ctx{workspace, num_threads_, launch.stream};
+  const RangeScope range(backend_.ranges, plan.kernel().name.c_str());
   if (sink_ == nullptr) return plan.run(params, ctx);
   CallRecord record{plan.kernel().op, plan.kernel().name.c_str(), plan.shapes().c_str(),         plan.cost(),
                     plan.launches(),  plan.is_fallback(),         plan.fallback_reason().c_str()};
@@ -232,8 +234,22 @@ void Dispatcher::execute(const Plan& plan, const void* params, void* workspace, 
   sink_->on_call(record);
 }
 
+// A kernel whose launches may not be replayed would spoil a recording that is under way, or give stale results later.
+void Dispatcher::refuse_recording(const Plan& plan, const Launch& launch) const {
+  const auto& is_recording = backend_.recorder.is_recording;
+  if (!is_recording || !is_recording(caps_.device.index, launch.stream)) return;
+  throw Error(
+      ErrorCode::invalid_argument,
+      fmt::format(
+          "{}: {} may not be recorded (it is not marked graph-safe), and the stream is being recorded: "
+          "select graph-safe kernels (use_cuda_graph), or run it outside",
+          op_name(plan.kernel().op), plan.kernel().name),
+      {{"kernel", plan.kernel().name}});
+}
+
 void Dispatcher::run(Op op, const void* params, const Selection& selection, const Launch& launch) {
   const std::shared_ptr<const Plan> p = plan(op, params, selection);
+  if (!p->graph_safe()) refuse_recording(*p, launch);
   check_memory(op, params);
   op_info(op).validate_data(params);
   if (p->workspace_bytes() == 0) return execute(*p, params, nullptr, launch);

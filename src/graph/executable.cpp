@@ -7,6 +7,7 @@
 
 #include "core/log.h"
 #include "core/operands.h"
+#include "core/ranges.h"
 #include "graph/compiled_graph.h"
 #include "graph/reflect.h"
 #include "kf/error.h"
@@ -156,10 +157,12 @@ struct Executable::Impl {
   void enqueue(const Launch& launch, bool told) const {
     for (const CompiledStep& step : compiled.steps) {
       void* workspace = static_cast<std::byte*>(arena.get()) + step.workspace;
-      if (told)
+      if (told) {
         dispatcher.execute(*step.plan, step.params.data(), workspace, launch);
-      else
-        step.plan->run(step.params.data(), {workspace, dispatcher.num_threads(), launch.stream});
+        continue;
+      }
+      const RangeScope range(dispatcher.backend().ranges, step.plan->kernel().name.c_str());
+      step.plan->run(step.params.data(), {workspace, dispatcher.num_threads(), launch.stream});
     }
   }
 

@@ -1,7 +1,10 @@
 #include "backends/cuda/cuda_backend.h"
 
+#include <nvtx3/nvToolsExt.h>
+
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <vector>
 
 #include <fmt/format.h>
@@ -72,8 +75,13 @@ void* allocate(int device_index, std::size_t bytes, void* stream) {
   return memory;
 }
 
-void free_memory(int, void* memory, void* stream) {
-  cudaFreeAsync(memory, stream_of(stream));  // also while the process ends, when it fails
+// The default stream is the current device's, so the device is made current. Also while the process ends, when all this fails.
+void free_memory(int device_index, void* memory, void* stream) {
+  int before = device_index;
+  cudaGetDevice(&before);
+  if (before != device_index) cudaSetDevice(device_index);
+  cudaFreeAsync(memory, stream_of(stream));
+  if (before != device_index) cudaSetDevice(before);
 }
 
 void* allocate_host(int device_index, std::size_t bytes) {
@@ -166,6 +174,23 @@ void replay(int device_index, void* recording, void* stream) {
 
 int recorded_launches(const void* recording) { return static_cast<const Recording*>(recording)->kernels(); }
 
+bool is_recording(int device_index, void* stream) {
+  const CurrentDevice current(device_index);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  // The default stream may not even be asked while another is recorded in the global mode.
+  if (cudaStreamIsCapturing(stream_of(stream), &status) != cudaSuccess) {
+    cudaGetLastError();
+    return true;
+  }
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// NVTX's, where a profiler has put its library in place (as NVTX finds it); else a call would only cost time.
+Ranges ranges() {
+  if (std::getenv("NVTX_INJECTION64_PATH") == nullptr) return {};
+  return {[](const char* name) { nvtxRangePushA(name); }, [] { nvtxRangePop(); }};
+}
+
 // Calls are recorded and replayed, so that none waits for its launch.
 double time_calls(int device_index, const std::function<void(void*)>& enqueue) {
   constexpr double kRoundMs = 3;
@@ -205,7 +230,8 @@ const Backend& backend() {
   static const Backend b{"cuda",     DeviceType::cuda,
                          available,  capabilities,
                          kernels,    {allocate, free_memory, copy, synchronize, allocate_host, free_host},
-                         time_calls, {record, replay, recorded_launches}};
+                         time_calls, {record, replay, recorded_launches, is_recording},
+                         ranges()};
   return b;
 }
 
