@@ -275,8 +275,8 @@ class KernelFusionManager(KernelFusionProtocol):
         self._custom += register(self._core, name, kernel, op=op, reference=reference, graph_safe=graph_safe)
 
     def record(self, function: Callable[[], object], device=None) -> Recorded:
-        """What `function`, called without arguments, enqueues on torch's CUDA tensors by this manager (and by torch), as
-        one CUDA graph: `recorded.replay()` does it again, `recorded.result` is what the function returned. Meanwhile
+        """What `function`, called without arguments, enqueues on torch's CUDA tensors by this manager (and by torch),
+        as one CUDA graph: `recorded.replay()` does it again, `recorded.result` is what the function returned. Meanwhile
         only kernels whose launches may be recorded are taken, as under use_cuda_graph: a call that none of them serves
         raises NotServedError before anything is recorded. The function runs three times. device: where, None: torch's
         current one. Raises UnavailableError without PyTorch or a device."""
