@@ -208,7 +208,7 @@ std::vector<Kernel> kernels() {
           attention_f32_supports, attention_f32_prepare, attention_f32_run),
       make_kernel<AttentionParams, CudnnState>(
           "cuda::attention_cudnn", kFlash3,
-          "f16 and bf16, dense and packed, all keys or causal; head_dim up to 256", cudnn_supports,
+          "f16 and bf16, dense batches, all keys or causal; head_dim up to 256", cudnn_supports,
           cudnn_prepare, cudnn_run),
       make_kernel("cuda::attention_scores_plain", kFused | kVanilla, "any dtypes, in f32",
                   attention_scores_supports, attention_scores_run),

@@ -61,34 +61,23 @@ cudnnHandle_t handle_of(int device) {
   return h;
 }
 
-enum Id : std::int64_t { kQ = 1, kK, kV, kOut, kLse, kSeqlensQ, kSeqlensK, kQAt, kKAt, kVAt, kOutAt, kLseAt };
+enum Id : std::int64_t { kQ = 1, kK, kV, kOut, kLse };
 
 struct Sizes {
   std::int64_t batch, heads, kv_heads, seqlen_q, seqlen_k, head_dim, value_dim;
-  bool packed;
 };
 
 Sizes sizes_of(const AttentionParams& p) {
-  const bool packed = !ops::is_dense(p.tables);
-  return {packed ? p.tables.cu_seqlens_q.dim(0) - 1 : p.q.dim(0),
-          p.q.dim(-2),
-          p.k.dim(-2),
-          packed ? p.q.dim(0) : p.q.dim(1),
-          packed ? p.k.dim(0) : p.k.dim(1),
-          p.q.dim(-1),
-          p.v.dim(-1),
-          packed};
+  return {p.q.dim(0), p.q.dim(2), p.k.dim(2), p.q.dim(1), p.k.dim(1), p.q.dim(3), p.v.dim(3)};
 }
 
-// [batch, heads, seqlen, dim], as cuDNN counts, over rows as they lie.
-fe::graph::Tensor_attributes rows(const char* name, Id id, const TensorView& t, const Sizes& s,
-                                  std::int64_t heads, std::int64_t seqlen) {
-  const std::int64_t token = t.stride(s.packed ? 0 : 1), head = t.stride(-2);
+// [batch, seqlen, heads, dim] as it lies, in cuDNN's order: batch, heads, seqlen, dim.
+fe::graph::Tensor_attributes rows(const char* name, Id id, const TensorView& t) {
   return fe::graph::Tensor_attributes()
       .set_name(name)
       .set_uid(id)
-      .set_dim({s.batch, heads, seqlen, t.dim(-1)})
-      .set_stride({s.packed ? seqlen * token : t.stride(0), head, token, 1});
+      .set_dim({t.dim(0), t.dim(2), t.dim(1), t.dim(3)})
+      .set_stride({t.stride(0), t.stride(2), t.stride(1), 1});
 }
 
 std::string text(fe::error_object& e) { return e.get_message(); }
@@ -105,45 +94,22 @@ std::unique_ptr<Graph> describe(const AttentionParams& p, int device) {
   g->graph.set_io_data_type(p.q.dtype == DType::f16 ? fe::DataType_t::HALF : fe::DataType_t::BFLOAT16)
       .set_intermediate_data_type(fe::DataType_t::FLOAT)
       .set_compute_data_type(fe::DataType_t::FLOAT);
-  const auto table = [&](const char* name, Id id, std::int64_t entries) {
-    return g->graph.tensor(fe::graph::Tensor_attributes()
-                               .set_name(name)
-                               .set_uid(id)
-                               .set_dim({entries, 1, 1, 1})
-                               .set_stride({1, 1, 1, 1})
-                               .set_data_type(fe::DataType_t::INT32));
-  };
-  auto q = rows("q", kQ, p.q, s, s.heads, s.seqlen_q), k = rows("k", kK, p.k, s, s.kv_heads, s.seqlen_k),
-       v = rows("v", kV, p.v, s, s.kv_heads, s.seqlen_k),
-       out = rows("out", kOut, p.out, s, s.heads, s.seqlen_q);
+  const auto q = rows("q", kQ, p.q), k = rows("k", kK, p.k), v = rows("v", kV, p.v),
+             out = rows("out", kOut, p.out);
   auto attributes = fe::graph::SDPA_attributes()
                         .set_name("attention")
                         .set_generate_stats(p.lse.present())
                         .set_attn_scale(static_cast<float>(ops::score_scale(p.softmax_scale, s.head_dim)));
   if (p.causal)
     attributes.set_diagonal_alignment(fe::DiagonalAlignment_t::BOTTOM_RIGHT).set_diagonal_band_right_bound(0);
-  if (s.packed) {
-    attributes.set_padding_mask(true)
-        .set_seq_len_q(table("seqlens_q", kSeqlensQ, s.batch))
-        .set_seq_len_kv(table("seqlens_k", kSeqlensK, s.batch));
-    q.set_ragged_offset(table("q_at", kQAt, s.batch + 1));
-    k.set_ragged_offset(table("k_at", kKAt, s.batch + 1));
-    v.set_ragged_offset(table("v_at", kVAt, s.batch + 1));
-  }
   auto [o, stats] = g->graph.sdpa(g->graph.tensor(q), g->graph.tensor(k), g->graph.tensor(v), attributes);
   o->set_output(true).set_uid(kOut).set_dim(out.get_dim()).set_stride(out.get_stride());
-  if (s.packed) o->set_ragged_offset(table("out_at", kOutAt, s.batch + 1));
-  if (stats != nullptr) {
-    // [batch, heads, seqlen_q], or [heads, tokens] of a packed batch.
+  if (stats != nullptr)
     stats->set_output(true)
         .set_uid(kLse)
         .set_data_type(fe::DataType_t::FLOAT)
         .set_dim({s.batch, s.heads, s.seqlen_q, 1})
-        .set_stride(s.packed
-                        ? std::vector<std::int64_t>{s.heads * s.seqlen_q, p.lse.stride(0), p.lse.stride(1), 1}
-                        : std::vector<std::int64_t>{p.lse.stride(0), p.lse.stride(1), p.lse.stride(2), 1});
-    if (s.packed) stats->set_ragged_offset(table("lse_at", kLseAt, s.batch + 1));
-  }
+        .set_stride({p.lse.stride(0), p.lse.stride(1), p.lse.stride(2), 1});
   const cudnnHandle_t handle = handle_of(device);
   const auto step = [&](fe::error_object e) {
     if (g->problem.empty() && e.is_bad()) g->problem = text(e);
@@ -155,13 +121,9 @@ std::unique_ptr<Graph> describe(const AttentionParams& p, int device) {
   return g;
 }
 
-std::size_t table_bytes(std::int64_t batch) {
-  return (static_cast<std::size_t>(batch + 1) * sizeof(std::int32_t) + 63) / 64 * 64;
-}
-constexpr std::size_t kTables = 7;
-
 Support layout_fits(const AttentionParams& p) {
-  if (p.tables.paged()) return Support::no("block_tables: this row takes dense and packed keys");
+  // Of a packed batch only the device knows the lengths; for a sequence without keys cuDNN 9.19 writes what is no zero.
+  if (!ops::is_dense(p.tables)) return Support::no("a packed or paged batch: this row takes dense ones");
   if (p.q.dtype == DType::f32) return Support::no("q f32: cuDNN's attention takes f16 and bf16");
   for (const TensorView* t : {&p.k, &p.v})
     if (t->dtype != p.q.dtype)
@@ -179,7 +141,7 @@ Support layout_fits(const AttentionParams& p) {
   for (const std::int64_t dim : {s.head_dim, s.value_dim})
     if (dim % 8 != 0 || dim == 0 || dim > 256)
       return Support::no(fmt::format("head_dim {}: cuDNN's attention takes multiples of 8 to 256", dim));
-  if (p.causal && !s.packed && s.seqlen_q > s.seqlen_k)
+  if (p.causal && s.seqlen_q > s.seqlen_k)
     return Support::no(fmt::format(
         "{} causal rows for {} keys: cuDNN's attention takes no rows without a key", s.seqlen_q, s.seqlen_k));
   for (const TensorView* t : {&p.q, &p.k, &p.v, &p.out})
@@ -187,10 +149,6 @@ Support layout_fits(const AttentionParams& p) {
       if (t->dim(i) > 1 && (t->stride(i) % 8 != 0 || t->stride(i) <= 0))
         return Support::no(
             fmt::format("stride {}: cuDNN's attention takes rows in chunks of 16 bytes", t->stride(i)));
-  if (!s.packed) return Support::yes();
-  for (const TensorView* t : {&p.q, &p.k, &p.v, &p.out})
-    if (t->dim(0) * t->stride(0) >= std::int64_t{1} << 31)
-      return Support::no("packed rows beyond 2^31 elements: this row counts them in 32 bits");
   return Support::yes();
 }
 
@@ -204,17 +162,19 @@ bool is_aligned(const AttentionParams& p) {
 
 struct CudnnState {
   std::unique_ptr<Graph> graph;
-  std::int64_t batch = 0;
-  std::size_t tables = 0;  // bytes before cuDNN's workspace
 };
 
 Support cudnn_supports(const AttentionParams& p, const PlanContext& ctx) {
   if (!library().problem.empty())
     return Support::no("cuDNN: " + library().problem + " (install nvidia-cudnn-cu13)");
   if (const Support s = layout_fits(p); !s) return s;
-  const CurrentDevice current(ctx.caps.device.index);
-  const std::unique_ptr<Graph> g = describe(p, ctx.caps.device.index);
-  return g->problem.empty() ? Support::yes() : Support::no("cuDNN: " + g->problem);
+  try {
+    const CurrentDevice current(ctx.caps.device.index);
+    const std::unique_ptr<Graph> g = describe(p, ctx.caps.device.index);
+    return g->problem.empty() ? Support::yes() : Support::no("cuDNN: " + g->problem);
+  } catch (const Error& e) {
+    return Support::no(std::string("cuDNN: ") + e.what());
+  }
 }
 
 std::shared_ptr<CudnnState> cudnn_prepare(const AttentionParams& p, const PlanContext& ctx,
@@ -229,10 +189,7 @@ std::shared_ptr<CudnnState> cudnn_prepare(const AttentionParams& p, const PlanCo
   check(s->graph->graph.build_plans());
   std::int64_t bytes = 0;
   check(s->graph->graph.get_workspace_size(bytes));
-  const Sizes sizes = sizes_of(p);
-  s->batch = sizes.batch;
-  s->tables = sizes.packed ? kTables * table_bytes(sizes.batch) : 0;
-  *workspace_bytes = s->tables + static_cast<std::size_t>(bytes);
+  *workspace_bytes = static_cast<std::size_t>(bytes);
   return s;
 }
 
@@ -244,25 +201,9 @@ void cudnn_run(const AttentionParams& p, const CudnnState& s, const RunContext& 
   std::unordered_map<std::int64_t, void*> operands = {
       {kQ, p.q.data}, {kK, p.k.data}, {kV, p.v.data}, {kOut, p.out.data}};
   if (p.lse.present()) operands[kLse] = p.lse.data;
-  if (s.tables > 0) {
-    std::array<std::int32_t*, kTables> at;
-    for (std::size_t i = 0; i < kTables; ++i)
-      at[i] =
-          reinterpret_cast<std::int32_t*>(static_cast<std::byte*>(ctx.workspace) + i * table_bytes(s.batch));
-    const auto stride = [](const TensorView& t) { return static_cast<int>(t.stride(0)); };
-    attention::fill_packed_tables(
-        {p.tables.cu_seqlens_q.as<std::int32_t>(), p.tables.cu_seqlens_k.as<std::int32_t>(),
-         static_cast<int>(s.batch), at[0], at[1], at[2], at[3], at[4], at[5], at[6], stride(p.q), stride(p.k),
-         stride(p.v), stride(p.out)},
-        p.q, ctx);
-    const Id ids[kTables] = {kSeqlensQ, kSeqlensK, kQAt, kKAt, kVAt, kOutAt, kLseAt};
-    for (std::size_t i = 0; i < kTables; ++i)
-      if (ids[i] != kLseAt || p.lse.present()) operands[ids[i]] = at[i];
-  }
   const cudnnHandle_t handle = handle_of(device);
   check_cudnn(fe::detail::set_stream(handle, static_cast<cudaStream_t>(ctx.stream)), "cudnnSetStream");
-  fe::error_object e =
-      s.graph->graph.execute(handle, operands, static_cast<std::byte*>(ctx.workspace) + s.tables);
+  fe::error_object e = s.graph->graph.execute(handle, operands, ctx.workspace);
   if (e.is_bad()) throw Error(ErrorCode::unavailable, "cuDNN: " + text(e));
 }
 

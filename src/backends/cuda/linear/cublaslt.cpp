@@ -201,9 +201,13 @@ Support cublaslt::supports_residual(const LinearParams& p, const PlanContext& ct
   if (!(has_rows(p.weight) && (p.weight.dim(0) <= 1 || row >= p.weight.dim(1))) &&
       !((p.weight.dim(0) <= 1 || row == 1) && col >= p.weight.dim(0)))
     return Support::no(fmt::format("weight strides {}, {}: cuBLASLt takes dense rows or columns", row, col));
-  cublasLtMatmulAlgo_t algorithm;
-  if (!find_algorithm(*describe(p), ctx.caps.device.index, 16, &algorithm))
-    return Support::no("cuBLASLt has no algorithm for this product");
+  try {
+    cublasLtMatmulAlgo_t algorithm;
+    if (!find_algorithm(*describe(p), ctx.caps.device.index, 16, &algorithm))
+      return Support::no("cuBLASLt has no algorithm for this product");
+  } catch (const Error& e) {  // cuBLASLt does not start on this device
+    return Support::no(std::string("cuBLASLt: ") + e.what());
+  }
   return Support::yes();
 }
 
