@@ -20,6 +20,14 @@ constexpr int kMinCapability = 80;
 
 cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
 
+// 0: the device does not say.
+int compute_capability(int index) {
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
+  return major * 10 + minor;
+}
+
 Support available() {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
@@ -27,7 +35,14 @@ Support available() {
     cudaGetLastError();
     return Support::no(fmt::format("no usable NVIDIA GPU: {}", cudaGetErrorString(status)));
   }
-  return count > 0 ? Support::yes() : Support::no("no NVIDIA GPU on this machine");
+  if (count == 0) return Support::no("no NVIDIA GPU on this machine");
+  std::string found;
+  for (int i = 0; i < count; ++i) {
+    const int capability = compute_capability(i);
+    if (capability >= kMinCapability) return Support::yes();
+    found += fmt::format("{}{}.{}", i ? ", " : "", capability / 10, capability % 10);
+  }
+  return Support::no("no GPU of compute capability 8.0 or newer; there are " + found);
 }
 
 DeviceCaps capabilities(int index) {

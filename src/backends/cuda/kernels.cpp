@@ -102,7 +102,10 @@ const std::set<std::string>& beside_written_codes() {
 
 // Only those, and of data only f32, f16 and bf16; of kernels that write codes these, too.
 Support known_only(Op op, const void* params, bool writes_codes) {
-  const std::set<std::string>& known = known_operands().at(op);
+  const auto found = known_operands().find(op);
+  if (found == known_operands().end())
+    return Support::no(std::string(op_name(op)) + ": its operands are not listed in known_operands()");
+  const std::set<std::string>& known = found->second;
   for (const Slot& s : slots_of(op, const_cast<void*>(params))) {
     if (!s.tensor->present()) continue;
     if (writes_codes && beside_written_codes().contains(s.name)) continue;
@@ -146,9 +149,10 @@ std::vector<Kernel> kernels() {
       make_kernel<LinearParams, SmallState>("cuda::linear_decoded_tiles", kFused,
                                             "any number of tokens, weights of any dtype; no prologue",
                                             decoded::supports_tiles, small::prepare, decoded::run_tiles),
-      make_kernel<LinearParams, SmallState>("cuda::linear_decoded_unfused", kVanilla,
-                                            "weights of any dtype; no prologue, activation or residual",
-                                            decoded::supports_unfused, small::prepare, decoded::run_unfused),
+      make_kernel<LinearParams, decoded::UnfusedState>(
+          "cuda::linear_decoded_unfused", kVanilla,
+          "weights of any dtype; no prologue, activation or residual", decoded::supports_unfused,
+          decoded::prepare_unfused, decoded::run_unfused),
       make_kernel<QkvLinearParams, StreamedState>("cuda::qkv_linear_streamed", kFused, kStreamed,
                                                   streamed::supports, streamed::prepare, streamed::run),
       make_kernel<QkvLinearParams, SmallState>("cuda::qkv_linear_small", kFused, kSmall, small::supports,

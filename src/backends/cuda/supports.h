@@ -15,6 +15,9 @@ Support heads_fit(std::int64_t num_tokens, std::int64_t num_heads, std::int64_t 
 // f32, f16 or bf16.
 Support plain_dtype(const char* name, const TensorView& t);
 
+// Whether a block may have so much shared memory.
+Support shared_fits(std::size_t bytes, const DeviceCaps& caps);
+
 // Whether blocks may be launched in clusters: on sm_90 and newer, by kernels that are compiled for them.
 bool has_clusters(const DeviceCaps& caps);
 bool compiled_with_clusters(int device_index);

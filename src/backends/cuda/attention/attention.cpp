@@ -18,11 +18,12 @@ constexpr std::int64_t kFewRows = 32;
 struct Tiles {
   int rows, blocks_per_sm;
   bool few;  // keys are cut however many units there are: sequences may differ
+  std::size_t shared_bytes;
 };
 
 template <class S>
 Tiles tiles_of(bool few) {
-  return {S::kRows, S::kBlocksPerSm, few};
+  return {S::kRows, S::kBlocksPerSm, few, S::kSharedBytes};
 }
 template <template <int> class S>
 Tiles tiles_of(std::int64_t dim, bool few) {
@@ -30,6 +31,12 @@ Tiles tiles_of(std::int64_t dim, bool few) {
 }
 
 std::int64_t largest_dim(const AttentionParams& p) { return std::max(p.q.dim(-1), p.v.dim(-1)); }
+
+Tiles flash2_tiles(const AttentionParams& p, const Args& a) {
+  const std::int64_t dim = largest_dim(p);
+  if (std::int64_t{a.total_q} * a.group <= kFewRows * a.batch) return tiles_of<DecodeShape>(dim, true);
+  return tiles_of<Flash2Shape>(dim, false);
+}
 
 // The most units that a batch has, whatever the lengths of its sequences.
 std::int64_t max_units(const Args& a, int tile_rows) {
@@ -143,7 +150,7 @@ void launch_tiles(const AttentionParams& p, const State& s, const RunContext& ct
 
 using namespace attention;
 
-Support flash2_supports(const AttentionParams& p, const PlanContext&) {
+Support flash2_supports(const AttentionParams& p, const PlanContext& ctx) {
   if (const Support s = fits(p); !s) return s;
   if (p.q.dtype == DType::f32) return Support::no("q f32: this kernel takes f16 and bf16");
   if (p.k.dtype != p.q.dtype)
@@ -156,24 +163,22 @@ Support flash2_supports(const AttentionParams& p, const PlanContext&) {
     if (const Support s = has_chunks(name, *t); !s) return s;
   for (const auto& [name, t] : {std::pair{"k", &p.k}, {"v", &p.v}})
     if (const Support s = within_reach(name, *t); !s) return s;
-  return Support::yes();
+  return shared_fits(flash2_tiles(p, args_of(p)).shared_bytes, ctx.caps);
 }
 
 std::shared_ptr<State> flash2_prepare(const AttentionParams& p, const PlanContext& ctx,
                                       std::size_t* workspace_bytes) {
   const Args a = args_of(p);
-  const bool few = std::int64_t{a.total_q} * a.group <= kFewRows * a.batch;
-  const std::int64_t dim = largest_dim(p);
-  const Tiles t = few ? tiles_of<DecodeShape>(dim, true) : tiles_of<Flash2Shape>(dim, false);
+  const Tiles t = flash2_tiles(p, a);
   const std::int64_t slots = std::int64_t{multiprocessors(p.q.device.index)} * t.blocks_per_sm;
   std::shared_ptr<State> s;
-  if (const int blocks = few ? cluster_blocks_for(a, max_units(a, t.rows), slots, ctx.caps) : 0) {
+  if (const int blocks = t.few ? cluster_blocks_for(a, max_units(a, t.rows), slots, ctx.caps) : 0) {
     s = std::make_shared<State>();
     s->cluster_blocks = blocks;
   } else {
     s = plan(p, a, t, workspace_bytes);
   }
-  s->few_rows = few;
+  s->few_rows = t.few;
   return s;
 }
 

@@ -39,6 +39,7 @@ struct F32Shape {
   static constexpr int kRows = 16, kKeys = 32, kWarps = 4;
   static constexpr int kBlocksPerSm = 4;
   static constexpr int kMaxDim = 256;
+  static constexpr std::size_t kSharedBytes = 0;  // beyond what the kernel declares
 };
 
 }  // namespace kf::cuda::attention

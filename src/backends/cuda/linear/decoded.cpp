@@ -22,21 +22,24 @@ Support supports_input(std::int64_t in, InputQuantization quantization) {
   return Support::yes();
 }
 
-Support supports_few(std::int64_t num_tokens, std::int64_t in, InputQuantization quantization) {
+Support supports_few(std::int64_t num_tokens, std::int64_t in, InputQuantization quantization,
+                     const DeviceCaps& caps) {
   if (const Support s = supports_input(in, quantization); !s) return s;
   if (num_tokens > kDecodedTokens)
     return Support::no(fmt::format("{} tokens: this kernel takes up to {}", num_tokens, kDecodedTokens));
   if (staged_bytes(1, in) > kMaxStagedBytes)
     return Support::no(fmt::format("{} input features: more than {} KiB of shared memory a token", in,
                                    kMaxStagedBytes >> 10));
-  return Support::yes();
+  return shared_fits(kMostSharedBytes, caps);
 }
 
 Support supports_weight(const Weight& w) {
   if (w.layout.stride(1) != 1 && w.layout.dim(1) > 1)
     return Support::no("weight: this kernel takes rows of neighbouring elements");
-  if (w.layout.dim(0) >= std::int64_t{1} << 30) return Support::no("weight: too many rows");
-  if (w.layout.dim(0) > 1 && w.layout.stride(0) < 0) return Support::no("weight: rows in reverse order");
+  if (w.layout.dim(0) >= std::int64_t{1} << 30)
+    return Support::no(fmt::format("weight: {} rows: this kernel takes fewer than 2^30", w.layout.dim(0)));
+  if (w.layout.dim(0) > 1 && w.layout.stride(0) < 0)
+    return Support::no(fmt::format("weight: stride {}: this kernel takes rows in order", w.layout.stride(0)));
   return Support::yes();
 }
 
@@ -143,8 +146,8 @@ Args args_of(const TensorView& x, const Prologue& prologue) {
 
 }  // namespace
 
-Support supports(const LinearParams& p, const PlanContext&) {
-  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization); !s) return s;
+Support supports(const LinearParams& p, const PlanContext& ctx) {
+  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization, ctx.caps); !s) return s;
   const Weight w = weight_of(p);
   return supports_weights(p.x, {&w});
 }
@@ -156,8 +159,8 @@ void run(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
   launch_few(a, s, p.x, ctx);
 }
 
-Support supports(const QkvLinearParams& p, const PlanContext&) {
-  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization); !s) return s;
+Support supports(const QkvLinearParams& p, const PlanContext& ctx) {
+  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization, ctx.caps); !s) return s;
   const QkvWeights w(p);
   return supports_weights(p.x, {&w.q, &w.k, &w.v});
 }
@@ -177,10 +180,11 @@ void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx) {
   }
 }
 
-Support supports(const GatedFfnParams& p, const PlanContext&) {
-  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization); !s) return s;
+Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
+  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization, ctx.caps); !s) return s;
   const FfnWeights w(p);
-  if (const Support s = supports_few(p.x.dim(0), w.intermediate(), p.input_quantization); !s) return s;
+  if (const Support s = supports_few(p.x.dim(0), w.intermediate(), p.input_quantization, ctx.caps); !s)
+    return s;
   if (const Support s = supports_weights(p.x, {&w.gate, &w.up, &w.down}); !s) return s;
   if (!alike(w.gate, w.up))
     return Support::no(fmt::format("gate_weight {} and up_weight {}: this kernel takes two of one format",
@@ -207,8 +211,8 @@ void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx) {
   launch_few(b, s, h, ctx);
 }
 
-Support supports(const LmHeadArgmaxParams& p, const PlanContext&) {
-  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization); !s) return s;
+Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
+  if (const Support s = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization, ctx.caps); !s) return s;
   const Weight w = weight_of(p);
   return supports_weights(p.x, {&w});
 }
@@ -241,9 +245,13 @@ Support supports_unfused(const LinearParams& p, const PlanContext& ctx) {
     return Support::no("an activation: this row is the unfused linear layer");
   return supports_tiles(p, ctx);
 }
-void run_unfused(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
-  const bool few = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization).operator bool();
-  return few ? run(p, s, ctx) : run_tiles(p, s, ctx);
+std::shared_ptr<UnfusedState> prepare_unfused(const LinearParams& p, const PlanContext& ctx,
+                                              std::size_t* workspace_bytes) {
+  const bool few = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization, ctx.caps).operator bool();
+  return std::make_shared<UnfusedState>(UnfusedState{*small::prepare(p, ctx, workspace_bytes), few});
+}
+void run_unfused(const LinearParams& p, const UnfusedState& s, const RunContext& ctx) {
+  return s.few ? run(p, s, ctx) : run_tiles(p, s, ctx);
 }
 
 }  // namespace kf::cuda::decoded

@@ -44,6 +44,7 @@ inline std::int64_t staged_bytes(std::int64_t num_tokens, std::int64_t in) {
   return num_tokens * ((in + 1023) / 1024 * 1024) * static_cast<std::int64_t>(sizeof(float));
 }
 inline constexpr std::int64_t kMaxStagedBytes = 140 << 10;  // beside the rings of weights
+inline constexpr std::size_t kMostSharedBytes = 227 << 10;  // with them: sm_90's, which the rings are cut for
 
 // Few tokens, and any number of them, by what the weights are; the format is that of the first part's.
 #define KF_DECODED(kind)                                                                \

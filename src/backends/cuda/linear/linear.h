@@ -70,7 +70,13 @@ void run(const LmHeadArgmaxParams& p, const SmallState& s, const RunContext& ctx
 Support supports_tiles(const LinearParams& p, const PlanContext& ctx);
 void run_tiles(const LinearParams& p, const SmallState& s, const RunContext& ctx);
 Support supports_unfused(const LinearParams& p, const PlanContext& ctx);
-void run_unfused(const LinearParams& p, const SmallState& s, const RunContext& ctx);
+// By the kernel of few tokens or that of tiles.
+struct UnfusedState : SmallState {
+  bool few;
+};
+std::shared_ptr<UnfusedState> prepare_unfused(const LinearParams& p, const PlanContext& ctx,
+                                              std::size_t* workspace_bytes);
+void run_unfused(const LinearParams& p, const UnfusedState& s, const RunContext& ctx);
 }  // namespace decoded
 
 // A product with bias; `supports`: the unfused linear layer, as an eager framework runs it, `supports_residual`: with what is

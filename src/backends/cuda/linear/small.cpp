@@ -9,7 +9,7 @@
 namespace kf::cuda::small {
 namespace {
 
-Support supports_input(const TensorView& x, InputQuantization quantization) {
+Support supports_input(const TensorView& x, InputQuantization quantization, const PlanContext& ctx) {
   if (quantization != InputQuantization::none)
     return Support::no("input_quantization int8: this kernel multiplies x unrounded");
   if (x.dim(0) > kSmallTokens)
@@ -18,7 +18,7 @@ Support supports_input(const TensorView& x, InputQuantization quantization) {
   if (shared_bytes(x.dim(0), x.dim(1)) > kMaxSharedBytes)
     return Support::no(fmt::format("{} tokens of {} features: more than {} KiB of shared memory", x.dim(0),
                                    x.dim(1), kMaxSharedBytes >> 10));
-  return Support::yes();
+  return shared_fits(shared_bytes(x.dim(0), x.dim(1)) + kMostRingBytes, ctx.caps);
 }
 
 void launch(Args a, const TensorView& x, bool constant_weights, const RunContext& ctx) {
@@ -39,7 +39,8 @@ Support supports_weight(const TensorView& x, const TensorView& weight, const Spa
     return Support::no(fmt::format("weight {} by x {}: this kernel takes weights of x's dtype",
                                    dtype_name(weight.dtype), dtype_name(x.dtype)));
   if (weight.stride(1) != 1) return Support::no("weight: this kernel takes rows of neighbouring elements");
-  if (weight.dim(0) >= std::int64_t{1} << 30) return Support::no("weight: too many rows");
+  if (weight.dim(0) >= std::int64_t{1} << 30)
+    return Support::no(fmt::format("weight: {} rows: this kernel takes fewer than 2^30", weight.dim(0)));
   return Support::yes();
 }
 
@@ -49,16 +50,16 @@ void launch_by_tokens(const Args& a, const TensorView& x, bool constant_weights,
   by_tokens(a, most, [&](const Args& some) { launch(some, x, constant_weights, ctx); });
 }
 
-Support supports(const LinearParams& p, const PlanContext&) {
-  if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
+Support supports(const LinearParams& p, const PlanContext& ctx) {
+  if (const Support s = supports_input(p.x, p.input_quantization, ctx); !s) return s;
   return supports_weight(p.x, p.weight, p.weight_sparsity);
 }
 void run(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
   launch(args_of(p), p.x, s.constant_weights, ctx);
 }
 
-Support supports(const QkvLinearParams& p, const PlanContext&) {
-  if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
+Support supports(const QkvLinearParams& p, const PlanContext& ctx) {
+  if (const Support s = supports_input(p.x, p.input_quantization, ctx); !s) return s;
   if (const Support s = supports_weight(p.x, p.q_weight, p.q_weight_sparsity); !s) return s;
   if (const Support s = supports_weight(p.x, p.k_weight, p.k_weight_sparsity); !s) return s;
   return supports_weight(p.x, p.v_weight, p.v_weight_sparsity);
@@ -67,12 +68,12 @@ void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx) {
   launch(args_of(p), p.x, s.constant_weights, ctx);
 }
 
-Support supports(const GatedFfnParams& p, const PlanContext&) {
-  if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
+Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
+  if (const Support s = supports_input(p.x, p.input_quantization, ctx); !s) return s;
   if (const Support s = supports_weight(p.x, p.gate_weight, p.gate_weight_sparsity); !s) return s;
   if (const Support s = supports_weight(p.x, p.up_weight, p.up_weight_sparsity); !s) return s;
   if (const Support s = supports_weight(p.x, p.down_weight, p.down_weight_sparsity); !s) return s;
-  return supports_input(intermediate(p, p.gate_weight.dim(0), nullptr), p.input_quantization);
+  return supports_input(intermediate(p, p.gate_weight.dim(0), nullptr), p.input_quantization, ctx);
 }
 std::shared_ptr<SmallState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx,
                                         std::size_t* workspace_bytes) {
@@ -85,8 +86,8 @@ void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx) {
   launch(down_args_of(p, h), h, s.constant_weights, ctx);
 }
 
-Support supports(const LmHeadArgmaxParams& p, const PlanContext&) {
-  if (const Support s = supports_input(p.x, p.input_quantization); !s) return s;
+Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
+  if (const Support s = supports_input(p.x, p.input_quantization, ctx); !s) return s;
   return supports_weight(p.x, p.weight, p.weight_sparsity);
 }
 std::shared_ptr<SmallState> prepare_largest(const LmHeadArgmaxParams& p, const PlanContext& ctx,

@@ -64,6 +64,7 @@ inline std::size_t largest_bytes(int multiprocessors) {
 }
 
 constexpr std::size_t kMaxSharedBytes = 192 << 10;  // beside the rings of weights
+constexpr std::size_t kMostRingBytes = 32 << 10;
 constexpr std::int64_t kMostFeatures = kMaxSharedBytes / sizeof(float);
 
 // Bytes of shared memory that the tokens' inputs take.
