@@ -73,7 +73,9 @@ void check(const Checked& k, const void* params, const PlanContext& ctx) {
     const auto rows = ctx.dispatcher.kernels(k.op);
     const bool has_reference =
         std::ranges::any_of(rows, [](const Kernel* row) { return row->families == kReference; });
-    baseline.families = kReference | (has_reference ? 0 : kFused) | (has_reference && !large ? 0 : kVanilla);
+    baseline.families = kReference;
+    if (!has_reference) baseline.families |= kFused;
+    if (!has_reference || large) baseline.families |= kVanilla;
   } else if (reference.empty() && large) {
     baseline.families = kVanilla;
   }
