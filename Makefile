@@ -62,7 +62,7 @@ test-gpu: setup
 	@echo "== the CUDA backend"
 	@nvcc=$$(scripts/cuda_compiler.sh) && CUDACXX=$$nvcc cmake --preset cuda >build-cuda.log 2>&1 || { cat build-cuda.log; exit 1; }
 	@cmake --build build-cuda -j $(JOBS) --target kf_tests kf_bench_device kf_bench_model
-	@build-cuda/kf_tests --gtest_filter='Accelerators*'
+	@KF_REQUIRE_ALL=1 build-cuda/kf_tests --gtest_filter='Accelerators*'
 
 ## make test-cuda-build the CUDA backend compiled for one architecture and linked, and what it decides without a device
 test-cuda-build: setup

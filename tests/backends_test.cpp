@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 
+#include "accelerators.h"
 #include "case.h"
 #include "kf/kf.h"
 #include "runner.h"
@@ -47,9 +48,8 @@ TEST(Accelerators, OneWithoutADeviceSaysWhy) {
   }
 }
 
-TEST(Accelerators, CasesAgreeWithTheCpusReference) {
-  for (const Backend* b : accelerators()) {
-    if (!b->available()) continue;
+TEST_F(AcceleratorsHere, CasesAgreeWithTheCpusReference) {
+  for (const Backend* b : usable_) {
     Dispatcher d(*b);
     std::set<std::string> checked;
     std::map<std::string, std::string> reasons;
@@ -70,9 +70,8 @@ TEST(Accelerators, CasesAgreeWithTheCpusReference) {
 }
 
 // Tables that only the device can read: an entry out of range is left out, and reported at the next synchronisation.
-TEST(Accelerators, ATableEntryOutOfRangeIsReported) {
-  for (const Backend* b : accelerators()) {
-    if (!b->available()) continue;
+TEST_F(AcceleratorsHere, ATableEntryOutOfRangeIsReported) {
+  for (const Backend* b : usable_) {
     Dispatcher d(*b);
     cases::Maker m("ids");
     const auto on_device = [&](TensorView t, std::vector<std::shared_ptr<void>>& storage) {

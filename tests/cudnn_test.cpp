@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "accelerators.h"
 #include "case.h"
 #include "kf/kf.h"
 #include "runner.h"
@@ -9,9 +10,11 @@
 namespace kf {
 namespace {
 
-TEST(AcceleratorsCudnn, CasesAgreeWithTheCpusReference) {
-  for (const Backend* b : all_backends()) {
-    if (b->device_type != DeviceType::cuda || !b->available()) continue;
+class AcceleratorsCudnn : public AcceleratorsHere {};
+
+TEST_F(AcceleratorsCudnn, CasesAgreeWithTheCpusReference) {
+  for (const Backend* b : usable_) {
+    if (b->device_type != DeviceType::cuda) continue;
     Backend alone = *b;
     alone.kernels = [b] {
       std::vector<Kernel> rows;

@@ -6,6 +6,7 @@
 
 #include <map>
 
+#include "accelerators.h"
 #include "kf/engine.h"
 #include "kf/error.h"
 #include "kf/generate.h"
@@ -280,9 +281,8 @@ TEST(DeviceNames, AreReadAndRefused) {
 }
 
 // Of the devices of this machine: greedy texts in f32 are the CPU's, replayed and not.
-TEST(Accelerators, ModelsGiveTheCpusTexts) {
-  for (const Backend* b : all_backends()) {
-    if (b->device_type == DeviceType::cpu || !b->available()) continue;
+TEST_F(AcceleratorsHere, ModelsGiveTheCpusTexts) {
+  for (const Backend* b : usable_) {
     for (const Architecture architecture : {Architecture::llama, Architecture::qwen2, Architecture::qwen3}) {
       const TinyModel m = make_tiny_model(architecture);
       Engine cpu(m.config, m.weights, small_options());
@@ -299,9 +299,8 @@ TEST(Accelerators, ModelsGiveTheCpusTexts) {
   }
 }
 
-TEST(Accelerators, FusionsOfModelsAreMeasuredThere) {
-  for (const Backend* b : all_backends()) {
-    if (b->device_type == DeviceType::cpu || !b->available()) continue;
+TEST_F(AcceleratorsHere, FusionsOfModelsAreMeasuredThere) {
+  for (const Backend* b : usable_) {
     const TinyModel m = make_tiny_model(Architecture::llama);
     EngineOptions o = small_options();
     o.fusion.mode = FusionPolicy::Mode::measured;
@@ -321,9 +320,8 @@ TEST(Accelerators, FusionsOfModelsAreMeasuredThere) {
 }
 
 // In bf16: logits within what its rounding allows, of prompts in chunks and of single tokens.
-TEST(Accelerators, ModelsInBf16GiveLogitsNearTheReference) {
-  for (const Backend* b : all_backends()) {
-    if (b->device_type == DeviceType::cpu || !b->available()) continue;
+TEST_F(AcceleratorsHere, ModelsInBf16GiveLogitsNearTheReference) {
+  for (const Backend* b : usable_) {
     const TinyModel m = make_tiny_model(Architecture::llama, {.matrix_dtype = DType::bf16});
     EngineOptions o = small_options();
     o.activation_dtype = o.cache.dtype = DType::bf16;
