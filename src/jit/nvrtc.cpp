@@ -4,9 +4,22 @@
 #include <filesystem>
 
 namespace kf::jit {
+namespace {
+
+// NVRTC opens its built-in functions by a name that the loader finds only in folders on its path; what is loaded already it
+// finds anywhere.
+void open_builtins(const SharedLibrary& nvrtc) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  for (const fs::directory_entry& e : fs::directory_iterator(fs::path(nvrtc.path()).parent_path(), ignored))
+    if (e.path().filename().string().starts_with("libnvrtc-builtins.so")) SharedLibrary({e.path().string()});
+}
+
+}  // namespace
 
 Nvrtc::Nvrtc(const std::vector<std::string>& names) : library(names) {
   if (!problem().empty()) return;
+  open_builtins(library);
   library.require(version, "nvrtcVersion");
   library.require(error_string, "nvrtcGetErrorString");
   library.require(create, "nvrtcCreateProgram");

@@ -10,6 +10,11 @@ __global__ void probe() {}
 
 // A device may run code that was compiled for older ones.
 bool compiled_with_clusters(int device_index) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || device_index >= count) {
+    cudaGetLastError();
+    return true;  // asked of a device that is not here, where nothing will run
+  }
   const CurrentDevice current(device_index);
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, probe), "cudaFuncGetAttributes");
