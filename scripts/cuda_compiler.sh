@@ -11,4 +11,5 @@ if [ -n "${CUDACXX:-}" ] || command -v nvcc >/dev/null; then
 fi
 toolkit=$(echo .venv/lib/python*/site-packages/nvidia/cu13)
 ln -sfn lib "$toolkit/lib64"  # where nvcc looks
+ln -sfn libcudart.so.13 "$toolkit/lib/libcudart.so"  # without which CMake finds no toolkit
 echo "$PWD/$toolkit/bin/nvcc"
