@@ -1,5 +1,8 @@
 # The CUDA backend: its kernels, and the runtime, linked statically so that the library loads where there is no driver.
 enable_language(CUDA)
+if(CMAKE_VERSION VERSION_LESS 3.26 AND NOT TARGET CUDA::nvToolsExt)
+  add_library(CUDA::nvToolsExt INTERFACE IMPORTED)  # CMake 3.25 sets a property of it, CUDA 13 has it no more
+endif()
 find_package(CUDAToolkit 12.8 REQUIRED)
 if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know it
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
