@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
+from ..compositions import binary, softmax
 from ..row import VendorRow
 from .norms import FLOATS
 from .operators import ALL, needing
@@ -48,21 +49,6 @@ def _gated_declines(gate, up, kind="silu", **rest) -> str | None:
     return dtypes({"gate": gate, "up": up}, FLOATS) or not_empty({"gate": gate})
 
 
-# Softmax: a row of -inf alone gives zeros
-
-
-def _softmax(x, lse=None, mask=None, scale=1.0):
-    import torch
-
-    z = x.float() * scale
-    if mask is not None:
-        z = z.masked_fill(~mask, -float("inf")) if mask.dtype is torch.bool else z + mask
-    if lse is not None:
-        lse.copy_(torch.logsumexp(z, -1))
-    nothing = (z == -float("inf")).all(-1, keepdim=True)
-    return torch.softmax(z, -1).masked_fill(nothing, 0).to(x.dtype)
-
-
 # Rotary embedding
 
 
@@ -91,10 +77,6 @@ def _rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6):
     rows = positions.long()
     tables = [torch.cat((t[rows], t[rows]), -1)[None, :, None].float() for t in (cos, sin)]
     return ALL("npu_rotary_mul")(x.float().contiguous()[None], *tables)[0].to(dtype)
-
-
-def _binary(a, b, kind="add"):
-    return a + b if kind == "add" else a * b
 
 
 def _quantize(x, out_scales=None, out_dtype="i8"):
@@ -136,7 +118,7 @@ ROWS = (
         saves="nothing: npu_swiglu takes one tensor, and joining two costs what it saves",
     ),
     VendorRow(
-        "ascend::softmax", "softmax", "library", needing(), "f32, f16 and bf16; masks", _softmax, _floats,
+        "ascend::softmax", "softmax", "library", needing(), "f32, f16 and bf16; masks", softmax, _floats,
         devices=("ascend",), graph_safe=True, launches=5,
         saves="nothing: it is PyTorch's operator, and zeros for rows of -inf",
     ),
@@ -146,7 +128,7 @@ ROWS = (
         graph_safe=True, launches=7, saves="one launch for the halves, products and sum; tables are gathered apart",
     ),
     VendorRow(
-        "ascend::binary", "binary", "library", needing(), "always", _binary, devices=("ascend",), graph_safe=True,
+        "ascend::binary", "binary", "library", needing(), "always", binary, devices=("ascend",), graph_safe=True,
         saves="PyTorch's own operator: one launch",
     ),
     VendorRow(

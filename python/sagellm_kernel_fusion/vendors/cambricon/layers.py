@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
+from ..compositions import binary, softmax
 from ..layouts import prologue_and_epilogue
 from ..row import VendorRow
 from .operators import ALL, bf16_problem, needing
@@ -66,22 +67,6 @@ def _gated(gate, up, kind="silu"):
 
 def _gated_declines(gate, up, **rest) -> str | None:
     return dtypes({"gate": gate, "up": up}, FLOATS) or bf16_problem(gate) or not_empty({"gate": gate})
-
-
-def _softmax(x, lse=None, mask=None, scale=1.0):
-    import torch
-
-    z = x.float() * scale
-    if mask is not None:
-        z = z.masked_fill(~mask, -float("inf")) if mask.dtype is torch.bool else z + mask
-    if lse is not None:
-        lse.copy_(torch.logsumexp(z, -1))
-    nothing = (z == -float("inf")).all(-1, keepdim=True)
-    return torch.softmax(z, -1).masked_fill(nothing, 0).to(x.dtype)
-
-
-def _binary(a, b, kind="add"):
-    return a + b if kind == "add" else a * b
 
 
 # Rotary embedding
@@ -273,12 +258,12 @@ ROWS = (
         saves="nothing: tmo.active takes one tensor, and joining two costs what it saves",
     ),
     VendorRow(
-        "mlu::softmax", "softmax", "library", needing(), "f32, f16 and bf16; masks", _softmax, _floats,
+        "mlu::softmax", "softmax", "library", needing(), "f32, f16 and bf16; masks", softmax, _floats,
         devices=("mlu",), graph_safe=True, launches=5,
         saves="nothing: it is PyTorch's operator, and zeros for rows of -inf",
     ),
     VendorRow(
-        "mlu::binary", "binary", "library", needing(), "always", _binary, devices=("mlu",), graph_safe=True,
+        "mlu::binary", "binary", "library", needing(), "always", binary, devices=("mlu",), graph_safe=True,
         saves="PyTorch's own operator: one launch",
     ),
 )  # fmt: skip
