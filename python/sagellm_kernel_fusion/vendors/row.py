@@ -8,8 +8,7 @@ from typing import Literal
 from ..adapters.row import Row
 
 # How far a row was checked: on the hardware; by the vendor's compiler; against the vendor's own signatures, with
-# stand-ins
-# that compute; by reading alone.
+# stand-ins that compute; by reading alone.
 Level = Literal["runs", "compiles", "contract", "paper"]
 
 
