@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <stdexcept>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "core/fields.h"
 #include "exchange_api.h"
 #include "kf/error.h"
 
@@ -30,29 +30,13 @@ struct Form {
     return -1;
   }
 };
-constexpr std::size_t kMaxFields = 96;  // more than any op has
 
 const Form& form_of(const OpInfo& info) {
-  class Names final : public FieldVisitor {
-   public:
-    explicit Names(std::vector<PyObject*>& names) : names_(names) {}
-    void tensor(const char* name, TensorView&, Role, bool) override { add(name); }
-    void attr(const char* name, bool&) override { add(name); }
-    void attr(const char* name, std::int64_t&) override { add(name); }
-    void attr(const char* name, float&) override { add(name); }
-    void attr(const char* name, int&, std::span<const char* const>) override { add(name); }
-
-   private:
-    void add(const char* name) { names_.push_back(PyUnicode_InternFromString(name)); }
-    std::vector<PyObject*>& names_;
-  };
   static std::array<Form, kNumOps> known;
   Form& form = known[static_cast<std::size_t>(info.op)];
   if (form.names.empty()) {
     form.defaults = AnyParams(info.op);
-    Names collector(form.names);
-    form.defaults.visit(collector);
-    if (form.names.size() > kMaxFields) throw std::length_error("kMaxFields is too small");
+    for (const Field& f : Fields(form.defaults)) form.names.push_back(PyUnicode_InternFromString(f.name));
   }
   return form;
 }

@@ -1,12 +1,12 @@
 // The configuration from a dictionary of its fields.
 #include "bindings.h"
-#include "fields.h"
+#include "dict_fields.h"
 
 namespace kf::python {
 
 KernelFusionConfig fusion_config_from(const nb::dict& values) {
   KernelFusionConfig c;
-  Fields("KernelFusionConfig", values)
+  DictFields("KernelFusionConfig", values)
       .choose("attention_backend", c.attention_backend, kAttentionBackendNames)
       .read("use_paged_attention", c.use_paged_attention)
       .read("page_size", c.page_size)

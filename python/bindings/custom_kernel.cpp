@@ -3,36 +3,24 @@
 #include <memory>
 
 #include "kf/checked_kernel.h"
+#include "op_fields.h"
 
 namespace kf::python {
 namespace {
 
 // A call's fields as a dictionary; absent operands and outputs that are not wanted are None.
-class FieldsToDict final : public FieldVisitor {
- public:
-  explicit FieldsToDict(bool with_memory) : with_memory_(with_memory) {}
-  nb::dict fields;
-
-  void tensor(const char* name, TensorView& t, Role, bool) override {
-    TensorView view = t;
-    if (!with_memory_) view.data = nullptr;
-    fields[name] = t.present() ? lend(view) : nb::none();
-  }
-  void attr(const char* name, bool& value) override { fields[name] = value; }
-  void attr(const char* name, std::int64_t& value) override { fields[name] = value; }
-  void attr(const char* name, float& value) override { fields[name] = value; }
-  void attr(const char* name, int& value, std::span<const char* const> names) override {
-    fields[name] = names[static_cast<std::size_t>(value)];
-  }
-
- private:
-  bool with_memory_;
-};
-
 nb::dict fields_of(Op op, const void* params, bool with_memory) {
-  FieldsToDict visitor(with_memory);
-  op_info(op).visit(const_cast<void*>(params), visitor);  // only read
-  return visitor.fields;
+  nb::dict fields;
+  for (const Field& f : Fields(op, params)) {
+    if (!f.is_tensor()) {
+      fields[f.name] = attribute(f);
+      continue;
+    }
+    TensorView view = *f.view;
+    if (!with_memory) view.data = nullptr;
+    fields[f.name] = view.present() ? lend(view) : nb::none();
+  }
+  return fields;
 }
 
 // Rows are destroyed where no Python may run: what they hold of it goes with the interpreter's lock.

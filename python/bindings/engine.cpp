@@ -7,7 +7,7 @@
 #include <nanobind/stl/tuple.h>
 
 #include "bindings.h"
-#include "fields.h"
+#include "dict_fields.h"
 #include "kf/engine.h"
 #include "kf/error.h"
 #include "kf/generate.h"
@@ -17,7 +17,7 @@ namespace {
 
 ModelConfig config_from(const nb::dict& values) {
   std::string architecture = "llama";
-  Fields fields("config", values);
+  DictFields fields("config", values);
   fields.read("architecture", architecture);
   ModelConfig c = ModelConfig::of(architecture_from_name(architecture));
   nb::dict scaling;
@@ -38,7 +38,7 @@ ModelConfig config_from(const nb::dict& values) {
       .read("qk_norm", c.qk_norm)
       .read("rope_scaling", scaling)
       .finish();
-  Fields("rope_scaling", scaling)
+  DictFields("rope_scaling", scaling)
       .read("factor", c.rope_scaling.factor)
       .read("low_freq_factor", c.rope_scaling.low_freq_factor)
       .read("high_freq_factor", c.rope_scaling.high_freq_factor)
@@ -49,7 +49,7 @@ ModelConfig config_from(const nb::dict& values) {
 
 FusionPolicy policy_from(const nb::dict& values) {
   FusionPolicy p;
-  Fields("fusion", values)
+  DictFields("fusion", values)
       .choose("mode", p.mode, kFusionModeNames)
       .read("only", p.only)
       .read("except", p.except)
@@ -61,7 +61,7 @@ FusionPolicy policy_from(const nb::dict& values) {
 EngineOptions options_from(const nb::dict& values) {
   bool baseline = false;
   std::int64_t max_seq_len = 0;
-  Fields fields("options", values);
+  DictFields fields("options", values);
   fields.read("baseline", baseline).read("max_seq_len", max_seq_len);
   EngineOptions o = baseline ? EngineOptions::unfused(max_seq_len) : EngineOptions{};
   o.max_seq_len = max_seq_len;
@@ -83,7 +83,7 @@ EngineOptions options_from(const nb::dict& values) {
   if (!families.empty()) o.selection.families = make_selection(families, "", false).families;
   if (fusion.size()) o.fusion = policy_from(fusion);
   std::string cache_dtype = dtype_name(o.cache.dtype);
-  Fields("cache", cache)
+  DictFields("cache", cache)
       .read("dtype", cache_dtype)
       .read("page_size", o.cache.page_size)
       .read("num_pages", o.cache.num_pages)
@@ -186,7 +186,7 @@ class PyEngine {
     for (nb::handle r : requests) {
       GenerateRequest q;
       SamplingOptions& s = q.sampling;
-      Fields("request", nb::cast<nb::dict>(r))
+      DictFields("request", nb::cast<nb::dict>(r))
           .read("prompt", q.prompt)
           .read("max_new_tokens", q.max_new_tokens)
           .read("stop_ids", q.stop_ids)

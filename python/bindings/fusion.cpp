@@ -3,7 +3,7 @@
 #include <fmt/ranges.h>
 
 #include "bindings.h"
-#include "fields.h"
+#include "dict_fields.h"
 
 namespace kf::python {
 namespace {
@@ -33,7 +33,7 @@ nb::dict verdict_dict(const Verdict& v) {
 // Any known fields of a verdict; the rest keep their defaults.
 Verdict verdict_from(const nb::dict& values) {
   Verdict v;
-  Fields fields("verdict", values);
+  DictFields fields("verdict", values);
   each_field(v, [&](const char* name, auto& value) { fields.read(name, value); });
   fields.finish();
   return v;

@@ -5,6 +5,7 @@
 #include "bound_call.h"
 #include "kf/error.h"
 #include "kf/families.h"
+#include "op_fields.h"
 
 namespace kf::python {
 namespace {
@@ -127,34 +128,27 @@ void check_sparse_array(const nb::object& values, const nb::object& mask, const 
 }
 
 // An op's fields in order, with defaults: what the Python functions and `kf explain` are checked against.
-class FieldLister final : public FieldVisitor {
- public:
-  nb::list fields;
-  void tensor(const char* name, TensorView&, Role role, bool optional) override {
-    nb::dict d = add(name, "tensor");
-    d["role"] = role == Role::in ? "in" : role == Role::out ? "out" : "inout";
-    d["optional"] = optional;
-    d["integers"] = false;
-  }
-  void integers(const char*) override { nb::cast<nb::dict>(fields[nb::len(fields) - 1])["integers"] = true; }
-  void attr(const char* name, bool& value) override { add(name, "bool")["default"] = value; }
-  void attr(const char* name, std::int64_t& value) override { add(name, "int")["default"] = value; }
-  void attr(const char* name, float& value) override { add(name, "float")["default"] = value; }
-  void attr(const char* name, int& value, std::span<const char* const> names) override {
-    nb::dict d = add(name, "choice");
-    d["default"] = names[static_cast<std::size_t>(value)];
-    d["choices"] = nb::cast(std::vector<std::string>(names.begin(), names.end()));
-  }
-
- private:
-  nb::dict add(const char* name, const char* kind) {
+nb::list listed_fields(Op op) {
+  constexpr const char* kKinds[] = {"tensor", "bool", "int", "float", "choice"};  // by Field::Kind
+  const AnyParams defaults(op);
+  nb::list all;
+  for (const Field& f : Fields(defaults)) {
     nb::dict d;
-    d["name"] = name;
-    d["kind"] = kind;
-    fields.append(d);
-    return d;
+    d["name"] = f.name;
+    d["kind"] = kKinds[static_cast<std::size_t>(f.kind)];
+    if (f.is_tensor()) {
+      d["role"] = f.role == Role::in ? "in" : f.role == Role::out ? "out" : "inout";
+      d["optional"] = !f.required;
+      d["integers"] = f.integers;
+    } else {
+      d["default"] = attribute(f);
+    }
+    if (f.kind == Field::Kind::choice)
+      d["choices"] = nb::cast(std::vector<std::string>(f.choices.begin(), f.choices.end()));
+    all.append(d);
   }
-};
+  return all;
+}
 
 }  // namespace
 
@@ -211,12 +205,9 @@ void bind_ops(nb::module_& m) {
       [] {
         nb::dict all;
         for (const OpInfo& info : all_ops()) {
-          AnyParams params(info.op);
-          FieldLister lister;
-          params.visit(lister);
           nb::dict d;
           d["summary"] = info.summary;
-          d["fields"] = lister.fields;
+          d["fields"] = listed_fields(info.op);
           all[info.name] = d;
         }
         return all;

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "core/fields.h"
 #include "kf/error.h"
 
 namespace kf {
@@ -15,19 +16,20 @@ struct OpDescription {
   std::vector<Attr> defaults;
 };
 
-class AttrReader final : public FieldVisitor {
- public:
-  std::vector<Attr> attrs;
-  void tensor(const char*, TensorView&, Role, bool) override {}
-  void attr(const char* name, bool& value) override { attrs.push_back({name, value}); }
-  void attr(const char* name, std::int64_t& value) override { attrs.push_back({name, value}); }
-  void attr(const char* name, float& value) override { attrs.push_back({name, value}); }
-  void attr(const char* name, int& value, std::span<const char* const> names) override {
-    const bool known = value >= 0 && static_cast<std::size_t>(value) < names.size();
-    attrs.push_back(
-        {name, known ? std::string_view(names[static_cast<std::size_t>(value)]) : std::string_view()});
+AttrValue value_of(const Field& f) {
+  switch (f.kind) {
+    case Field::Kind::boolean:
+      return f.integer != 0;
+    case Field::Kind::integer:
+      return f.integer;
+    case Field::Kind::number:
+      return f.number;
+    case Field::Kind::choice:
+    case Field::Kind::tensor:
+      break;
   }
-};
+  return std::string_view(f.choice());
+}
 
 class AttrWriter final : public FieldVisitor {
  public:
@@ -107,9 +109,10 @@ int find_slot(Op op, std::string_view name) {
 }
 
 std::vector<Attr> attrs_of(const AnyParams& params) {
-  AttrReader reader;
-  op_info(params.op()).visit(const_cast<void*>(params.data()), reader);  // only read
-  return std::move(reader.attrs);
+  std::vector<Attr> attrs;
+  for (const Field& f : Fields(params))
+    if (!f.is_tensor()) attrs.push_back({f.name, value_of(f)});
+  return attrs;
 }
 
 std::span<const Attr> default_attrs(Op op) { return description(op).defaults; }

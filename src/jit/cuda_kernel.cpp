@@ -76,17 +76,9 @@ Form form_of(const Row& row, std::size_t arg, const std::string& type, Value::Ki
 
 // The dtype of a call's floating-point operands.
 DType dtype_of(const Fields& fields) {
-  for (int i = 0; i < fields.count(); ++i)
-    if (const TensorView* t = fields[i].tensor; t != nullptr && t->present() && dtype_info(t->dtype).is_float)
-      return t->dtype;
+  for (const Field& f : fields)
+    if (f.is_given() && dtype_info(f.view->dtype).is_float) return f.view->dtype;
   return DType::f32;
-}
-
-bool same_attribute(const Fields::Field& a, const Fields::Field& b) {
-  if (a.flag != nullptr) return *a.flag == *b.flag;
-  if (a.integer != nullptr) return *a.integer == *b.integer;
-  if (a.of_choice) return a.choice == b.choice;
-  return std::abs(*a.real - *b.real) <= 1e-6f * std::abs(*b.real);
 }
 
 Support supports(const Row& row, const void* params) {
@@ -94,24 +86,22 @@ Support supports(const Row& row, const void* params) {
     return Support::no("NVRTC: " + row.nvrtc.problem() + " (install nvidia-cuda-nvrtc)");
   if (!row.driver.problem().empty()) return Support::no("the driver: " + row.driver.problem());
   const AnyParams defaults(row.op);
-  const Fields call(row.op, params), plain(row.op, defaults.data());
+  const Fields call(row.op, params);
+  const auto named = [&](const Field& f) { return row.named[call.index_of(f)]; };
+  if (const Field* f = set_beyond(call, Fields(defaults), named))
+    return Support::no(f->is_tensor()
+                           ? fmt::format("{} is given, which no entry of args names", f->name)
+                           : fmt::format("{} is not at its default: no entry of args names it", f->name));
   const DType dtype = dtype_of(call);
-  for (int i = 0; i < call.count(); ++i) {
-    const Fields::Field& f = call[i];
-    const auto at = static_cast<std::size_t>(i);
-    if (f.tensor == nullptr) {
-      if (row.named[at] || same_attribute(f, plain[i])) continue;
-      return Support::no(fmt::format("{} is not at its default: no entry of args names it", f.name));
-    }
-    if (!f.tensor->present()) continue;
-    if (!row.named[at]) return Support::no(fmt::format("{} is given, which no entry of args names", f.name));
+  for (const Field& f : call) {
+    if (!f.is_given()) continue;
     const TensorView t =
-        std::ranges::find(row.source.transposed, f.name) != row.source.transposed.end() && f.tensor->rank == 2
-            ? f.tensor->transpose(0, 1)
-            : *f.tensor;
-    if (!row.strided[at] && !t.is_contiguous())
+        std::ranges::find(row.source.transposed, f.name) != row.source.transposed.end() && f.view->rank == 2
+            ? f.view->transpose(0, 1)
+            : *f.view;
+    if (!row.strided[call.index_of(f)] && !t.is_contiguous())
       return Support::no(fmt::format("{} {}: this kernel takes contiguous operands{}", f.name,
-                                     to_string(*f.tensor),
+                                     to_string(*f.view),
                                      row.source.transposed.empty() ? "" : ", weights as [in, out]"));
     if (!dtype_info(t.dtype).is_float) continue;
     if (std::ranges::find(row.source.dtypes, t.dtype) == row.source.dtypes.end() || t.dtype != dtype) {
@@ -145,11 +135,8 @@ void check_shape(const Row& row, const LaunchShape& s) {
 }
 
 bool writes_nothing(const Fields& fields) {
-  for (int i = 0; i < fields.count(); ++i)
-    if (const Fields::Field& f = fields[i];
-        f.tensor != nullptr && f.role != Role::in && f.tensor->present() && f.tensor->numel() > 0)
-      return false;
-  return true;
+  return std::ranges::none_of(
+      fields, [](const Field& f) { return f.is_given() && f.role != Role::in && f.view->numel() > 0; });
 }
 
 std::shared_ptr<Launch> prepare(Row& row, const void* params, const PlanContext& ctx) {
@@ -173,14 +160,15 @@ std::shared_ptr<Launch> prepare(Row& row, const void* params, const PlanContext&
       throw_invalid(fmt::format("{}: {} has {} parameters: expected as many entries of args, got {}",
                                 row.name, row.source.entry, c.parameters.size(), row.args.size()));
     for (std::size_t i = 0; i < row.args.size(); ++i)
-      form_of(row, i, c.parameters[i], fields.value(row.args[i]).kind);
+      form_of(row, i, c.parameters[i], value_of(fields, row.args[i]).kind);
     function = std::make_shared<const LoadedFunction>(row.driver, ctx.caps.device.index, c.image, c.symbol,
                                                       static_cast<std::size_t>(shape.shared_bytes));
     types = std::move(c.parameters);
   }
   launch->function = function;
   for (std::size_t i = 0; i < row.args.size(); ++i)
-    launch->parameters.push_back({row.args[i], form_of(row, i, types[i], fields.value(row.args[i]).kind)});
+    launch->parameters.push_back(
+        {row.args[i], form_of(row, i, types[i], value_of(fields, row.args[i]).kind)});
   return launch;
 }
 
@@ -199,7 +187,7 @@ void run(Op op, const void* params, const Launch& launch, void* stream) {
   std::array<void*, kMaxParameters> places;
   const Fields fields(op, params);
   for (std::size_t i = 0; i < launch.parameters.size(); ++i) {
-    const Value v = fields.value(launch.parameters[i].source);
+    const Value v = value_of(fields, launch.parameters[i].source);
     const double real = v.kind == Value::Kind::real ? v.real : static_cast<double>(v.integer);
     Slot& s = values[i];
     switch (launch.parameters[i].form) {
@@ -233,25 +221,24 @@ void run(Op op, const void* params, const Launch& launch, void* stream) {
 // The fields that args (and settled) name, and those whose strides they do.
 void note_names(Row& row) {
   const AnyParams defaults(row.op);
-  const Fields fields(row.op, defaults.data());
-  row.named.assign(static_cast<std::size_t>(fields.count()), false);
+  const Fields fields(defaults);
+  row.named.assign(fields.size(), false);
   row.strided = row.named;
   for (const std::string& name : row.source.args) {
     const ValueSource s = value_source(row.op, name, row.source.transposed);
     row.args.push_back(s);
-    const auto at = static_cast<std::size_t>(s.field);
-    if (s.kind == ValueSource::Kind::pointer || s.kind == ValueSource::Kind::attribute) row.named[at] = true;
-    if (s.kind == ValueSource::Kind::stride) row.strided[at] = true;
+    if (s.kind == ValueSource::Kind::pointer || s.kind == ValueSource::Kind::attribute)
+      row.named[s.field] = true;
+    if (s.kind == ValueSource::Kind::stride) row.strided[s.field] = true;
   }
   for (const std::vector<std::string>* list : {&row.source.settled, &row.source.transposed})
     for (const std::string& name : *list) {
-      const int i = fields.find(name);
-      const bool wanted = i >= 0 && (fields[i].tensor == nullptr) == (list == &row.source.settled);
-      if (!wanted)
+      const Field* f = fields.find(name);
+      if (f == nullptr || f->is_tensor() == (list == &row.source.settled))
         throw_invalid(fmt::format("{}: expected {} of {}, got {}", row.name,
                                   list == &row.source.settled ? "an attribute" : "a weight", op_name(row.op),
                                   name));
-      if (list == &row.source.settled) row.named[static_cast<std::size_t>(i)] = true;
+      if (list == &row.source.settled) row.named[fields.index_of(*f)] = true;
     }
 }
 

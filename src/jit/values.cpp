@@ -37,16 +37,16 @@ std::optional<int> index_in(std::string_view text, std::string_view before) {
 
 ValueSource value_source(Op op, std::string_view name, const std::vector<std::string>& transposed) {
   const AnyParams defaults(op);
-  const Fields fields(op, defaults.data());
+  const Fields fields(defaults);
   const auto tensor = [&](std::string_view operand) {
-    const int i = fields.find(operand);
-    return i >= 0 && fields[i].tensor != nullptr ? i : -1;
+    const Field* f = fields.find(operand);
+    return f != nullptr && f->is_tensor() ? f : nullptr;
   };
-  const auto first = [&] { return tensor("x") >= 0 ? tensor("x") : tensor("q"); };
-  const auto size = [&](Kind kind, int field, int dim = 0) {
-    if (field < 0) no_such(op, name);
-    const bool turned = std::ranges::find(transposed, fields[field].name) != transposed.end();
-    return ValueSource{kind, field, dim, turned};
+  const auto first = [&] { return tensor("x") != nullptr ? tensor("x") : tensor("q"); };
+  const auto size = [&](Kind kind, const Field* field, int dim = 0) {
+    if (field == nullptr) no_such(op, name);
+    const bool turned = std::ranges::find(transposed, field->name) != transposed.end();
+    return ValueSource{kind, fields.index_of(*field), dim, turned};
   };
   if (name == "N") return size(Kind::rows, first());
   if (name == "D" || name == "D_in") return size(Kind::shape, first(), -1);
@@ -57,58 +57,27 @@ ValueSource value_source(Op op, std::string_view name, const std::vector<std::st
     return h;
   }
   if (const std::size_t dot = name.find('.'); dot != std::string_view::npos) {
-    const int field = tensor(name.substr(0, dot));
+    const Field* field = tensor(name.substr(0, dot));
     const std::string_view what = name.substr(dot + 1);
     if (what == "numel") return size(Kind::numel, field);
     if (const auto i = index_in(what, "shape[")) return size(Kind::shape, field, *i);
     if (const auto i = index_in(what, "stride[")) return size(Kind::stride, field, *i);
     no_such(op, name);
   }
-  const int i = fields.find(name);
-  if (i < 0) no_such(op, name);
-  return {fields[i].tensor != nullptr ? Kind::pointer : Kind::attribute, i, 0, false};
+  const Field* f = fields.find(name);
+  if (f == nullptr) no_such(op, name);
+  return {f->is_tensor() ? Kind::pointer : Kind::attribute, fields.index_of(*f), 0, false};
 }
 
-Fields::Fields(Op op, const void* params) {
-  op_info(op).visit(const_cast<void*>(params), *this);  // only read
-}
-
-Fields::Field& Fields::add(const char* name) {
-  if (static_cast<std::size_t>(count_) == kMax)
-    throw_invalid("CUDA source: an op of more fields than are counted on");
-  Field& f = fields_[static_cast<std::size_t>(count_++)];
-  f = Field{.name = name};
-  return f;
-}
-
-int Fields::find(std::string_view name) const {
-  for (int i = 0; i < count_; ++i)
-    if (name == (*this)[i].name) return i;
-  return -1;
-}
-
-void Fields::tensor(const char* name, TensorView& t, Role role, bool) {
-  Field& f = add(name);
-  f.tensor = &t;
-  f.role = role;
-}
-void Fields::attr(const char* name, bool& value) { add(name).flag = &value; }
-void Fields::attr(const char* name, std::int64_t& value) { add(name).integer = &value; }
-void Fields::attr(const char* name, float& value) { add(name).real = &value; }
-void Fields::attr(const char* name, int& value, std::span<const char* const>) {
-  Field& f = add(name);  // the reference is to a copy that lives no longer than this
-  f.choice = value;
-  f.of_choice = true;
-}
-
-Value Fields::value(const ValueSource& s) const {
-  const Field& f = (*this)[s.field];
+Value value_of(const Fields& fields, const ValueSource& s) {
+  const Field& f = fields[s.field];
   const auto integer = [](std::int64_t n) { return Value{.kind = Value::Kind::integer, .integer = n}; };
   if (s.kind == Kind::attribute) {
-    if (f.real != nullptr) return {.kind = Value::Kind::real, .real = *f.real};
-    return integer(f.flag != nullptr ? *f.flag : f.integer != nullptr ? *f.integer : f.choice);
+    if (f.kind == Field::Kind::number)
+      return {.kind = Value::Kind::real, .real = static_cast<double>(f.number)};
+    return integer(f.integer);
   }
-  const TensorView& t = *f.tensor;
+  const TensorView& t = *f.view;
   if (s.kind == Kind::pointer)
     return {.kind = Value::Kind::pointer, .pointer = t.present() ? t.data : nullptr};
   if (!t.present()) return integer(0);
@@ -127,7 +96,7 @@ Value Fields::value(const ValueSource& s) const {
 namespace kf {
 
 std::int64_t CallSizes::size(std::string_view name) const {
-  const jit::Value v = jit::Fields(op_, params_).value(jit::value_source(op_, name, transposed_));
+  const jit::Value v = jit::value_of(Fields(op_, params_), jit::value_source(op_, name, transposed_));
   if (v.kind != jit::Value::Kind::integer)
     throw_invalid(fmt::format("CUDA source: shape: expected the name of a size, got {}", name));
   return v.integer;

@@ -20,6 +20,7 @@
 #include "backends/cuda/rope/rope.h"
 #include "backends/cuda/sampling/sampling.h"
 #include "backends/cuda/supports.h"
+#include "core/fields.h"
 #include "kf/families.h"
 
 namespace kf::cuda {
@@ -106,15 +107,15 @@ Support known_only(Op op, const void* params, bool writes_codes) {
   if (found == known_operands().end())
     return Support::no(std::string(op_name(op)) + ": its operands are not listed in known_operands()");
   const std::set<std::string>& known = found->second;
-  for (const Slot& s : slots_of(op, const_cast<void*>(params))) {
-    if (!s.tensor->present()) continue;
-    if (writes_codes && beside_written_codes().contains(s.name)) continue;
-    if (!known.contains(s.name)) return Support::no(std::string(s.name) + " given: this kernel takes none");
-    const DType dtype = s.tensor->dtype;
+  for (const Field& f : Fields(op, params)) {
+    if (!f.is_given()) continue;
+    if (writes_codes && beside_written_codes().contains(f.name)) continue;
+    if (!known.contains(f.name)) return Support::no(std::string(f.name) + " given: this kernel takes none");
+    const DType dtype = f.view->dtype;
     if (writes_codes || dtype == DType::i32 || dtype == DType::i64 || dtype == DType::boolean ||
         ops_of_many_dtypes().contains(op))
       continue;
-    if (const Support plain = plain_dtype(s.name, *s.tensor); !plain) return plain;
+    if (const Support plain = plain_dtype(f.name, *f.view); !plain) return plain;
   }
   return Support::yes();
 }

@@ -109,18 +109,18 @@ class Table {
   // All of them are the op's; those that no call can do without are there, and those that change without another plan.
   void check_fields(const kf_row& row, const std::string& name, const OpInfo& op) const {
     if (!row.fields) fail(name + ": fields", "the names of operands and attributes, then null", "null");
-    const AnyParams params(op.op);
-    const kf_call call(op.op, params.data());
+    const AnyParams defaults(op.op);
+    const Fields all(defaults);
     std::set<std::string_view> listed;
     for (const char* const* f = row.fields; *f; ++f) {
       listed.insert(*f);
-      if (call.find(*f)) continue;
+      if (all.find(*f)) continue;
       std::vector<std::string_view> names;
-      for (const Field& known : call.fields()) names.push_back(known.name);
+      for (const Field& known : all) names.push_back(known.name);
       fail(name + ": fields", fmt::format("those of {}: {}", op.name, fmt::join(names, ", ")),
            fmt::format("'{}'", *f));
     }
-    for (const Field& f : call.fields())
+    for (const Field& f : all)
       if ((f.required || f.changes) && !listed.contains(f.name))
         fail(name + ": fields", fmt::format("'{}', which every call of {} has, among them", f.name, op.name),
              "none");
@@ -149,12 +149,9 @@ struct Row {
 
   // Why the call has more than the row reads; empty: it has not.
   std::string beyond(const kf_call& call) const {
-    const kf_call plain(op, defaults.data());
-    for (std::size_t i = 0; i < call.fields().size(); ++i) {
-      const Field& f = call.fields()[i];
-      if (!lists(f.name) && f.is_set_otherwise_than(plain.fields()[i]))
-        return fmt::format("{}: this row takes calls without it", f.name);
-    }
+    const Field* f =
+        set_beyond(call.fields, Fields(defaults), [&](const Field& field) { return lists(field.name); });
+    if (f) return fmt::format("{}: this row takes calls without it", f->name);
     return {};
   }
 

@@ -17,12 +17,12 @@ namespace kf::python {
 inline constexpr const char* kFusionModeNames[] = {"none", "all", "measured"};
 
 // Reads the fields of a struct from a dictionary; every key must name one.
-class Fields {
+class DictFields {
  public:
-  Fields(const char* what, const nb::dict& values) : what_(what), values_(values) {}
+  DictFields(const char* what, const nb::dict& values) : what_(what), values_(values) {}
 
   template <class T>
-  Fields& read(const char* name, T& field) {
+  DictFields& read(const char* name, T& field) {
     if (PyObject* value = PyDict_GetItemString(values_.ptr(), name)) {
       ++used_;
       // nanobind would cut a NumPy float to a whole number.
@@ -35,7 +35,7 @@ class Fields {
     return *this;
   }
   template <class E>
-  Fields& choose(const char* name, E& field, std::span<const char* const> names) {
+  DictFields& choose(const char* name, E& field, std::span<const char* const> names) {
     std::string text = names[static_cast<std::size_t>(field)];
     read(name, text);
     int i = 0;
