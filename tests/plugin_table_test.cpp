@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -32,8 +33,10 @@ kf_status copy_x(const kf_row*, const kf_call* call, const kf_plan*, const kf_ru
 // A table that fits, of one row; tests change it.
 struct Table {
   const char* fields[6] = {"x", "out", nullptr};
-  kf_row row{};
-  kf_plugin plugin{};
+  kf_row row{.struct_size = sizeof row};
+  const kf_row* rows[2] = {&row, nullptr};
+  kf_memory memory{.struct_size = sizeof memory};
+  kf_plugin plugin{.struct_size = sizeof plugin};
 
   Table() {
     row.name = "made::copy";
@@ -43,18 +46,63 @@ struct Table {
     row.fields = fields;
     row.supports = yes;
     row.run = copy_x;
-    plugin.abi_version = KF_ABI_VERSION;
     plugin.name = "made";
     plugin.version = "1";
     plugin.device_type = "cpu";
-    plugin.rows = &row;
+    plugin.rows = rows;
     plugin.num_rows = 1;
-    plugin.available = [](kf_reason*) -> kf_status { return KF_OK; };
-    plugin.capabilities = [](std::int32_t, kf_capabilities*, kf_reason*) -> kf_status { return KF_OK; };
+    plugin.available = [](void*, kf_reason*) -> kf_status { return KF_OK; };
+    plugin.capabilities = [](void*, std::int32_t, kf_capabilities*, kf_reason*) -> kf_status {
+      return KF_OK;
+    };
   }
   Table(const Table&) = delete;
   Backend backend() const { return plugin::make_backend(plugin, "made.so"); }
 };
+
+ActivationParams params() {
+  static cases::Maker m("plugin");
+  static const TensorView x = m.normal(DType::f32, {2, 4}), out = m.filled(DType::f32, {2, 4}, 9);
+  return {.x = x, .out = out};
+}
+
+// Memory that the host cannot address: its addresses are shifted.
+constexpr std::uintptr_t kShift = std::uintptr_t{1} << 62;
+void* shifted(void* p) { return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(p) + kShift); }
+void* back(const void* p) { return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(p) - kShift); }
+int live_memory = 0;
+
+void on_a_device(Table& t) {
+  t.plugin.device_type = "mlu";
+  t.plugin.memory = &t.memory;
+  t.memory.context = &live_memory;
+  t.memory.allocate = [](void* context, std::int32_t, std::size_t bytes, void*, void** memory,
+                         kf_reason*) -> kf_status {
+    ++*static_cast<int*>(context);
+    *memory = shifted(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    return KF_OK;
+  };
+  t.memory.free = [](void* context, std::int32_t, void* memory, void*) {
+    --*static_cast<int*>(context);
+    std::free(back(memory));
+  };
+  t.memory.copy = [](void*, std::int32_t, void* to, const void* from, std::size_t bytes,
+                     std::int32_t direction, void*, kf_reason*) -> kf_status {
+    std::memcpy(direction == KF_COPY_TO_HOST ? to : back(to),
+                direction == KF_COPY_TO_DEVICE ? from : back(from), bytes);
+    return KF_OK;
+  };
+  t.memory.synchronize = [](void*, std::int32_t, void*, kf_reason*) -> kf_status { return KF_OK; };
+  t.row.run = [](const kf_row*, const kf_call* call, const kf_plan*, const kf_run_context* context,
+                 kf_reason*) -> kf_status {
+    const DLTensor &x = plugin::host().tensor(call, "x")->dl_tensor,
+                   &out = plugin::host().tensor(call, "out")->dl_tensor;
+    if (static_cast<int>(x.device.device_type) != 12 || context->device != 0) return 77;  // kDLExtDev
+    std::memcpy(back(out.data), back(x.data),
+                static_cast<std::size_t>(x.shape[0] * x.shape[1]) * sizeof(float));
+    return KF_OK;
+  };
+}
 
 std::string refusal(const std::function<void(Table&)>& change) {
   Table t;
@@ -76,7 +124,12 @@ TEST(PluginTable, ThatDoesNotFitIsRefused) {
     std::function<void(Table&)> change;
     const char* said;
   } kCases[] = {
-      {[](Table& t) { t.plugin.abi_version = 7; }, "abi_version: expected 1, got 7"},
+      {[](Table& t) { t.plugin.struct_size = 0; }, "the table: struct_size: expected sizeof, from "},
+      {[](Table& t) { t.plugin.struct_size -= 8; }, "the table: struct_size: expected sizeof, from "},
+      {[](Table& t) { t.plugin.struct_size = std::size_t{1} << 40; }, " to 4096, got 1099511627776"},
+      {[](Table& t) { t.row.struct_size = 1; }, "rows[0]: struct_size: expected sizeof, from "},
+      {[](Table& t) { t.plugin.memory = &t.memory, t.memory.struct_size = 3; },
+       "memory: struct_size: expected sizeof, from "},
       {[](Table& t) { t.plugin.name = nullptr; }, "name: expected lower-case letters, digits and _, got ''"},
       {[](Table& t) { t.plugin.name = "My Card"; }, "got 'My Card'"},
       {[](Table& t) { t.plugin.version = nullptr; }, "version: expected a string"},
@@ -85,9 +138,14 @@ TEST(PluginTable, ThatDoesNotFitIsRefused) {
       {[](Table& t) { t.plugin.available = nullptr; }, "available: expected a function"},
       {[](Table& t) { t.plugin.capabilities = nullptr; }, "capabilities: expected a function"},
       {[](Table& t) { t.plugin.num_rows = 0; }, "rows: expected at least one row"},
-      {[](Table& t) { t.plugin.memory.free = [](std::int32_t, void*, void*) {}; },
-       "memory: expected allocate, free, copy and synchronize, or none of them, got 1 of the 4"},
-      {[](Table& t) { t.plugin.memory.free_host = [](void*) {}; }, "allocate_host and free_host, or neither"},
+      {[](Table& t) { t.plugin.num_rows = 2; }, "rows[1]: expected a row, got null"},
+      {[](Table& t) { t.plugin.memory = &t.memory; },
+       "memory: expected allocate, free, copy and synchronize, got 0 of the 4"},
+      {[](Table& t) {
+         on_a_device(t);
+         t.memory.free_host = [](void*, void*) {};
+       },
+       "allocate_host and free_host, or neither"},
       {[](Table& t) { t.row.name = "copy"; }, "a row's name: expected made::..., got 'copy'"},
       {[](Table& t) { t.row.op = "abacus"; }, "made::copy: op: expected one of linear, binary,"},
       {[](Table& t) { t.row.op = nullptr; }, "got ''"},
@@ -97,7 +155,7 @@ TEST(PluginTable, ThatDoesNotFitIsRefused) {
       {[](Table& t) { t.row.condition = ""; }, "condition: expected when the row serves"},
       {[](Table& t) { t.row.supports = nullptr; }, "supports: expected a function"},
       {[](Table& t) { t.row.run = nullptr; }, "run: expected a function"},
-      {[](Table& t) { t.row.free_plan = [](kf_plan*) {}; }, "plan and free_plan, or neither"},
+      {[](Table& t) { t.row.free_plan = [](const kf_row*, kf_plan*) {}; }, "plan and free_plan, or neither"},
       {[](Table& t) { t.row.fields = nullptr; }, "fields: expected the names of operands"},
       {[](Table& t) { t.fields[1] = "kind", t.fields[2] = nullptr; },
        "expected 'out', which every call of activation has"},
@@ -109,12 +167,52 @@ TEST(PluginTable, ThatDoesNotFitIsRefused) {
     EXPECT_NE(said.find(c.said), std::string::npos) << said << "\nexpected: " << c.said;
   }
   const std::string twice = refusal([](Table& t) {
-    static kf_row rows[2];
-    rows[0] = rows[1] = t.row;
-    t.plugin.rows = rows;
+    t.rows[1] = &t.row;
     t.plugin.num_rows = 2;
   });
   EXPECT_NE(twice.find("made::copy: expected a name of its own"), std::string::npos) << twice;
+}
+
+// A table of a header to come, which has members that this kf does not know.
+TEST(PluginTable, OfANewerHeaderIsTakenWhereItAddsNothing) {
+  struct {
+    kf_plugin plugin;
+    void* added = nullptr;
+  } newer;
+  Table t;
+  newer.plugin = t.plugin;
+  newer.plugin.struct_size = sizeof newer;
+  EXPECT_EQ(plugin::make_backend(newer.plugin, "made.so").name, "made");
+  newer.added = &t;
+  try {
+    plugin::make_backend(newer.plugin, "made.so");
+    ADD_FAILURE() << "expected a refusal";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("or zeros beyond, since this kf"), std::string::npos) << e.what();
+  }
+}
+
+TEST(PluginTable, WhatKfMakesSaysItsSize) {
+  EXPECT_TRUE(KF_HAS(&plugin::host(), kf_host, choice));
+  kf_host shorter = plugin::host();
+  shorter.struct_size = offsetof(kf_host, choice);
+  EXPECT_FALSE(KF_HAS(&shorter, kf_host, choice));
+  Table t;
+  t.plugin.capabilities = [](void*, std::int32_t, kf_capabilities* c, kf_reason*) -> kf_status {
+    return c->struct_size == sizeof *c ? KF_OK : 77;
+  };
+  t.row.supports = [](const kf_row*, const kf_call*, const kf_plan_context* c, kf_reason*) -> kf_status {
+    return c->struct_size == sizeof *c ? KF_OK : 77;
+  };
+  t.row.free_plan = [](const kf_row*, kf_plan*) {};
+  t.row.plan = [](const kf_row*, const kf_call*, const kf_plan_context* c, kf_planned* planned,
+                  kf_reason*) -> kf_status {
+    return c->struct_size == sizeof *c && planned->struct_size == sizeof *planned ? KF_OK : 77;
+  };
+  t.row.run = [](const kf_row*, const kf_call*, const kf_plan*, const kf_run_context* c,
+                 kf_reason*) -> kf_status { return c->struct_size == sizeof *c ? KF_OK : 77; };
+  const Backend b = t.backend();
+  EXPECT_NO_THROW(Dispatcher(b).run(params()));
 }
 
 TEST(PluginTable, FieldsThatChangeWithoutAPlanMustBeListed) {
@@ -135,12 +233,6 @@ TEST(PluginTable, EveryOpHasRoom) {
     EXPECT_GT(fields.size(), 1u) << info.name;
     EXPECT_LT(fields.size() + 16, kMaxFields) << info.name << " leaves little room";
   }
-}
-
-ActivationParams params() {
-  static cases::Maker m("plugin");
-  static const TensorView x = m.normal(DType::f32, {2, 4}), out = m.filled(DType::f32, {2, 4}, 9);
-  return {.x = x, .out = out};
 }
 
 // What a call over the row says, and its code.
@@ -235,7 +327,9 @@ int live_plans = 0;
 
 TEST(PluginRow, PlansAreFreedWhateverComesOfThem) {
   Table t;
-  t.row.free_plan = [](kf_plan*) { --live_plans; };
+  static int one = 1;
+  t.row.context = &one;
+  t.row.free_plan = [](const kf_row* row, kf_plan*) { live_plans -= *static_cast<const int*>(row->context); };
   t.row.plan = [](const kf_row*, const kf_call*, const kf_plan_context*, kf_planned* planned,
                   kf_reason*) -> kf_status {
     ++live_plans;
@@ -276,49 +370,13 @@ TEST(PluginRow, PlansAreFreedWhateverComesOfThem) {
 
 TEST(PluginDevice, ThatIsNotHereSaysWhy) {
   Table t;
-  t.plugin.available = [](kf_reason* reason) -> kf_status {
+  t.plugin.available = [](void*, kf_reason* reason) -> kf_status {
     say(reason, "no driver: install it");
     return KF_UNAVAILABLE;
   };
   expect_failure(t, ErrorCode::unavailable, "backend made: no driver: install it");
-  t.plugin.available = [](kf_reason*) -> kf_status { return 99; };
+  t.plugin.available = [](void*, kf_reason*) -> kf_status { return 99; };
   expect_failure(t, ErrorCode::unavailable, "expected a status from 0 to 5, got 99");
-}
-
-// Memory that the host cannot address: its addresses are shifted.
-constexpr std::uintptr_t kShift = std::uintptr_t{1} << 62;
-void* shifted(void* p) { return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(p) + kShift); }
-void* back(const void* p) { return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(p) - kShift); }
-int live_memory = 0;
-
-void on_a_device(Table& t) {
-  t.plugin.device_type = "mlu";
-  t.plugin.memory.allocate = [](std::int32_t, std::size_t bytes, void*, void** memory,
-                                kf_reason*) -> kf_status {
-    ++live_memory;
-    *memory = shifted(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    return KF_OK;
-  };
-  t.plugin.memory.free = [](std::int32_t, void* memory, void*) {
-    --live_memory;
-    std::free(back(memory));
-  };
-  t.plugin.memory.copy = [](std::int32_t, void* to, const void* from, std::size_t bytes,
-                            std::int32_t direction, void*, kf_reason*) -> kf_status {
-    std::memcpy(direction == KF_COPY_TO_HOST ? to : back(to),
-                direction == KF_COPY_TO_DEVICE ? from : back(from), bytes);
-    return KF_OK;
-  };
-  t.plugin.memory.synchronize = [](std::int32_t, void*, kf_reason*) -> kf_status { return KF_OK; };
-  t.row.run = [](const kf_row*, const kf_call* call, const kf_plan*, const kf_run_context* context,
-                 kf_reason*) -> kf_status {
-    const DLTensor &x = plugin::host().tensor(call, "x")->dl_tensor,
-                   &out = plugin::host().tensor(call, "out")->dl_tensor;
-    if (static_cast<int>(x.device.device_type) != 12 || context->device != 0) return 77;  // kDLExtDev
-    std::memcpy(back(out.data), back(x.data),
-                static_cast<std::size_t>(x.shape[0] * x.shape[1]) * sizeof(float));
-    return KF_OK;
-  };
 }
 
 TEST(PluginDevice, MemoryGoesThroughItsHooks) {
@@ -348,11 +406,11 @@ TEST(PluginDevice, MemoryGoesThroughItsHooks) {
 TEST(PluginDevice, HooksThatFail) {
   Table t;
   on_a_device(t);
-  t.plugin.memory.synchronize = [](std::int32_t, void*, kf_reason* reason) -> kf_status {
+  t.memory.synchronize = [](void*, std::int32_t, void*, kf_reason* reason) -> kf_status {
     say(reason, "page fault at 0x10");
     return KF_INVALID_ARGUMENT;
   };
-  t.plugin.memory.allocate = [](std::int32_t, std::size_t, void*, void**, kf_reason* reason) -> kf_status {
+  t.memory.allocate = [](void*, std::int32_t, std::size_t, void*, void**, kf_reason* reason) -> kf_status {
     say(reason, "64 GB in use");
     return KF_RESOURCE_EXHAUSTED;
   };
@@ -370,7 +428,7 @@ TEST(PluginDevice, HooksThatFail) {
     EXPECT_EQ(said([&] { d.synchronize(); }), "backend made: synchronize: page fault at 0x10");
     EXPECT_EQ(said([&] { d.allocate(8); }), "backend made: allocate: 64 GB in use");
   }
-  t.plugin.memory.allocate = [](std::int32_t, std::size_t, void*, void** memory, kf_reason*) -> kf_status {
+  t.memory.allocate = [](void*, std::int32_t, std::size_t, void*, void** memory, kf_reason*) -> kf_status {
     *memory = reinterpret_cast<void*>(std::uintptr_t{8});
     return KF_OK;
   };
@@ -381,9 +439,11 @@ TEST(PluginDevice, HooksThatFail) {
 
 TEST(PluginDevice, ItsClockIsUsed) {
   Table t;
-  t.plugin.time = [](std::int32_t, kf_enqueue enqueue, void* argument, double* milliseconds,
+  double reading = 1.5;
+  t.plugin.context = &reading;
+  t.plugin.time = [](void* context, std::int32_t, kf_enqueue enqueue, void* argument, double* milliseconds,
                      kf_reason*) -> kf_status {
-    *milliseconds = 1.5;
+    *milliseconds = *static_cast<double*>(context);
     return enqueue(argument, argument);
   };
   const Backend b = t.backend();

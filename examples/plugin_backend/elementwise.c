@@ -12,12 +12,6 @@ double toy_activate(const char* kind, double x) {
   return x;
 }
 
-static kf_status supports(const kf_row* row, const kf_call* call, const kf_plan_context* context,
-                          kf_reason* reason) {
-  (void)context;
-  return toy_takes_f32(call, (const char* const*)row->context, reason);
-}
-
 static kf_status run_activation(const kf_row* row, const kf_call* call, const kf_plan* plan,
                                 const kf_run_context* context, kf_reason* reason) {
   const DLTensor *x = toy_tensor(call, "x"), *out = toy_tensor(call, "out");
@@ -46,31 +40,23 @@ static kf_status run_binary(const kf_row* row, const kf_call* call, const kf_pla
   return KF_OK;
 }
 
-static const char* const activation_tensors[] = {"x", "out", NULL};
-static const char* const activation_fields[] = {"x", "out", "kind", NULL};
-static const char* const binary_tensors[] = {"a", "b", "out", NULL};
-static const char* const binary_fields[] = {"a", "b", "out", "kind", NULL};
+static const char* const activation_fields[] = {"kind", "x", "out", NULL};
+static const char* const binary_fields[] = {"kind", "a", "b", "out", NULL};
 
 const kf_row toy_activation = {
+    TOY_ROW(activation_fields, 1),
     .name = "toy::activation",
     .op = "activation",
     .families = KF_FAMILY_FUSED | KF_FAMILY_VANILLA,
-    .flags = KF_ROW_GRAPH_SAFE | KF_ROW_BATCH_INVARIANT,
     .condition = "f32",
-    .fields = activation_fields,
-    .context = (void*)activation_tensors,
-    .supports = supports,
     .run = run_activation,
 };
 
 const kf_row toy_binary = {
+    TOY_ROW(binary_fields, 1),
     .name = "toy::binary",
     .op = "binary",
     .families = KF_FAMILY_FUSED | KF_FAMILY_VANILLA,
-    .flags = KF_ROW_GRAPH_SAFE | KF_ROW_BATCH_INVARIANT,
     .condition = "f32",
-    .fields = binary_fields,
-    .context = (void*)binary_tensors,
-    .supports = supports,
     .run = run_binary,
 };

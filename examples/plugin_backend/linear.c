@@ -1,5 +1,6 @@
 /* out = act(x weight^T + bias) + residual. A plan over constant weights keeps them transposed, so that the inner loop runs
  * over what lies side by side. */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "toy.h"
@@ -7,16 +8,6 @@
 struct kf_plan {
   float* weight; /* [in, out], contiguous; null: read as it comes */
 };
-
-static const char* const tensors[] = {"x", "weight", "out", NULL};
-
-static kf_status supports(const kf_row* row, const kf_call* call, const kf_plan_context* context,
-                          kf_reason* reason) {
-  (void)context;
-  kf_status s = toy_takes_f32(call, tensors, reason);
-  if (s == KF_OK && row->context) s = toy_takes_f32(call, (const char* const*)row->context, reason);
-  return s;
-}
 
 static kf_status plan_weight(const kf_row* row, const kf_call* call, const kf_plan_context* context,
                              kf_planned* planned, kf_reason* reason) {
@@ -43,7 +34,8 @@ static kf_status plan_weight(const kf_row* row, const kf_call* call, const kf_pl
   return KF_OK;
 }
 
-static void free_plan(kf_plan* plan) {
+static void free_plan(const kf_row* row, kf_plan* plan) {
+  (void)row;
   free(plan->weight);
   free(plan);
 }
@@ -85,31 +77,25 @@ static kf_status run_fused(const kf_row* row, const kf_call* call, const kf_plan
 }
 
 static const char* const fields[] = {"x", "weight", "out", NULL};
-static const char* const fused_fields[] = {"x", "weight", "bias", "residual", "out", "activation", NULL};
-static const char* const more_tensors[] = {"bias", "residual", NULL};
+static const char* const fused_fields[] = {"activation", "x", "weight", "out", "bias", "residual", NULL};
 
 const kf_row toy_linear = {
+    TOY_ROW(fields, 0),
     .name = "toy::linear",
     .op = "linear",
     .families = KF_FAMILY_FUSED | KF_FAMILY_VANILLA,
-    .flags = KF_ROW_GRAPH_SAFE | KF_ROW_BATCH_INVARIANT,
     .condition = "f32, nothing before or after the product",
-    .fields = fields,
-    .supports = supports,
     .plan = plan_weight,
     .free_plan = free_plan,
     .run = run,
 };
 
 const kf_row toy_linear_fused = {
+    TOY_ROW(fused_fields, 1),
     .name = "toy::linear_fused",
     .op = "linear",
     .families = KF_FAMILY_FUSED,
-    .flags = KF_ROW_GRAPH_SAFE | KF_ROW_BATCH_INVARIANT,
     .condition = "f32, bias, activation and residual",
-    .fields = fused_fields,
-    .context = (void*)more_tensors,
-    .supports = supports,
     .plan = plan_weight,
     .free_plan = free_plan,
     .run = run_fused,

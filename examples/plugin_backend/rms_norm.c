@@ -3,13 +3,6 @@
 
 #include "toy.h"
 
-static kf_status supports(const kf_row* row, const kf_call* call, const kf_plan_context* context,
-                          kf_reason* reason) {
-  static const char* const all[] = {"x", "weight", "out", NULL};
-  (void)row, (void)context;
-  return toy_takes_f32(call, all, reason); /* residuals have the dtype of x */
-}
-
 /* Both rows. What `row` does not list may not be asked for. */
 static kf_status norm(const kf_call* call, const DLTensor* residual, const DLTensor* residual_out) {
   const DLTensor *x = toy_tensor(call, "x"), *weight = toy_tensor(call, "weight"),
@@ -49,29 +42,21 @@ static kf_status run_with_residual(const kf_row* row, const kf_call* call, const
   return norm(call, toy_tensor(call, "residual"), toy_tensor(call, "residual_out"));
 }
 
-static const char* const fields[] = {"x", "weight", "out", "eps", "weight_offset", NULL};
-static const char* const all_fields[] = {"x",   "weight",        "residual", "out", "residual_out",
-                                         "eps", "weight_offset", NULL};
+static const char* const fields[] = {"eps", "weight_offset", "x", "weight", "out", NULL};
+static const char* const all_fields[] = {"eps",      "weight_offset", "x", "weight", "out",
+                                         "residual", "residual_out",  NULL};
 
 /* The primitive: also what the unfused form of residual + norm is made of. */
 const kf_row toy_rms_norm = {
+    TOY_ROW(fields, 2),
     .name = "toy::rms_norm",
     .op = "rms_norm",
     .families = KF_FAMILY_FUSED | KF_FAMILY_VANILLA,
-    .flags = KF_ROW_GRAPH_SAFE | KF_ROW_BATCH_INVARIANT,
     .condition = "f32, no residual",
-    .fields = fields,
-    .supports = supports,
     .run = run,
 };
 
 const kf_row toy_residual_rms_norm = {
-    .name = "toy::residual_rms_norm",
-    .op = "rms_norm",
-    .families = KF_FAMILY_FUSED,
-    .flags = KF_ROW_GRAPH_SAFE | KF_ROW_BATCH_INVARIANT,
-    .condition = "f32",
-    .fields = all_fields,
-    .supports = supports,
-    .run = run_with_residual,
+    TOY_ROW(all_fields, 2), .name = "toy::residual_rms_norm", .op = "rms_norm", .families = KF_FAMILY_FUSED,
+    .condition = "f32",     .run = run_with_residual,
 };

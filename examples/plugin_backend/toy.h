@@ -2,7 +2,6 @@
 #ifndef TOY_H
 #define TOY_H
 
-#include <stdio.h>
 #include <string.h>
 
 #include <kf/kf_c.h>
@@ -20,17 +19,14 @@ static inline const DLTensor* toy_tensor(const kf_call* call, const char* name) 
   return t ? &t->dl_tensor : NULL;
 }
 
-/* Whether each of these operands that the call has is f32; else the refusal says which is not. */
-static inline kf_status toy_takes_f32(const kf_call* call, const char* const* names, kf_reason* reason) {
-  for (; *names; ++names) {
-    const char* dtype = toy_host->dtype(call, *names);
-    if (dtype && strcmp(dtype, "f32") != 0) {
-      snprintf(reason->text, sizeof reason->text, "%s of %s: this row takes f32", *names, dtype);
-      return KF_NOT_IMPLEMENTED;
-    }
-  }
-  return KF_OK;
-}
+/* What all rows of the toy have. Their context is the list of their operands: `fields` without the attributes, which come first. */
+#define TOY_ROW(all_fields, num_attributes)                                           \
+  .struct_size = sizeof(kf_row), .flags = KF_ROW_GRAPH_SAFE | KF_ROW_BATCH_INVARIANT, \
+  .fields = (all_fields), .context = (void*)((all_fields) + (num_attributes)), .supports = toy_takes_f32
+
+/* supports(): whether each operand that the call has is f32; else the refusal says which is not (toy.c). */
+kf_status toy_takes_f32(const kf_row* row, const kf_call* call, const kf_plan_context* context,
+                        kf_reason* reason);
 
 /* All dimensions but the last. */
 static inline int64_t toy_num_rows(const DLTensor* t) {

@@ -13,13 +13,13 @@ static kf_status run(const kf_row* row, const kf_call* call, const kf_plan* plan
   return KF_OK;
 }
 
-static kf_status available(kf_reason* reason) {
-  (void)reason;
+static kf_status available(void* context, kf_reason* reason) {
+  (void)context, (void)reason;
   return KF_OK;
 }
 
-static kf_status capabilities(int32_t device, kf_capabilities* c, kf_reason* reason) {
-  (void)device, (void)c, (void)reason;
+static kf_status capabilities(void* context, int32_t device, kf_capabilities* c, kf_reason* reason) {
+  (void)context, (void)device, (void)c, (void)reason;
   return KF_OK;
 }
 
@@ -27,18 +27,20 @@ uint32_t kf_plugin_abi_version(void) { return KF_ABI_VERSION; }
 
 const kf_plugin* kf_plugin_open(const kf_host* host, kf_reason* reason) {
   static const char* const fields[] = {"x", "out", NULL};
-  static const kf_row row = {.name = "cpu::nothing",
+  static const kf_row row = {.struct_size = sizeof(kf_row),
+                             .name = "cpu::nothing",
                              .op = "activation",
                              .families = KF_FAMILY_FUSED,
                              .condition = "always",
                              .fields = fields,
                              .supports = supports,
                              .run = run};
-  static const kf_plugin plugin = {.abi_version = KF_ABI_VERSION,
+  static const kf_row* const rows[] = {&row};
+  static const kf_plugin plugin = {.struct_size = sizeof(kf_plugin),
                                    .name = "cpu",
                                    .version = "1",
                                    .device_type = "cpu",
-                                   .rows = &row,
+                                   .rows = rows,
                                    .num_rows = 1,
                                    .available = available,
                                    .capabilities = capabilities};

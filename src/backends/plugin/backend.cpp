@@ -1,12 +1,14 @@
 #include "backends/plugin/backend.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 #include <exception>
 #include <functional>
 #include <memory>
 #include <set>
-#include <span>
 #include <string_view>
+#include <vector>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -21,29 +23,36 @@ namespace {
 constexpr DeviceType kDeviceTypes[] = {DeviceType::cpu,    DeviceType::cuda, DeviceType::rocm,
                                        DeviceType::ascend, DeviceType::mlu,  DeviceType::kunlun};
 
+// What a struct's size was when this version of the ABI began: no plug-in has a smaller one. A struct that grows gets a
+// specialization with its old size.
+template <class S>
+inline constexpr std::size_t kFirstSize = sizeof(S);
+constexpr std::size_t kMaxSize = 4096;  // more is no size, but what lay there
+
+// A row as the plug-in has it, which its functions are given, and as this kf reads it.
+struct RowTable {
+  const kf_row* theirs;
+  kf_row row;
+};
+
 // Checks of the table.
 
 class Table {
  public:
-  Table(const kf_plugin& plugin, const std::string& path) : plugin_(plugin), path_(path) {}
-
-  DeviceType check() const {
-    if (plugin_.abi_version != KF_ABI_VERSION)
-      fail("abi_version", std::to_string(KF_ABI_VERSION), std::to_string(plugin_.abi_version));
+  Table(const kf_plugin& plugin, const std::string& path) : path_(path), plugin_(sized("the table", plugin)) {
     check_name();
     if (!plugin_.version) fail("version", "a string", "null");
+    device_type_ = named_device_type();
     if (!plugin_.available) fail("available", "a function", "null");
     if (!plugin_.capabilities) fail("capabilities", "a function", "null");
-    check_memory();
-    if (!plugin_.rows || plugin_.num_rows == 0) fail("rows", "at least one row", "none");
-    std::set<std::string_view> names;
-    for (const kf_row& row : rows()) {
-      check_row(row);
-      if (!names.insert(row.name).second) fail(row.name, "a name of its own", "that of another row");
-    }
-    return device_type();
+    if (plugin_.memory) check_memory();
+    check_rows();
   }
-  std::span<const kf_row> rows() const { return {plugin_.rows, plugin_.num_rows}; }
+  // As this kf has them: what a plug-in of an older header does not have is 0.
+  const kf_plugin& plugin() const { return plugin_; }
+  const kf_memory& memory() const { return memory_; }
+  const std::vector<RowTable>& rows() const { return rows_; }
+  DeviceType device_type() const { return device_type_; }
 
  private:
   [[noreturn]] void fail(std::string_view what, std::string_view expected, std::string_view got) const {
@@ -55,6 +64,24 @@ class Table {
         {{"path", path_}});
   }
 
+  // A copy of what the plug-in has of a struct, and 0 for the rest.
+  template <class S>
+  S sized(std::string_view what, const S& theirs) const {
+    const auto size = theirs.struct_size;
+    if (size < kFirstSize<S> || size > kMaxSize)
+      fail(fmt::format("{}: struct_size", what),
+           fmt::format("sizeof, from {} to {}", kFirstSize<S>, kMaxSize), std::to_string(size));
+    const auto* bytes = reinterpret_cast<const unsigned char*>(&theirs);
+    for (std::size_t i = sizeof(S); i < size; ++i)
+      if (bytes[i] != 0)
+        fail(fmt::format("{}: struct_size", what),
+             fmt::format("{} or zeros beyond, since this kf ({}) knows no more", sizeof(S), KF_VERSION),
+             fmt::format("{}, with byte {} set", size, i));
+    S ours{};
+    std::memcpy(&ours, &theirs, std::min(size, sizeof(S)));
+    return ours;
+  }
+
   void check_name() const {
     const std::string_view name = plugin_.name ? plugin_.name : "";
     const auto fits = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_'; };
@@ -62,23 +89,33 @@ class Table {
       fail("name", "lower-case letters, digits and _", fmt::format("'{}'", name));
   }
 
-  DeviceType device_type() const {
+  DeviceType named_device_type() const {
     const std::string_view name = plugin_.device_type ? plugin_.device_type : "";
     for (const DeviceType t : kDeviceTypes)
       if (name == device_type_name(t)) return t;
     fail("device_type", "cpu, cuda, rocm, ascend, mlu or kunlun", fmt::format("'{}'", name));
   }
 
-  void check_memory() const {
-    const kf_memory& m = plugin_.memory;
+  void check_memory() {
+    memory_ = sized("memory", *plugin_.memory);
+    const kf_memory& m = memory_;
     const int given = !!m.allocate + !!m.free + !!m.copy + !!m.synchronize;
-    if (given != 0 && given != 4)
-      fail("memory", "allocate, free, copy and synchronize, or none of them",
-           fmt::format("{} of the 4", given));
+    if (given != 4) fail("memory", "allocate, free, copy and synchronize", fmt::format("{} of the 4", given));
     if (!m.allocate_host != !m.free_host)
       fail("memory", "allocate_host and free_host, or neither", "one of them");
-    if (given == 0 && m.allocate_host)
-      fail("memory", "allocate_host on a device only", "one for the host's memory");
+  }
+
+  void check_rows() {
+    if (!plugin_.rows || plugin_.num_rows == 0) fail("rows", "at least one row", "none");
+    std::set<std::string_view> names;
+    for (std::size_t i = 0; i < plugin_.num_rows; ++i) {
+      const kf_row* const theirs = plugin_.rows[i];
+      if (!theirs) fail(fmt::format("rows[{}]", i), "a row", "null");
+      rows_.push_back({theirs, sized(fmt::format("rows[{}]", i), *theirs)});
+      const kf_row& row = rows_.back().row;
+      check_row(row);
+      if (!names.insert(row.name).second) fail(row.name, "a name of its own", "that of another row");
+    }
   }
 
   void check_row(const kf_row& row) const {
@@ -126,23 +163,28 @@ class Table {
              "none");
   }
 
-  const kf_plugin& plugin_;
-  const std::string& path_;
+  const std::string path_;
+  kf_plugin plugin_;
+  kf_memory memory_{};
+  std::vector<RowTable> rows_;
+  DeviceType device_type_{};
 };
 
 // Rows.
 
 // What calls with other fields than the row's are held against.
 struct Row {
-  const kf_row* row;
+  const kf_row* theirs;
+  kf_row row;
   Op op;
   AnyParams defaults;
   std::string name;
 
-  Row(const kf_row& r, Op o) : row(&r), op(o), defaults(o), name(r.name) {}
+  explicit Row(const RowTable& t)
+      : theirs(t.theirs), row(t.row), op(find_op(row.op)->op), defaults(op), name(row.name) {}
 
   bool lists(std::string_view field) const {
-    for (const char* const* f = row->fields; *f; ++f)
+    for (const char* const* f = row.fields; *f; ++f)
       if (field == *f) return true;
     return false;
   }
@@ -167,15 +209,15 @@ struct Row {
 };
 
 kf_plan_context context_of(const PlanContext& ctx) {
-  return {ctx.caps.device.index, ctx.num_threads, ctx.packs != nullptr};
+  return {sizeof(kf_plan_context), ctx.caps.device.index, ctx.num_threads, ctx.packs != nullptr, 0};
 }
 
 Support supports(const Row& r, const void* params, const PlanContext& ctx) {
-  const kf_call call(r.op, params, r.row->fields);
+  const kf_call call(r.op, params, r.row.fields);
   if (std::string more = r.beyond(call); !more.empty()) return Support::no(std::move(more));
   const kf_plan_context context = context_of(ctx);
   const Attempt a =
-      attempt([&](kf_reason* reason) { return r.row->supports(r.row, &call, &context, reason); });
+      attempt([&](kf_reason* reason) { return r.row.supports(r.theirs, &call, &context, reason); });
   const Result result = r.judge("supports", call, a);
   if (result.status == KF_OK) return Support::yes();
   const bool is_no =
@@ -185,16 +227,16 @@ Support supports(const Row& r, const void* params, const PlanContext& ctx) {
 
 Prepared prepare(const std::shared_ptr<const Row>& r, const void* params, const PlanContext& ctx) {
   Prepared p;
-  if (!r->row->plan) return p;
-  const kf_call call(r->op, params, r->row->fields);
+  if (!r->row.plan) return p;
+  const kf_call call(r->op, params, r->row.fields);
   const kf_plan_context context = context_of(ctx);
-  kf_planned planned{nullptr, 0, 1, 1};
+  kf_planned planned{sizeof planned, nullptr, 0, 1, 1};
   const Attempt a =
-      attempt([&](kf_reason* reason) { return r->row->plan(r->row, &call, &context, &planned, reason); });
+      attempt([&](kf_reason* reason) { return r->row.plan(r->theirs, &call, &context, &planned, reason); });
   // Whatever came of it, what it made is freed.
   if (planned.plan)
-    p.state = std::shared_ptr<void>(planned.plan,
-                                    [r](void* plan) { r->row->free_plan(static_cast<kf_plan*>(plan)); });
+    p.state = std::shared_ptr<void>(
+        planned.plan, [r](void* plan) { r->row.free_plan(r->theirs, static_cast<kf_plan*>(plan)); });
   const Result result = r->judge("plan", call, a);
   if (result.status != KF_OK) throw Error(code_of(result.status), result.reason, {{"kernel", r->name}});
   p.workspace_bytes = planned.workspace_bytes;
@@ -204,18 +246,19 @@ Prepared prepare(const std::shared_ptr<const Row>& r, const void* params, const 
 }
 
 void run(const Row& r, const void* params, const void* state, const RunContext& ctx) {
-  const kf_call call(r.op, params, r.row->fields);
-  const kf_run_context context{ctx.workspace, ctx.stream, call.device(), ctx.num_threads};
+  const kf_call call(r.op, params, r.row.fields);
+  const kf_run_context context{sizeof context, ctx.workspace, ctx.stream, call.device(), ctx.num_threads};
   const Attempt a = attempt([&](kf_reason* reason) {
-    return r.row->run(r.row, &call, static_cast<const kf_plan*>(state), &context, reason);
+    return r.row.run(r.theirs, &call, static_cast<const kf_plan*>(state), &context, reason);
   });
   if (a.status == KF_OK && !call.bad_name[0]) return;
   const Result result = r.judge("run", call, a);
   throw Error(code_of(result.status), result.reason, {{"kernel", r.name}});
 }
 
-Kernel kernel_of(const kf_row& row) {
-  const auto r = std::make_shared<const Row>(row, find_op(row.op)->op);
+Kernel kernel_of(const RowTable& table) {
+  const auto r = std::make_shared<const Row>(table);
+  const kf_row& row = r->row;
   Kernel k;
   k.name = row.name;
   k.op = r->op;
@@ -233,8 +276,9 @@ Kernel kernel_of(const kf_row& row) {
 
 DeviceCaps capabilities(const kf_plugin& plugin, DeviceType type, int index) {
   kf_capabilities c{};
+  c.struct_size = sizeof c;
   must(fmt::format("backend {}: device {}", plugin.name, index),
-       [&](kf_reason* reason) { return plugin.capabilities(index, &c, reason); });
+       [&](kf_reason* reason) { return plugin.capabilities(plugin.context, index, &c, reason); });
   c.name[sizeof c.name - 1] = 0;
   c.isa[sizeof c.isa - 1] = 0;
   DeviceCaps caps;
@@ -262,26 +306,27 @@ DeviceMemory memory_of(const kf_memory& m, const std::string& backend) {
   const std::string prefix = fmt::format("backend {}: ", backend);
   d.allocate = [m, what = prefix + "allocate"](int index, std::size_t bytes, void* stream) {
     void* memory = nullptr;
-    must(what, [&](kf_reason* reason) { return m.allocate(index, bytes, stream, &memory, reason); });
+    must(what,
+         [&](kf_reason* reason) { return m.allocate(m.context, index, bytes, stream, &memory, reason); });
     return checked_memory(what, memory);
   };
-  d.free = [m](int index, void* memory, void* stream) { m.free(index, memory, stream); };
+  d.free = [m](int index, void* memory, void* stream) { m.free(m.context, index, memory, stream); };
   d.copy = [m, what = prefix + "copy"](int index, void* to, const void* from, std::size_t bytes,
                                        CopyDirection direction, void* stream) {
     must(what, [&](kf_reason* reason) {
-      return m.copy(index, to, from, bytes, static_cast<std::int32_t>(direction), stream, reason);
+      return m.copy(m.context, index, to, from, bytes, static_cast<std::int32_t>(direction), stream, reason);
     });
   };
   d.synchronize = [m, what = prefix + "synchronize"](int index, void* stream) {
-    must(what, [&](kf_reason* reason) { return m.synchronize(index, stream, reason); });
+    must(what, [&](kf_reason* reason) { return m.synchronize(m.context, index, stream, reason); });
   };
   if (!m.allocate_host) return d;
   d.allocate_host = [m, what = prefix + "allocate_host"](int index, std::size_t bytes) {
     void* memory = nullptr;
-    must(what, [&](kf_reason* reason) { return m.allocate_host(index, bytes, &memory, reason); });
+    must(what, [&](kf_reason* reason) { return m.allocate_host(m.context, index, bytes, &memory, reason); });
     return checked_memory(what, memory);
   };
-  d.free_host = [m](void* memory) { m.free_host(memory); };
+  d.free_host = [m](void* memory) { m.free_host(m.context, memory); };
   return d;
 }
 
@@ -305,8 +350,9 @@ struct Enqueue {
 double timed(const kf_plugin& plugin, int index, const std::function<void(void* stream)>& function) {
   Enqueue e{function, nullptr};
   double milliseconds = 0;
-  const Attempt a = attempt(
-      [&](kf_reason* reason) { return plugin.time(index, Enqueue::give, &e, &milliseconds, reason); });
+  const Attempt a = attempt([&](kf_reason* reason) {
+    return plugin.time(plugin.context, index, Enqueue::give, &e, &milliseconds, reason);
+  });
   if (e.thrown) std::rethrow_exception(e.thrown);
   const Result r = result_of(fmt::format("backend {}: time", plugin.name), a);
   if (r.status != KF_OK) throw Error(code_of(r.status), r.reason);
@@ -324,28 +370,28 @@ static_assert(unsigned{kCustom} == unsigned{KF_FAMILY_CUSTOM} &&
 
 }  // namespace
 
-Backend make_backend(const kf_plugin& plugin, const std::string& path) {
-  const Table table(plugin, path);
-  const DeviceType type = table.check();
+Backend make_backend(const kf_plugin& table, const std::string& path) {
+  const auto t = std::make_shared<const Table>(table, path);
   Backend b;
-  b.name = plugin.name;
-  b.device_type = type;
-  b.available = [&plugin] {
-    const Attempt a = attempt([&](kf_reason* reason) { return plugin.available(reason); });
+  b.name = t->plugin().name;
+  b.device_type = t->device_type();
+  b.available = [t] {
+    const kf_plugin& plugin = t->plugin();
+    const Attempt a = attempt([&](kf_reason* reason) { return plugin.available(plugin.context, reason); });
     const Result r = result_of(fmt::format("backend {}", plugin.name), a);
     if (r.status == KF_OK) return Support::yes();
     return Support::no(is_status(a.status) && a.reason.text[0] ? a.reason.text : r.reason);
   };
-  b.capabilities = [&plugin, type](int index) { return capabilities(plugin, type, index); };
-  b.kernels = [&plugin] {
+  b.capabilities = [t](int index) { return capabilities(t->plugin(), t->device_type(), index); };
+  b.kernels = [t] {
     std::vector<Kernel> rows;
-    for (std::size_t i = 0; i < plugin.num_rows; ++i) rows.push_back(kernel_of(plugin.rows[i]));
+    for (const RowTable& row : t->rows()) rows.push_back(kernel_of(row));
     return rows;
   };
-  b.memory = memory_of(plugin.memory, b.name);
-  if (plugin.time)
-    b.time = [&plugin](int index, const std::function<void(void* stream)>& enqueue) {
-      return timed(plugin, index, enqueue);
+  b.memory = memory_of(t->memory(), b.name);
+  if (t->plugin().time)
+    b.time = [t](int index, const std::function<void(void* stream)>& enqueue) {
+      return timed(t->plugin(), index, enqueue);
     };
   return b;
 }

@@ -58,8 +58,8 @@ const char* choice_of(const kf_call* call, const char* name) {
 }  // namespace
 
 const kf_host& host() {
-  static const kf_host table{KF_ABI_VERSION, KF_VERSION, tensor_of, dtype_of,
-                             boolean_of,     integer_of, number_of, choice_of};
+  static const kf_host table{sizeof(kf_host), KF_VERSION, tensor_of, dtype_of,
+                             boolean_of,      integer_of, number_of, choice_of};
   return table;
 }
 
