@@ -8,7 +8,7 @@ PYTHONS ?= python3
 # Builds of the same sources share ccache's results, wherever they lie.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help setup build demo test test-cpp test-python test-sanitize test-arm64 test-gpu test-cuda-build test-install fuzz peers bench wheel docs docs-site clean
+.PHONY: help setup build demo test test-cpp test-python test-sanitize test-arm64 test-gpu test-cuda-build test-hip-build test-install fuzz peers bench wheel docs docs-site clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -72,6 +72,11 @@ test-cuda-build: setup
 	@build-cuda-check/kf_tests --gtest_brief=1 --gtest_filter='Accelerators*:Cuda*'
 	@build-cuda-check/kf_info | grep -q 'cuda'
 
+## make test-hip-build  the ROCm backend's kernels compiled for gfx906 (Debian's hipcc), their registers and waves checked
+test-hip-build: setup
+	@echo "== the kernels of the ROCm backend, without a device"
+	@scripts/test_hip_build.sh $(JOBS)
+
 ## make fuzz            fuzzes for an hour (FUZZ_SECONDS): libFuzzer on attention and weights, hypothesis on the Python face
 fuzz: build
 	@scripts/setup.sh requirements/test.txt
@@ -114,4 +119,4 @@ docs-site: build
 	@scripts/docs_site.sh
 
 clean:
-	rm -rf build build-docs build-cuda build-cuda-check build-sanitize build-fuzz build-python-* dist report
+	rm -rf build build-docs build-cuda build-cuda-check build-hip build-hip-check build-sanitize build-fuzz build-python-* dist report

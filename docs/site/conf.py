@@ -37,7 +37,8 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 # The table of contents, at the side of every page. A page of docs/ that is not named here comes last.
 CONTENTS = {
     "Use": ["installing", "choosing-a-backend", "configuration", "support-matrix", "ops/README", "fuse-model", "torch", "adapters"],
-    "Reference": ["site/python", "site/cpp", "numerics", "backends/cpu", "backends/cuda", "backends/ascend", "backends/cambricon"],
+    "Reference": ["site/python", "site/cpp", "numerics", "backends/cpu", "backends/cuda", "backends/ascend", "backends/cambricon",
+                  "backends/hygon"],
     "Change": ["architecture", "graph", "adding-an-op", "adding-a-backend", "bring-up-a-backend", "verification"],
 }
 

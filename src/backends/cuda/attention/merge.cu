@@ -33,15 +33,16 @@ MergeRows rows_of(const TensorView& out, const TensorView& lse) {
   return r;
 }
 
-constexpr int kThreads = 128, kRowsOfBlock = kThreads / 32;
+constexpr int kThreads = 128, kRowsOfBlock = kThreads / kWarp;
 
 // A warp a row. All of a lane's elements of both parts are read before any is written: out may be either of them.
 template <class T>
-__global__ __launch_bounds__(kThreads) void merge_kernel(const __grid_constant__ MergeArgs m) {
+__global__ __launch_bounds__(kThreads) void merge_kernel(const __grid_constant__ MergeArgs args) {
+  const MergeArgs& m = first_argument(args);
   wait_for_predecessor();
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / 32;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / kWarp;
   if (row >= m.num_rows) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int head = static_cast<int>(row % m.heads), token = static_cast<int>(row / m.heads % m.tokens);
   const std::int64_t outer = row / m.heads / m.tokens;
   const auto lse_at = [&](const MergeRows& r) {
@@ -59,13 +60,13 @@ __global__ __launch_bounds__(kThreads) void merge_kernel(const __grid_constant__
                                                                             static_cast<const T*>(m.b.out) +
                                                                             out_at(m.b);
   T* const to = static_cast<T*>(const_cast<void*>(m.to.out)) + out_at(m.to);
-  for (int d = lane; d < m.dim; d += 32) {
+  for (int d = lane; d < m.dim; d += kWarp) {
     float v = 0;
     if (a != -INFINITY) v = wa * widen(from_a[d]);
     if (b != -INFINITY) v = fmaf(wb, widen(from_b[d]), v);
     to[d] = narrow<T>(v);
   }
-  __syncwarp();  // all have read both
+  sync_warp();  // all have read both
   if (lane == 0 && m.to.lse) const_cast<float*>(m.to.lse)[lse_at(m.to)] = none ? -INFINITY : top + logf(sum);
 }
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include <cuda_runtime.h>
+#include "backends/cuda/device/machine.cuh"
 
 namespace kf::cuda {
 
@@ -32,18 +32,18 @@ __device__ inline float logit_of(std::uint64_t ranked) {
 // The largest of the block's, in its first thread. Whole warps.
 __device__ inline std::uint64_t block_max(std::uint64_t v) {
   const auto over_lanes = [](std::uint64_t v) {
-    for (int distance = 16; distance > 0; distance /= 2) {
-      const std::uint64_t other = __shfl_xor_sync(0xffffffffu, v, distance);
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      const std::uint64_t other = shuffle_xor(v, distance);
       v = other > v ? other : v;
     }
     return v;
   };
-  __shared__ std::uint64_t of_warp[32];
+  __shared__ std::uint64_t of_warp[1024 / kWarp];
   v = over_lanes(v);
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = v;
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = v;
   __syncthreads();
-  if (threadIdx.x >= 32) return 0;
-  return over_lanes(threadIdx.x < blockDim.x / 32 ? of_warp[threadIdx.x] : 0);
+  if (threadIdx.x >= kWarp) return 0;
+  return over_lanes(threadIdx.x < blockDim.x / kWarp ? of_warp[threadIdx.x] : 0);
 }
 
 }  // namespace kf::cuda

@@ -4,8 +4,7 @@
 
 #include <utility>
 
-#include <cuda_runtime.h>
-
+#include "backends/cuda/device/machine.cuh"
 #include "backends/cuda/runtime.h"
 #include "kf/kernel.h"
 #include "kf/tensor.h"
@@ -19,6 +18,16 @@ class Launch {
 
   TableFault* fault() const { return table_fault(device_); }
 
+#ifdef KF_WARP
+  template <class... P, class... A>
+  void operator()(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared_bytes, A&&... args) const {
+    check(launch_kernel(kernel, grid, block, shared_bytes, stream_, std::forward<A>(args)...),
+          "cudaLaunchKernel");
+  }
+  static void allow_shared(const void*, std::size_t) {}
+
+ private:
+#else
   // Before a kernel is launched with more shared memory than it gets unasked.
   static void allow_shared(const void* kernel, std::size_t bytes) {
     if (bytes > kDefaultShared)
@@ -84,6 +93,7 @@ class Launch {
     }
   };
   static constexpr std::size_t kDefaultShared = 44 << 10;  // of 48, which what a kernel declares is part of
+#endif
   CurrentDevice current_;
   cudaStream_t stream_;
   int device_;

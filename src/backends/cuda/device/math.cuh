@@ -4,22 +4,12 @@
 
 #include <type_traits>
 
+#include "backends/cuda/device/machine.cuh"
 #include "core/gelu_logistic.h"
 #include "core/half.h"
 #include "kf/ops/common.h"
 
 namespace kf::cuda {
-
-__device__ inline float approximate_exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ inline float approximate_reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 template <class Out>
 __device__ inline float exponential(float x) {

@@ -2,6 +2,8 @@
 // several rows (blockDim.y) where a row takes at most a warp.
 #pragma once
 
+#include "backends/cuda/device/machine.cuh"
+
 namespace kf::cuda {
 
 struct Sum {
@@ -15,23 +17,24 @@ struct Max {  // a NaN is lost
 
 template <class Op>
 __device__ inline float lanes_reduce(float v, int lanes) {
-  for (int distance = lanes / 2; distance > 0; distance /= 2)
-    v = Op::of(v, __shfl_xor_sync(0xffffffffu, v, distance));
+  for (int distance = lanes / 2; distance > 0; distance /= 2) v = Op::of(v, shuffle_xor(v, distance));
   return v;
 }
+
+inline constexpr int kMaxWarps = 1024 / kWarp;  // of a block
 
 // The result in every thread of the row, by one order of additions. All threads of the block take part. Where a kernel reduces by
 // several slots in turn, a barrier lies between two uses of one, and it need not be guarded.
 template <class Op, int kSlot = 0, bool kGuarded = true>
 __device__ inline float row_reduce(float v) {
-  if (blockDim.x <= 32) return lanes_reduce<Op>(v, static_cast<int>(blockDim.x));
-  __shared__ float of_warp[32];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  v = lanes_reduce<Op>(v, 32);
+  if (blockDim.x <= kWarp) return lanes_reduce<Op>(v, static_cast<int>(blockDim.x));
+  __shared__ float of_warp[kMaxWarps];
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  v = lanes_reduce<Op>(v, kWarp);
   if constexpr (kGuarded) __syncthreads();  // those of the reduction before have been read
   if (lane == 0) of_warp[warp] = v;
   __syncthreads();
-  return lanes_reduce<Op>(lane < static_cast<int>(blockDim.x) / 32 ? of_warp[lane] : Op::kIdentity, 32);
+  return lanes_reduce<Op>(lane < static_cast<int>(blockDim.x) / kWarp ? of_warp[lane] : Op::kIdentity, kWarp);
 }
 
 }  // namespace kf::cuda

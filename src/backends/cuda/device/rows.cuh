@@ -12,6 +12,7 @@
 #include <cuda_runtime.h>
 
 #include "backends/cuda/device/element.cuh"
+#include "backends/cuda/device/machine.cuh"
 #include "core/rows.h"
 
 namespace kf::cuda {
@@ -32,22 +33,25 @@ inline int vectors_each(std::int64_t rows) { return rows >= 2048 ? 4 : 2; }
 // Blocks of kMaxRowThreads that a multiprocessor is to hold, so that registers leave room for enough rows on their way.
 constexpr int row_blocks(int vecs) { return vecs == 8 ? 1 : vecs == 4 ? 2 : 3; }
 
+// The most vectors a thread holds: more would not fit the registers that a wave of 64 lanes leaves it.
+inline constexpr int kMaxVecs = kWarp == 32 ? 8 : 4;
+
 // The most threads of a block of these kernels.
 inline constexpr int kMaxRowThreads = 512;
 
 // For rows of n elements in vectors of `width`: about `each` a thread.
 inline RowShape row_shape(std::int64_t n, int width, int each = 2) {
-  constexpr int kThreads = 128, kMaxVecs = 8;
+  constexpr int kThreads = 128;
   const std::int64_t vectors = (n + width - 1) / width;
   RowShape s;
-  if (vectors <= 32) {
+  if (vectors <= kWarp) {
     while (s.threads_x < vectors) s.threads_x *= 2;
     s.rows_per_block = kThreads / s.threads_x;
   } else {
     s.threads_x = static_cast<int>(
-        std::min<std::int64_t>(kMaxRowThreads, ((vectors + each - 1) / each + 31) / 32 * 32));
-    s.threads_x = std::max(s.threads_x, 32);
-    if (s.threads_x == 32) s.rows_per_block = kThreads / 32;
+        std::min<std::int64_t>(kMaxRowThreads, ((vectors + each - 1) / each + kWarp - 1) / kWarp * kWarp));
+    s.threads_x = std::max(s.threads_x, kWarp);
+    if (s.threads_x == kWarp) s.rows_per_block = kThreads / kWarp;
   }
   const std::int64_t vecs = (vectors + s.threads_x - 1) / s.threads_x;
   s.vecs = 1;
@@ -67,7 +71,7 @@ void with_vecs(int vecs, F&& f) {
     case 4:
       return f(std::integral_constant<int, 4>());
     case 8:
-      return f(std::integral_constant<int, 8>());
+      return f(std::integral_constant<int, kMaxVecs>());
     default:
       return f(std::integral_constant<int, 0>());
   }

@@ -47,7 +47,8 @@ struct PointwiseArgs {
 constexpr int kThreads = 256;
 
 template <class T, int W, class F>
-__global__ void pointwise_kernel(const PointwiseArgs p, const F f) {
+__global__ void pointwise_kernel(const PointwiseArgs args, const F f) {
+  const PointwiseArgs& p = first_argument(args);
   wait_for_predecessor();
   const std::int64_t row = blockIdx.x / p.blocks_per_row;
   const std::int64_t i = ((blockIdx.x % p.blocks_per_row) * kThreads + threadIdx.x) * W;

@@ -30,7 +30,8 @@ struct QuantizedArgs {
 };
 
 template <Source kSource, class T, int W>
-__global__ void __launch_bounds__(kMaxRowThreads) quantized_kernel(const QuantizedArgs a) {
+__global__ void __launch_bounds__(kMaxRowThreads) quantized_kernel(const QuantizedArgs args) {
+  const QuantizedArgs& a = first_argument(args);
   constexpr bool kNorm = kSource == Source::rms_norm || kSource == Source::layer_norm;
   wait_for_predecessor();
   const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;

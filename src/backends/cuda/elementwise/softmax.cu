@@ -36,7 +36,8 @@ __device__ inline float masked(const SoftmaxArgs& a, std::int64_t at, float v) {
 }
 
 template <class T, int W, int kVecs, bool kMask>
-__global__ void __launch_bounds__(kMaxRowThreads, row_blocks(kVecs)) softmax_kernel(const SoftmaxArgs a) {
+__global__ void __launch_bounds__(kMaxRowThreads, row_blocks(kVecs)) softmax_kernel(const SoftmaxArgs args) {
+  const SoftmaxArgs& a = first_argument(args);
   wait_for_predecessor();
   const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const bool active = row < a.rows;

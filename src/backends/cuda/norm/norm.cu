@@ -2,7 +2,9 @@
 // that outputs may lie in the memory of inputs.
 
 #include "backends/cuda/device/launch.cuh"
+#ifndef KF_WARP
 #include "backends/cuda/device/mma.cuh"
+#endif
 #include "backends/cuda/device/reduce.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/norm/norm.h"
@@ -59,7 +61,8 @@ __device__ void load_affine(DType dtype, const void* from, int i, float (&to)[W]
 // kCentred: LayerNorm, else RMSNorm. kOwnDtype: weight and bias are of x's dtype.
 template <bool kCentred, bool kResidual, bool kOwnDtype, class T, int W, int kVecs>
 __global__ void __launch_bounds__(kMaxRowThreads, kVecs > 4 || kResidual ? 1 : row_blocks(kVecs))
-    norm_kernel(const NormArgs a) {
+    norm_kernel(const NormArgs args) {
+  const NormArgs& a = first_argument(args);
   wait_for_predecessor();
   const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const bool active = row < a.rows;  // the others only take part in reductions
@@ -86,7 +89,8 @@ __global__ void __launch_bounds__(kMaxRowThreads, kVecs > 4 || kResidual ? 1 : r
       f(j, i, h);
     });
   };
-  const auto [mean, inverse] = statistics<kCentred, false, W>(a, for_each);
+  const Statistics of_row = statistics<kCentred, false, W>(a, for_each);
+  const float mean = of_row.mean, inverse = of_row.inverse;
   if (!active) return;
   T* const out = static_cast<T*>(a.out) + a.out_rows(row);
   T* const residual_out =
@@ -106,6 +110,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, kVecs > 4 || kResidual ? 1 : r
   });
 }
 
+#ifndef KF_WARP  // of machines that copy to shared memory while they compute
 // Many rows with a residual, or very long ones: blocks stay, and the rows that they come to next are on their way to shared
 // memory, each thread's part copied and read by itself; the weight is held in registers. All of x's dtype, in vectors of 16
 // bytes.
@@ -165,7 +170,8 @@ __global__ void __launch_bounds__(kMaxRowThreads) streamed_norm_kernel(const Nor
         f(j, i, h);
       });
     };
-    const auto [mean, inverse] = statistics<kCentred, true, W>(a, for_each);
+    const Statistics of_row = statistics<kCentred, true, W>(a, for_each);
+    const float mean = of_row.mean, inverse = of_row.inverse;
     T* const out = static_cast<T*>(a.out) + a.out_rows(row);
     T* const residual_out =
         a.residual_out ? static_cast<T*>(a.residual_out) + a.residual_out_rows(row) : nullptr;
@@ -210,6 +216,7 @@ bool launch_streamed(const Launch& launch, const NormArgs& a, const RowShape& sh
   });
   return true;
 }
+#endif
 
 // What the two norms do not have in common.
 struct Affine {
@@ -244,13 +251,15 @@ void run_norm(const P& p, const RunContext& ctx) {
   with_vectors(
       p.x.dtype, {&p.x, &p.residual, &p.out, &p.residual_out, &p.weight, &affine.bias},
       [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
-        const RowShape streamed = row_shape(a.n, W);
         const bool own = a.weight_dtype == p.x.dtype && (!a.bias || a.bias_dtype == p.x.dtype);
+#ifndef KF_WARP
+        const RowShape streamed = row_shape(a.n, W);
         if constexpr (W == kVectorWidth<T>)
           if (own &&
               (a.residual ? launch_streamed<kCentred, true, T>(launch, a, streamed, p.x.device.index)
                           : launch_streamed<kCentred, false, T>(launch, a, streamed, p.x.device.index)))
             return;
+#endif
         const RowShape shape = row_shape(a.n, W, a.residual ? 2 : vectors_each(a.rows));
         with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
           const auto of = [&]<bool kOwn>(std::bool_constant<kOwn>) {

@@ -11,7 +11,7 @@
 namespace kf::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 
 __device__ std::int64_t place(const CachePlace& p, std::int64_t page, std::int64_t row, int head) {
   return page * p.page_stride + row * p.row_stride + head * p.head_stride;
@@ -27,13 +27,14 @@ struct Rounding {
   }
 };
 
-__global__ void __launch_bounds__(kThreads) append_quantized_kernel(const AppendQuantizedArgs a) {
-  extern __shared__ float heads[];  // [num_heads, head_dim]
+__global__ void __launch_bounds__(kThreads) append_quantized_kernel(const AppendQuantizedArgs args) {
+  const AppendQuantizedArgs& a = first_argument(args);
+  float* const heads = dynamic_shared<float>();  // [num_heads, head_dim]
   wait_for_predecessor();
   const std::int64_t token = blockIdx.x / 2;
   const HeadsSource& from = a.from[blockIdx.x % 2];
   const QuantizedCache& to = a.to[blockIdx.x % 2];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const std::int64_t slot = a.slots_are_64_bit
                                 ? static_cast<const std::int64_t*>(a.slots)[token * a.slots_stride]
                                 : static_cast<const std::int32_t*>(a.slots)[token * a.slots_stride];
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) append_quantized_kernel(const Append
     float* const turned = heads + head * a.head_dim;
     const std::int64_t begin = token * from.token_stride + head * from.head_stride;
     float squares = 0;
-    for (int i = lane; i < a.head_dim; i += 32) {
+    for (int i = lane; i < a.head_dim; i += kWarp) {
       float v[1];
       load_any(a.dtype, from.x, begin + i, v);
       turned[i] = v[0];
@@ -63,16 +64,16 @@ __global__ void __launch_bounds__(kThreads) append_quantized_kernel(const Append
     }
     if (from.norm_weight) {
       const float inverse =
-          1.0f / sqrtf(lanes_reduce<Sum>(squares, 32) / static_cast<float>(a.head_dim) + a.norm_eps);
-      for (int i = lane; i < a.head_dim; i += 32) {
+          1.0f / sqrtf(lanes_reduce<Sum>(squares, kWarp) / static_cast<float>(a.head_dim) + a.norm_eps);
+      for (int i = lane; i < a.head_dim; i += kWarp) {
         float w[1];
         load_any(from.norm_weight_dtype, from.norm_weight, i, w);
         turned[i] *= inverse * (a.norm_weight_offset + w[0]);
       }
     }
-    __syncwarp();
+    sync_warp();
     if (!from.rotate) continue;
-    for (int i = lane; i < a.half; i += 32) {
+    for (int i = lane; i < a.half; i += kWarp) {
       const float c = a.cos[position * a.cos_stride + i], s = a.sin[position * a.sin_stride + i];
       float &x1 = turned[a.interleaved ? 2 * i : i], &x2 = turned[a.interleaved ? 2 * i + 1 : a.half + i];
       const float y1 = x1 * c - x2 * s;
@@ -98,18 +99,18 @@ __global__ void __launch_bounds__(kThreads) append_quantized_kernel(const Append
     };
     if (to.computes_scales) {
       float low = 0, high = 0;
-      for (int i = lane; i < count; i += 32)
+      for (int i = lane; i < count; i += kWarp)
         if (const float v = value(i); isfinite(v)) {
           low = fminf(low, v);
           high = fmaxf(high, v);
         }
-      low = -lanes_reduce<Max>(-low, 32);
-      high = lanes_reduce<Max>(high, 32);
+      low = -lanes_reduce<Max>(-low, kWarp);
+      high = lanes_reduce<Max>(high, kWarp);
       // Halves first: the difference of the ends may be more than the largest float.
       const float wanted =
           to.zeros ? (high / 2 - low / 2) / (r.highest - r.lowest) * 2 : fmaxf(high, -low) / largest;
       if (lane == 0) store_any(to.scales_dtype, to.scales, scale_at, wanted);
-      __syncwarp();
+      sync_warp();
       float stored[1];
       load_any(to.scales_dtype, to.scales, scale_at, stored);
       r.scale = stored[0];
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) append_quantized_kernel(const Append
       r.zero = to.zeros ? static_cast<float>(to.zeros[zero_at]) : 0.0f;
     }
     const int step = is_int4 ? 2 : 1;
-    for (int i = lane * step; i < count; i += 32 * step) {
+    for (int i = lane * step; i < count; i += kWarp * step) {
       const std::int64_t at =
           place(to.data_at, page, row, first + i / to.group) + group * to.group + i % to.group;
       if (is_int4) {

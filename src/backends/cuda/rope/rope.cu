@@ -121,7 +121,8 @@ __device__ float squares_of(const float (&v)[W]) {
 // kLanes lanes do a head. kHeld: its halves are a vector a lane each, and all of it is rotated or none: it is read at once, before
 // the position is known. Otherwise lanes go through it.
 template <class T, class Cache, int W, int kLanes, bool kHeld>
-__global__ void __launch_bounds__(kThreads) rope_kernel(const RopeArgs a) {
+__global__ void __launch_bounds__(kThreads) rope_kernel(const RopeArgs args) {
+  const RopeArgs& a = first_argument(args);
   wait_for_predecessor();
   const unsigned job = (blockIdx.x * kThreads + threadIdx.x) / kLanes;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;

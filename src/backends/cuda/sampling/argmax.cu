@@ -76,7 +76,7 @@ int splits_of(const ArgmaxParams& p, int multiprocessors) {
 }  // namespace
 
 void combine_largest(const LargestParts& p, std::int64_t rows, const TensorView& on, const RunContext& ctx) {
-  const int threads = std::min(kThreads, (p.count + 31) / 32 * 32);
+  const int threads = std::min(kThreads, (p.count + kWarp - 1) / kWarp * kWarp);
   Launch(on, ctx)(combine_kernel, dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(threads)), 0,
                   p);
 }

@@ -17,7 +17,8 @@ struct EmbeddingArgs {
 
 // A block a token.
 template <class From, class To, int W>
-__global__ void embedding_kernel(const EmbeddingArgs a) {
+__global__ void embedding_kernel(const EmbeddingArgs args) {
+  const EmbeddingArgs& a = first_argument(args);
   wait_for_predecessor();
   const std::int64_t t = blockIdx.x;
   const std::int32_t id = a.ids[t * a.ids_stride];
@@ -57,7 +58,7 @@ void embedding_run(const EmbeddingParams& p, const RunContext& ctx) {
     with_activation_type(p.out.dtype, [&]<class To>(std::type_identity<To>) {
       constexpr int kWide = std::min(kVectorWidth<From>, kVectorWidth<To>);
       const unsigned threads =
-          static_cast<unsigned>(std::clamp<std::int64_t>(a.hidden / kWide, 32, 256) / 32 * 32);
+          static_cast<unsigned>(std::clamp<std::int64_t>(a.hidden / kWide, kWarp, 256) / kWarp * kWarp);
       const dim3 grid(static_cast<unsigned>(p.ids.dim(0)));
       if (aligned_rows(p.table, kWide) && aligned_rows(p.out, kWide)) {
         launch(embedding_kernel<From, To, kWide>, grid, dim3(threads), 0, a);

@@ -25,12 +25,13 @@ struct SampleArgs {
   std::int64_t top_k, seed, step;
 };
 
-constexpr int kThreads = 1024, kDigitBits = 11, kDigits = 1 << kDigitBits, kListed = 2048;
+constexpr int kThreads = 1024, kWarps = kThreads / kWarp, kDigitBits = 11, kDigits = 1 << kDigitBits,
+              kListed = 2048;
 static_assert(kDigits == 2 * kThreads);
 
 struct Shared {
   std::uint32_t low[kDigits], high[kDigits];  // a sum a digit, in two halves
-  std::uint64_t of_warp[kThreads / 32];
+  std::uint64_t of_warp[kWarps];
   std::uint64_t list[kListed];
   int listed;
   std::uint64_t digit, before, there;
@@ -47,20 +48,23 @@ struct Shared {
 
 // The sum of this thread's value and those of the threads before it; of all in `total`.
 __device__ std::uint64_t scan(Shared& s, std::uint64_t v, std::uint64_t* total) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const auto over_lanes = [&](std::uint64_t v) {
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const std::uint64_t other = __shfl_up_sync(0xffffffffu, v, distance);
+    for (int distance = 1; distance < kWarp; distance *= 2) {
+      const std::uint64_t other = shuffle_up(v, distance);
       if (lane >= distance) v += other;
     }
     return v;
   };
   v = over_lanes(v);
-  if (lane == 31) s.of_warp[warp] = v;
+  if (lane == kWarp - 1) s.of_warp[warp] = v;
   __syncthreads();
-  if (warp == 0) s.of_warp[lane] = over_lanes(s.of_warp[lane]);
+  if (warp == 0) {
+    const std::uint64_t end = over_lanes(lane < kWarps ? s.of_warp[lane] : 0);
+    if (lane < kWarps) s.of_warp[lane] = end;
+  }
   __syncthreads();
-  *total = s.of_warp[kThreads / 32 - 1];
+  *total = s.of_warp[kWarps - 1];
   return v + (warp > 0 ? s.of_warp[warp - 1] : 0);
 }
 
@@ -248,7 +252,8 @@ void sample_run(const SampleParams& p, const RunContext& ctx) {
   const dim3 grid(static_cast<unsigned>(p.ids.dim(0)));
   with_vectors(p.logits.dtype, {&p.logits},
                [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
-                 Launch(p.ids, ctx)(sample_kernel<T, W>, grid, dim3(kThreads), 0, a);
+                 constexpr int kWidth = kWarp == 32 ? W : std::min(W, 4);  // registers
+                 Launch(p.ids, ctx)(sample_kernel<T, kWidth>, grid, dim3(kThreads), 0, a);
                });
 }
 
