@@ -6,19 +6,11 @@
 
 #include "core/block_formats.h"
 #include "core/half.h"
+#include "core/hash.h"
 #include "core/quantized.h"
 #include "kf/error.h"
 
 namespace kf::cases {
-namespace {
-
-std::uint64_t fnv1a(std::string_view s) {
-  std::uint64_t h = 14695981039346656037ull;
-  for (unsigned char c : s) h = (h ^ c) * 1099511628211ull;
-  return h;
-}
-
-}  // namespace
 
 std::int64_t element_offset(const TensorView& t, std::int64_t flat) {
   if (t.is_contiguous()) return flat;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -12,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "backends/cpu/simd/peak.h"
+#include "core/hash.h"
 #include "core/quantizer.h"
 #include "kf/error.h"
 
@@ -256,7 +256,6 @@ std::vector<std::uint64_t> input_hashes(const Dispatcher& d, const Operands& o) 
     if (!s.tensor->present() || s.role != Role::in) continue;
     std::uint64_t& h = hashes.emplace_back(0);
     if (s.name == o.overwritten) continue;
-    h = 14695981039346656037ull;
     const std::size_t n = span_bytes(*s.tensor);
     const auto* p = s.tensor->as<const unsigned char>();
     if (!d.on_host()) {
@@ -265,12 +264,7 @@ std::vector<std::uint64_t> input_hashes(const Dispatcher& d, const Operands& o) 
       d.synchronize();
       p = copy.data();
     }
-    std::size_t i = 0;
-    for (std::uint64_t word; i + sizeof word <= n; i += sizeof word) {
-      std::memcpy(&word, p + i, sizeof word);
-      h = std::rotl((h ^ word) * 1099511628211ull, 29);
-    }
-    for (; i < n; ++i) h = (h ^ p[i]) * 1099511628211ull;
+    h = checksum(p, n);
   }
   return hashes;
 }

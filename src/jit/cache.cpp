@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "core/files.h"
+#include "core/hash.h"
 #include "core/log.h"
 #include "jit/compile.h"
 
@@ -20,15 +21,9 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kHeader = "kf cuda 1\n";
 
-// FNV-1a. Files are told apart by it; what a file holds is compared whole.
-std::uint64_t hash(std::string_view bytes) {
-  std::uint64_t h = 14695981039346656037u;
-  for (const char c : bytes) h = (h ^ static_cast<unsigned char>(c)) * 1099511628211u;
-  return h;
-}
-
+// Files are told apart by a hash; what a file holds is compared whole.
 fs::path file_of(const std::string& folder, const std::string& key) {
-  return fs::path(folder) / fmt::format("{:016x}", hash(key));
+  return fs::path(folder) / fmt::format("{:016x}", fnv1a(key));
 }
 
 void put(std::string& bytes, std::string_view part) {
@@ -64,7 +59,7 @@ std::optional<CompiledCuda> read_cached(const std::string& folder, const std::st
   std::string_view rest(file);
   std::memcpy(&sum, file.data() + file.size() - sizeof sum, sizeof sum);
   rest.remove_suffix(sizeof sum);
-  if (hash(rest) != sum) return std::nullopt;
+  if (fnv1a(rest) != sum) return std::nullopt;
   rest.remove_prefix(kHeader.size());
   std::string its_key, parameter;
   CompiledCuda c;
@@ -84,7 +79,7 @@ void write_cached(const std::string& folder, const std::string& key, const Compi
   put(bytes, c.symbol);
   put(bytes, c.image);
   for (const std::string& p : c.parameters) put(bytes, p);
-  const std::uint64_t sum = hash(bytes);
+  const std::uint64_t sum = fnv1a(bytes);
   bytes.append(reinterpret_cast<const char*>(&sum), sizeof sum);
   try {
     std::error_code error;
