@@ -46,6 +46,26 @@ nb::list count_rows(const CallLog& log);
 nb::list distinct_rows(const CallLog& log);
 nb::list explained_rows(const std::vector<Explained>& rows);
 
+// f(x) of each x, in a list.
+template <class Range, class F>
+nb::list listed(const Range& range, const F& f) {
+  nb::list all;
+  for (const auto& x : range) all.append(f(x));
+  return all;
+}
+// f() while other threads may run Python; it touches none.
+template <class F>
+auto unlocked(const F& f) {
+  nb::gil_scoped_release release;
+  return f();
+}
+// What a function of Python says of support: None, or the reason why not.
+inline Support support_of(const nb::object& reason) {
+  return reason.is_none() ? Support::yes() : Support::no(nb::cast<std::string>(nb::str(reason)));
+}
+// Name, op, families and condition.
+nb::dict kernel_dict(const Kernel& k);
+
 void bind_errors(nb::module_& m);
 void bind_arrays(nb::module_& m);
 void bind_ops(nb::module_& m);

@@ -4,8 +4,8 @@
 namespace kf::python {
 
 nb::list count_rows(const CallLog& log) {
-  nb::list all;
-  for (const auto& [key, e] : log.counts()) {
+  return listed(log.counts(), [&](const auto& count) {
+    const auto& [key, e] = count;
     nb::dict d;
     d["op"] = key.first;
     d["kernel"] = key.second;
@@ -16,14 +16,12 @@ nb::list count_rows(const CallLog& log) {
     d["bytes"] = e.bytes;
     d["flops"] = e.flops;
     d["seconds"] = e.seconds;
-    all.append(d);
-  }
-  return all;
+    return d;
+  });
 }
 
 nb::list distinct_rows(const CallLog& log) {
-  nb::list all;
-  for (const CallLog::Distinct& c : log.distinct()) {
+  return listed(log.distinct(), [&](const CallLog::Distinct& c) {
     nb::dict d;
     d["op"] = op_name(c.params.op());
     d["kernel"] = c.kernel;
@@ -32,9 +30,8 @@ nb::list distinct_rows(const CallLog& log) {
     d["seconds"] = c.sums.seconds;
     d["launches"] = c.launches;
     d["fallback"] = c.sums.fallbacks > 0;
-    all.append(d);
-  }
-  return all;
+    return d;
+  });
 }
 
 }  // namespace kf::python

@@ -24,43 +24,34 @@ nb::dict comparison_dict(const cases::Comparison& c) {
 }
 
 nb::list list_cases() {
-  nb::list all;
-  for (const cases::Case& c : cases::all_cases()) {
+  return listed(cases::all_cases(), [&](const cases::Case& c) {
     nb::dict d;
     d["name"] = c.name;
     d["op"] = op_name(c.op);
     d["bench"] = c.bench;
-    all.append(d);
-  }
-  return all;
+    return d;
+  });
 }
 
 nb::list check_case(const std::string& name, const std::string& backend) {
-  std::vector<cases::KernelCheck> checks;
-  {
-    nb::gil_scoped_release release;
+  const std::vector<cases::KernelCheck> checks = unlocked([&] {
     Dispatcher dispatcher(backend_by_name(backend));
-    checks = cases::check_case(find_case(name), dispatcher);
-  }
-  nb::list all;
-  for (const cases::KernelCheck& k : checks) {
+    return cases::check_case(find_case(name), dispatcher);
+  });
+  return listed(checks, [&](const cases::KernelCheck& k) {
     nb::dict d = comparison_dict(k.result);
     d["kernel"] = k.kernel;
     d["families"] = k.families;
     d["supported"] = k.supported;
     d["reason"] = k.reason;
-    all.append(d);
-  }
-  return all;
+    return d;
+  });
 }
 
 nb::dict time_case(const std::string& name, const Selection& baseline, const Selection& optimized,
                    double seconds) {
-  cases::Timing t;
-  {
-    nb::gil_scoped_release release;
-    t = cases::time_case(find_case(name), default_dispatcher(), baseline, optimized, seconds);
-  }
+  const cases::Timing t = unlocked(
+      [&] { return cases::time_case(find_case(name), default_dispatcher(), baseline, optimized, seconds); });
   nb::dict d = comparison_dict(t.check);
   d["baseline"] = t.baseline;
   d["optimized"] = t.optimized;
@@ -106,25 +97,14 @@ void bind_cases(nb::module_& m) {
         "The configuration of a model that benchmarks build with random weights; raises with the names that "
         "there are.");
   m.def(
-      "copy_bandwidth",
-      [] {
-        nb::gil_scoped_release release;
-        return cases::copy_bandwidth(default_dispatcher());
-      },
+      "copy_bandwidth", [] { return unlocked([] { return cases::copy_bandwidth(default_dispatcher()); }); },
       "GB/s (read and written) that copies of large buffers reach.");
   m.def(
-      "read_bandwidth",
-      [] {
-        nb::gil_scoped_release release;
-        return cases::read_bandwidth(default_dispatcher());
-      },
+      "read_bandwidth", [] { return unlocked([] { return cases::read_bandwidth(default_dispatcher()); }); },
       "GB/s at which large buffers are read.");
   m.def(
       "multiply_add_peak",
-      [] {
-        nb::gil_scoped_release release;
-        return cases::multiply_add_peak(default_dispatcher());
-      },
+      [] { return unlocked([] { return cases::multiply_add_peak(default_dispatcher()); }); },
       "GFLOP/s of f32 multiply-adds in registers.");
 }
 

@@ -44,8 +44,7 @@ Run run_of(Op op, const nb::object& run) {
 Supports supports_of(Op op, const nb::object& supports) {
   return [op, supports = shared(supports)](const void* params, const PlanContext&) {
     nb::gil_scoped_acquire lock;
-    const nb::object reason = (*supports)(fields_of(op, params, false));
-    return reason.is_none() ? Support::yes() : Support::no(nb::cast<std::string>(nb::str(reason)));
+    return support_of((*supports)(fields_of(op, params, false)));
   };
 }
 

@@ -171,12 +171,10 @@ class PyEngine {
       inputs.push_back({sequence, std::span(tokens.back().data(), tokens.back().size()), rows_from(rows)});
     }
     const StepOutput kind = output_from(output);
-    Tensor result;
-    {
-      nb::gil_scoped_release release;
+    Tensor result = unlocked([&] {
       EngineUse use(*engine_);  // until the result is copied out
-      result = copy_of(use.step(inputs, kind));
-    }
+      return copy_of(use.step(inputs, kind));
+    });
     return kind == StepOutput::logits ? to_numpy<float>(std::move(result))
                                       : to_numpy<std::int32_t>(std::move(result));
   }
@@ -205,22 +203,17 @@ class PyEngine {
         if (PyErr_CheckSignals() != 0) throw nb::python_error();
         return nb::cast<bool>(nb::bool_(on_token(request, token)));
       };
-    std::vector<GenerateResult> results;
-    {
-      nb::gil_scoped_release release;
-      results = kf::generate(*engine_, parsed, callback);
-    }
+    const std::vector<GenerateResult> results =
+        unlocked([&] { return kf::generate(*engine_, parsed, callback); });
     static constexpr const char* kReasons[] = {"length", "stop", "cancelled"};
-    nb::list all;
-    for (const GenerateResult& r : results) {
+    return listed(results, [&](const GenerateResult& r) {
       nb::dict d;
       d["tokens"] = r.tokens;
       d["reason"] = kReasons[static_cast<int>(r.reason)];
       d["seconds_to_first_token"] = r.seconds_to_first_token;
       d["seconds"] = r.seconds;
-      all.append(d);
-    }
-    return all;
+      return d;
+    });
   }
 
   StepShape shape_of(const std::string& output, std::int64_t num_tokens, std::int64_t batch_size,
@@ -270,22 +263,18 @@ class PyEngine {
   }
 
   nb::list applied(const StepShape& shape) {
-    std::vector<Applied> applied;
-    {
-      nb::gil_scoped_release release;
+    const std::vector<Applied> applied = unlocked([&] {
       EngineUse use(*engine_);
-      applied = use.fused_graph(shape).applied;
-    }
-    nb::list all;
-    for (const Applied& a : applied) {
+      return use.fused_graph(shape).applied;
+    });
+    return listed(applied, [&](const Applied& a) {
       nb::dict d;
       d["rule"] = a.rule;
       d["label"] = a.label;
       d["kept"] = a.kept;
       d["reason"] = a.reason;
-      all.append(d);
-    }
-    return all;
+      return d;
+    });
   }
 
   nb::list calls() const { return count_rows(log_); }

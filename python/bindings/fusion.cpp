@@ -45,8 +45,7 @@ void bind_fusion(nb::module_& m) {
   m.def(
       "rules",
       [] {
-        nb::list all;
-        for (const Rule& r : builtin_rules()) {
+        return listed(builtin_rules(), [&](const Rule& r) {
           nb::dict d;
           d["name"] = r.name;
           d["flag"] = r.flag;
@@ -55,9 +54,8 @@ void bind_fusion(nb::module_& m) {
           for (const PatternNode& n : r.pattern) ops.emplace_back(op_name(n.op));
           d["pattern"] = ops;
           d["replacement"] = op_name(r.replacement.op);
-          all.append(d);
-        }
-        return all;
+          return d;
+        });
       },
       "Every fusion rule in the order of application.");
 

@@ -86,8 +86,7 @@ void register_hosted(const std::string& name, const std::string& device_type, co
   b.device_type = device_type_named(device_type);
   b.available = [f = hold(available)] {
     nb::gil_scoped_acquire lock;
-    const nb::object reason = (*f)();
-    return reason.is_none() ? Support::yes() : Support::no(nb::cast<std::string>(nb::str(reason)));
+    return support_of((*f)());
   };
   b.capabilities = [type = b.device_type, f = hold(capabilities)](int index) {
     nb::gil_scoped_acquire lock;

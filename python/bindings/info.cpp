@@ -41,12 +41,8 @@ nb::list backends(const std::string& only) {
 }
 
 nb::dict row_dict(const Backend& backend, const Kernel& k) {
-  nb::dict d;
+  nb::dict d = kernel_dict(k);
   d["backend"] = backend.name;
-  d["name"] = k.name;
-  d["op"] = op_name(k.op);
-  d["families"] = family_names(k.families);
-  d["condition"] = k.condition;
   return d;
 }
 
@@ -64,19 +60,26 @@ nb::list kernels() {
 }
 
 nb::list plugins() {
-  nb::list all;
-  for (const PluginReport& r : plugin_reports()) {
+  return listed(plugin_reports(), [&](const PluginReport& r) {
     nb::dict d;
     d["path"] = r.path;
     d["backend"] = r.backend;
     d["version"] = r.version;
     d["error"] = r.error;
-    all.append(d);
-  }
-  return all;
+    return d;
+  });
 }
 
 }  // namespace
+
+nb::dict kernel_dict(const Kernel& k) {
+  nb::dict d;
+  d["name"] = k.name;
+  d["op"] = op_name(k.op);
+  d["families"] = family_names(k.families);
+  d["condition"] = k.condition;
+  return d;
+}
 
 void bind_info(nb::module_& m) {
   m.def("backends", &backends, nb::arg("only") = "",

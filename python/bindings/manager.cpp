@@ -40,11 +40,8 @@ class PyManager {
   nb::dict plan(const std::string& op, const nb::dict& fields, const KernelFusionConfig& config,
                 const nb::object& transposed, bool rows) {
     const BoundCall bound(op_named(op), fields, {transposed, rows});
-    std::shared_ptr<const Plan> p;
-    {
-      nb::gil_scoped_release release;
-      p = manager_.plan(bound.op(), bound.params(), config);
-    }
+    const std::shared_ptr<const Plan> p =
+        unlocked([&] { return manager_.plan(bound.op(), bound.params(), config); });
     nb::dict d;
     d["op"] = op;
     d["kernel"] = p->kernel().name;
@@ -73,13 +70,11 @@ class PyManager {
   nb::object replay(const std::string& kernel, const std::string& shapes, double seconds) {
     for (const CallLog::Distinct& c : manager_.log().distinct()) {
       if (c.kernel != kernel || c.shapes != shapes) continue;
-      Replayed r;
-      {
-        nb::gil_scoped_release release;
+      const Replayed r = unlocked([&] {
         Dispatcher& d = manager_.dispatcher(device_of(c.params));
-        r = kf::replay(c.params.op(), c.params.data(), d, {.families = 0, .kernel = kernel},
-                       {.families = kVanilla, .kernel = {}}, seconds);
-      }
+        return kf::replay(c.params.op(), c.params.data(), d, {.families = 0, .kernel = kernel},
+                          {.families = kVanilla, .kernel = {}}, seconds);
+      });
       nb::dict out;
       out["kernel"] = r.kernel;
       out["baseline"] = r.baseline;
@@ -98,18 +93,12 @@ class PyManager {
   }
 
   nb::list kernels() const {
-    nb::list all;
-    for (const Kernel* k : manager_.kernels()) {
-      nb::dict d;
-      d["name"] = k->name;
-      d["op"] = op_name(k->op);
-      d["families"] = family_names(k->families);
-      d["condition"] = k->condition;
+    return listed(manager_.kernels(), [&](const Kernel* k) {
+      nb::dict d = kernel_dict(*k);
       d["graph_safe"] = k->graph_safe;
       d["device"] = device_type_name(k->device_type);
-      all.append(d);
-    }
-    return all;
+      return d;
+    });
   }
 
   // For tensors on these devices; by default on the host, CUDA devices and whatever else has a backend: `supports` says

@@ -3,6 +3,7 @@
 
 #include "bindings.h"
 #include "bound_call.h"
+#include "jit/values.h"
 #include "kf/error.h"
 #include "kf/families.h"
 #include "op_fields.h"
@@ -41,16 +42,23 @@ Quantization companions(const nb::object& scales, const nb::object& zeros, std::
   return q;
 }
 
+// Memory that is given as bytes, since not every library has the dtype.
+TensorView bytes_as(const char* name, const TensorView& bytes, DType dtype,
+                    const std::vector<std::int64_t>& shape) {
+  const TensorView t = TensorView::contiguous(bytes.data, dtype, shape);
+  if (!bytes.is_contiguous() || t.nbytes() != bytes.nbytes())
+    throw_invalid(
+        fmt::format("{}: expected {} contiguous bytes, got {}", name, t.nbytes(), to_string(bytes)));
+  return t;
+}
+
 // `data` is bytes, since not every library has the dtype.
 void quantize_array(const nb::object& values, const nb::object& data, const std::string& dtype,
                     const nb::object& scales, const nb::object& zeros, std::int64_t group_size) {
   std::vector<Array> holders;
   const Quantization q = companions(scales, zeros, group_size, Access::write, holders);
   const Array from = to_array(values, "x"), bytes = to_array(data, "data", Access::write);
-  const TensorView to = TensorView::contiguous(bytes.view.data, parse_dtype(dtype), shape_of(from.view));
-  if (!bytes.view.is_contiguous() || to.nbytes() != bytes.view.nbytes())
-    throw_invalid(
-        fmt::format("data: expected {} contiguous bytes, got {}", to.nbytes(), to_string(bytes.view)));
+  const TensorView to = bytes_as("data", bytes.view, parse_dtype(dtype), shape_of(from.view));
   nb::gil_scoped_release release;
   to.rank == 2 ? quantize(from.view, to, q) : quantize_kv(from.view, to, q);
 }
@@ -83,12 +91,10 @@ Sparsity sparsity_of(const nb::object& mask, const nb::object& offsets, std::int
 nb::tuple choose_array(const nb::object& dense, std::int64_t n, std::int64_t m, double sparsity,
                        const nb::object& mask) {
   const Array from = to_array(dense, "x"), to = to_array(mask, "mask", Access::write);
-  std::int64_t kept = 0;
-  {
-    nb::gil_scoped_release release;
-    kept = m == 0 && n == 0 ? choose_largest(from.view, sparsity, to.view)
+  const std::int64_t kept = unlocked([&] {
+    return m == 0 && n == 0 ? choose_largest(from.view, sparsity, to.view)
                             : choose_n_of_m(from.view, n, m, to.view);
-  }
+  });
   return nb::make_tuple(kept, dtype_name(from.view.dtype));
 }
 
@@ -98,10 +104,7 @@ void pack_array(const nb::object& dense, const nb::object& values, const std::ve
   std::vector<Array> holders;
   const Sparsity s = sparsity_of(mask, offsets, n, m, Access::write, holders);
   const Array from = to_array(dense, "x"), bytes = to_array(values, "values", Access::write);
-  const TensorView to = TensorView::contiguous(bytes.view.data, from.view.dtype, shape);
-  if (!bytes.view.is_contiguous() || to.nbytes() != bytes.view.nbytes())
-    throw_invalid(
-        fmt::format("values: expected {} contiguous bytes, got {}", to.nbytes(), to_string(bytes.view)));
+  const TensorView to = bytes_as("values", bytes.view, from.view.dtype, shape);
   nb::gil_scoped_release release;
   pack_values(from.view, to, s);
 }
@@ -131,8 +134,7 @@ void check_sparse_array(const nb::object& values, const nb::object& mask, const 
 nb::list listed_fields(Op op) {
   constexpr const char* kKinds[] = {"tensor", "bool", "int", "float", "choice"};  // by Field::Kind
   const AnyParams defaults(op);
-  nb::list all;
-  for (const Field& f : Fields(defaults)) {
+  return listed(Fields(defaults), [&](const Field& f) {
     nb::dict d;
     d["name"] = f.name;
     d["kind"] = kKinds[static_cast<std::size_t>(f.kind)];
@@ -145,16 +147,14 @@ nb::list listed_fields(Op op) {
     }
     if (f.kind == Field::Kind::choice)
       d["choices"] = nb::cast(std::vector<std::string>(f.choices.begin(), f.choices.end()));
-    all.append(d);
-  }
-  return all;
+    return d;
+  });
 }
 
 }  // namespace
 
 nb::list explained_rows(const std::vector<Explained>& rows) {
-  nb::list all;
-  for (const Explained& e : rows) {
+  return listed(rows, [&](const Explained& e) {
     nb::dict d;
     d["kernel"] = e.kernel;
     d["families"] = e.families;
@@ -162,9 +162,8 @@ nb::list explained_rows(const std::vector<Explained>& rows) {
     d["supported"] = e.supported;
     d["allowed"] = e.allowed;
     d["reason"] = e.reason;
-    all.append(d);
-  }
-  return all;
+    return d;
+  });
 }
 
 Selection make_selection(const std::vector<std::string>& families, const std::string& kernel,
@@ -213,6 +212,17 @@ void bind_ops(nb::module_& m) {
         return all;
       },
       "Every op by name: its summary and its fields in order.");
+  m.def(
+      "named_sizes",
+      [] {
+        nb::list all;
+        for (const jit::NamedSize& n : jit::named_sizes())
+          all.append(nb::make_tuple(n.name, std::vector<std::string>(n.operands.begin(), n.operands.end()),
+                                    n.rows, n.dim));
+        return all;
+      },
+      "Sizes of a call that have names of their own: (name, operands that may have it, whether it counts "
+      "rows, dimension).");
   m.def("call", &call, nb::arg("op"), nb::arg("fields"), nb::arg("selection") = Selection{},
         "Runs an op; returns its output, a tuple of several, or None.");
   m.def("explain", &explain, nb::arg("op"), nb::arg("fields"), nb::arg("selection") = Selection{},

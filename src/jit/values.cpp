@@ -35,6 +35,17 @@ std::optional<int> index_in(std::string_view text, std::string_view before) {
 
 }  // namespace
 
+std::span<const NamedSize> named_sizes() {
+  static constexpr NamedSize sizes[] = {
+      {"N", {"x", "q"}, true, 0},
+      {"D", {"x", "q"}, false, -1},
+      {"D_in", {"x", "q"}, false, -1},
+      {"D_out", {"out", "out"}, false, -1},
+      {"H", {"gate_weight", "gate_weight"}, false, 0},
+  };
+  return sizes;
+}
+
 ValueSource value_source(Op op, std::string_view name, const std::vector<std::string>& transposed) {
   const AnyParams defaults(op);
   const Fields fields(defaults);
@@ -42,20 +53,17 @@ ValueSource value_source(Op op, std::string_view name, const std::vector<std::st
     const Field* f = fields.find(operand);
     return f != nullptr && f->is_tensor() ? f : nullptr;
   };
-  const auto first = [&] { return tensor("x") != nullptr ? tensor("x") : tensor("q"); };
+  for (const NamedSize& n : named_sizes()) {
+    if (name != n.name) continue;
+    const Field* f = tensor(n.operands[0]) != nullptr ? tensor(n.operands[0]) : tensor(n.operands[1]);
+    if (f == nullptr) no_such(op, name);
+    return {n.rows ? Kind::rows : Kind::shape, fields.index_of(*f), n.dim, false};
+  }
   const auto size = [&](Kind kind, const Field* field, int dim = 0) {
     if (field == nullptr) no_such(op, name);
     const bool turned = std::ranges::find(transposed, field->name) != transposed.end();
     return ValueSource{kind, fields.index_of(*field), dim, turned};
   };
-  if (name == "N") return size(Kind::rows, first());
-  if (name == "D" || name == "D_in") return size(Kind::shape, first(), -1);
-  if (name == "D_out") return size(Kind::shape, tensor("out"), -1);
-  if (name == "H") {
-    ValueSource h = size(Kind::shape, tensor("gate_weight"), 0);
-    h.transposed = false;
-    return h;
-  }
   if (const std::size_t dot = name.find('.'); dot != std::string_view::npos) {
     const Field* field = tensor(name.substr(0, dot));
     const std::string_view what = name.substr(dot + 1);

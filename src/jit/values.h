@@ -1,8 +1,10 @@
 // What the parameters of a kernel's function are given, by the names of an op's fields.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,6 +12,16 @@
 #include "core/fields.h"
 
 namespace kf::jit {
+
+// A size with a name of its own: of the first of these operands that the op has.
+struct NamedSize {
+  const char* name;
+  std::array<const char*, 2> operands;
+  bool rows;  // the product of all dimensions but the last; else:
+  int dim;    // as the op has the operand, whichever way round the function has it
+};
+// N, D, D_in, D_out, H: as LaunchShape, CudaSource and Triton kernels of the user's have them.
+std::span<const NamedSize> named_sizes();
 
 // Where a value is found among an op's fields, counted as visit() visits them.
 struct ValueSource {

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import sagellm_kernel_fusion as kf
+from sagellm_kernel_fusion.custom.served import served
+from sagellm_kernel_fusion.custom.sizes import sizes_of
 
 
 @pytest.fixture
@@ -205,6 +207,8 @@ import triton
 import triton.language as tl
 
 import sagellm_kernel_fusion as kf
+from sagellm_kernel_fusion.custom.served import served
+from sagellm_kernel_fusion.custom.sizes import sizes_of
 
 
 @triton.jit
@@ -279,3 +283,12 @@ m.fuse_gelu_linear(x, x)
     )
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, script], env=env, check=True)
+
+
+@pytest.mark.parametrize(("op", "turned"), [("gated_ffn", False), ("ffn", True)])
+def test_sizes_go_by_the_ops_own_layout_of_a_weight(op, turned):
+    form = served(op)
+    shapes = {"x": (5, 3), "gate_weight": (7, 3), "up_weight": (7, 3), "down_weight": (3, 7), "out": (5, 3)}
+    operands = {n: np.empty(s[::-1] if turned and "weight" in n else s) for n, s in shapes.items()}
+    assert sizes_of(operands, form.transposed) == {"N": 5, "D": 3, "D_in": 3, "D_out": 3, "H": 7}
+    assert sizes_of({"q": np.empty((2, 4, 8, 64))}, ()) == {"N": 64, "D": 64, "D_in": 64}

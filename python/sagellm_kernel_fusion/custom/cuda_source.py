@@ -98,7 +98,11 @@ def args_of(kernel: CudaSource, form: Served) -> list[str]:
 def launch_shape(name: str, kernel: CudaSource, form: Served, fields: Mapping) -> tuple[list[int], list[int], int]:
     """Grid, block and shared memory for a call's layouts."""
     operands = {n: _layout(v, n in form.transposed) for n, v in fields.items() if hasattr(v, "strides")}
-    values = operands | {n: operands[f] for n, f in form.names.items() if f in operands} | sizes_of(operands)
+    values = (
+        operands
+        | {n: operands[f] for n, f in form.names.items() if f in operands}
+        | sizes_of(operands, form.transposed)
+    )
 
     def numbers(what: str, given) -> list[int]:
         given = given(values) if callable(given) else given

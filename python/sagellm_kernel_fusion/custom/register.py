@@ -42,7 +42,7 @@ def _adapter(name: str, kernel, form: Served) -> Adapter:
     if triton_kernel.is_triton(kernel):
         kernel = TritonKernel(kernel)
     if isinstance(kernel, TritonKernel):
-        launch = triton_kernel.launcher(name, kernel, form.op)
+        launch = triton_kernel.launcher(name, kernel, form.op, form.transposed)
         declines = triton_kernel.declines(kernel, form.transposed)
         return Adapter(name, launch, form, what="a Triton kernel", declines=declines, kind="torch")
     if isinstance(kernel, FusedKernel):

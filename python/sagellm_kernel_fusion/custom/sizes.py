@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+from .. import _kf
 
 
-def sizes_of(operands: Mapping) -> dict[str, int]:
-    """Of the call's first operand (N rows of D, which is D_in), of its result (D_out) and of the FFN (H)."""
-    x, out = operands.get("x", operands.get("q")), operands.get("out")
-    width = int(x.shape[-1])
-    sizes = {"N": math.prod(x.shape[:-1]), "D": width, "D_in": width}
-    if out is not None:
-        sizes["D_out"] = int(out.shape[-1])
-    if (gate := operands.get("gate_weight")) is not None:
-        sizes["H"] = int(gate.shape[-1])
+def sizes_of(operands: Mapping, transposed: Collection[str]) -> dict[str, int]:
+    """N, D, ... of the operands that a call has; those `transposed` are the other way round than the op has them."""
+    sizes = {}
+    for name, places, rows, dim in _kf.named_sizes():
+        place = next((p for p in places if operands.get(p) is not None), None)
+        if place is None:
+            continue
+        shape = tuple(operands[place].shape)[:: -1 if place in transposed else 1]
+        sizes[name] = math.prod(shape[:-1]) if rows else int(shape[dim])
     return sizes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, Signature
 
@@ -48,12 +48,12 @@ def interpreted(fn) -> bool:
     return "Interpreted" in type(fn).__name__
 
 
-def launcher(name: str, kernel: TritonKernel, op: str) -> Callable:
+def launcher(name: str, kernel: TritonKernel, op: str, transposed: Collection[str]) -> Callable:
     """The launch as a function of the op's fields that it uses, for an Adapter."""
     parameters = list(kernel.fn.arg_names)
 
     def launch(**operands) -> None:
-        values = operands | sizes_of(operands)
+        values = operands | sizes_of(operands, transposed)
         given = kernel.args(values) if callable(kernel.args) else dict(kernel.args or {})
         arguments = {p: _argument(name, p, given.get(p), values) for p in parameters}
         grid = kernel.grid(arguments) if callable(kernel.grid) else kernel.grid
