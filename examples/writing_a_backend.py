@@ -1,6 +1,7 @@
 """A backend of one's own behind the manager: by name, or for a kind of device. This one is plain PyTorch.
 
-(A backend in C++, with kernels in the dispatcher's table, is another matter: docs/adding-a-backend.md, docs/bring-up-a-backend.md.)"""
+(A backend in C++, with kernels in the dispatcher's table, is another matter: docs/adding-a-backend.md,
+docs/bring-up-a-backend.md.)"""
 
 import torch
 import torch.nn.functional as F

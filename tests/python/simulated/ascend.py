@@ -3,7 +3,6 @@ test_vendors.py, for each CANN."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch_npu
+from on_device import BF16, DTYPES, F16, all_there, both, close, dense, packed, paged, random, served, there
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion.bench.selfcheck import selfcheck
@@ -22,56 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CANN = os.environ["STAND_IN_CANN"]
 HAS_INFER = cann.at_least(CANN, "8.0.RC1")
 HAS_GELU = cann.at_least(CANN, "8.0.0")
-F16 = torch.float16
 since_8 = pytest.mark.skipif(not HAS_INFER, reason="of CANN 8.0")  # run for another CANN
-pytestmark = pytest.mark.usefixtures("no_grad")
-
-
-@pytest.fixture
-def no_grad():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture
-def m():
-    return kf.KernelFusionManager()
-
-
-def there(value):
-    """On the device."""
-    return value.to("npu") if isinstance(value, torch.Tensor) else value
-
-
-_seeds = itertools.count()
-
-
-def random(*shape, dtype=F16):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(next(_seeds))).to(dtype)
-
-
-def close(got, expected, dtype=F16):
-    """Of f16 and bf16 what some roundings of intermediates leave."""
-    rtol = {F16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-5}[dtype]
-    scale = float(expected.float().abs().nan_to_num(posinf=0, neginf=0).max())
-    torch.testing.assert_close(got.cpu().float(), expected.float(), rtol=rtol, atol=rtol * max(scale, 1e-6))
-
-
-def served(m, op):
-    return list(m.get_stats()["ops"][op]["kernels"])
-
-
-def both(m, op, kernel, dtype=F16, **operands):
-    """The call on the device and on the CPU: by this kernel, and alike."""
-    got = getattr(kf.ops, op)(
-        **{n: there(v) for n, v in operands.items()}, selection=kf.Selection(families=("library",))
-    )
-    expected = getattr(kf.ops, op)(**operands)
-    rows = m.explain(op, **{n: there(v) for n, v in operands.items() if v is not True})
-    assert [r["kernel"] for r in rows if r["selected"]] == [kernel]
-    for g, e in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, expected)), strict=True):
-        assert g.device.type == "npu"
-        close(g, e, dtype)
 
 
 # The contract
@@ -112,18 +63,13 @@ def test_respelled_it_is_not_causal_without_a_mask():
 DENSE = [{}, {"causal": False}, {"softmax_scale": 0.2}]
 
 
-def dense(queries=5, keys=9, heads=6, kv_heads=2, dtype=F16, width=64):
-    return {"q": random(2, queries, heads, width, dtype=dtype), "k": random(2, keys, kv_heads, width, dtype=dtype),
-            "v": random(2, keys, kv_heads, width, dtype=dtype).flip(1)}  # fmt: skip
-
-
 @pytest.mark.parametrize("options", DENSE)
 @pytest.mark.parametrize("queries", [1, 5])
-@pytest.mark.parametrize("dtype", [F16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [F16, BF16])
 def test_dense_attention(m, options, queries, dtype):
     kv_heads = 2 if HAS_INFER else 6
     operands = dense(queries, dtype=dtype, kv_heads=kv_heads)
-    out, lse = m.fuse_attention(**{n: there(x) for n, x in operands.items()}, **options, return_lse=True)
+    out, lse = m.fuse_attention(**all_there(operands), **options, return_lse=True)
     expected, sums = kf.KernelFusionManager().fuse_attention(**operands, **options, return_lse=True)
     close(out, expected, dtype)
     close(lse, sums, dtype)
@@ -135,43 +81,30 @@ def test_a_boolean_mask_hides_and_rows_that_see_nothing_are_zeros(m):
     operands = dense()
     mask = torch.rand(2, 1, 5, 9, generator=torch.Generator().manual_seed(0)) > 0.5
     mask[0, :, 2] = False
-    out = m.fuse_attention(**{n: there(x) for n, x in operands.items()}, causal=False, attn_mask=there(mask))
+    out = m.fuse_attention(**all_there(operands), causal=False, attn_mask=there(mask))
     close(out, kf.ops.attention(**operands, causal=False, attn_mask=mask))
     assert not out.cpu()[0, 2].any()
 
 
 @since_8
 def test_packed_sequences_each_by_a_call(m):
-    of_q = torch.tensor([0, 3, 3, 10, 12], dtype=torch.int32)
-    of_k = torch.tensor([0, 7, 8, 19, 20], dtype=torch.int32)  # the last has two queries and one key
-    operands = {"q": random(12, 6, 64), "k": random(20, 2, 64), "v": random(20, 2, 64).flip(0),
-                "cu_seqlens_q": of_q, "cu_seqlens_k": of_k}  # fmt: skip
+    operands = packed()
     for causal in (True, False):
-        got = m.fuse_attention(**{n: there(x) for n, x in operands.items()}, causal=causal, return_lse=True)
+        got = m.fuse_attention(**all_there(operands), causal=causal, return_lse=True)
         expected = kf.KernelFusionManager().fuse_attention(**operands, causal=causal, return_lse=True)
         for g, e in zip(got, expected, strict=True):
             close(g, e)
     assert served(m, "attention") == ["ascend::attention_by_sequence"]
 
 
-def paged(page, lengths, chunks=None, heads=6):
-    tables = torch.tensor([[4, 1, -1], [3, 0, -1]], dtype=torch.int32)
-    operands = {"q": random(sum(chunks or (1, 1)), heads, 64), "k": random(5, page, 2, 64),
-                "v": random(5, page, 2, 64).flip(0), "block_tables": tables, "kv_layout": "NHD",
-                "context_lens": torch.tensor(lengths, dtype=torch.int32)}  # fmt: skip
-    if chunks:
-        operands["cu_seqlens_q"] = torch.tensor([0, *np.cumsum(chunks)], dtype=torch.int32)
-    return operands
-
-
 @since_8
 @pytest.mark.parametrize(
     "operands",
-    [paged(128, (131, 256)), paged(16, (3, 32)), paged(128, (0, 200)), paged(128, (131, 200), (5, 3)),
-     paged(128, (2, 200), (4, 2))],
+    [paged("NHD", 128, (131, 256)), paged("NHD", 16, (3, 32)), paged("NHD", 128, (0, 200)),
+     paged("NHD", 128, (131, 200), (5, 3)), paged("NHD", 128, (2, 200), (4, 2))],
 )  # fmt: skip
 def test_paged_attention(m, operands):
-    got = m.fuse_attention(**{n: there(x) for n, x in operands.items()}, return_lse=True)
+    got = m.fuse_attention(**all_there(operands), return_lse=True)
     expected = kf.KernelFusionManager().fuse_attention(**operands, return_lse=True)
     for g, e in zip(got, expected, strict=True):
         close(g, e)
@@ -189,11 +122,11 @@ def test_paged_attention(m, operands):
 )
 @since_8
 def test_a_paged_call_that_it_does_not_take_says_why(m, change, reason):
-    operands = paged(128, (131, 256)) | change
+    operands = paged("NHD", 128, (131, 256)) | change
     if change.get("kv_layout") == "HND":
         operands |= {n: operands[n].transpose(1, 2).contiguous() for n in ("k", "v")}
     with pytest.raises(kf.NotServedError, match=reason):
-        m.fuse_attention(**{n: there(x) for n, x in operands.items()})
+        m.fuse_attention(**all_there(operands))
 
 
 @since_8
@@ -205,16 +138,19 @@ def test_a_paged_call_that_it_does_not_take_says_why(m, change, reason):
         (dense(queries=9, keys=5), "9 causal queries over 5 keys"),
         (dense(heads=130, kv_heads=2), "65 query heads a K/V head: this kernel takes at most 64"),
         (dense(heads=258, kv_heads=258, width=16), "258 heads: this kernel takes at most 256"),
-        (paged(24, (3, 24)), "page size 24: for one query a sequence this kernel takes multiples of 16 up to 512"),
         (
-            paged(64, (13, 24), (2, 2)),
+            paged("NHD", 24, (3, 24)),
+            "page size 24: for one query a sequence this kernel takes multiples of 16 up to 512",
+        ),
+        (
+            paged("NHD", 64, (13, 24), (2, 2)),
             "page size 64: for several queries a sequence this kernel takes multiples of 128",
         ),
     ],
 )
 def test_a_call_beyond_the_operators_limits_says_why(m, operands, reason):
     with pytest.raises(kf.NotServedError, match=reason):
-        m.fuse_attention(**{n: there(x) for n, x in operands.items()})
+        m.fuse_attention(**all_there(operands))
 
 
 def test_the_cache_is_written_where_slots_are_not_negative(m):
@@ -229,9 +165,6 @@ def test_the_cache_is_written_where_slots_are_not_negative(m):
 
 
 # Norms, activations, layers
-
-
-DTYPES = (torch.float32, F16, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

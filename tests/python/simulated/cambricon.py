@@ -4,62 +4,16 @@ of its own by test_vendors.py."""
 from __future__ import annotations
 
 import inspect
-import itertools
 
-import numpy as np
 import pytest
 import torch
 import torch_mlu
 import torch_mlu_ops
+from on_device import BF16, DTYPES, F16, all_there, both, close, dense, packed, paged, random, served, there
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion.bench.selfcheck import selfcheck
 from sagellm_kernel_fusion.vendors.cambricon import operators, table
-
-F16, BF16 = torch.float16, torch.bfloat16
-DTYPES = (torch.float32, F16, BF16)
-pytestmark = pytest.mark.usefixtures("no_grad")
-_seeds = itertools.count()
-
-
-@pytest.fixture
-def no_grad():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture
-def m():
-    return kf.KernelFusionManager()
-
-
-def there(value):
-    return value.to("mlu") if isinstance(value, torch.Tensor) else value
-
-
-def all_there(operands):
-    return {name: there(value) for name, value in operands.items()}
-
-
-def random(*shape, dtype=F16):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(next(_seeds))).to(dtype)
-
-
-def close(got, expected, dtype=F16):
-    rtol = {F16: 4e-3, BF16: 3e-2, torch.float32: 1e-5}[dtype]
-    scale = float(expected.float().abs().max())
-    torch.testing.assert_close(got.cpu().float(), expected.float(), rtol=rtol, atol=rtol * max(scale, 1e-6))
-
-
-def both(m, op, kernel, dtype=F16, **operands):
-    """The call on the device and on the CPU: by this kernel, and alike."""
-    got = getattr(kf.ops, op)(**all_there(operands))
-    expected = getattr(kf.ops, op)(**operands)
-    rows = m.explain(op, **{n: there(v) for n, v in operands.items() if v is not True})
-    assert [r["kernel"] for r in rows if r["selected"]] == [kernel]
-    for g, e in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, expected)), strict=True):
-        assert g.device.type == "mlu"
-        close(g, e, dtype)
 
 
 def test_the_stand_in_takes_the_parameters_that_are_given_in_their_order():
@@ -69,54 +23,37 @@ def test_the_stand_in_takes_the_parameters_that_are_given_in_their_order():
         assert known[: len(parameters)] == list(parameters) or set(parameters) <= set(known), name
 
 
-def dense(queries=5, keys=9, heads=6, kv_heads=2, dtype=F16, width=64):
-    k = random(2, keys, kv_heads, width, dtype=dtype)
-    return {"q": random(2, queries, heads, width, dtype=dtype), "k": k, "v": random(*k.shape, dtype=dtype)}
-
-
 @pytest.mark.parametrize("options", [{}, {"causal": False}, {"softmax_scale": 0.2}, {"window_size": (3, 0)}])
 @pytest.mark.parametrize("dtype", [F16, BF16])
 def test_dense_attention(m, options, dtype):
     operands = dense(dtype=dtype)
     expected = kf.KernelFusionManager().fuse_attention(**operands, **options)
     close(m.fuse_attention(**all_there(operands), **options), expected, dtype)
-    assert list(m.get_stats()["ops"]["attention"]["kernels"]) == ["mlu::attention"]
+    assert served(m, "attention") == ["mlu::attention"]
 
 
 def test_packed_attention(m):
-    of_q = torch.tensor([0, 3, 3, 10, 12], dtype=torch.int32)
-    of_k = torch.tensor([0, 7, 8, 19, 20], dtype=torch.int32)  # the last has two queries and one key
-    operands = {"q": random(12, 6, 64), "k": random(20, 2, 64), "v": random(20, 2, 64), "cu_seqlens_q": of_q,
-                "cu_seqlens_k": of_k}  # fmt: skip
+    operands = packed()
     for causal in (True, False):
         expected = kf.KernelFusionManager().fuse_attention(**operands, causal=causal)
         close(m.fuse_attention(**all_there(operands), causal=causal), expected)
-    assert list(m.get_stats()["ops"]["attention"]["kernels"]) == ["mlu::attention_packed"]
-
-
-def paged(page, lengths, chunks=None, heads=6):
-    operands = {"q": random(sum(chunks or (1, 1)), heads, 64), "k": random(5, 2, page, 64), "v": random(5, 2, page, 64),
-                "block_tables": torch.tensor([[4, 1, -1], [3, 0, -1]], dtype=torch.int32),
-                "context_lens": torch.tensor(lengths, dtype=torch.int32)}  # fmt: skip
-    if chunks:
-        operands["cu_seqlens_q"] = torch.tensor([0, *np.cumsum(chunks)], dtype=torch.int32)
-    return operands
+    assert served(m, "attention") == ["mlu::attention_packed"]
 
 
 @pytest.mark.parametrize(
     ("operands", "options", "kernel"),
     [
-        (paged(16, (19, 32)), {}, "mlu::attention_decode"),
-        (paged(16, (0, 20)), {}, "mlu::attention_decode"),
-        (paged(32, (35, 64)), {"window_size": (7, 0)}, "mlu::attention_decode"),
-        (paged(16, (19, 32), (3, 5)), {}, "mlu::attention_paged"),
-        (paged(16, (2, 32), (4, 5)), {}, "mlu::attention_paged"),
+        (paged("HND", 16, (19, 32)), {}, "mlu::attention_decode"),
+        (paged("HND", 16, (0, 20)), {}, "mlu::attention_decode"),
+        (paged("HND", 32, (35, 64)), {"window_size": (7, 0)}, "mlu::attention_decode"),
+        (paged("HND", 16, (19, 32), (3, 5)), {}, "mlu::attention_paged"),
+        (paged("HND", 16, (2, 32), (4, 5)), {}, "mlu::attention_paged"),
     ],
 )
 def test_paged_attention(m, operands, options, kernel):
     expected = kf.KernelFusionManager().fuse_attention(**operands, **options)
     close(m.fuse_attention(**all_there(operands), **options), expected)
-    assert list(m.get_stats()["ops"]["attention"]["kernels"]) == [kernel]
+    assert served(m, "attention") == [kernel]
 
 
 @pytest.mark.parametrize(
@@ -126,14 +63,12 @@ def test_paged_attention(m, operands, options, kernel):
         (dense(queries=9, keys=5), {}, "9 queries over 5 keys"),
         (dense(), {"softcap": 2.0}, "softcap 2.0: no parameter"),
         (dense(), {"return_lse": True}, "lse is wanted"),
-        (paged(8, (9, 16)), {}, "page size 8: this kernel takes multiples of 16"),
-        (paged(16, (19, 32)), {"kv_layout": "NHD"}, "kv_layout NHD: this kernel takes HND"),
-        (paged(16, (19, 32), heads=260), {}, "130 query heads a K/V head: this kernel takes at most 128"),
+        (paged("HND", 8, (9, 16)), {}, "page size 8: this kernel takes multiples of 16"),
+        (paged("NHD", 16, (19, 32)), {}, "kv_layout NHD: this kernel takes HND"),
+        (paged("HND", 16, (19, 32), heads=260), {}, "130 query heads a K/V head: this kernel takes at most 128"),
     ],
 )
 def test_a_call_that_it_does_not_take_says_why(m, operands, options, reason):
-    if options.get("kv_layout") == "NHD":
-        operands = operands | {n: operands[n].transpose(1, 2).contiguous() for n in ("k", "v")}
     with pytest.raises(kf.NotServedError, match=reason):
         m.fuse_attention(**all_there(operands), **options)
 

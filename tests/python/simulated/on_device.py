@@ -1,0 +1,76 @@
+"""Calls on the simulated device of this process beside the same on the CPU."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+
+import sagellm_kernel_fusion as kf
+
+F16, BF16 = torch.float16, torch.bfloat16
+DTYPES = (torch.float32, F16, BF16)
+_seeds = itertools.count()
+
+
+def device() -> str:
+    return torch._C._get_privateuse1_backend_name()
+
+
+def there(value):
+    """On the device."""
+    return value.to(device()) if isinstance(value, torch.Tensor) else value
+
+
+def all_there(operands):
+    return {name: there(value) for name, value in operands.items()}
+
+
+def random(*shape, dtype=F16):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(next(_seeds))).to(dtype)
+
+
+def close(got, expected, dtype=F16):
+    """Of f16 and bf16 what some roundings of intermediates leave."""
+    rtol = {F16: 4e-3, BF16: 3e-2, torch.float32: 1e-5}[dtype]
+    scale = float(expected.float().abs().nan_to_num(posinf=0, neginf=0).max())
+    torch.testing.assert_close(got.cpu().float(), expected.float(), rtol=rtol, atol=rtol * max(scale, 1e-6))
+
+
+def served(m, op):
+    return list(m.get_stats()["ops"][op]["kernels"])
+
+
+def both(m, op, kernel, dtype=F16, **operands):
+    """The call on the device and on the CPU: by this kernel, and alike."""
+    got = getattr(kf.ops, op)(**all_there(operands), selection=kf.Selection(families=("library",)))
+    expected = getattr(kf.ops, op)(**operands)
+    rows = m.explain(op, **{n: there(v) for n, v in operands.items() if v is not True})
+    assert [r["kernel"] for r in rows if r["selected"]] == [kernel]
+    for g, e in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, expected)), strict=True):
+        assert g.device.type == device()
+        close(g, e, dtype)
+
+
+def dense(queries=5, keys=9, heads=6, kv_heads=2, dtype=F16, width=64):
+    k = random(2, keys, kv_heads, width, dtype=dtype)
+    return {"q": random(2, queries, heads, width, dtype=dtype), "k": k, "v": random(*k.shape, dtype=dtype)}
+
+
+def packed():
+    of_q = torch.tensor([0, 3, 3, 10, 12], dtype=torch.int32)
+    of_k = torch.tensor([0, 7, 8, 19, 20], dtype=torch.int32)  # the last has two queries and one key
+    return {"q": random(12, 6, 64), "k": random(20, 2, 64), "v": random(20, 2, 64), "cu_seqlens_q": of_q,
+            "cu_seqlens_k": of_k}  # fmt: skip
+
+
+def paged(kv_layout, page, lengths, chunks=None, heads=6):
+    """Two sequences over five pages; `chunks`: how many queries each has, else one."""
+    shape = (5, 2, page, 64) if kv_layout == "HND" else (5, page, 2, 64)
+    operands = {"q": random(sum(chunks or (1, 1)), heads, 64), "k": random(*shape), "v": random(*shape),
+                "block_tables": torch.tensor([[4, 1, -1], [3, 0, -1]], dtype=torch.int32), "kv_layout": kv_layout,
+                "context_lens": torch.tensor(lengths, dtype=torch.int32)}  # fmt: skip
+    if chunks:
+        operands["cu_seqlens_q"] = torch.tensor([0, *np.cumsum(chunks)], dtype=torch.int32)
+    return operands
