@@ -306,6 +306,17 @@ def test_a_form_is_checked_once():
     assert len(flash_attn.calls) == 5
 
 
+def test_flashinfers_workspaces_are_bounded(monkeypatch):
+    monkeypatch.setattr(adapters.flashinfer, "_KEPT", 2)
+    wrappers = adapters.flashinfer._Wrappers()
+    queries = torch.empty(1), torch.empty(1, device="meta")
+    first, _ = wrappers.of(queries[0], "NHD"), wrappers.of(queries[1], "NHD")
+    assert wrappers.of(queries[0], "NHD") is first
+    wrappers.of(queries[0], "HND")  # in place of the second, which was used longest ago
+    assert wrappers.of(queries[0], "NHD") is first
+    assert [(device.type, layout) for device, layout, _ in wrappers._all] == [("cpu", "HND"), ("cpu", "NHD")]
+
+
 def test_nothing_is_imported_until_a_call_would_be_served():
     code = """
 import sys

@@ -1,5 +1,6 @@
-"""Kernels of other projects as rows of a manager's table: flash_attn 2 and 3, xFormers, FlashInfer, vLLM, Liger; and
-ours in Triton. A row imports its project when a call that it would serve comes, and says why it declines the others."""
+"""Kernels of other projects as rows of a manager's table: flash_attn 2 and 3, xFormers, FlashInfer, vLLM, Liger. A row
+imports its project when a call that it would serve comes, and says why it declines the others. The table has our own in
+Triton (../triton/) as well."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from .library import Library
 from .row import Row
 
 _WORKSPACE_BYTES = 128 << 20  # what its documentation recommends
+_KEPT = 4  # wrappers, and so workspaces
 _HEAD_DIMS = (64, 128, 256, 512)
 _PAGED = "BatchPrefillWithPagedKVCacheWrapper"
 LIBRARY = Library(
@@ -74,10 +75,11 @@ def _attention(
 
 class _Wrappers:
     """Its objects for paged caches, which hold workspaces and the plan of the next run: one for each device, layout and
-    queue, used by one caller at a time."""
+    queue, used by one caller at a time. The last few are kept: queues come and go. A workspace that is let go returns
+    to torch's allocator, which gives it to its queue's later work only."""
 
     def __init__(self):
-        self._all: dict[tuple, object] = {}
+        self._all: dict[tuple, object] = {}  # the one used last at the end
         self.lock = threading.Lock()
 
     def of(self, q, kv_layout: str):
@@ -85,10 +87,14 @@ class _Wrappers:
 
         queue = torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else 0
         key = q.device, kv_layout, queue
-        if key not in self._all:
+        wrapper = self._all.pop(key, None)
+        if wrapper is None:
+            while len(self._all) >= _KEPT:
+                del self._all[next(iter(self._all))]
             workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=q.device)
-            self._all[key] = LIBRARY(_PAGED)(workspace, kv_layout)
-        return self._all[key]
+            wrapper = LIBRARY(_PAGED)(workspace, kv_layout)
+        self._all[key] = wrapper
+        return wrapper
 
 
 _wrappers = _Wrappers()

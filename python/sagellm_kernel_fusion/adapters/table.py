@@ -3,7 +3,8 @@ library's own kernels; a configuration says which families it may take."""
 
 from __future__ import annotations
 
-from . import flash_attn, flash_attn_3, flashinfer, liger, triton, vllm, xformers
+from ..triton import rows as triton
+from . import flash_attn, flash_attn_3, flashinfer, liger, vllm, xformers
 from .row import Row
 
 TABLE: tuple[Row, ...] = (

@@ -1,4 +1,4 @@
-"""Rows of our own Triton kernels (triton_kernels.py): GELU + linear, norm + linear, RMSNorm, softmax, gated FFN, as
+"""Rows of our own Triton kernels (kernels.py): GELU + linear, norm + linear, RMSNorm, softmax, gated FFN, as
 the specification sketches them. On the CPU they run through Triton's interpreter, where TRITON_INTERPRET=1 is set at
 import."""
 
@@ -7,9 +7,9 @@ from __future__ import annotations
 import math
 import os
 
-from .conditions import dtypes, not_empty
-from .library import Library
-from .row import Row
+from ..adapters.conditions import dtypes, not_empty
+from ..adapters.library import Library
+from ..adapters.row import Row
 
 _FLOATS = ("f32", "f16", "bf16")
 _DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
@@ -50,7 +50,7 @@ def _block(width: int) -> int:
 
 
 def _rms_norm(x, weight, out, eps=1e-6, weight_offset=0.0):
-    from . import triton_kernels as kernels
+    from . import kernels
 
     x, out = _matrix(x), _matrix(out)
     width = x.shape[1]
@@ -60,7 +60,7 @@ def _rms_norm(x, weight, out, eps=1e-6, weight_offset=0.0):
 
 
 def _softmax(x, out, lse=None, scale=1.0):
-    from . import triton_kernels as kernels
+    from . import kernels
 
     x, out = _matrix(x), _matrix(out)
     sums = None if lse is None else lse if lse.is_contiguous() else lse.new_empty(lse.shape)
@@ -84,7 +84,7 @@ def _product(
     x, weight, out, bias=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, norm_weight_offset=0.0,
     pre_activation="none",
 ):  # fmt: skip
-    from . import triton_kernels as kernels
+    from . import kernels
 
     x, out = _matrix(x), _matrix(out)
     rows, width = x.shape
@@ -113,7 +113,7 @@ def _norm_linear(
 
 
 def _ffn(x, gate_weight, up_weight, down_weight, out, activation="silu"):
-    from . import triton_kernels as kernels
+    from . import kernels
 
     x = _matrix(x)
     rows, width = x.shape
