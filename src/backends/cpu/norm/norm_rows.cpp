@@ -36,9 +36,11 @@ struct NormInput {
       return v;
     }
   }
+  // Into the cache of this level.
+  template <int kLevel>
   HWY_INLINE void Fetch(std::int64_t i) const {
-    hwy::Prefetch(x + i);
-    if constexpr (kResidual) hwy::Prefetch(residual + i);
+    __builtin_prefetch(x + i, 0, 4 - kLevel);
+    if constexpr (kResidual) __builtin_prefetch(residual + i, 0, 4 - kLevel);
   }
 };
 
@@ -47,7 +49,9 @@ struct Statistics {
   float mean, inv_std;
 };
 
-// Fetches `next` on its way where it goes twice over the row; the pass that writes is busy enough then.
+// A centred row is gone over three times, and its first level of cache is full of itself, the weight and the bias: each pass fetches
+// a third of the next row into the second level, so that memory is read all the time. (Measured for f32, 8192 x 4096, Zen 4: 0.87
+// of a copy; 0.6 where the first two passes fetch all of it into the first level.) The sum of squares alone fetches nothing.
 template <bool kCentred, class Input>
 HWY_INLINE Statistics RowStatistics(const Input& input, const Input& next, std::int64_t n, float eps) {
   const F32Tag d;
@@ -55,7 +59,7 @@ HWY_INLINE Statistics RowStatistics(const Input& input, const Input& next, std::
   if constexpr (kCentred) {
     const auto add = [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); };
     const double sum = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent) HWY_ATTR {
-      next.Fetch(i / 2);
+      next.template Fetch<2>(i / 3);
       return Each(add, acc, input.At(i, extent));
     });
     mean = sum / static_cast<double>(n);
@@ -66,7 +70,7 @@ HWY_INLINE Statistics RowStatistics(const Input& input, const Input& next, std::
   const double squares = BlockedSum<Two>(n, [&](auto acc, std::int64_t i, auto extent) HWY_ATTR {
     auto h = input.At(i, extent);
     if constexpr (kCentred) {
-      next.Fetch(n / 2 + i / 2);
+      next.template Fetch<2>((n + i) / 3);
       h = Within(d, Each(centre, h), extent);
     }
     return Each(add_square, acc, h);
@@ -110,7 +114,7 @@ void Rows(const cpu::NormRows& a, std::int64_t begin, std::int64_t end) {
                 } else {
                   out.Put(d, Each(scale, h, w), i, extent);
                 }
-                if constexpr (!kCentred) next.Fetch(i);
+                next.template Fetch<kCentred ? 2 : 1>(kCentred ? (2 * a.n + i) / 3 : i);
               };
               if constexpr (std::is_same_v<Out, T>) {
                 ForEachPair(a.n, write);
