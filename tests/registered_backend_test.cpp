@@ -91,12 +91,28 @@ TEST(HostReference, ServesEveryOpOnAnotherDevice) {
 TEST(DlPack, AnAcceleratorWithoutANameIsTheOneThatWasSaid) {
   float data[2];
   std::int64_t shape[] = {2};
-  set_extension_device(DeviceType::ascend);
+  set_dlpack_device(kDLExtDev, DeviceType::ascend);
   const TensorView v = from_dlpack({data, {kDLExtDev, 1}, 1, {kDLFloat, 32, 1}, shape, nullptr, 0});
   EXPECT_EQ(v.device, (Device{DeviceType::ascend, 1}));
   EXPECT_EQ(dlpack_device(v.device).device_type, kDLExtDev);
   EXPECT_EQ(dlpack_device({}).device_type, kDLCPU);
   EXPECT_THROW(dlpack_device({DeviceType::mlu, 0}), Error);
+}
+
+// Kunlun's PyTorch shows its tensors as CUDA's, Paddle as oneAPI's: the last that was said is how they are exported.
+TEST(DlPack, AnAcceleratorMayStandUnderAnothersName) {
+  float data[2];
+  std::int64_t shape[] = {2};
+  const DLTensor t{data, {kDLCUDA, 1}, 1, {kDLFloat, 32, 1}, shape, nullptr, 0};
+  EXPECT_EQ(from_dlpack(t).device, (Device{DeviceType::cuda, 1}));
+  set_dlpack_device(kDLCUDA, DeviceType::kunlun);
+  EXPECT_EQ(from_dlpack(t).device, (Device{DeviceType::kunlun, 1}));
+  EXPECT_EQ(dlpack_device({DeviceType::kunlun, 1}).device_type, kDLCUDA);
+  constexpr auto kOneApi = static_cast<DLDeviceType>(14);
+  set_dlpack_device(kOneApi, DeviceType::kunlun);
+  EXPECT_EQ(dlpack_device({DeviceType::kunlun, 1}).device_type, kOneApi);
+  EXPECT_EQ(from_dlpack(t).device, (Device{DeviceType::cuda, 1}));
+  EXPECT_THROW(set_dlpack_device(static_cast<DLDeviceType>(77), DeviceType::kunlun), Error);
 }
 
 }  // namespace

@@ -13,10 +13,12 @@ namespace kf {
 // rank that the library does not have.
 TensorView from_dlpack(const DLTensor& tensor);
 
-// DLPack has one device type, kDLExtDev, for all accelerators that it has no name for; PyTorch gives it to its plug-in of the
-// process (npu, mlu). Says which device that is; until then such tensors are refused.
-void set_extension_device(DeviceType type);
-std::optional<DeviceType> extension_device();
+// What a device type of DLPack means in this process. It has one, kDLExtDev, for all accelerators that it has no name for, and
+// PyTorch gives it to its plug-in (npu, mlu); others show their tensors under the name of another device (kDLCUDA). Tensors
+// of this type are `type`'s from now on, and `type`'s are exported as such; until it is said, those without a meaning of
+// their own are refused.
+void set_dlpack_device(DLDeviceType code, DeviceType type);
+std::optional<DeviceType> named_device(int code);  // what was set
 
 // The device as DLPack names it. Throws invalid_argument for one that it has no name for.
 DLDevice dlpack_device(Device device);

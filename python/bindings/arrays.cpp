@@ -49,10 +49,12 @@ TensorView contiguous_like(const TensorView& t) {
   return TensorView::contiguous(t.data, t.dtype, shape_of(t), t.device);
 }
 
-// Before the first tensor of an accelerator that DLPack has no name for: which one PyTorch's plug-in is.
-void name_extension_device(int device_type) {
-  if (device_type != kDLExtDev || extension_device()) return;
-  nb::module_::import_("sagellm_kernel_fusion.vendors").attr("name_extension_device")();
+// Before the first tensor of an accelerator that DLPack has no name for, or that may show itself as CUDA's: whose it is.
+void name_device(int device_type) {
+  static bool cuda_is_known = false;  // guarded by the GIL
+  if (device_type == kDLCPU || (device_type == kDLCUDA && cuda_is_known) || named_device(device_type)) return;
+  nb::module_::import_("sagellm_kernel_fusion.vendors").attr("name_device")(device_type);
+  cuda_is_known |= device_type == kDLCUDA;
 }
 
 TensorView view_of(const nb::ndarray<nb::ro>& a, const std::optional<DLDataType>& carried,
@@ -65,7 +67,7 @@ TensorView view_of(const nb::ndarray<nb::ro>& a, const std::optional<DLDataType>
                    const_cast<std::int64_t*>(a.shape_ptr()),
                    const_cast<std::int64_t*>(a.stride_ptr()),
                    0};
-  name_extension_device(d.device.device_type);
+  name_device(d.device.device_type);
   try {
     const TensorView t = from_dlpack(d);
     // Exporters give an empty array any strides.
@@ -225,7 +227,7 @@ TensorView borrow_array(nb::handle object, const char* op, const char* operand, 
     if (wants_gradients(object)) refuse_gradients(object, fmt::format("{}: {}", op, operand));
     DLTensor t;
     if (api->borrow(object.ptr(), &t) == 0) try {
-        name_extension_device(t.device.device_type);
+        name_device(t.device.device_type);
         const TensorView view = from_dlpack(t);
         return view.numel() > 0 ? view : contiguous_like(view);
       } catch (const Error& e) {

@@ -114,10 +114,12 @@ void bind_hosted_backend(nb::module_& m) {
         "-> address, free(index, address, stream), copy(to, from, stream) of bytes and synchronize(index, "
         "stream).");
   m.def(
-      "set_extension_device",
-      [](const std::string& device_type) { set_extension_device(device_type_named(device_type)); },
-      nb::arg("device_type"),
-      "What DLPack's kDLExtDev means in this process: the device of PyTorch's plug-in.");
+      "set_dlpack_device",
+      [](int code, const std::string& device_type) {
+        set_dlpack_device(static_cast<DLDeviceType>(code), device_type_named(device_type));
+      },
+      nb::arg("code"), nb::arg("device_type"),
+      "What a device type of DLPack means in this process: kDLExtDev (12) the device of PyTorch's plug-in.");
 }
 
 }  // namespace kf::python

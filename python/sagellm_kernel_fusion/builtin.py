@@ -57,7 +57,7 @@ class MLUKernelFusion(BuiltinBackend):
 
 class KunlunKernelFusion(BuiltinBackend):
     backend = "kunlun"
-    device_types = ("xpu",)
+    device_types = ("cuda",)  # as torch names it
 
 
 class TritonKernelFusion(BuiltinBackend):

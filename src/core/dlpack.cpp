@@ -32,7 +32,9 @@ struct CodedDevice {
 constexpr CodedDevice kDevices[] = {
     {DeviceType::cpu, kDLCPU}, {DeviceType::cuda, kDLCUDA}, {DeviceType::rocm, kDLROCM}};
 
-std::atomic<int> extension{-1};  // what kDLExtDev means; -1: not known
+// By DLPack's device type what it was said to mean, plus one; 0: nothing was said. Those of later versions are refused.
+constexpr int kCodeLimit = 32;
+std::atomic<int> meanings[kCodeLimit];
 
 // What the consumer of an exported tensor holds.
 struct Exported {
@@ -59,7 +61,7 @@ TensorView from_dlpack(const DLTensor& d) {
       t.device = {c.type, d.device.device_id};
       known = true;
     }
-  if (const auto own = extension_device(); own && d.device.device_type == kDLExtDev) {
+  if (const auto own = named_device(d.device.device_type)) {
     t.device = {*own, d.device.device_id};
     known = true;
   }
@@ -89,18 +91,29 @@ TensorView from_dlpack(const DLTensor& d) {
   return t;
 }
 
-void set_extension_device(DeviceType type) { extension = static_cast<int>(type); }
+void set_dlpack_device(DLDeviceType code, DeviceType type) {
+  const int meaning = static_cast<int>(type) + 1;
+  if (code < 0 || code >= kCodeLimit)
+    throw_invalid(fmt::format("set_dlpack_device: expected a device type of DLPack from 0 to {}, got {}",
+                              kCodeLimit - 1, static_cast<int>(code)));
+  for (std::atomic<int>& other : meanings) {
+    int same = meaning;
+    other.compare_exchange_strong(same, 0);
+  }
+  meanings[code] = meaning;
+}
 
-std::optional<DeviceType> extension_device() {
-  const int type = extension;
-  if (type < 0) return std::nullopt;
-  return static_cast<DeviceType>(type);
+std::optional<DeviceType> named_device(int code) {
+  const int meaning = code >= 0 && code < kCodeLimit ? meanings[code].load() : 0;
+  if (meaning == 0) return std::nullopt;
+  return static_cast<DeviceType>(meaning - 1);
 }
 
 DLDevice dlpack_device(Device device) {
+  for (int code = 0; code < kCodeLimit; ++code)
+    if (named_device(code) == device.type) return {static_cast<DLDeviceType>(code), device.index};
   for (const CodedDevice& c : kDevices)
     if (c.type == device.type) return {c.code, device.index};
-  if (extension_device() == device.type) return {kDLExtDev, device.index};
   throw_invalid(fmt::format("to_dlpack: expected a device that DLPack has, got {}", to_string(device)));
 }
 

@@ -74,7 +74,23 @@ def test_kunlun_comes_before_cuda_which_its_devices_say_they_are(plug_in, monkey
     assert Registry.detect_backend() == "kunlun" and cause("cuda") == "kunlun comes before it"
 
 
-@pytest.mark.parametrize("name", ["ascend", "npu", "mlu", "cambricon"])
+def test_a_cuda_device_without_kunluns_plug_in_is_cudas(plug_in, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Registry.detect_backend() == "cuda" and "torch_xmlir is not installed" in cause("kunlun")
+    plug_in("torch_xmlir", "cuda", available=False)
+    assert Registry.detect_backend() == "cuda"
+    assert cause("kunlun") == "torch_xmlir is there, but finds no device: look at xpu_smi"
+
+
+def test_of_kunlun_and_a_plug_in_of_pytorchs_the_first_in_order_is_chosen(plug_in):
+    plug_in("torch_xmlir", "cuda")
+    plug_in("torch_npu", "npu")
+    assert Registry.detect_backend() == "ascend" and cause("kunlun") == "ascend comes before it"
+
+
+@pytest.mark.parametrize("name", ["ascend", "npu", "mlu", "cambricon", "kunlun", "xpu"])
 def test_a_backend_whose_plug_in_is_not_here_says_so(name):
     with pytest.raises(kf.UnavailableError, match="is not installed") as caught:
         Registry.get(name)
@@ -149,8 +165,9 @@ def test_kf_info_says_what_was_detected_and_why_not_the_others():
     assert "detected for PyTorch: cpu (not ascend: torch_npu is not installed" in text
     values = json.loads(CliRunner().invoke(app, ["info", "--json"]).output)
     assert {f["backend"]: f["cause"] for f in values["detected"]}["cpu"] is None
-    assert {"cpu", "ascend", "mlu"} <= {b["name"] for b in values["backends"]}
-    assert any(k["name"] == "ascend::attention" and "(contract)" in k["condition"] for k in values["kernels"])
+    assert {"cpu", "ascend", "mlu", "kunlun"} <= {b["name"] for b in values["backends"]}
+    for name in ("ascend::attention", "mlu::attention", "kunlun::attention"):
+        assert any(k["name"] == name and "(contract)" in k["condition"] for k in values["kernels"])
 
 
 def test_every_vendor_has_a_native_cache():
@@ -269,3 +286,10 @@ def test_ascend(version, tests):
 
 def test_cambricon():
     in_a_process("cambricon.py")
+
+
+def test_kunlun_p800(tmp_path):
+    library = tmp_path / "no_driver.so"  # what torch's CUDA libraries ask for around every call
+    source = STAND_INS / "kunlun/no_driver.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    in_a_process("kunlun.py", LD_PRELOAD=str(library))

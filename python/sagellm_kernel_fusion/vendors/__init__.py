@@ -10,9 +10,9 @@ from .cambricon import MLU
 from .detection import detect
 from .kunlun import KUNLUN
 from .row import VendorRow
-from .vendor import Vendor, device_of_plug_ins
+from .vendor import CUDA, Vendor
 
-__all__ = ["VENDORS", "Vendor", "VendorRow", "detect", "device_problem", "name_extension_device", "register_vendors"]
+__all__ = ["VENDORS", "Vendor", "VendorRow", "detect", "device_problem", "name_device", "register_vendors"]
 
 VENDORS = (ASCEND, MLU, KUNLUN)  # in the order of detection
 
@@ -20,20 +20,22 @@ VENDORS = (ASCEND, MLU, KUNLUN)  # in the order of detection
 def register_vendors() -> None:
     taken = _kf.backend_names()  # by plug-ins, which come first
     for vendor in VENDORS:
-        if vendor.extension and vendor.name not in taken:
+        if vendor.name not in taken:
             vendor.register()
     detection.VENDORS = VENDORS
 
 
 def device_problem(device: str) -> str | None:
     """Why fused modules cannot run on this device of torch's."""
-    vendor = next((v for v in VENDORS if v.device == device and v.extension), None)
-    return "fused modules run on the CPU, Ascend and Cambricon so far" if vendor is None else vendor.unusable()
+    vendor = next((v for v in VENDORS if v.device == device), None)
+    problem = "" if vendor is None else vendor.unusable()
+    if vendor is None or (problem and vendor.dlpack == CUDA):  # most that torch calls cuda is no vendor's of these
+        return "fused modules run on the CPU, Ascend, Cambricon and Kunlun so far"
+    return problem
 
 
-def name_extension_device() -> None:
-    """Tells the core whose the tensors are that DLPack has no name for, where that is known."""
-    device = device_of_plug_ins()
+def name_device(code: int) -> None:
+    """Tells the core whose the tensors of this device type of DLPack's are, where they are a vendor's."""
     for vendor in VENDORS:
-        if vendor.extension and vendor.device == device:
-            _kf.set_extension_device(vendor.name)
+        if vendor.dlpack == code and vendor.is_shown():
+            _kf.set_dlpack_device(code, vendor.name)

@@ -16,5 +16,33 @@ def softmax(x, lse=None, mask=None, scale=1.0):
     return torch.softmax(z, -1).masked_fill(nothing, 0).to(x.dtype)
 
 
+def activate(x, kind: str):
+    import torch
+
+    f = torch.nn.functional
+    if kind in ("gelu", "gelu_tanh"):
+        return f.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+    return {"silu": f.silu, "relu": f.relu, "none": torch.clone}[kind](x)
+
+
+def blind_rows_are_zeros(out, cu_seqlens_q, keys, causal: bool) -> None:
+    """Queries that see no key: of a causal sequence with more queries than keys the first, of one without keys all."""
+    offsets, counts = cu_seqlens_q.tolist(), keys.tolist()
+    for begin, end, n in zip(offsets, offsets[1:], counts, strict=False):
+        blind = max(end - begin - n, 0) if causal else (end - begin) * (n == 0)
+        out[begin : begin + blind] = 0
+
+
 def binary(a, b, kind="add"):
     return a + b if kind == "add" else a * b
+
+
+def embedding(ids, table):
+    return table.index_select(0, ids.reshape(-1)).view(*ids.shape, table.shape[-1])
+
+
+def argmax(logits, max=None):
+    found = logits.argmax(-1)
+    if max is not None:
+        max.copy_(logits.gather(-1, found.unsqueeze(-1)).squeeze(-1))
+    return found

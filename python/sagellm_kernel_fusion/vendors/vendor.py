@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 from .. import _kf
 
+EXTENSION, CUDA = 12, 2  # DLPack's kDLExtDev, which PyTorch's one device of plug-ins (PrivateUse1) has, and kDLCUDA
 _import_errors: dict[str, str] = {}  # of plug-ins that were tried: what cannot be imported is not tried again
 
 
@@ -19,8 +20,7 @@ class Vendor:
     device: its tensors' `device.type`. plug_in: the module that gives PyTorch that device. install: how it comes.
     advice: what to look at where no device is found. kv_layout, page_size: how its operators have a paged cache; a
     cache of another layout is refused, never converted. table: its rows, best first, made when a call comes. isa:
-    what a device is, of its index. extension: whether it is the one device that PyTorch keeps for plug-ins
-    (PrivateUse1)."""
+    what a device is, of its index. dlpack: the device type that its tensors have in DLPack."""
 
     name: str
     device: str
@@ -31,7 +31,7 @@ class Vendor:
     page_size: int = 16
     table: Callable[[], tuple] = tuple
     isa: Callable[[int], str] = lambda index: ""
-    extension: bool = True
+    dlpack: int = EXTENSION
 
     @property
     def page(self) -> str:
@@ -44,7 +44,7 @@ class Vendor:
             return f"{self.plug_in} is not installed: {self.install}"
         if problem := _import_problem(self.plug_in):
             return problem
-        if self.extension and (owner := device_of_plug_ins()) != self.device:
+        if self.dlpack == EXTENSION and (owner := device_of_plug_ins()) != self.device:
             if owner == "privateuseone":
                 return f"{self.plug_in} registers no device {self.device} with PyTorch: too old, or not whole"
             return f"PyTorch's one device of plug-ins is {owner} in this process: {self.device} needs one of its own"
@@ -54,6 +54,12 @@ class Vendor:
         except Exception as error:
             return f"{self.plug_in} cannot look for devices: {type(error).__name__}: {error}; {self.advice}"
         return f"{self.plug_in} is there, but finds no device: {self.advice}"
+
+    def is_shown(self) -> bool:
+        """Whether tensors of its device type are its own in this process."""
+        if self.dlpack == EXTENSION:
+            return device_of_plug_ins() == self.device
+        return self.unusable() is None
 
     def space(self):
         """torch.npu and its like."""
@@ -69,8 +75,7 @@ class Vendor:
             from ..errors import UnavailableError
 
             raise UnavailableError(f"{self.device}:{index}: there are {count} devices", {"backend": self.name})
-        if self.extension:
-            _kf.set_extension_device(self.name)
+        _kf.set_dlpack_device(self.dlpack, self.name)
         properties = space.get_device_properties(index)
         memory = int(getattr(properties, "total_memory", 0))
         return {"name": str(properties.name), "isa": self.isa(index), "memory_bytes": memory}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import simulated_device
 import torch
 
 import sagellm_kernel_fusion as kf
@@ -14,13 +15,9 @@ DTYPES = (torch.float32, F16, BF16)
 _seeds = itertools.count()
 
 
-def device() -> str:
-    return torch._C._get_privateuse1_backend_name()
-
-
 def there(value):
     """On the device."""
-    return value.to(device()) if isinstance(value, torch.Tensor) else value
+    return value.to(simulated_device.name()) if isinstance(value, torch.Tensor) else value
 
 
 def all_there(operands):
@@ -49,7 +46,7 @@ def both(m, op, kernel, dtype=F16, **operands):
     rows = m.explain(op, **{n: there(v) for n, v in operands.items() if v is not True})
     assert [r["kernel"] for r in rows if r["selected"]] == [kernel]
     for g, e in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, expected)), strict=True):
-        assert g.device.type == device()
+        assert g.device.type == torch.device(simulated_device.name()).type
         close(g, e, dtype)
 
 

@@ -1,9 +1,11 @@
-"""A device of PyTorch's plug-ins (PrivateUse1) that computes on the CPU: its tensors say `npu:0` or `mlu:0`, the host's
-functions refuse them, and every operator is PyTorch's own on the same memory. One a process, as PyTorch has it."""
+"""A device that computes on the CPU: its tensors say `npu:0`, `mlu:0` or `cuda:0`, the host's functions refuse them,
+and every operator is PyTorch's own on the same memory. One a process: PyTorch's device of plug-ins (PrivateUse1), or
+CUDA's place, which some vendors take."""
 
 from __future__ import annotations
 
 import ctypes
+import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -11,7 +13,8 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-_CPU, _EXTENSION = 1, 12  # DLPack's kDLCPU and kDLExtDev
+_CPU, _CUDA, _EXTENSION = 1, 2, 12  # DLPack's kDLCPU, kDLCUDA and kDLExtDev
+_own = SimpleNamespace(code=_EXTENSION)  # of the device's tensors
 _kept: list = []  # registrations last as long as these
 
 
@@ -38,7 +41,7 @@ class Queue:
     """What a stream is here: everything was done when it was enqueued."""
 
     def __init__(self, stream: int = 0, device=None):
-        self.handle = stream
+        self.handle = self.cuda_stream = stream
 
     def synchronize(self) -> None:
         counts.synchronisations += 1
@@ -70,6 +73,61 @@ def install(name: str) -> SimpleNamespace:
     return space
 
 
+def install_as_cuda() -> SimpleNamespace:
+    """The device in CUDA's place: every operator that PyTorch has for CUDA is the CPU's; returns torch.cuda."""
+    _own.code = _CUDA
+    space = torch.cuda
+    space._lazy_init = lambda: None
+    space.is_available = lambda: True
+    space.device_count = lambda: 1
+    space.current_device = lambda: 0
+    space.get_device_name = lambda index=0: "Simulated"
+    space.get_device_properties = lambda index=0: SimpleNamespace(name="Simulated", total_memory=64 << 30)
+    space.synchronize = lambda device=None: None
+    space.default_stream = lambda device=None: Queue()
+    space.current_stream = lambda device=None: Queue()
+    space.ExternalStream = Queue
+    space.stream = lambda queue: nullcontext()
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that kernels are replaced
+        for name in (*torch._C._dispatch_get_registrations_for_dispatch_key("CUDA"), "aten::copy_", "aten::_to_copy"):
+            if name.startswith("aten::") and name not in _VIEWS:
+                function = _of_cuda(_operator(name)) if name != "aten::_softmax" else _softmax
+                library.impl(name.removeprefix("aten::"), function, "CUDA")
+        library.impl("_to_copy", _from_host, "CPU")
+    _kept.append(library)
+    return space
+
+
+_VIEWS = ("aten::as_strided", "aten::view", "aten::_reshape_alias", "aten::unfold")  # which touch no memory
+
+
+def _operator(name: str):
+    name, _, overload = name.removeprefix("aten::").partition(".")
+    return getattr(getattr(torch.ops.aten, name), overload or "default")
+
+
+def _of_cuda(op):
+    return lambda *args, **kwargs: _run(op, *args, **kwargs)
+
+
+def _softmax(x, dim, half_to_float):
+    """The CPU's does not convert."""
+    return _run(torch.ops.aten._softmax.default, x.float() if half_to_float else x, dim, False)
+
+
+def _from_host(x, *, dtype=None, device=None, **options):
+    x = x if isinstance(x, torch.Tensor) else torch.scalar_tensor(x)  # a number that PyTorch has as a tensor
+    made = torch.empty_like(x, dtype=dtype or x.dtype, memory_format=options.get("memory_format")).copy_(x)
+    return made if device is None or device.type == "cpu" else _as(made, _own.code)
+
+
+def name() -> str:
+    """The device's, for tensors to be made on it."""
+    return "cuda:0" if _own.code == _CUDA else torch._C._get_privateuse1_backend_name()
+
+
 def _is_there(value) -> bool:
     return isinstance(value, torch.Tensor) and value.device.type not in ("cpu", "meta")
 
@@ -95,12 +153,11 @@ def _run(op, *args, **kwargs):
         for lowered, original in mapped:
             if value is lowered:
                 return original
-        return value if any(value is a for a in given) or to_host else _as(value, _EXTENSION)
+        return value if any(value is a for a in given) or to_host else _as(value, _own.code)
 
     given = pytree.tree_leaves((args, kwargs))
-    to_host = not any(_is_there(a) for a in given) and not any(
-        isinstance(a, torch.device) and a.type != "cpu" for a in given
-    )
+    devices = [a.type for a in given if isinstance(a, torch.device)]
+    to_host = devices == ["cpu"] or not (any(_is_there(a) for a in given) or devices)
     args, kwargs = pytree.tree_map(lower, (args, kwargs))
     if op.name() == "aten::_copy_from":  # what copy_ comes to between devices
         args[1].copy_(args[0])
@@ -108,5 +165,5 @@ def _run(op, *args, **kwargs):
     results = op(*args, **kwargs)
     for lowered, original in mapped:
         if lowered.shape != original.shape:
-            original.data = _as(lowered, _EXTENSION)
+            original.data = _as(lowered, _own.code)
     return pytree.tree_map(lift, results)

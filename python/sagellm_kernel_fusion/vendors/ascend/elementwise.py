@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
-from ..compositions import binary, softmax
+from ..compositions import argmax, binary, embedding, softmax
 from ..row import VendorRow
 from .norms import FLOATS
 from .operators import ALL, needing
@@ -92,17 +92,6 @@ def _quantize_declines(x, out_dtype="i8", out_scales=None, **rest) -> str | None
     return dtypes({"x": x}, ("f16", "bf16")) or not_empty({"x": x})
 
 
-def _embedding(ids, table):
-    return table.index_select(0, ids.reshape(-1)).view(*ids.shape, table.shape[-1])
-
-
-def _argmax(logits, max=None):
-    found = logits.argmax(-1)
-    if max is not None:
-        max.copy_(logits.gather(-1, found.unsqueeze(-1)).squeeze(-1))
-    return found
-
-
 ROWS = (
     VendorRow(
         "ascend::gelu", "activation", "library", needing("npu_gelu"), "gelu and gelu_tanh; f32, f16 and bf16",
@@ -137,11 +126,11 @@ ROWS = (
         saves="one launch for largest, scale and codes",
     ),
     VendorRow(
-        "ascend::embedding", "embedding", "library", needing(), "f32, f16 and bf16", _embedding, devices=("ascend",),
+        "ascend::embedding", "embedding", "library", needing(), "f32, f16 and bf16", embedding, devices=("ascend",),
         graph_safe=True, saves="PyTorch's own operator: one launch",
     ),
     VendorRow(
-        "ascend::argmax", "argmax", "library", needing(), "always", _argmax, devices=("ascend",), graph_safe=True,
+        "ascend::argmax", "argmax", "library", needing(), "always", argmax, devices=("ascend",), graph_safe=True,
         saves="PyTorch's own operator: one launch",
     ),
 )  # fmt: skip

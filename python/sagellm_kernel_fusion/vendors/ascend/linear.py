@@ -6,6 +6,7 @@ adds is an operator of its own."""
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
+from ..compositions import argmax
 from ..layouts import prologue_and_epilogue
 from ..row import VendorRow
 from .elementwise import activate
@@ -99,11 +100,7 @@ def _gated_ffn_plain(
 def _lm_head_argmax(
     x, weight, max=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none"
 ):
-    logits = _before(x, norm, norm_weight, norm_bias, eps, pre_activation) @ weight.t()
-    ids = logits.argmax(-1)
-    if max is not None:
-        max.copy_(logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
-    return ids
+    return argmax(_before(x, norm, norm_weight, norm_bias, eps, pre_activation) @ weight.t(), max)
 
 
 # Low-bit weights

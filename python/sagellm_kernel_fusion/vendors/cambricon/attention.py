@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, head_dims, longest, not_empty
+from ..compositions import blind_rows_are_zeros
 from ..layouts import is_contiguous
 from ..row import VendorRow
 from .operators import ALL, bf16_problem, needing
@@ -80,15 +81,7 @@ def _packed(q, k, v, out, cu_seqlens_q=None, cu_seqlens_k=None, softmax_scale=0.
     lengths = longest(cu_seqlens_q), longest(cu_seqlens_k)
     _flash(q, k.contiguous(), v.contiguous(), out, cu_seqlens_q, cu_seqlens_k, *lengths, softmax_scale, causal, -1, -1)
     keys = cu_seqlens_k[1:] - cu_seqlens_k[:-1]
-    _blind_rows_are_zeros(out, cu_seqlens_q, keys, causal)
-
-
-def _blind_rows_are_zeros(out, cu_seqlens_q, keys, causal: bool) -> None:
-    """Queries that see no key: of a causal sequence with more queries than keys the first, of one without keys all."""
-    offsets, counts = cu_seqlens_q.tolist(), keys.tolist()
-    for begin, end, n in zip(offsets, offsets[1:], counts, strict=False):
-        blind = max(end - begin - n, 0) if causal else (end - begin) * (n == 0)
-        out[begin : begin + blind] = 0
+    blind_rows_are_zeros(out, cu_seqlens_q, keys, causal)
 
 
 # Paged
@@ -159,7 +152,7 @@ def _several(
         q, k, v, out, cu_seqlens_q, of_k, longest(cu_seqlens_q), int(context_lens.max()), softmax_scale, causal, -1, -1,
         block_tables.clamp_min(0),
     )  # fmt: skip
-    _blind_rows_are_zeros(out, cu_seqlens_q, context_lens, causal)
+    blind_rows_are_zeros(out, cu_seqlens_q, context_lens, causal)
 
 
 # The cache

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
-from ..compositions import binary, softmax
+from ..compositions import activate, binary, softmax
+from ..layers import Layers, operands_of_layer
 from ..layouts import prologue_and_epilogue
 from ..row import VendorRow
 from .operators import ALL, bf16_problem, needing
@@ -42,15 +43,6 @@ def layer_norm(x, weight, bias=None, residual=None, residual_out=None, eps=1e-5)
 
 
 # Activations are PyTorch's: what act_mode "gelu" computes is not documented
-
-
-def activate(x, kind: str):
-    import torch
-
-    f = torch.nn.functional
-    if kind in ("gelu", "gelu_tanh"):
-        return f.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
-    return {"silu": f.silu, "relu": f.relu, "none": torch.clone}[kind](x)
 
 
 def _activation(x, kind="silu"):
@@ -103,18 +95,8 @@ def _rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, interleaved=F
 
 
 def _declines(x, **rest) -> str | None:
-    operands = {"x": x} | {n: v for n, v in rest.items() if hasattr(v, "dtype") and n.endswith("weight")}
-    operands |= prologue_and_epilogue(**rest)
-    operands |= {n: v for n, v in rest.items() if n in ("q_bias", "k_bias", "v_bias") and v is not None}
+    operands = operands_of_layer(x, **rest)
     return dtypes(operands, FLOATS) or bf16_problem(x) or not_empty(operands)
-
-
-def _before(x, norm, norm_weight, norm_bias, eps, pre_activation):
-    if norm == "rms":
-        x = rms_norm(x, norm_weight, eps=eps)
-    elif norm == "layer":
-        x = layer_norm(x, norm_weight, norm_bias, eps=eps)
-    return x if pre_activation == "none" else activate(x, pre_activation)
 
 
 def product(x, weight, bias=None, residual=None, activation="none"):
@@ -135,31 +117,11 @@ def product(x, weight, bias=None, residual=None, activation="none"):
     return y if residual is None or joined else y + residual
 
 
-def _linear(
-    x, weight, bias=None, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
-    pre_activation="none", activation="none",
-):  # fmt: skip
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
-    return product(y, weight, bias, residual, activation)
+def _hidden(y, gate_weight, up_weight, activation):
+    return product(y, gate_weight, activation=activation).mul_(product(y, up_weight))
 
 
-def _qkv(
-    x, q_weight, k_weight, v_weight, k, v, q_bias=None, k_bias=None, v_bias=None, norm="none", norm_weight=None,
-    norm_bias=None, eps=1e-5, pre_activation="none",
-):  # fmt: skip
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
-    k.copy_(product(y, k_weight, k_bias))
-    v.copy_(product(y, v_weight, v_bias))
-    return product(y, q_weight, q_bias)
-
-
-def _gated_ffn(
-    x, gate_weight, up_weight, down_weight, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
-    pre_activation="none", activation="silu",
-):  # fmt: skip
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
-    hidden = product(y, gate_weight, activation=activation).mul_(product(y, up_weight))
-    return product(hidden, down_weight, residual=residual)
+LAYERS = Layers(activate, rms_norm, layer_norm, product, _hidden)
 
 
 # Low-bit weights
@@ -174,20 +136,14 @@ def _w8_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> st
     return dtypes(operands, ("f16", "bf16")) or bf16_problem(x) or not_empty({"x": x})
 
 
-def _after(y, bias, residual, activation):
-    y = y if bias is None else y + bias
-    y = y if activation == "none" else activate(y, activation)
-    return y if residual is None else y + residual
-
-
 def _linear_w8(
     x, weight, bias=None, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
     pre_activation="none", activation="none", weight_scales=None, weight_group_size=0,
 ):  # fmt: skip
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation).contiguous()
+    y = LAYERS.before(x, norm, norm_weight, norm_bias, eps, pre_activation).contiguous()
     scales = weight_scales.reshape(-1).to(x.dtype)
     y = ALL("weight_only_quant_matmul")(y, weight.contiguous(), scales, None, bias, None, "none", 8)
-    return _after(y, None, residual, activation)
+    return LAYERS.after(y, None, residual, activation)
 
 
 def _linear_w8a8(
@@ -196,12 +152,12 @@ def _linear_w8a8(
 ):  # fmt: skip
     import torch
 
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation).contiguous()
+    y = LAYERS.before(x, norm, norm_weight, norm_bias, eps, pre_activation).contiguous()
     smooth = torch.ones(y.shape[-1], dtype=torch.float32, device=y.device)
     codes, of_tokens = ALL("per_token_smooth_quantize")(y, smooth)
     scales = weight_scales.reshape(-1).float()
     y = ALL("smooth_quant_matmul")(codes, of_tokens, weight.contiguous(), scales, x.dtype)
-    return _after(y, bias, residual, activation)
+    return LAYERS.after(y, bias, residual, activation)
 
 
 _ANY = "f32, f16 and bf16, all operands of one dtype; a norm or an activation before"
@@ -219,16 +175,17 @@ ROWS = (
     ),
     VendorRow(
         "mlu::linear", "linear", "library", needing("matmul", *_NORMS), _ANY + ", an activation or a residual after",
-        _linear, _declines, devices=("mlu",), graph_safe=True, launches=2,
+        LAYERS.linear, _declines, devices=("mlu",), graph_safe=True, launches=2,
         saves="bias, silu or residual in the product's launch",
     ),
     VendorRow(
-        "mlu::qkv_linear", "qkv_linear", "library", needing("matmul", *_NORMS), _ANY, _qkv, _declines, devices=("mlu",),
-        graph_safe=True, launches=6, saves="the norm is done once for three products; biases in their launches",
+        "mlu::qkv_linear", "qkv_linear", "library", needing("matmul", *_NORMS), _ANY, LAYERS.qkv_linear,
+        _declines, devices=("mlu",), graph_safe=True, launches=6,
+        saves="the norm is done once for three products; biases in their launches",
     ),
     VendorRow(
-        "mlu::gated_ffn", "gated_ffn", "library", needing("matmul", *_NORMS), _ANY + ", a residual after", _gated_ffn,
-        _declines, devices=("mlu",), graph_safe=True, launches=5,
+        "mlu::gated_ffn", "gated_ffn", "library", needing("matmul", *_NORMS), _ANY + ", a residual after",
+        LAYERS.gated_ffn, _declines, devices=("mlu",), graph_safe=True, launches=5,
         saves="silu in the gate's launch, the residual in the last product's: 4 launches for 6",
     ),
     VendorRow(
