@@ -29,7 +29,11 @@ inline constexpr std::size_t kSparseLanes = hn::MaxLanes(F32Tag());
 // The values of lanes whose bit is set (of as many bits as there are lanes), in order from the first of `v` on; 0 in the others.
 HWY_INLINE F32Vec ExpandBits(F32Vec v, std::uint32_t bits) {
 #if HWY_TARGET <= HWY_AVX3
-  return hn::Vec<F32Tag>{_mm512_maskz_expand_ps(static_cast<__mmask16>(bits), v.raw)};
+  // In assembly, for Zen 4: it expands from memory in 6 cycles, and from a register in 2, but only after whoever wrote the
+  // destination last, so that one is a fresh zero and the zeroing form is not used.
+  __m512 expanded = _mm512_setzero_ps();
+  asm("vexpandps %2, %0%{%1%}" : "+v"(expanded) : "Yk"(static_cast<__mmask16>(bits)), "v"(v.raw));
+  return hn::Vec<F32Tag>{expanded};
 #elif HWY_TARGET == HWY_AVX2
   // The permutation looks at the lowest three bits of a lane alone.
   const hn::RebindToSigned<F32Tag> di;

@@ -16,6 +16,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 
+// Bytes: the processor's own fetching ends with each page.
+inline constexpr std::int64_t kFetchAhead = 3072;
+
 // One row: what is known of it stays in registers, and x, which is read again for every row, in the first cache.
 //
 // kEven: every vector of columns has as many values as the next, so that where they lie is known without their mask.
@@ -51,6 +54,7 @@ HWY_INLINE void SparseDot(const Weight& w, std::int64_t row_index, const float* 
     std::int64_t value;
     const std::uint8_t* const from =
         kEven ? row.Skip(per_vector * static_cast<std::int64_t>(kVectors), &value) : row.Next(bits, &value);
+    __builtin_prefetch(SparseValues<kType>::Address(from, value) + kFetchAhead);
 #pragma GCC unroll 8
     for (std::size_t v = 0; v < kVectors; ++v) {
       constexpr std::uint32_t kMask = (1u << kSparseLanes) - 1;
