@@ -68,7 +68,7 @@ TEST(Lora, TheSwitchChoosesTheUnfusedForm) {
       if (e.selected) return e.kernel;
     return std::string("none");
   };
-  EXPECT_EQ(taken(fused), "cpu::linear_small");
+  EXPECT_EQ(taken(fused), "cpu::linear_gemv");
   EXPECT_EQ(taken(unfused), "cpu::linear_unfused");
   fused.linear(c.p);
   const Tensor other(DType::f32, {4, 10});

@@ -143,7 +143,7 @@ def test_quantized_weights_in_the_other_ops(rng):
         atol=1e-4,
     )
     row = next(r for r in kf.explain("linear", x=x, weight=gate) if r["selected"])
-    assert row["kernel"] == "cpu::linear_small"
+    assert row["kernel"] == "cpu::linear_gemv"
 
 
 # How AutoAWQ and AutoGPTQ pack: eight 4-bit codes a word, by shifts and ors.

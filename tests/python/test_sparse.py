@@ -123,7 +123,7 @@ def test_the_other_ops(rng):
         atol=1e-4,
     )
     row = next(r for r in kf.explain("linear", x=x, weight=gate) if r["selected"])
-    assert row["kernel"] == "cpu::linear_small"
+    assert row["kernel"] == "cpu::linear_gemv"
 
 
 def test_the_manager_goes_by_its_configuration(rng):

@@ -15,8 +15,8 @@
 #include "backends/cpu/elementwise/pointwise.h"
 #include "backends/cpu/elementwise/quantize.h"
 #include "backends/cpu/elementwise/softmax.h"
+#include "backends/cpu/linear/gemv/kernels.h"
 #include "backends/cpu/linear/kernels.h"
-#include "backends/cpu/linear/small/kernels.h"
 #include "backends/cpu/linear/weights.h"
 #include "backends/cpu/norm/norm.h"
 #include "backends/cpu/reference/attention.h"
@@ -69,12 +69,12 @@ Kernel reference_row(const char* name, void (*run)(const P&, const RunContext&),
 std::vector<Kernel> kernels() {
   return {
       // --- linear ---
-      make_kernel<LinearParams>("cpu::linear_small", kFused, small::condition(), small::supports, small::run,
-                                small::workspace),
+      make_kernel<LinearParams>("cpu::linear_gemv", kFused, gemv::condition(), gemv::supports, gemv::run,
+                                gemv::workspace),
       make_kernel<LinearParams>(
-          "cpu::linear_small_unfused", kVanilla,
-          small::condition() + ", 16-bit, low-bit or sparse weight; no prologue, activation or residual",
-          small::supports_primitive, small::run, small::workspace),
+          "cpu::linear_gemv_unfused", kVanilla,
+          gemv::condition() + ", 16-bit, low-bit or sparse weight; no prologue, activation or residual",
+          gemv::supports_primitive, gemv::run, gemv::workspace),
       invariant(make_kernel<LinearParams, GemmState>("cpu::linear_fused", kFused, kUnrounded,
                                                      full_precision<LinearParams>, gemm::prepare, gemm::run)),
       make_kernel<LinearParams, MatmulState>(
@@ -85,38 +85,38 @@ std::vector<Kernel> kernels() {
           "cpu::linear_lowbit_unfused", kVanilla,
           "16-bit, low-bit or sparse operands; no prologue, activation or residual", gemm::supports_primitive,
           gemm::prepare, gemm::run)),
-      invariant(make_kernel<LinearParams>("cpu::linear_int8", kFused, small::int8_condition(),
-                                          small::supports_int8, small::run, small::workspace)),
+      invariant(make_kernel<LinearParams>("cpu::linear_int8", kFused, gemv::int8_condition(),
+                                          gemv::supports_int8, gemv::run, gemv::workspace)),
       invariant(make_kernel<LinearParams>("cpu::linear_int8_unfused", kVanilla,
-                                          small::int8_condition() + "; no prologue, activation or residual",
-                                          small::supports_int8_primitive, small::run, small::workspace)),
+                                          gemv::int8_condition() + "; no prologue, activation or residual",
+                                          gemv::supports_int8_primitive, gemv::run, gemv::workspace)),
       reference_row<LinearParams>("cpu::linear_reference", reference::linear, reference::workspace),
 
       // --- qkv_linear, gated_ffn, lm_head_argmax ---
-      make_kernel<QkvLinearParams>("cpu::qkv_linear_small", kFused, small::condition(), small::supports,
-                                   small::run, small::workspace),
+      make_kernel<QkvLinearParams>("cpu::qkv_linear_gemv", kFused, gemv::condition(), gemv::supports,
+                                   gemv::run, gemv::workspace),
       invariant(make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_fused", kFused, kUnrounded,
                                                         full_precision<QkvLinearParams>, gemm::prepare,
                                                         gemm::run)),
-      invariant(make_kernel<QkvLinearParams>("cpu::qkv_linear_int8", kFused, small::int8_condition(),
-                                             small::supports_int8, small::run, small::workspace)),
+      invariant(make_kernel<QkvLinearParams>("cpu::qkv_linear_int8", kFused, gemv::int8_condition(),
+                                             gemv::supports_int8, gemv::run, gemv::workspace)),
       reference_row<QkvLinearParams>("cpu::qkv_linear_reference", reference::qkv_linear,
                                      reference::workspace),
-      make_kernel<GatedFfnParams>("cpu::gated_ffn_small", kFused, small::condition(), small::supports,
-                                  small::run, small::workspace),
+      make_kernel<GatedFfnParams>("cpu::gated_ffn_gemv", kFused, gemv::condition(), gemv::supports, gemv::run,
+                                  gemv::workspace),
       invariant(make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_fused", kFused, kUnrounded,
                                                        full_precision<GatedFfnParams>, gemm::prepare,
                                                        gemm::run)),
-      invariant(make_kernel<GatedFfnParams>("cpu::gated_ffn_int8", kFused, small::int8_condition(),
-                                            small::supports_int8, small::run, small::workspace)),
+      invariant(make_kernel<GatedFfnParams>("cpu::gated_ffn_int8", kFused, gemv::int8_condition(),
+                                            gemv::supports_int8, gemv::run, gemv::workspace)),
       reference_row<GatedFfnParams>("cpu::gated_ffn_reference", reference::gated_ffn, reference::workspace),
-      make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_small", kFused, small::condition(),
-                                      small::supports, small::run, small::workspace),
+      make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_gemv", kFused, gemv::condition(), gemv::supports,
+                                      gemv::run, gemv::workspace),
       invariant(make_kernel<LmHeadArgmaxParams, GemmState>("cpu::lm_head_argmax_fused", kFused, kUnrounded,
                                                            full_precision<LmHeadArgmaxParams>, gemm::prepare,
                                                            gemm::run)),
-      invariant(make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_int8", kFused, small::int8_condition(),
-                                                small::supports_int8, small::run, small::workspace)),
+      invariant(make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_int8", kFused, gemv::int8_condition(),
+                                                gemv::supports_int8, gemv::run, gemv::workspace)),
       reference_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_reference", reference::lm_head_argmax,
                                         reference::workspace),
 

@@ -1,5 +1,5 @@
-// The linear family for few tokens, and for any number of them in 8 bits (InputQuantization): the threads share the rows of
-// the weights, and every pass over these is one parallel region.
+// The linear family for few tokens, as products of a matrix with a few vectors, and for any number of them in 8 bits
+// (InputQuantization): the threads share the rows of the weights, and every pass over these is one parallel region.
 #include <algorithm>
 #include <span>
 
@@ -7,16 +7,16 @@
 #include <omp.h>
 
 #include "backends/cpu/linear/gemm.h"
-#include "backends/cpu/linear/small/dot.h"
-#include "backends/cpu/linear/small/int8.h"
-#include "backends/cpu/linear/small/kernels.h"
-#include "backends/cpu/linear/small/lora.h"
-#include "backends/cpu/linear/small/token.h"
+#include "backends/cpu/linear/gemv/dot.h"
+#include "backends/cpu/linear/gemv/int8.h"
+#include "backends/cpu/linear/gemv/kernels.h"
+#include "backends/cpu/linear/gemv/lora.h"
+#include "backends/cpu/linear/gemv/token.h"
 #include "backends/cpu/linear/weights.h"
 #include "backends/cpu/workspace.h"
 #include "kf/ops/linear.h"
 
-namespace kf::cpu::small {
+namespace kf::cpu::gemv {
 namespace {
 
 // Beyond these, decoding a weight once for all tokens (the GEMM) is faster than decoding it once for four. It is also the
@@ -45,10 +45,10 @@ Range part_of(std::int64_t count, std::int64_t unit, std::int64_t thread, std::i
 }
 
 // x in 8 bits, in the orders of these weights.
-SmallCodes take_codes(Workspace& space, std::int64_t num_tokens, std::int64_t in,
-                      std::initializer_list<const Weight*> weights) {
+GemvCodes take_codes(Workspace& space, std::int64_t num_tokens, std::int64_t in,
+                     std::initializer_list<const Weight*> weights) {
   const auto tokens = static_cast<std::size_t>(num_tokens);
-  SmallCodes codes;
+  GemvCodes codes;
   codes.row_stride = code_stride(in);
   codes.rows = space.take<std::int8_t>(tokens * codes.row_stride);
   codes.scales = space.take<float>(tokens);
@@ -63,9 +63,9 @@ SmallCodes take_codes(Workspace& space, std::int64_t num_tokens, std::int64_t in
 }
 
 // The forms of x that these weights are multiplied with.
-SmallInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in,
-                      InputQuantization quantization, std::initializer_list<const Weight*> weights) {
-  SmallInput input;
+GemvInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in,
+                     InputQuantization quantization, std::initializer_list<const Weight*> weights) {
+  GemvInput input;
   input.in = in;
   input.num_tokens = static_cast<int>(num_tokens);
   input.value_stride = value_stride(in);
@@ -164,10 +164,10 @@ int team_of(const RunContext& ctx, std::initializer_list<const Weight*> weights)
 
 // A lone token is prepared before the team is called, which costs less than a barrier; several are shared
 // out.
-void prepare_alone(const TensorView& x, const Prologue& prologue, const SmallInput& input) {
+void prepare_alone(const TensorView& x, const Prologue& prologue, const GemvInput& input) {
   if (input.num_tokens == 1) prepare_token(x, prologue, input, 0);
 }
-void prepare_together(const TensorView& x, const Prologue& prologue, const SmallInput& input, int thread,
+void prepare_together(const TensorView& x, const Prologue& prologue, const GemvInput& input, int thread,
                       int threads) {
   if (input.num_tokens == 1) return;
   for (int t = thread; t < input.num_tokens; t += threads) prepare_token(x, prologue, input, t);
@@ -177,12 +177,12 @@ void prepare_together(const TensorView& x, const Prologue& prologue, const Small
 // A weight and what becomes of its sums.
 struct Layer {
   const Weight& weight;
-  SmallEpilogue epilogue;
-  const SmallLora* lora = nullptr;
+  GemvEpilogue epilogue;
+  const GemvLora* lora = nullptr;
 };
 
 // Rows of a weight that are read for all tokens at a time.
-std::int64_t chunk_of(const Weight& weight, const SmallInput& input) {
+std::int64_t chunk_of(const Weight& weight, const GemvInput& input) {
   if (input.num_tokens <= kMaxTokens) return kChunk;
   const auto row_bytes = static_cast<std::int64_t>(weight.layout.nbytes()) / weight.layout.dim(0);
   return std::clamp(kChunkBytes / std::max<std::int64_t>(row_bytes, 1) / kRowUnit * kRowUnit, kRowUnit,
@@ -191,19 +191,19 @@ std::int64_t chunk_of(const Weight& weight, const SmallInput& input) {
 
 // Calls body(first, some) for groups of tokens whose sums a thread holds, `some` the input of those from token `first` on.
 template <class Body>
-void for_each_group(const SmallInput& input, const Body& body) {
+void for_each_group(const GemvInput& input, const Body& body) {
   if (input.num_tokens <= kMaxTokens) return body(0, input);
   for (int first = 0; first < input.num_tokens; first += kMaxTokens)
     body(first, input.tokens(first, std::min(static_cast<int>(kMaxTokens), input.num_tokens - first)));
 }
 
-void run_rows(const Layer& layer, const SmallInput& input, Range rows) {
+void run_rows(const Layer& layer, const GemvInput& input, Range rows) {
   float sums[kMaxTokens * kChunk];
   if (rows.begin == rows.end) return;
   const std::int64_t chunk = chunk_of(layer.weight, input);
   for (std::int64_t begin = rows.begin; begin < rows.end; begin += chunk) {
     const std::int64_t end = std::min(rows.end, begin + chunk);
-    for_each_group(input, [&](int first, const SmallInput& some) {
+    for_each_group(input, [&](int first, const GemvInput& some) {
       dot_rows(layer.weight, some, begin, end, sums, kChunk);
       if (layer.lora != nullptr) layer.lora->add(begin, end, sums, kChunk);
       store_sums(layer.epilogue, sums, kChunk, first, some.num_tokens, begin, end - begin);
@@ -216,7 +216,7 @@ void run_rows(const Layer& layer, const SmallInput& input, Range rows) {
 std::int64_t units_of(const Layer& layer) { return (layer.weight.layout.dim(0) + kRowUnit - 1) / kRowUnit; }
 
 // The threads share the rows of all layers as if they were one layer's.
-void run_layers(std::span<const Layer> layers, const SmallInput& input, int thread, int threads) {
+void run_layers(std::span<const Layer> layers, const GemvInput& input, int thread, int threads) {
   std::int64_t total = 0;
   for (const Layer& layer : layers) total += units_of(layer);
   const Range mine = part_of(total, 1, thread, threads);
@@ -231,12 +231,12 @@ void run_layers(std::span<const Layer> layers, const SmallInput& input, int thre
   }
 }
 
-SmallInput input_of(const LinearParams& p, Workspace& space) {
+GemvInput input_of(const LinearParams& p, Workspace& space) {
   const Weight weight = weight_of(p);
   return take_input(space, pass_tokens(p), p.x.dim(1), p.input_quantization, {&weight});
 }
 
-SmallInput input_of(const QkvLinearParams& p, Workspace& space) {
+GemvInput input_of(const QkvLinearParams& p, Workspace& space) {
   const QkvWeights w(p);
   return take_input(space, pass_tokens(p), p.x.dim(1), p.input_quantization, {&w.q, &w.k, &w.v});
 }
@@ -252,7 +252,7 @@ std::string int8_condition() {
 std::size_t workspace(const LinearParams& p, const PlanContext&) {
   Workspace space(nullptr);
   input_of(p, space);
-  const SmallLora lora(p, space);
+  const GemvLora lora(p, space);
   return space.bytes();
 }
 std::size_t workspace(const QkvLinearParams& p, const PlanContext&) {
@@ -294,9 +294,9 @@ namespace {
 
 void run_pass(const LinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
-  const SmallInput input = input_of(p, space);
+  const GemvInput input = input_of(p, space);
   const Weight weight = weight_of(p);
-  const SmallLora lora(p, space);
+  const GemvLora lora(p, space);
   const Layer layer{weight, {p.bias, p.residual, p.out, p.activation}, lora.present() ? &lora : nullptr};
   prepare_alone(p.x, p.prologue, input);
 #pragma omp parallel num_threads(team_of(ctx, {&weight}))
@@ -331,7 +331,7 @@ namespace {
 
 void run_pass(const QkvLinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
-  const SmallInput input = input_of(p, space);
+  const GemvInput input = input_of(p, space);
   const QkvWeights w(p);
   const Layer layers[] = {{w.q, {p.q_bias, {}, p.q}}, {w.k, {p.k_bias, {}, p.k}}, {w.v, {p.v_bias, {}, p.v}}};
   prepare_alone(p.x, p.prologue, input);
@@ -352,7 +352,7 @@ void run(const QkvLinearParams& p, const RunContext& ctx) { run_passes(p, ctx, r
 namespace {
 
 struct FfnSpace {
-  SmallInput input, hidden;
+  GemvInput input, hidden;
   std::size_t bytes;
 };
 FfnSpace take_ffn(const GatedFfnParams& p, const FfnWeights& w, void* workspace) {
@@ -386,14 +386,14 @@ Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
 namespace {
 
 // Hidden features [mine.begin, mine.end) of all tokens, in the forms that the second layer reads.
-void run_gates(Activation activation, const FfnWeights& w, const SmallInput& input, const SmallInput& hidden,
+void run_gates(Activation activation, const FfnWeights& w, const GemvInput& input, const GemvInput& hidden,
                Range mine) {
   float gate[kMaxTokens * kChunk], up[kMaxTokens * kChunk];
   if (mine.begin == mine.end) return;
   const std::int64_t chunk = chunk_of(w.gate, input);
   for (std::int64_t begin = mine.begin; begin < mine.end; begin += chunk) {
     const std::int64_t end = std::min(mine.end, begin + chunk);
-    for_each_group(input, [&](int first, const SmallInput& some) {
+    for_each_group(input, [&](int first, const GemvInput& some) {
       dot_rows(w.gate, some, begin, end, gate, kChunk);
       dot_rows(w.up, some, begin, end, up, kChunk);
       for (int t = 0; t < some.num_tokens; ++t)
@@ -448,7 +448,7 @@ struct alignas(64) Best {
 };
 
 struct ArgmaxSpace {
-  SmallInput input;
+  GemvInput input;
   Best* best;  // [num_threads]
   std::size_t bytes;
 };
@@ -484,7 +484,7 @@ void offer(Best& best, int t, float value, std::int32_t index) {
   best.index[t] = index;
 }
 
-void best_of_rows(const Weight& weight, const SmallInput& input, Range rows, Best& best) {
+void best_of_rows(const Weight& weight, const GemvInput& input, Range rows, Best& best) {
   float sums[kMaxTokens * kChunk];
   for (std::int64_t begin = rows.begin; begin < rows.end; begin += kChunk) {
     const std::int64_t end = std::min(rows.end, begin + kChunk);
@@ -522,4 +522,4 @@ void run_pass(const LmHeadArgmaxParams& p, const RunContext& ctx) {
 
 void run(const LmHeadArgmaxParams& p, const RunContext& ctx) { run_passes(p, ctx, run_pass); }
 
-}  // namespace kf::cpu::small
+}  // namespace kf::cpu::gemv

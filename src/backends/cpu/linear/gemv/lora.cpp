@@ -1,15 +1,15 @@
-#include "backends/cpu/linear/small/lora.h"
+#include "backends/cpu/linear/gemv/lora.h"
 
 #include <algorithm>
 
 #include "backends/cpu/linear/weights.h"
 
-namespace kf::cpu::small {
+namespace kf::cpu::gemv {
 namespace {
 
 // One token of an input alone.
-SmallInput token_of(const SmallInput& input, int t) {
-  SmallInput one = input;
+GemvInput token_of(const GemvInput& input, int t) {
+  GemvInput one = input;
   one.values = input.token(t);
   one.num_tokens = 1;
   return one;
@@ -17,7 +17,7 @@ SmallInput token_of(const SmallInput& input, int t) {
 
 }  // namespace
 
-SmallLora::SmallLora(const LinearParams& p, Workspace& space) : lora_(p.lora) {
+GemvLora::GemvLora(const LinearParams& p, Workspace& space) : lora_(p.lora) {
   if (!present()) return;
   low_.in = lora_.a.dim(-2);
   low_.num_tokens = static_cast<int>(p.x.dim(0));
@@ -25,7 +25,7 @@ SmallLora::SmallLora(const LinearParams& p, Workspace& space) : lora_(p.lora) {
   low_.values = space.take<float>(static_cast<std::size_t>(low_.num_tokens) * low_.value_stride);
 }
 
-void SmallLora::project(const SmallInput& input, int thread, int threads) const {
+void GemvLora::project(const GemvInput& input, int thread, int threads) const {
   constexpr std::int64_t kUnit = 4;  // rows that are read together
   const std::int64_t units = (low_.in + kUnit - 1) / kUnit;
   const std::int64_t begin = std::min(low_.in, units * thread / threads * kUnit),
@@ -45,7 +45,7 @@ void SmallLora::project(const SmallInput& input, int thread, int threads) const 
   }
 }
 
-void SmallLora::add(std::int64_t begin, std::int64_t end, float* sums, std::size_t sums_stride) const {
+void GemvLora::add(std::int64_t begin, std::int64_t end, float* sums, std::size_t sums_stride) const {
   constexpr int kAtOnce = 4;  // tokens that a row is read for together
   constexpr std::int64_t kRows = 64;
   float extra[kAtOnce * kRows];
@@ -54,7 +54,7 @@ void SmallLora::add(std::int64_t begin, std::int64_t end, float* sums, std::size
     const std::int64_t row_end = std::min(end, row + kRows);
     for (int t = 0; t < low_.num_tokens;) {
       const std::int32_t adapter = several ? adapter_of(t) : 0;
-      SmallInput tokens = token_of(low_, t);
+      GemvInput tokens = token_of(low_, t);
       tokens.num_tokens = several ? 1 : std::min(kAtOnce, low_.num_tokens - t);
       if (adapter >= 0) {
         dot_rows(adapter_weight(lora_.b, adapter), tokens, row, row_end, extra, kRows);
@@ -68,4 +68,4 @@ void SmallLora::add(std::int64_t begin, std::int64_t end, float* sums, std::size
   }
 }
 
-}  // namespace kf::cpu::small
+}  // namespace kf::cpu::gemv

@@ -25,7 +25,7 @@ enum class CodeOrder : std::uint8_t { row, group, block, halves, neighbours, non
 inline constexpr int kNumCodeOrders = static_cast<int>(CodeOrder::none);
 
 // x in 8 bits, where a call asks for it (InputQuantization).
-struct SmallCodes {
+struct GemvCodes {
   std::int8_t* rows =
       nullptr;  // [num_tokens][row_stride], zeros behind the last feature; null: x is not quantized
   std::size_t row_stride = 0;
@@ -37,7 +37,7 @@ struct SmallCodes {
 };
 
 // The activations of a call in f32, in the forms that the dot products read.
-struct SmallInput {
+struct GemvInput {
   std::int64_t in = 0;  // features
   int num_tokens = 0;
   // [num_tokens][value_stride], zeros behind the last feature.
@@ -50,11 +50,11 @@ struct SmallInput {
   // Which tokens (as bits) have outsized elements. These are left out of `nibbles`; what they contribute is
   // added one by one.
   std::uint32_t* outsized = nullptr;
-  SmallCodes codes;  // then there are no nibbles
+  GemvCodes codes;  // then there are no nibbles
 
   // Some of the tokens, where x is quantized.
-  SmallInput tokens(int first, int count) const {
-    SmallInput some = *this;
+  GemvInput tokens(int first, int count) const {
+    GemvInput some = *this;
     const auto skip = static_cast<std::size_t>(first);
     some.num_tokens = count;
     some.values += skip * value_stride;
@@ -77,12 +77,12 @@ std::size_t nibble_stride(std::int64_t in);
 
 // Fills token `t` of input.nibbles from input.values, elements [begin, end), and marks it in input.outsized.
 // Threads may share a token if `begin` is a multiple of nibble_unit().
-void fill_nibbles(const SmallInput& input, int t, std::int64_t begin, std::int64_t end);
+void fill_nibbles(const GemvInput& input, int t, std::int64_t begin, std::int64_t end);
 std::int64_t nibble_unit();
 
 // sums[t * sums_stride + r] = x[t] . weight[begin + r] for all tokens and the rows [begin, end), whose
 // elements are contiguous.
-void dot_rows(const Weight& weight, const SmallInput& input, std::int64_t begin, std::int64_t end,
-              float* sums, std::size_t sums_stride);
+void dot_rows(const Weight& weight, const GemvInput& input, std::int64_t begin, std::int64_t end, float* sums,
+              std::size_t sums_stride);
 
 }  // namespace kf::cpu

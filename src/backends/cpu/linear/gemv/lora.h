@@ -4,20 +4,20 @@
 
 #include <cstdint>
 
-#include "backends/cpu/linear/small/dot.h"
+#include "backends/cpu/linear/gemv/dot.h"
 #include "backends/cpu/workspace.h"
 #include "kf/ops/linear.h"
 
-namespace kf::cpu::small {
+namespace kf::cpu::gemv {
 
-class SmallLora {
+class GemvLora {
  public:
   // Takes its part of the workspace; nothing where the call has no adapter.
-  SmallLora(const LinearParams& p, Workspace& space);
+  GemvLora(const LinearParams& p, Workspace& space);
 
   bool present() const { return lora_.present(); }
   // low = scale * a @ x for this thread's share of the rank. A barrier must follow.
-  void project(const SmallInput& input, int thread, int threads) const;
+  void project(const GemvInput& input, int thread, int threads) const;
   // sums[t * sums_stride + row - begin] += low[t] . b[row] for all tokens.
   void add(std::int64_t begin, std::int64_t end, float* sums, std::size_t sums_stride) const;
 
@@ -27,7 +27,7 @@ class SmallLora {
   }
 
   const Lora& lora_;
-  SmallInput low_;
+  GemvInput low_;
 };
 
-}  // namespace kf::cpu::small
+}  // namespace kf::cpu::gemv

@@ -1,4 +1,4 @@
-#include "backends/cpu/linear/small/int8.h"
+#include "backends/cpu/linear/gemv/int8.h"
 
 #include <bit>
 #include <cfloat>
@@ -7,13 +7,13 @@
 #include "backends/cpu/elementwise/quantize_row.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "backends/cpu/linear/small/int8.cpp"
+#define HWY_TARGET_INCLUDE "backends/cpu/linear/gemv/int8.cpp"
 #define KF_SIMD_VNNI
 #include "backends/cpu/simd/targets.h"
 #include "hwy/foreach_target.h"
 // Must come after foreach_target.h.
-#include "backends/cpu/linear/small/int8_formats-inl.h"
-#include "backends/cpu/linear/small/tiles-inl.h"
+#include "backends/cpu/linear/gemv/int8_formats-inl.h"
+#include "backends/cpu/linear/gemv/tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
@@ -72,7 +72,7 @@ std::size_t FormFloats(CodeOrder order, std::int64_t in) {
   return (static_cast<std::size_t>(in) + elems - 1) / elems * (elems / kVectorBytes + 1) * kLanes;
 }
 
-void DotInt8Rows(const TensorView& weight, const Quantization& q, const SmallInput& input, CodeOrder order,
+void DotInt8Rows(const TensorView& weight, const Quantization& q, const GemvInput& input, CodeOrder order,
                  std::int64_t begin, std::int64_t end, float* sums, std::size_t sums_stride) {
   const Rows w = rows_from(weight, input.in, begin);
   const auto num_rows = static_cast<std::size_t>(end - begin);
@@ -155,8 +155,8 @@ std::size_t code_form_stride(CodeOrder order, std::int64_t in) {
   return HWY_DYNAMIC_DISPATCH(FormFloats)(order, in);
 }
 
-void quantize_token(const SmallInput& input, int t) {
-  const SmallCodes& c = input.codes;
+void quantize_token(const GemvInput& input, int t) {
+  const GemvCodes& c = input.codes;
   const float* const values = input.token(t);
   std::int8_t* const row = c.rows + static_cast<std::size_t>(t) * c.row_stride;
   float scale = quantize_row(DType::f32, values, DType::i8, row, input.in, 0.0f);
@@ -173,7 +173,7 @@ void quantize_token(const SmallInput& input, int t) {
   (static_cast<CodeOrder>(i), row, input.in, c.forms[i] + static_cast<std::size_t>(t) * c.strides[i]);
 }
 
-void dot_int8_rows(const Weight& weight, const SmallInput& input, std::int64_t begin, std::int64_t end,
+void dot_int8_rows(const Weight& weight, const GemvInput& input, std::int64_t begin, std::int64_t end,
                    float* sums, std::size_t sums_stride) {
   HWY_DYNAMIC_DISPATCH(DotInt8Rows)
   (weight.layout, weight.quantization, input, code_order(weight), begin, end, sums, sums_stride);

@@ -1,25 +1,25 @@
-// What stands before and after the dot products of a small linear layer.
+// What stands before and after the dot products of a linear layer of few tokens.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "backends/cpu/linear/small/dot.h"
+#include "backends/cpu/linear/gemv/dot.h"
 #include "kf/ops/common.h"
 
 namespace kf::cpu {
 
 // What becomes of a row's sums: out = act(sum + bias) + residual.
-struct SmallEpilogue {
+struct GemvEpilogue {
   TensorView bias, residual, out;
   Activation activation = Activation::none;
 };
 
 // Fills token `t` of the input's forms with row `t` of x, prologue applied.
-void prepare_token(const TensorView& x, const Prologue& prologue, const SmallInput& input, int t);
+void prepare_token(const TensorView& x, const Prologue& prologue, const GemvInput& input, int t);
 
 // Output columns [begin, begin + count) of tokens [first, first + num_tokens).
-void store_sums(const SmallEpilogue& epilogue, const float* sums, std::size_t sums_stride, int first,
+void store_sums(const GemvEpilogue& epilogue, const float* sums, std::size_t sums_stride, int first,
                 int num_tokens, std::int64_t begin, std::int64_t count);
 
 // hidden = act(gate) * up, `count` elements.

@@ -12,8 +12,8 @@
 #include <cstring>
 #include <limits>
 
-#include "backends/cpu/linear/small/formats-inl.h"
-#include "backends/cpu/linear/small/scales-inl.h"
+#include "backends/cpu/linear/gemv/formats-inl.h"
+#include "backends/cpu/linear/gemv/scales-inl.h"
 #include "core/quantized.h"
 #include "hwy/highway.h"
 

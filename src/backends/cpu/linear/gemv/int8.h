@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "backends/cpu/linear/small/dot.h"
+#include "backends/cpu/linear/gemv/dot.h"
 #include "core/sparse.h"
 
 namespace kf::cpu {
@@ -17,10 +17,10 @@ std::size_t code_stride(std::int64_t in);
 std::size_t code_form_stride(CodeOrder order, std::int64_t in);
 
 // The values of token `t` to codes, in all the forms that `input` has.
-void quantize_token(const SmallInput& input, int t);
+void quantize_token(const GemvInput& input, int t);
 
 // As dot_rows(); only input.codes is read.
-void dot_int8_rows(const Weight& weight, const SmallInput& input, std::int64_t begin, std::int64_t end,
+void dot_int8_rows(const Weight& weight, const GemvInput& input, std::int64_t begin, std::int64_t end,
                    float* sums, std::size_t sums_stride);
 
 }  // namespace kf::cpu

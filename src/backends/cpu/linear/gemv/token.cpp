@@ -1,11 +1,11 @@
-#include "backends/cpu/linear/small/token.h"
+#include "backends/cpu/linear/gemv/token.h"
 
 #include <algorithm>
 
-#include "backends/cpu/linear/small/int8.h"
+#include "backends/cpu/linear/gemv/int8.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "backends/cpu/linear/small/token.cpp"
+#define HWY_TARGET_INCLUDE "backends/cpu/linear/gemv/token.cpp"
 #include "backends/cpu/simd/targets.h"
 #include "hwy/foreach_target.h"
 // Must come after foreach_target.h.
@@ -27,7 +27,7 @@ HWY_INLINE void StoreOperand(F32Vec v, const TensorView& t, std::int64_t offset,
   }
 }
 
-void LoadToken(const TensorView& x, const Prologue& prologue, const SmallInput& input, int t) {
+void LoadToken(const TensorView& x, const Prologue& prologue, const GemvInput& input, int t) {
   const F32Tag d;
   float* const to = input.token(t);
   const InputRow row = RowOf(x, prologue, t);
@@ -36,7 +36,7 @@ void LoadToken(const TensorView& x, const Prologue& prologue, const SmallInput& 
   std::fill(to + input.in, to + input.value_stride, 0.0f);
 }
 
-void StoreSums(const SmallEpilogue& e, const float* sums, std::size_t sums_stride, int first, int num_tokens,
+void StoreSums(const GemvEpilogue& e, const float* sums, std::size_t sums_stride, int first, int num_tokens,
                std::int64_t begin, std::int64_t count) {
   const F32Tag d;
   for (int t = first; t < first + num_tokens; ++t, sums += sums_stride)
@@ -68,13 +68,13 @@ HWY_EXPORT(LoadToken);
 HWY_EXPORT(StoreSums);
 HWY_EXPORT(GateSums);
 
-void prepare_token(const TensorView& x, const Prologue& prologue, const SmallInput& input, int t) {
+void prepare_token(const TensorView& x, const Prologue& prologue, const GemvInput& input, int t) {
   HWY_DYNAMIC_DISPATCH(LoadToken)(x, prologue, input, t);
   if (input.codes.rows != nullptr) return quantize_token(input, t);
   fill_nibbles(input, t, 0, input.in);
 }
 
-void store_sums(const SmallEpilogue& epilogue, const float* sums, std::size_t sums_stride, int first,
+void store_sums(const GemvEpilogue& epilogue, const float* sums, std::size_t sums_stride, int first,
                 int num_tokens, std::int64_t begin, std::int64_t count) {
   HWY_DYNAMIC_DISPATCH(StoreSums)(epilogue, sums, sums_stride, first, num_tokens, begin, count);
 }

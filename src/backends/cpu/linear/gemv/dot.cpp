@@ -1,27 +1,27 @@
-#include "backends/cpu/linear/small/dot.h"
+#include "backends/cpu/linear/gemv/dot.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 
-#include "backends/cpu/linear/small/int8.h"
+#include "backends/cpu/linear/gemv/int8.h"
 #include "core/block_formats.h"
 #include "core/quantized.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "backends/cpu/linear/small/dot.cpp"
+#define HWY_TARGET_INCLUDE "backends/cpu/linear/gemv/dot.cpp"
 #include "backends/cpu/simd/targets.h"
 #include "hwy/foreach_target.h"
 // Must come after foreach_target.h.
+#include "backends/cpu/linear/gemv/formats-inl.h"
+#include "backends/cpu/linear/gemv/sparse.h"
+#include "backends/cpu/linear/gemv/tiles-inl.h"
 #include "backends/cpu/linear/operand-inl.h"
-#include "backends/cpu/linear/small/formats-inl.h"
-#include "backends/cpu/linear/small/sparse.h"
-#include "backends/cpu/linear/small/tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 
-void DotRows(const TensorView& weight, const Quantization& q, const SmallInput& input, std::int64_t begin,
+void DotRows(const TensorView& weight, const Quantization& q, const GemvInput& input, std::int64_t begin,
              std::int64_t end, float* sums, std::size_t sums_stride) {
   const Rows w = rows_from(weight, input.in, begin);
   const std::size_t num_rows = static_cast<std::size_t>(end - begin);
@@ -162,7 +162,7 @@ std::size_t nibble_stride(std::int64_t in) { return HWY_DYNAMIC_DISPATCH(NibbleF
 
 std::int64_t nibble_unit() { return HWY_DYNAMIC_DISPATCH(NibbleUnit)(); }
 
-void fill_nibbles(const SmallInput& input, int t, std::int64_t begin, std::int64_t end) {
+void fill_nibbles(const GemvInput& input, int t, std::int64_t begin, std::int64_t end) {
   for (const NibbleOrder order : {NibbleOrder::halves, NibbleOrder::neighbours}) {
     float* const nibbles = input.nibbles[static_cast<int>(order)];
     if (nibbles == nullptr) continue;
@@ -173,7 +173,7 @@ void fill_nibbles(const SmallInput& input, int t, std::int64_t begin, std::int64
   }
 }
 
-void dot_rows(const Weight& all, const SmallInput& input, std::int64_t begin, std::int64_t end, float* sums,
+void dot_rows(const Weight& all, const GemvInput& input, std::int64_t begin, std::int64_t end, float* sums,
               std::size_t sums_stride) {
   if (input.codes.rows != nullptr) return dot_int8_rows(all, input, begin, end, sums, sums_stride);
   if (all.sparsity.present()) return dot_sparse_rows(all, input, begin, end, sums, sums_stride);

@@ -1,4 +1,4 @@
-#include "backends/cpu/linear/small/sparse.h"
+#include "backends/cpu/linear/gemv/sparse.h"
 
 #include <algorithm>
 
@@ -6,11 +6,11 @@
 #include "core/quantized.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "backends/cpu/linear/small/sparse.cpp"
+#define HWY_TARGET_INCLUDE "backends/cpu/linear/gemv/sparse.cpp"
 #include "backends/cpu/simd/targets.h"
 #include "hwy/foreach_target.h"
 // Must come after foreach_target.h.
-#include "backends/cpu/linear/small/scales-inl.h"
+#include "backends/cpu/linear/gemv/scales-inl.h"
 #include "backends/cpu/linear/sparse-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -97,8 +97,8 @@ HWY_NOINLINE void SparseTokens(const Weight& w, std::int64_t begin, std::int64_t
   }
 }
 
-void DotSparseRows(const Weight& w, const SmallInput& input, std::int64_t begin, std::int64_t end,
-                   float* sums, std::size_t sums_stride) {
+void DotSparseRows(const Weight& w, const GemvInput& input, std::int64_t begin, std::int64_t end, float* sums,
+                   std::size_t sums_stride) {
   WithSparseDType(w.layout.dtype, [&]<DType kType>(std::integral_constant<DType, kType>) HWY_ATTR {
     const float* x = input.values;
     const std::size_t stride = input.value_stride;
@@ -118,7 +118,7 @@ HWY_AFTER_NAMESPACE();
 namespace kf::cpu {
 HWY_EXPORT(DotSparseRows);
 
-void dot_sparse_rows(const Weight& weight, const SmallInput& input, std::int64_t begin, std::int64_t end,
+void dot_sparse_rows(const Weight& weight, const GemvInput& input, std::int64_t begin, std::int64_t end,
                      float* sums, std::size_t sums_stride) {
   HWY_DYNAMIC_DISPATCH(DotSparseRows)(weight, input, begin, end, sums, sums_stride);
 }

@@ -7,7 +7,7 @@
 #include "kf/kernel.h"
 #include "kf/ops/linear.h"
 
-namespace kf::cpu::small {
+namespace kf::cpu::gemv {
 
 // What calls the kernels take, in words.
 std::string condition();
@@ -37,4 +37,4 @@ void run(const QkvLinearParams& p, const RunContext& ctx);
 void run(const GatedFfnParams& p, const RunContext& ctx);
 void run(const LmHeadArgmaxParams& p, const RunContext& ctx);
 
-}  // namespace kf::cpu::small
+}  // namespace kf::cpu::gemv

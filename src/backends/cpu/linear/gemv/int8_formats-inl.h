@@ -14,7 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "backends/cpu/linear/small/formats-inl.h"
+#include "backends/cpu/linear/gemv/formats-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
