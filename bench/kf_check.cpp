@@ -1,7 +1,9 @@
-// kf_check [--plugin FILE] [--backend NAME] [--cases REGEX]: the ops that a backend has rows of, on its device, over their
-// cases against the reference of the CPU. Exit status 1: a result is wrong, a call failed, or a row of the backend's own took no case.
+// kf_check [--plugin FILE] [--backend NAME] [--cases REGEX] [--every N]: the ops that a backend has rows of, on its device, over
+// their cases (or every Nth of these) against the reference of the CPU. Exit status 1: a result is wrong, a call failed, or a row
+// of the backend's own took no case.
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <regex>
@@ -19,7 +21,8 @@ namespace {
 using namespace kf;
 
 struct Options {
-  std::string plugin, backend = "cpu", cases;
+  std::string plugin, backend = "cpu", cases, every = "1";
+  long step() const { return std::strtol(every.c_str(), nullptr, 10); }
 };
 
 constexpr int kUsage = 2, kMaxShown = 5;
@@ -29,11 +32,12 @@ bool parse(int argc, char** argv, Options& o) {
     std::string* value = !std::strcmp(argv[i], "--plugin")    ? &o.plugin
                          : !std::strcmp(argv[i], "--backend") ? &o.backend
                          : !std::strcmp(argv[i], "--cases")   ? &o.cases
+                         : !std::strcmp(argv[i], "--every")   ? &o.every
                                                               : nullptr;
     if (value == nullptr || i + 1 == argc) return false;
     *value = argv[++i];
   }
-  return true;
+  return o.step() > 0;
 }
 
 struct Row {
@@ -50,8 +54,10 @@ int check(const Options& o) {
   std::set<Op> ops;
   for (const Kernel& k : backend.kernels()) ops.insert(k.op);
   int failed = 0;
+  long matching = 0;
   for (const cases::Case& c : cases::all_cases()) {
     if (c.bench || !ops.contains(c.op) || !std::regex_search(c.name, wanted)) continue;
+    if (matching++ % o.step() != 0) continue;
     try {
       for (const cases::KernelCheck& k : cases::check_case(c, d)) {
         if (!k.supported) continue;
@@ -75,7 +81,7 @@ int check(const Options& o) {
     wrong += row.wrong;
   }
   // Of a selection of cases, or of a backend whose rows depend on the machine, not every row can be asked to take one.
-  if (o.cases.empty() && backend.name != "cpu")
+  if (o.cases.empty() && o.step() == 1 && backend.name != "cpu")
     for (const Kernel& k : backend.kernels())
       if (rows[k.name].cases == 0) fmt::print("{}: took no case\n", k.name), ++untouched;
   fmt::print("{}: {} wrong, {} failed, {} rows without a case\n",
@@ -88,7 +94,7 @@ int check(const Options& o) {
 int main(int argc, char** argv) {
   Options o;
   if (!parse(argc, argv, o)) {
-    fmt::print(stderr, "usage: kf_check [--plugin FILE] [--backend NAME] [--cases REGEX]\n");
+    fmt::print(stderr, "usage: kf_check [--plugin FILE] [--backend NAME] [--cases REGEX] [--every N]\n");
     return kUsage;
   }
   try {

@@ -24,8 +24,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V AtLeast(D d, float low, V x) {
   const V vlow = hn::Set(d, low);
-#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
-  return hn::IfThenElse(hn::Lt(x, vlow), vlow, x);  // Highway's emulated max picks the number
+#if !HWY_ARCH_X86 || HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
+  return hn::IfThenElse(hn::Lt(x, vlow), vlow, x);  // NEON's and Highway's emulated max pick the number
 #else
   return hn::Max(vlow, x);  // x86 returns the second operand where one is NaN
 #endif
@@ -35,7 +35,7 @@ HWY_INLINE V AtLeast(D d, float low, V x) {
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V AtMost(D d, float high, V x) {
   const V vhigh = hn::Set(d, high);
-#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
+#if !HWY_ARCH_X86 || HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
   return hn::IfThenElse(hn::Gt(x, vhigh), vhigh, x);
 #else
   return hn::Min(vhigh, x);
