@@ -1,7 +1,5 @@
 #include "backends/cuda/supports.h"
 
-#include <cstdlib>
-
 #include <fmt/format.h>
 
 namespace kf::cuda {
@@ -43,11 +41,6 @@ Support shared_fits(std::size_t bytes, const DeviceCaps& caps) {
   if (caps.l1_bytes == 0 || bytes + kOfSystem <= caps.l1_bytes) return Support::yes();
   return Support::no(fmt::format("{}: this kernel needs {} KiB of shared memory a block, which may have {}",
                                  caps.isa, (bytes + 1023) >> 10, (caps.l1_bytes - kOfSystem) >> 10));
-}
-
-bool has_clusters(const DeviceCaps& caps) {
-  return caps.isa.starts_with("sm_") && std::atoi(caps.isa.c_str() + 3) >= 90 &&
-         compiled_with_clusters(caps.device.index);
 }
 
 }  // namespace kf::cuda

@@ -20,7 +20,6 @@ Support shared_fits(std::size_t bytes, const DeviceCaps& caps);
 
 // Whether blocks may be launched in clusters: on sm_90 and newer, by kernels that are compiled for them.
 bool has_clusters(const DeviceCaps& caps);
-bool compiled_with_clusters(int device_index);
 
 inline void* data_or_null(const TensorView& t) { return t.present() ? t.data : nullptr; }
 

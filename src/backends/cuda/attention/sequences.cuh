@@ -100,8 +100,8 @@ template <class F>
 __device__ inline long long warp_sum(const Args& a, F f) {
   if (is_even(a)) return a.batch > 0 ? static_cast<long long>(f(span_of(a, 0))) * a.batch : 0;
   long long sum = 0;
-  for (int b = static_cast<int>(threadIdx.x) % 32; b < a.batch; b += 32) sum += f(span_of(a, b));
-  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+  for (int b = static_cast<int>(threadIdx.x) % kWarp; b < a.batch; b += kWarp) sum += f(span_of(a, b));
+  for (int d = kWarp / 2; d > 0; d /= 2) sum += shuffle_xor(sum, d);
   return sum;
 }
 
@@ -119,22 +119,22 @@ __device__ inline bool warp_find(const Args& a, long long id, F f, Span* span, i
     *number = static_cast<int>(n - b * static_cast<unsigned>(each));
     return true;
   }
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int first = 0; first < a.batch; first += 32) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (int first = 0; first < a.batch; first += kWarp) {
     const int count = first + lane < a.batch ? f(span_of(a, first + lane)) : 0;
     long long end = count;
-    for (int d = 1; d < 32; d *= 2) {
-      const long long below = __shfl_up_sync(0xffffffffu, end, d);
+    for (int d = 1; d < kWarp; d *= 2) {
+      const long long below = shuffle_up(end, d);
       if (lane >= d) end += below;
     }
-    const unsigned beyond = __ballot_sync(0xffffffffu, id < end);
+    const auto beyond = ballot(id < end);
     if (beyond) {
-      const int holder = __ffs(static_cast<int>(beyond)) - 1;
+      const int holder = lowest_lane(beyond);
       *span = span_of(a, first + holder);
-      *number = static_cast<int>(id - __shfl_sync(0xffffffffu, end - count, holder));
+      *number = static_cast<int>(id - shuffle(end - count, holder));
       return true;
     }
-    id -= __shfl_sync(0xffffffffu, end, 31);
+    id -= shuffle(end, kWarp - 1);
   }
   return false;
 }

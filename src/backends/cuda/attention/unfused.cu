@@ -63,7 +63,8 @@ __device__ void store_sums(const Rows& rows, Out* data, const Args& a, const Uni
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) scores_kernel(const __grid_constant__ UnfusedArgs u) {
+__global__ void __launch_bounds__(kThreads) scores_kernel(const __grid_constant__ UnfusedArgs args) {
+  const UnfusedArgs& u = first_argument(args);
   wait_for_predecessor();
   const Args& a = u.batch;
   Unit unit;
@@ -97,7 +98,8 @@ __global__ void __launch_bounds__(kThreads) scores_kernel(const __grid_constant_
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) values_kernel(const __grid_constant__ UnfusedArgs u) {
+__global__ void __launch_bounds__(kThreads) values_kernel(const __grid_constant__ UnfusedArgs args) {
+  const UnfusedArgs& u = first_argument(args);
   wait_for_predecessor();
   const Args& a = u.batch;
   Unit unit;
@@ -147,7 +149,8 @@ __device__ bool in_layout(const MaskArgs& m, std::int64_t at, int key) {
 }
 
 // A block a row, some columns of it at a time: whole groups of keep_m.
-__global__ void __launch_bounds__(kThreads) mask_kernel(const __grid_constant__ MaskArgs m) {
+__global__ void __launch_bounds__(kThreads) mask_kernel(const __grid_constant__ MaskArgs args) {
+  const MaskArgs& m = first_argument(args);
   wait_for_predecessor();
   const Args& a = m.batch;
   Span span;

@@ -1,3 +1,5 @@
+#include <cstdlib>
+
 #include "backends/cuda/runtime.h"
 #include "backends/cuda/supports.h"
 
@@ -5,8 +7,6 @@ namespace kf::cuda {
 namespace {
 
 __global__ void probe() {}
-
-}  // namespace
 
 // A device may run code that was compiled for older ones.
 bool compiled_with_clusters(int device_index) {
@@ -19,6 +19,13 @@ bool compiled_with_clusters(int device_index) {
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, probe), "cudaFuncGetAttributes");
   return attributes.ptxVersion >= 90;
+}
+
+}  // namespace
+
+bool has_clusters(const DeviceCaps& caps) {
+  return caps.isa.starts_with("sm_") && std::atoi(caps.isa.c_str() + 3) >= 90 &&
+         compiled_with_clusters(caps.device.index);
 }
 
 }  // namespace kf::cuda

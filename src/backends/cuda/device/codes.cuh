@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "backends/cuda/device/machine.cuh"
 #include "core/half.h"
 
 namespace kf::cuda {
