@@ -28,3 +28,17 @@ foreach(kernel IN LISTS KF_PORTABLE_KERNELS)
   list(APPEND KF_HIP_OBJECTS ${object})
 endforeach()
 add_custom_target(kf_hip_kernels DEPENDS ${KF_HIP_OBJECTS})
+
+# The C++ around them, with HIP's headers; HIP itself is opened at run time.
+find_path(KF_HIP_INCLUDE hip/hip_runtime_api.h HINTS /opt/rocm/include /opt/dtk/include REQUIRED)
+list(TRANSFORM KF_PORTABLE_SOURCES REPLACE "(.+)" "${CMAKE_SOURCE_DIR}/src/backends/cuda/\\1.cpp" OUTPUT_VARIABLE KF_HIP_SOURCES)
+file(GLOB KF_HIP_OWN_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/backends/hip/*.cpp)
+list(APPEND KF_HIP_SOURCES ${KF_HIP_OWN_SOURCES})
+set(folders ${CMAKE_SOURCE_DIR}/src/backends/hip/machine ${KF_HIP_INCLUDE})
+list(REMOVE_ITEM folders /usr/include)  # where compilers look last, as they must
+set_source_files_properties(${KF_HIP_SOURCES} PROPERTIES
+  INCLUDE_DIRECTORIES "${folders}"
+  COMPILE_DEFINITIONS "__HIP_PLATFORM_AMD__;KF_HIP_ARCHITECTURES=\"${KF_HIP_ARCHITECTURES}\"")
+set_source_files_properties(src/backends/backends.cpp PROPERTIES COMPILE_DEFINITIONS KF_HIP)
+set_source_files_properties(${KF_HIP_OBJECTS} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+target_sources(kf PRIVATE ${KF_HIP_SOURCES} ${KF_HIP_OBJECTS})

@@ -13,6 +13,9 @@
 #ifdef KF_CUDA
 #include "backends/cuda/cuda_backend.h"
 #endif
+#ifdef KF_HIP
+#include "backends/hip/hip_backend.h"
+#endif
 #include "backends/plugin/backend.h"
 #include "backends/plugin/library.h"
 #include "core/log.h"
@@ -62,6 +65,9 @@ class Backends {
         &cpu::backend(),
 #ifdef KF_CUDA
         &cuda::backend(),
+#endif
+#ifdef KF_HIP
+        &hip::backend(),
 #endif
     });
   }

@@ -8,10 +8,19 @@
 #include "kf/error.h"
 
 namespace kf::cuda {
+namespace {
+
+#ifdef KF_WARP
+constexpr const char* kDevice = "rocm";
+#else
+constexpr const char* kDevice = "cuda";
+#endif
+
+}  // namespace
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // so that the next call does not report it again
+  (void)cudaGetLastError();  // so that the next call does not report it again
   const ErrorCode code =
       status == cudaErrorMemoryAllocation ? ErrorCode::resource_exhausted : ErrorCode::unavailable;
   throw Error(code, fmt::format("{}: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status)));
@@ -22,7 +31,7 @@ CurrentDevice::CurrentDevice(int index) : index_(index) {
   if (before_ != index_) check(cudaSetDevice(index_), "cudaSetDevice");
 }
 CurrentDevice::~CurrentDevice() {
-  if (before_ != index_) cudaSetDevice(before_);
+  if (before_ != index_) (void)cudaSetDevice(before_);
 }
 
 int multiprocessors(int device_index) {
@@ -36,8 +45,8 @@ TableFault* table_fault(int device_index) {
   static std::array<TableFault*, kMaxDevices> faults{};
   static std::mutex mutex;
   if (device_index < 0 || device_index >= kMaxDevices)
-    throw Error(ErrorCode::unavailable,
-                fmt::format("cuda: expected a device index below {}, got {}", kMaxDevices, device_index));
+    throw Error(ErrorCode::unavailable, fmt::format("{}: expected a device index below {}, got {}", kDevice,
+                                                    kMaxDevices, device_index));
   const std::lock_guard lock(mutex);
   TableFault*& fault = faults[static_cast<std::size_t>(device_index)];
   if (fault == nullptr) {
@@ -65,8 +74,8 @@ void throw_table_fault(int device_index) {
   const CurrentDevice current(device_index);
   check(cudaMemset(found.claim, 0, sizeof(int)), "cudaMemset");
   throw Error(ErrorCode::invalid_argument,
-              fmt::format("{}[{}] on cuda:{}: expected a value below {}, got {}; the entry was left out",
-                          kNames[found.table], found.entry, device_index, found.limit, found.value));
+              fmt::format("{}[{}] on {}:{}: expected a value below {}, got {}; the entry was left out",
+                          kNames[found.table], found.entry, kDevice, device_index, found.limit, found.value));
 }
 
 }  // namespace kf::cuda
