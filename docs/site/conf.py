@@ -39,7 +39,8 @@ CONTENTS = {
     "Use": ["installing", "choosing-a-backend", "configuration", "support-matrix", "ops/README", "fuse-model", "torch", "adapters"],
     "Reference": ["site/python", "site/cpp", "numerics", "backends/cpu", "backends/cuda", "backends/ascend", "backends/cambricon",
                   "backends/hygon", "backends/kunlun"],
-    "Change": ["architecture", "graph", "adding-an-op", "adding-a-backend", "bring-up-a-backend", "verification"],
+    "Change": ["architecture", "graph", "adding-an-op", "adding-a-backend", "bring-up-a-backend", "bring-up-in-python",
+               "verification"],
 }
 
 

@@ -96,7 +96,7 @@ void register_hosted(const std::string& name, const std::string& device_type, co
     nb::gil_scoped_acquire lock;
     return kernels_from(name, type, *f);
   };
-  b.memory = memory_of(b.device_type, memory);
+  if (!memory.is_none()) b.memory = memory_of(b.device_type, memory);
   register_backend(std::move(b));
 }
 
@@ -104,7 +104,7 @@ void register_hosted(const std::string& name, const std::string& device_type, co
 
 void bind_hosted_backend(nb::module_& m) {
   m.def("register_backend", &register_hosted, nb::arg("name"), nb::arg("device_type"), nb::arg("available"),
-        nb::arg("capabilities"), nb::arg("rows"), nb::arg("memory"),
+        nb::arg("capabilities"), nb::arg("rows"), nb::arg("memory").none(),
         "Adds a backend. available() -> why not, or None; capabilities(index) -> {name, isa, memory_bytes}; "
         "rows() -> "
         "rows,\n"

@@ -1,4 +1,4 @@
-"""Backends in shared libraries (include/kf/kf_c.h) as the registry has them."""
+"""Backends in shared libraries (include/kf/kf_c.h), and other distributions' tables, as the registry has them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ class PluginBackend(KernelFusionManager):
     """A manager whose calls get the kernels of one plug-in, and no others."""
 
 
+def register_table(vendor) -> None:
+    """Makes another distribution's `Vendor` one of the core's backends, and registers it."""
+    if vendor.name not in _kf.backend_names():
+        vendor.register()
+    register_plugin(vendor.name)
+
+
 def register_plugin(name: str) -> str:
     """Registers the backend of a plug-in that was loaded."""
-    if name not in KernelFusionBackendRegistry.names():
+    if name not in KernelFusionBackendRegistry._backends:
         backend = type(f"PluginBackend_{name}", (PluginBackend,), {"_only_backend": name})
         KernelFusionBackendRegistry.register(name, backend)
     return name

@@ -91,18 +91,31 @@ class KernelFusionBackendRegistry:
 
     @classmethod
     def _from_entry_point(cls, name: str) -> type | None:
-        """The class that another distribution has under this name in the entry points `sagellm.backends`."""
+        """The class, or the table of rows (a `vendors.Vendor`), that another distribution has under this name in the
+        entry points `sagellm.backends`."""
         found = next((e for e in entry_points(group=ENTRY_POINTS) if e.name == name), None)
         if found is None:
             return None
         try:
-            backend_cls = found.load()
-            cls.register(name, backend_cls)
+            backend_cls = cls._load(name, found.load())
         except Exception as error:
             package = found.dist.name if found.dist else found.value
             message = f"backend {name} of {package} ({found.value}): {type(error).__name__}: {error}"
             raise UnavailableError(message, {"backend": name, "package": package}) from error
         return backend_cls
+
+    @classmethod
+    def _load(cls, name: str, found: object) -> type:
+        from .plugins import register_table
+        from .vendors import Vendor
+
+        if not isinstance(found, Vendor):
+            cls.register(name, found)
+            return cls._backends[ALIASES.get(name, name)]
+        if found.name != name:
+            raise refusing(f"expected a Vendor of this name, got one of the name {found.name}")
+        register_table(found)
+        return cls._backends[name]
 
     @classmethod
     def detect_backend(cls) -> str:

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 
 from .. import _kf
 from ..errors import UnavailableError, refusing
-from ..registry import ALIASES
-from ..vendors import VENDORS
+from ..registry import ALIASES, KernelFusionBackendRegistry
+from ..vendors.vendor import REGISTERED
 from .environment import environment
 
 
 def usable_backend(name: str) -> dict:
     """The backend of this name or alias as `backends()` has it. Raises where it cannot be used here."""
     name = ALIASES.get(name, name)
+    if name not in _kf.backend_names() and name in KernelFusionBackendRegistry.names():
+        KernelFusionBackendRegistry.backend_class(name)  # of another distribution: loaded now
     if name not in _kf.backend_names():
         raise refusing(f"selfcheck: backend: expected one of {', '.join(_kf.backend_names())}, got {name}")
     [row] = _kf.backends(name)
@@ -42,7 +44,7 @@ def selfcheck(
     level, cases, served, failed, max_error, declined: {reason: count}}) and failures ({case, kernel, detail})."""
     there = usable_backend(backend)
     name, device = there["name"], there["devices"][0]
-    levels = {row.name: row.level for vendor in VENDORS for row in vendor.table()}
+    levels = {row.name: row.level for vendor in REGISTERED.values() for row in vendor.table()}
     rows: dict[str, dict] = {}
     failures = []
     cases = select(ops, every)

@@ -41,7 +41,7 @@ def selfcheck(
         except OSError as error:
             raise cannot_write(json_file, error) from error
     verdict = "every kernel is right" if report["ok"] else f"{len(report['failures'])} wrong results"
-    if not any(r["served"] for r in report["rows"]):
+    if not any(r["served"] for r in report["rows"] if not r["kernel"].endswith("_reference")):
         verdict = "no kernel served any case"
     out().print(f"{report['cases']} cases: {verdict}", markup=False)
     if not report["ok"]:

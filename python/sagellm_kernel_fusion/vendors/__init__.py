@@ -1,9 +1,12 @@
 """Accelerators whose operators are functions of Python: Ascend, Cambricon, Kunlun. Each is a folder with its table of
-rows; the core takes them for backends like any other."""
+rows; the core takes them for backends like any other. Another distribution has its own by the entry points
+`sagellm.backends` (docs/bring-up-in-python.md), from what is named here: Vendor, VendorRow, Library, conditions."""
 
 from __future__ import annotations
 
 from .. import _kf
+from ..adapters import conditions
+from ..adapters.library import Library
 from . import detection
 from .ascend import ASCEND
 from .cambricon import MLU
@@ -12,7 +15,10 @@ from .kunlun import KUNLUN
 from .row import VendorRow
 from .vendor import CUDA, Vendor
 
-__all__ = ["VENDORS", "Vendor", "VendorRow", "detect", "device_problem", "name_device", "register_vendors"]
+__all__ = [
+    "VENDORS", "Library", "Vendor", "VendorRow", "conditions", "detect", "device_problem", "name_device",
+    "register_vendors",
+]  # fmt: skip
 
 VENDORS = (ASCEND, MLU, KUNLUN)  # in the order of detection
 

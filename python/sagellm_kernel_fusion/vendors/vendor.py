@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from .. import _kf
 
 EXTENSION, CUDA = 12, 2  # DLPack's kDLExtDev, which PyTorch's one device of plug-ins (PrivateUse1) has, and kDLCUDA
+REGISTERED: dict[str, Vendor] = {}  # by name: those of this package, and other distributions' that were asked for
 _import_errors: dict[str, str] = {}  # of plug-ins that were tried: what cannot be imported is not tried again
 
 
@@ -20,7 +21,9 @@ class Vendor:
     device: its tensors' `device.type`. plug_in: the module that gives PyTorch that device. install: how it comes.
     advice: what to look at where no device is found. kv_layout, page_size: how its operators have a paged cache; a
     cache of another layout is refused, never converted. table: its rows, best first, made when a call comes. isa:
-    what a device is, of its index. dlpack: the device type that its tensors have in DLPack."""
+    what a device is, of its index. dlpack: the device type that its tensors have in DLPack. device_type: the core's,
+    where that is not the name: "cpu" for operators over the host's memory, which are used only where the backend is
+    named."""
 
     name: str
     device: str
@@ -32,6 +35,7 @@ class Vendor:
     table: Callable[[], tuple] = tuple
     isa: Callable[[int], str] = lambda index: ""
     dlpack: int = EXTENSION
+    device_type: str = ""
 
     @property
     def page(self) -> str:
@@ -44,6 +48,8 @@ class Vendor:
             return f"{self.plug_in} is not installed: {self.install}"
         if problem := _import_problem(self.plug_in):
             return problem
+        if self.on_host:
+            return None
         if self.dlpack == EXTENSION and (owner := device_of_plug_ins()) != self.device:
             if owner == "privateuseone":
                 return f"{self.plug_in} registers no device {self.device} with PyTorch: too old, or not whole"
@@ -54,6 +60,10 @@ class Vendor:
         except Exception as error:
             return f"{self.plug_in} cannot look for devices: {type(error).__name__}: {error}; {self.advice}"
         return f"{self.plug_in} is there, but finds no device: {self.advice}"
+
+    @property
+    def on_host(self) -> bool:
+        return self.device_type == "cpu"
 
     def is_shown(self) -> bool:
         """Whether tensors of its device type are its own in this process."""
@@ -69,13 +79,15 @@ class Vendor:
 
     def capabilities(self, index: int) -> dict:
         """What the core keeps of a device."""
-        space = self.space()
-        count = space.device_count()
+        space = None if self.on_host else self.space()
+        count = 1 if space is None else space.device_count()
         if index >= count:
             from ..errors import UnavailableError
 
             raise UnavailableError(f"{self.device}:{index}: there are {count} devices", {"backend": self.name})
-        _kf.set_dlpack_device(self.dlpack, self.name)
+        if space is None:
+            return {"name": "the host", "isa": self.isa(index), "memory_bytes": 0}
+        _kf.set_dlpack_device(self.dlpack, self.device_type or self.name)
         properties = space.get_device_properties(index)
         memory = int(getattr(properties, "total_memory", 0))
         return {"name": str(properties.name), "isa": self.isa(index), "memory_bytes": memory}
@@ -84,9 +96,10 @@ class Vendor:
         """Makes it one of the core's backends."""
         from .memory import TorchMemory
 
-        _kf.register_backend(
-            self.name, self.name, self.unusable, self.capabilities, self.table, TorchMemory(self.device)
-        )  # fmt: skip
+        memory = None if self.on_host else TorchMemory(self.device)
+        kind = self.device_type or self.name
+        _kf.register_backend(self.name, kind, self.unusable, self.capabilities, self.table, memory)
+        REGISTERED[self.name] = self
 
 
 def device_of_plug_ins() -> str:
