@@ -283,7 +283,8 @@ void add_attention_device_cases(CaseList& list) {
   cases.attention(even(4, 2048, 2048), {32, 8, 128}, bf16, false, true);
   const Heads h{32, 8, 128};
   for (const Batch& b :
-       {even(1, 1, 4096), even(1, 1, 32768), even(8, 1, 8192), even(16, 1, 4096), even(64, 1, 1024)})
+       {even(1, 1, 4096), even(1, 1, 32768), even(1, 1, 131072), even(8, 1, 8192), even(16, 1, 4096),
+        even(64, 1, 1024), even(64, 1, 4096), even(128, 1, 2048), even(256, 1, 1024)})
     cases.attention(b, h, bf16, true, true);
   for (const Batch& b : {even(1, 1, 512), even(16, 1, 512)})
     cases.attention(b, {32, 8, 64}, bf16, true, true);

@@ -257,7 +257,9 @@ void add_up_to_16_tokens(CaseList& list) {
                      {.norm = norm, .bias = true, .after = after, .residual = true});
       add_linear(list, x, x, {num_tokens, 72, 1}, {.before = Activation::silu});
       add_qkv(list, x, {x, x, x}, num_tokens, 328, {56, 17, 16}, NormKind::rms, true);
-      add_qkv(list, x, {x, x, x}, num_tokens, 4008, {40, 24, 1}, NormKind::layer, false);
+      for (const std::int64_t in : {4008, 19208})
+        if (in == 4008 || num_tokens <= 8)
+          add_qkv(list, x, {x, x, x}, num_tokens, in, {40, 24, 1}, NormKind::layer, false);
       add_ffn(list, x, x, {num_tokens, 264, 520}, NormKind::rms, after, true);
       add_ffn(list, x, x, {num_tokens, 40, 4008}, NormKind::layer, Activation::gelu_tanh, false);
       add_argmax(list, x, x, {num_tokens, 264, 1009}, NormKind::rms);

@@ -6,6 +6,7 @@
 #include <map>
 #include <set>
 
+#include "accelerators.h"
 #include "case.h"
 #include "kf/families.h"
 #include "kf/kf.h"
@@ -115,6 +116,27 @@ TEST(CudaPlans, TheRowThatServes) {
   EXPECT_EQ(selected(d, norm), "cuda::rms_norm_residual");
   norm.weight.device.index = 1;
   EXPECT_THROW(d.explain(norm), Error) << "operands of two devices";
+}
+
+TEST_F(AcceleratorsHere, Flash2RefusesAnAddressThatItCannotRead) {
+  for (const Backend* b : usable_) {
+    if (b->name != "cuda") continue;
+    Dispatcher d(*b);
+    AttentionParams p = attention(DType::bf16, 128);
+    const auto plan = d.plan(p);
+    ASSERT_EQ(plan->kernel().name, "cuda::attention_flash2");
+    p.k.data = p.k.as<char>() + 8;
+    try {
+      plan->run(&p, {});
+      FAIL() << "expected a refusal";
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ErrorCode::invalid_argument);
+      EXPECT_NE(
+          std::string(e.what()).find("k: attention_flash2 expected an address that is a multiple of 16"),
+          std::string::npos)
+          << e.what();
+    }
+  }
 }
 
 TEST(CudaPlans, Flash3IsCudnns) {

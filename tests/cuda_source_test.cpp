@@ -296,6 +296,9 @@ TEST_F(CudaSourceTest, CompiledCodeIsKeptByContentOptionsAndArchitecture) {
   EXPECT_EQ(jit::compile("custom::mine", silu(), "sm_120", DType::f32, nvrtc(), "").image.substr(0, 8),
             ".visible")
       << "an architecture that NVRTC does not know yet: PTX";
+  EXPECT_EQ(compiles(silu(), jit::own_architecture("sm_90")), 1) << "not sm_90's code";
+  EXPECT_EQ(jit::own_architecture("sm_90"), "sm_90a");
+  EXPECT_EQ(jit::own_architecture("sm_86"), "sm_86");
   EXPECT_NE(what([&] { compile(silu(), "sm_75"); }, ErrorCode::unavailable).find("its oldest is sm_80"),
             std::string::npos);
   EXPECT_NE(what([&] { compile(silu(), "hopper"); }).find("expected a name such as sm_90"),

@@ -46,4 +46,15 @@ inline std::int64_t num_rows(const TensorView& t) {
   return rows;
 }
 
+// `t` with the shape of `like`, as NumPy broadcasts it: of size 1, or missing in front, it does not step.
+inline TensorView broadcast_to(const TensorView& t, const TensorView& like) {
+  TensorView b = t;
+  b.rank = like.rank;
+  b.shape = like.shape;
+  b.strides = {};
+  for (int i = 1; i <= t.rank; ++i)
+    if (t.dim(-i) != 1) b.strides[like.rank - i] = t.stride(-i);
+  return b;
+}
+
 }  // namespace kf

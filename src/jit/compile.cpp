@@ -145,6 +145,11 @@ std::string compile_key(const CudaSource& source, const std::vector<std::string>
                      source.source);
 }
 
+std::string own_architecture(const std::string& isa) {
+  constexpr int kFirstWithInstructionsOfItsOwn = 90;
+  return architecture_number(isa) >= kFirstWithInstructionsOfItsOwn ? isa + "a" : isa;
+}
+
 CompiledCuda compile(const std::string& name, const CudaSource& source, const std::string& architecture,
                      DType dtype, const Nvrtc& n, const std::string& folder) {
   if (!n.problem().empty())

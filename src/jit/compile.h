@@ -18,6 +18,9 @@ std::string compile_key(const CudaSource& source, const std::vector<std::string>
 std::vector<std::string> compile_options(const CudaSource& source, const std::string& architecture,
                                          DType dtype, const Nvrtc& nvrtc);
 
+// The name of a device's own code, with the instructions that only it has (wgmma): "sm_90" is "sm_90a".
+std::string own_architecture(const std::string& isa);
+
 // `folder` empty: nothing is kept.
 CompiledCuda compile(const std::string& name, const CudaSource& source, const std::string& architecture,
                      DType dtype, const Nvrtc& nvrtc, const std::string& folder);

@@ -155,7 +155,8 @@ std::shared_ptr<Launch> prepare(Row& row, const void* params, const PlanContext&
   const DType dtype = dtype_of(fields);
   auto& [function, types] = row.loaded[{ctx.caps.device.index, ctx.caps.isa, dtype, shape.shared_bytes}];
   if (function == nullptr) {
-    CompiledCuda c = compile(row.name, row.source, ctx.caps.isa, dtype, row.nvrtc, row.folder);
+    CompiledCuda c =
+        compile(row.name, row.source, own_architecture(ctx.caps.isa), dtype, row.nvrtc, row.folder);
     if (c.parameters.size() != row.args.size())
       throw_invalid(fmt::format("{}: {} has {} parameters: expected as many entries of args, got {}",
                                 row.name, row.source.entry, c.parameters.size(), row.args.size()));

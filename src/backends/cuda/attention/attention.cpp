@@ -6,6 +6,7 @@
 #include "backends/cuda/attention/shapes.h"
 #include "backends/cuda/supports.h"
 #include "core/half.h"
+#include "kf/error.h"
 
 namespace kf::cuda {
 namespace attention {
@@ -183,12 +184,14 @@ std::shared_ptr<State> flash2_prepare(const AttentionParams& p, const PlanContex
 }
 
 void flash2_run(const AttentionParams& p, const State& s, const RunContext& ctx) {
-  for (const TensorView* t : {&p.q, &p.k, &p.v, &p.out})
-    if (!is_aligned(*t)) {  // a plan serves other addresses, too
-      State uncut{};
-      uncut.max_blocks = static_cast<std::size_t>(max_units(args_of(p), F32Shape::kRows));
-      return run_f32(p, uncut, ctx);
-    }
+  // A plan serves other addresses than it was made with.
+  for (const auto& [name, t] : {std::pair{"q", &p.q}, {"k", &p.k}, {"v", &p.v}, {"out", &p.out}})
+    if (!is_aligned(*t))
+      throw Error(
+          ErrorCode::invalid_argument,
+          fmt::format("attention: {}: attention_flash2 expected an address that is a multiple of 16, got {}: "
+                      "copy the tensor, or select the kernel cuda::attention_f32",
+                      name, t->data));
   if (p.q.dtype == DType::f16) return launch_tiles<F16>(p, s, ctx);
   return launch_tiles<Bf16>(p, s, ctx);
 }

@@ -37,4 +37,21 @@ __device__ inline float row_reduce(float v) {
   return lanes_reduce<Op>(lane < static_cast<int>(blockDim.x) / kWarp ? of_warp[lane] : Op::kIdentity, kWarp);
 }
 
+// Two sums of a row at once; once in a kernel.
+struct TwoSums {
+  float first, second;
+};
+__device__ inline TwoSums row_sums(TwoSums v) {
+  const auto reduced = [](TwoSums s, int lanes) {
+    return TwoSums{lanes_reduce<Sum>(s.first, lanes), lanes_reduce<Sum>(s.second, lanes)};
+  };
+  if (blockDim.x <= kWarp) return reduced(v, static_cast<int>(blockDim.x));
+  __shared__ TwoSums of_warp[kMaxWarps];
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  v = reduced(v, kWarp);
+  if (lane == 0) of_warp[warp] = v;
+  __syncthreads();
+  return reduced(lane < static_cast<int>(blockDim.x) / kWarp ? of_warp[lane] : TwoSums{}, kWarp);
+}
+
 }  // namespace kf::cuda

@@ -39,26 +39,31 @@ struct PointwiseArgs {
   const void *a, *b;  // b: or null
   void* out;
   RowOffsets a_rows, b_rows, out_rows;
-  std::int64_t n;               // elements of a row
-  std::int64_t blocks_per_row;  // each of kThreads vectors
+  std::int64_t n;           // elements of a row
+  unsigned blocks_per_row;  // each of kThreads vectors
 };
 
 // A vector a thread: many small blocks keep more loads in flight than few with more work each.
 constexpr int kThreads = 256;
 
-template <class T, int W, class F>
+// kRows: there is more than one, so that a block has to find its own.
+template <class T, int W, bool kRows, class F>
 __global__ void pointwise_kernel(const PointwiseArgs args, const F f) {
   const PointwiseArgs& p = first_argument(args);
   wait_for_predecessor();
-  const std::int64_t row = blockIdx.x / p.blocks_per_row;
-  const std::int64_t i = ((blockIdx.x % p.blocks_per_row) * kThreads + threadIdx.x) * W;
+  unsigned row = 0, block = blockIdx.x;
+  if constexpr (kRows) row = block / p.blocks_per_row, block -= row * p.blocks_per_row;
+  const std::int64_t i = (std::int64_t{block} * kThreads + threadIdx.x) * W;
   if (i >= p.n) return;
-  const Pack<T, W> a = load_pack<W>(static_cast<const T*>(p.a) + p.a_rows(row) + i);
+  const auto of_row = [&](const void* from, const RowOffsets& rows) {
+    return static_cast<const T*>(from) + (kRows ? rows(row) : 0) + i;
+  };
+  const Pack<T, W> a = load_pack<W>(of_row(p.a, p.a_rows));
   float va[W], vb[W] = {};
-  if (p.b) load(static_cast<const T*>(p.b) + p.b_rows(row) + i, vb);
+  if (p.b) load(of_row(p.b, p.b_rows), vb);
   widen(a, va);
   f.template operator()<T>(va, vb);
-  store(static_cast<T*>(p.out) + p.out_rows(row) + i, va);
+  store(const_cast<T*>(of_row(p.out, p.out_rows)), va);
 }
 
 template <class F>
@@ -77,10 +82,10 @@ void run_pointwise(const TensorView& a, const TensorView& b, const TensorView& o
                                const TensorView& second, const TensorView& to) {
       PointwiseArgs p{from.data,          data_or_null(second), to.data,    RowOffsets(from),
                       RowOffsets(second), RowOffsets(to),       to.dim(-1), 0};
-      p.blocks_per_row = (p.n + kThreads * W - 1) / (kThreads * W);
+      p.blocks_per_row = static_cast<unsigned>((p.n + kThreads * W - 1) / (kThreads * W));
       const std::int64_t rows = num_rows(to);
-      launch(pointwise_kernel<T, W, F>, dim3(static_cast<unsigned>(rows * p.blocks_per_row)), dim3(kThreads),
-             0, p, f);
+      launch(rows > 1 ? pointwise_kernel<T, W, true, F> : pointwise_kernel<T, W, false, F>,
+             dim3(static_cast<unsigned>(rows * p.blocks_per_row)), dim3(kThreads), 0, p, f);
     };
     const auto wide = [&](const TensorView& t) { return aligned_rows(t, kWide); };
     if (wide(ra) && wide(rb) && wide(rout)) return go(std::integral_constant<int, kWide>(), ra, rb, rout);

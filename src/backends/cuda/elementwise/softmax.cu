@@ -105,12 +105,7 @@ void softmax_run(const SoftmaxParams& p, const RunContext& ctx) {
                 {},
                 0};
   if (a.mask) {
-    // As NumPy broadcasts it.
-    TensorView m = p.x;
-    for (int i = 0; i < m.rank; ++i) {
-      const int own = i - m.rank + p.mask.rank;
-      m.strides[i] = own < 0 || p.mask.dim(own) == 1 ? 0 : p.mask.stride(own);
-    }
+    const TensorView m = broadcast_to(p.mask, p.x);
     a.mask_rows = RowOffsets(m);
     a.mask_stride = m.stride(-1);
   }

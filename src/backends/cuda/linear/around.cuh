@@ -4,7 +4,7 @@
 #include "backends/cuda/device/element.cuh"
 #include "backends/cuda/device/largest.cuh"
 #include "backends/cuda/device/math.cuh"
-#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/norm.cuh"
 #include "backends/cuda/linear/small_kernel.h"
 
 namespace kf::cuda::small {
@@ -16,33 +16,23 @@ constexpr std::size_t kSharedOfMultiprocessor = 227 << 10;
 template <int W, class Load, class Put>
 __device__ void stage(const Args& a, const Load& load, const Put& put) {
   for (int t = 0; t < a.num_tokens; ++t) {
-    float sum = 0, squares = 0, mean = 0, inverse = 1;
-    if (a.norm == NormKind::layer) {
+    const auto each = [&](const auto& f) {
       for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
         float v[W];
         load(t, i, v);
-#pragma unroll
-        for (int k = 0; k < W; ++k) sum += v[k];
+        f(i, v);
       }
-      mean = row_reduce<Sum>(sum) / static_cast<float>(a.in);
-    }
-    if (a.norm != NormKind::none) {
-      for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
-        float v[W];
-        load(t, i, v);
-#pragma unroll
-        for (int k = 0; k < W; ++k) squares += (v[k] - mean) * (v[k] - mean);
-      }
-      inverse = 1.0f / sqrtf(row_reduce<Sum>(squares) / static_cast<float>(a.in) + a.eps);
-    }
-    for (int i = static_cast<int>(threadIdx.x) * W; i < a.in; i += kThreads * W) {
-      float v[W];
-      load(t, i, v);
+    };
+    Statistics statistics{0, 1};
+    if (a.norm != NormKind::none)
+      statistics = row_statistics<true, W>(a.norm == NormKind::layer, a.in, a.eps, [&](const auto& f) {
+        each([&](int, const float(&v)[W]) { f(v); });
+      });
+    each([&](int i, float(&v)[W]) {
       if (a.norm != NormKind::none) {
         float w[W];
         load_any(a.norm_weight_dtype, a.norm_weight, i, w);
-#pragma unroll
-        for (int k = 0; k < W; ++k) v[k] = (v[k] - mean) * inverse * (a.norm_weight_offset + w[k]);
+        statistics.apply(v, a.norm_weight_offset, w, v);
         if (a.norm_bias) {
           load_any(a.norm_bias_dtype, a.norm_bias, i, w);
 #pragma unroll
@@ -51,7 +41,7 @@ __device__ void stage(const Args& a, const Load& load, const Put& put) {
       }
       activate<float>(a.pre_activation, v);
       put(t, i, v);
-    }
+    });
   }
   __syncthreads();
 }

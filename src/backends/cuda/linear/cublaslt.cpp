@@ -3,12 +3,14 @@
 #include <cublasLt.h>
 
 #include <array>
+#include <memory>
 #include <mutex>
 
 #include <fmt/format.h>
 
 #include "backends/cuda/linear/linear.h"
 #include "backends/cuda/runtime.h"
+#include "backends/cuda/supports.h"
 #include "core/shared_library.h"
 #include "kf/error.h"
 
@@ -21,7 +23,7 @@ namespace {
       each(cublasLtMatmulDescSetAttribute) each(cublasLtMatrixLayoutCreate)                                \
           each(cublasLtMatrixLayoutDestroy) each(cublasLtMatmulPreferenceCreate)                           \
               each(cublasLtMatmulPreferenceDestroy) each(cublasLtMatmulPreferenceSetAttribute)             \
-                  each(cublasLtMatmulAlgoGetHeuristic)
+                  each(cublasLtMatmulAlgoGetHeuristic) each(cublasLtMatmulAlgoConfigGetAttribute)
 
 struct Library {
 #define KF_MEMBER(name) decltype(&::name) name = nullptr;
@@ -76,35 +78,35 @@ cudaDataType_t data_type(DType dtype) {
 
 constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
+// cuBLASLt's descriptions are what it makes: they are kept by pointer, and given back.
+struct GivenBack {
+  void operator()(cublasLtMatmulDescOpaque_t* d) const { library().cublasLtMatmulDescDestroy(d); }
+  void operator()(cublasLtMatrixLayoutOpaque_t* l) const { library().cublasLtMatrixLayoutDestroy(l); }
+  void operator()(cublasLtMatmulPreferenceOpaque_t* p) const { library().cublasLtMatmulPreferenceDestroy(p); }
+};
+using ProductDescription = std::unique_ptr<cublasLtMatmulDescOpaque_t, GivenBack>;
+using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, GivenBack>;
+
 }  // namespace
 
 struct CublasLtState {
-  cublasLtMatmulDesc_t product = nullptr;
-  cublasLtMatrixLayout_t weight = nullptr, x = nullptr, added = nullptr,
-                         out = nullptr;  // added: a residual, or as out
+  ProductDescription product;
+  const void* bias = nullptr;    // that it names
+  Layout weight, x, added, out;  // added: a residual, or as out
   // For operands aligned to 16 bytes, and to their elements.
   cublasLtMatmulAlgo_t aligned{}, unaligned{};
   bool has_unaligned = false;
-
-  CublasLtState() = default;
-  CublasLtState(const CublasLtState&) = delete;
-  CublasLtState& operator=(const CublasLtState&) = delete;
-  ~CublasLtState() {
-    if (product) library().cublasLtMatmulDescDestroy(product);
-    for (cublasLtMatrixLayout_t l : {weight, x, added, out})
-      if (l) library().cublasLtMatrixLayoutDestroy(l);
-  }
 };
 
 namespace {
 
 // A row-major [rows, cols] is cuBLASLt's column-major [cols, rows].
-cublasLtMatrixLayout_t layout(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t stride) {
+Layout layout(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t stride) {
   cublasLtMatrixLayout_t l = nullptr;
   check_lt(library().cublasLtMatrixLayoutCreate(&l, data_type(dtype), static_cast<std::uint64_t>(cols),
                                                 static_cast<std::uint64_t>(rows), stride),
            "cublasLtMatrixLayoutCreate");
-  return l;
+  return Layout(l);
 }
 
 std::int64_t row_stride(const TensorView& t) {
@@ -113,48 +115,76 @@ std::int64_t row_stride(const TensorView& t) {
 
 bool has_rows(const TensorView& weight) { return weight.dim(1) <= 1 || weight.stride(1) == 1; }
 
-bool find_algorithm(const CublasLtState& s, int device, std::uint32_t alignment,
+// Whether an algorithm sums the whole reduction. Split into parts of depth / parts elements, rounded down and then up to a tile's
+// depth, cuBLASLt 13.1 leaves out what is beyond the last part: 8 of 19208 elements in 15 parts of 1280.
+bool sums_all(const cublasLtMatmulAlgo_t& algorithm, std::int64_t depth) {
+  constexpr std::int64_t kLeastTileDepth = 16;  // a matrix instruction's
+  std::int32_t parts = 1;
+  std::size_t written = 0;
+  check_lt(library().cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts,
+                                                          sizeof parts, &written),
+           "cublasLtMatmulAlgoConfigGetAttribute");
+  return parts <= 1 || depth % parts == 0 || depth / parts % kLeastTileDepth != 0;
+}
+
+bool find_algorithm(const CublasLtState& s, std::int64_t depth, int device, std::uint32_t alignment,
                     cublasLtMatmulAlgo_t* algorithm) {
   const Library& lt = library();
-  cublasLtMatmulPreference_t preference = nullptr;
-  check_lt(lt.cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-  const std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, decltype(lt.cublasLtMatmulPreferenceDestroy)> owner(
-      preference, lt.cublasLtMatmulPreferenceDestroy);
-  const std::size_t workspace = kWorkspaceBytes;
-  lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
-                                          sizeof workspace);
-  // A split product is not to be rounded to the output's dtype before its parts and the bias are added.
-  const std::uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-  lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
-                                          sizeof reductions);
+  cublasLtMatmulPreference_t made = nullptr;
+  check_lt(lt.cublasLtMatmulPreferenceCreate(&made), "cublasLtMatmulPreferenceCreate");
+  const std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, GivenBack> preference(made);
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
+    check_lt(lt.cublasLtMatmulPreferenceSetAttribute(preference.get(), name, &value, sizeof value),
+             "cublasLtMatmulPreferenceSetAttribute");
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
   for (const auto a :
        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-    lt.cublasLtMatmulPreferenceSetAttribute(preference, a, &alignment, sizeof alignment);
-  cublasLtMatmulHeuristicResult_t result{};
-  int found = 0;
-  const cublasStatus_t status = lt.cublasLtMatmulAlgoGetHeuristic(
-      handle_of(device), s.product, s.weight, s.x, s.added, s.out, preference, 1, &result, &found);
-  if (status != CUBLAS_STATUS_SUCCESS || found == 0) return false;
-  *algorithm = result.algo;
-  return true;
+    prefer(a, alignment);
+  // A split product is not to be rounded to the output's dtype before its parts and the bias are added.
+  for (const std::uint32_t reductions :
+       {CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, CUBLASLT_REDUCTION_SCHEME_NONE}) {
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
+    std::array<cublasLtMatmulHeuristicResult_t, 8> results{};
+    int found = 0;
+    if (lt.cublasLtMatmulAlgoGetHeuristic(handle_of(device), s.product.get(), s.weight.get(), s.x.get(),
+                                          s.added.get(), s.out.get(), preference.get(),
+                                          static_cast<int>(results.size()), results.data(),
+                                          &found) != CUBLAS_STATUS_SUCCESS)
+      continue;
+    for (int i = 0; i < found; ++i)
+      if (results[static_cast<std::size_t>(i)].state == CUBLAS_STATUS_SUCCESS &&
+          sums_all(results[static_cast<std::size_t>(i)].algo, depth)) {
+        *algorithm = results[static_cast<std::size_t>(i)].algo;
+        return true;
+      }
+  }
+  return false;
+}
+
+ProductDescription product_of(const LinearParams& p) {
+  const Library& lt = library();
+  cublasLtMatmulDesc_t made = nullptr;
+  check_lt(lt.cublasLtMatmulDescCreate(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+  ProductDescription product(made);
+  const auto set = [&](cublasLtMatmulDescAttributes_t name, const auto& value) {
+    check_lt(lt.cublasLtMatmulDescSetAttribute(product.get(), name, &value, sizeof value),
+             "cublasLtMatmulDescSetAttribute");
+  };
+  set(CUBLASLT_MATMUL_DESC_TRANSA, has_rows(p.weight) ? CUBLAS_OP_T : CUBLAS_OP_N);
+  if (p.bias.present()) {
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+    set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(p.bias.dtype));
+    set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias.data);
+  }
+  return product;
 }
 
 std::shared_ptr<CublasLtState> describe(const LinearParams& p) {
-  const Library& lt = library();
   auto s = std::make_shared<CublasLtState>();
-  check_lt(lt.cublasLtMatmulDescCreate(&s->product, CUBLAS_COMPUTE_32F, CUDA_R_32F),
-           "cublasLtMatmulDescCreate");
-  const cublasOperation_t transposed = has_rows(p.weight) ? CUBLAS_OP_T : CUBLAS_OP_N;
-  lt.cublasLtMatmulDescSetAttribute(s->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed);
-  if (p.bias.present()) {
-    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    const cudaDataType_t type = data_type(p.bias.dtype);
-    lt.cublasLtMatmulDescSetAttribute(s->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
-    lt.cublasLtMatmulDescSetAttribute(s->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
-    lt.cublasLtMatmulDescSetAttribute(s->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias.data,
-                                      sizeof(void*));
-  }
+  s->product = product_of(p);
+  s->bias = data_or_null(p.bias);
   s->weight = has_rows(p.weight)
                   ? layout(p.weight.dtype, p.weight.dim(0), p.weight.dim(1), row_stride(p.weight))
                   : layout(p.weight.dtype, p.weight.dim(1), p.weight.dim(0), p.weight.stride(1));
@@ -203,7 +233,7 @@ Support cublaslt::supports_residual(const LinearParams& p, const PlanContext& ct
     return Support::no(fmt::format("weight strides {}, {}: cuBLASLt takes dense rows or columns", row, col));
   try {
     cublasLtMatmulAlgo_t algorithm;
-    if (!find_algorithm(*describe(p), ctx.caps.device.index, 16, &algorithm))
+    if (!find_algorithm(*describe(p), p.x.dim(1), ctx.caps.device.index, 16, &algorithm))
       return Support::no("cuBLASLt has no algorithm for this product");
   } catch (const Error& e) {  // cuBLASLt does not start on this device
     return Support::no(std::string("cuBLASLt: ") + e.what());
@@ -216,10 +246,10 @@ std::shared_ptr<CublasLtState> cublaslt::prepare(const LinearParams& p, const Pl
   if (p.out.numel() == 0) return std::make_shared<CublasLtState>();
   auto s = describe(p);
   const int device = ctx.caps.device.index;
-  if (!find_algorithm(*s, device, 16, &s->aligned))
+  if (!find_algorithm(*s, p.x.dim(1), device, 16, &s->aligned))
     throw Error(ErrorCode::unavailable, "cuBLASLt has no algorithm for this product");
   const auto element = static_cast<std::uint32_t>(dtype_info(p.x.dtype).block_bytes);
-  s->has_unaligned = find_algorithm(*s, device, element, &s->unaligned);
+  s->has_unaligned = find_algorithm(*s, p.x.dim(1), device, element, &s->unaligned);
   *workspace_bytes = kWorkspaceBytes;
   return s;
 }
@@ -232,19 +262,16 @@ void cublaslt::run(const LinearParams& p, const CublasLtState& s, const RunConte
     aligned &= !t->present() || reinterpret_cast<std::uintptr_t>(t->data) % 16 == 0;
   if (!aligned && !s.has_unaligned)
     throw Error(ErrorCode::invalid_argument, "linear: cuBLASLt expected operands aligned to 16 bytes");
-  // The bias is named by the description, which calls in other threads share: each has its own copy.
-  cublasLtMatmulDescOpaque_t product = *s.product;
-  if (p.bias.present())
-    check_lt(library().cublasLtMatmulDescSetAttribute(&product, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                                      &p.bias.data, sizeof(void*)),
-             "cublasLtMatmulDescSetAttribute");
+  // The bias is named by the description, which calls in other threads share: a call with another has its own.
+  const ProductDescription own = data_or_null(p.bias) == s.bias ? nullptr : product_of(p);
   const float one = 1, kept = p.residual.present() ? 1.0f : 0.0f;
   const void* const added = p.residual.present() ? p.residual.data : p.out.data;
-  check_lt(library().cublasLtMatmul(handle_of(p.x.device.index), &product, &one, p.weight.data, s.weight,
-                                    p.x.data, s.x, &kept, added, s.added, p.out.data, s.out,
-                                    aligned ? &s.aligned : &s.unaligned, ctx.workspace, kWorkspaceBytes,
-                                    static_cast<cudaStream_t>(ctx.stream)),
-           "cublasLtMatmul");
+  check_lt(
+      library().cublasLtMatmul(handle_of(p.x.device.index), own ? own.get() : s.product.get(), &one,
+                               p.weight.data, s.weight.get(), p.x.data, s.x.get(), &kept, added,
+                               s.added.get(), p.out.data, s.out.get(), aligned ? &s.aligned : &s.unaligned,
+                               ctx.workspace, kWorkspaceBytes, static_cast<cudaStream_t>(ctx.stream)),
+      "cublasLtMatmul");
 }
 
 }  // namespace kf::cuda

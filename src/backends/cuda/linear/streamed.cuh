@@ -10,6 +10,7 @@
 #include "backends/cuda/device/cluster.cuh"
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/mma.cuh"
+#include "backends/cuda/device/norm.cuh"
 #include "backends/cuda/linear/around.cuh"
 #include "backends/cuda/linear/streamed_kernel.h"
 
@@ -70,18 +71,18 @@ __device__ void stage(const Args& a, T* inputs, int begin, int slice) {
     const auto total_of = [&](const float* part, int t) {
       float sum = 0;
       for (int r = 0; r < cluster_blocks(); ++r) sum += load_of_block(part + t, r);
-      return sum / static_cast<float>(a.in);
+      return sum;
     };
     if (a.norm == NormKind::layer) {
       sum_of(parts[0], [](int, float v) { return v; });
-      if (thread < a.num_tokens) means[thread] = total_of(parts[0], thread);
+      if (thread < a.num_tokens) means[thread] = total_of(parts[0], thread) / static_cast<float>(a.in);
       __syncthreads();
     } else if (thread < kTokens) {
       means[thread] = 0;
     }
     __syncthreads();
     sum_of(parts[1], [&](int t, float v) { return (v - means[t]) * (v - means[t]); });
-    if (thread < a.num_tokens) inverses[thread] = 1.0f / sqrtf(total_of(parts[1], thread) + a.eps);
+    if (thread < a.num_tokens) inverses[thread] = inverse_deviation(total_of(parts[1], thread), a.in, a.eps);
     __syncthreads();
   }
   for (int c = thread; c * W < valid; c += kThreads) {

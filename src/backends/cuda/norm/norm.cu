@@ -5,7 +5,7 @@
 #ifndef KF_WARP
 #include "backends/cuda/device/mma.cuh"
 #endif
-#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/norm.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/norm/norm.h"
 #include "backends/cuda/supports.h"
@@ -22,31 +22,6 @@ struct NormArgs {
   int n;
   float eps, weight_offset;
 };
-
-// What a row is normalised with; `for_each` calls its argument for each vector (j, i, h) of it. kRowByRow: of one row after
-// another.
-struct Statistics {
-  float mean, inverse;
-};
-template <bool kCentred, bool kRowByRow, int W, class F>
-__device__ Statistics statistics(const NormArgs& a, const F& for_each) {
-  float mean = 0;
-  if constexpr (kCentred) {
-    float sum = 0;
-    for_each([&](int, int, const float(&h)[W]) {
-#pragma unroll
-      for (int k = 0; k < W; ++k) sum += h[k];
-    });
-    mean = row_reduce<Sum, 0, false>(sum) / static_cast<float>(a.n);
-  }
-  float squares = 0;
-  for_each([&](int, int, const float(&h)[W]) {
-#pragma unroll
-    for (int k = 0; k < W; ++k) squares += (h[k] - mean) * (h[k] - mean);
-  });
-  const float variance = row_reduce < Sum, 1, kRowByRow && !kCentred > (squares) / static_cast<float>(a.n);
-  return {mean, 1.0f / sqrtf(variance + a.eps)};
-}
 
 // Loads weight or bias, which are of x's dtype (kOwnDtype) or of another.
 template <bool kOwnDtype, class T, int W>
@@ -89,8 +64,15 @@ __global__ void __launch_bounds__(kMaxRowThreads, kVecs > 4 || kResidual ? 1 : r
       f(j, i, h);
     });
   };
-  const Statistics of_row = statistics<kCentred, false, W>(a, for_each);
-  const float mean = of_row.mean, inverse = of_row.inverse;
+  const auto each = [&](const auto& f) { for_each([&](int, int, const float(&h)[W]) { f(h); }); };
+  Statistics statistics;
+  if constexpr (kCentred) {
+    float near = widen(*x.row);
+    if constexpr (kResidual) near += widen(*residual.row);
+    statistics = row_statistics_about<W>(near, a.n, a.eps, each);
+  } else {
+    statistics = row_statistics<false, W>(false, a.n, a.eps, each);
+  }
   if (!active) return;
   T* const out = static_cast<T*>(a.out) + a.out_rows(row);
   T* const residual_out =
@@ -98,8 +80,7 @@ __global__ void __launch_bounds__(kMaxRowThreads, kVecs > 4 || kResidual ? 1 : r
   for_each([&](int, int i, const float(&h)[W]) {
     float w[W], result[W];
     load_affine<kOwnDtype, T>(a.weight_dtype, a.weight, i, w);
-#pragma unroll
-    for (int k = 0; k < W; ++k) result[k] = (h[k] - mean) * inverse * (a.weight_offset + w[k]);
+    statistics.apply(h, a.weight_offset, w, result);
     if (kCentred && a.bias) {
       load_affine<kOwnDtype, T>(a.bias_dtype, a.bias, i, w);
 #pragma unroll
@@ -170,16 +151,15 @@ __global__ void __launch_bounds__(kMaxRowThreads) streamed_norm_kernel(const Nor
         f(j, i, h);
       });
     };
-    const Statistics of_row = statistics<kCentred, true, W>(a, for_each);
-    const float mean = of_row.mean, inverse = of_row.inverse;
+    const Statistics statistics = row_statistics<!kCentred, W>(
+        kCentred, a.n, a.eps, [&](const auto& f) { for_each([&](int, int, const float(&h)[W]) { f(h); }); });
     T* const out = static_cast<T*>(a.out) + a.out_rows(row);
     T* const residual_out =
         a.residual_out ? static_cast<T*>(a.residual_out) + a.residual_out_rows(row) : nullptr;
     for_each([&](int j, int i, const float(&h)[W]) {
       float w[W], result[W];
       weight.get(j, i, w);
-#pragma unroll
-      for (int k = 0; k < W; ++k) result[k] = (h[k] - mean) * inverse * (a.weight_offset + w[k]);
+      statistics.apply(h, a.weight_offset, w, result);
       if (kCentred && a.bias) {
         bias.get(j, i, w);
 #pragma unroll

@@ -6,7 +6,7 @@
 #include "backends/cuda/device/codes.cuh"
 #include "backends/cuda/device/element.cuh"
 #include "backends/cuda/device/launch.cuh"
-#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/norm.cuh"
 
 namespace kf::cuda {
 namespace {
@@ -63,8 +63,7 @@ __global__ void __launch_bounds__(kThreads) append_quantized_kernel(const Append
       squares += v[0] * v[0];
     }
     if (from.norm_weight) {
-      const float inverse =
-          1.0f / sqrtf(lanes_reduce<Sum>(squares, kWarp) / static_cast<float>(a.head_dim) + a.norm_eps);
+      const float inverse = inverse_deviation(lanes_reduce<Sum>(squares, kWarp), a.head_dim, a.norm_eps);
       for (int i = lane; i < a.head_dim; i += kWarp) {
         float w[1];
         load_any(from.norm_weight_dtype, from.norm_weight, i, w);

@@ -2,7 +2,7 @@
 // it, to its place in a tensor or a cache. A head is read before any of it is written, so that it may stay where it is.
 
 #include "backends/cuda/device/launch.cuh"
-#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/norm.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/rope/rope.h"
 #include "backends/cuda/supports.h"
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const RopeArgs args) {
       }
     }
     squares = lanes_reduce<Sum>(squares, kLanes);
-    inverse = 1.0f / sqrtf(squares / static_cast<float>(a.head_dim) + a.norm_eps);
+    inverse = inverse_deviation(squares, a.head_dim, a.norm_eps);
   }
   if (!active) return;
 

@@ -1,18 +1,18 @@
-// Ops that write their rows in 8 bits: the row is computed once for its largest magnitude, unless the scale is given, and once for
-// the codes; a norm's sums come before. A row is read again for each pass, from the caches.
+// The kernel of ops that write their rows in 8 bits: the row is computed once for its largest magnitude, unless the scale is
+// given, and once for the codes; a norm's sums come before. A row is read again for each pass, from the caches.
+#pragma once
 
 #include "backends/cuda/device/codes.cuh"
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/math.cuh"
-#include "backends/cuda/device/reduce.cuh"
+#include "backends/cuda/device/norm.cuh"
 #include "backends/cuda/device/rows.cuh"
-#include "backends/cuda/elementwise/quantized_rows.h"
 #include "backends/cuda/supports.h"
+#include "kf/ops/elementwise.h"
 
 namespace kf::cuda {
-namespace {
 
-enum class Source { plain, activation, gated, rms_norm, layer_norm };
+enum class RowSource { plain, activation, gated, rms_norm, layer_norm };
 
 struct QuantizedArgs {
   const void *x, *second;     // second: of gated activations up, of norms the residual; or null
@@ -29,10 +29,10 @@ struct QuantizedArgs {
   float eps, weight_offset;
 };
 
-template <Source kSource, class T, int W>
+template <RowSource kSource, class T, int W>
 __global__ void __launch_bounds__(kMaxRowThreads) quantized_kernel(const QuantizedArgs args) {
   const QuantizedArgs& a = first_argument(args);
-  constexpr bool kNorm = kSource == Source::rms_norm || kSource == Source::layer_norm;
+  constexpr bool kNorm = kSource == RowSource::rms_norm || kSource == RowSource::layer_norm;
   wait_for_predecessor();
   const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const bool active = row < a.rows;  // the others only take part in reductions
@@ -55,37 +55,24 @@ __global__ void __launch_bounds__(kMaxRowThreads) quantized_kernel(const Quantiz
       f(i, h);
     });
   };
-  float mean = 0, inverse = 1;
-  if constexpr (kSource == Source::layer_norm) {
-    float sum = 0;
-    for_each_input([&](int, const float(&h)[W]) {
-#pragma unroll
-      for (int k = 0; k < W; ++k) sum += h[k];
+  Statistics statistics{0, 1};
+  if constexpr (kNorm)
+    statistics = row_statistics<false, W>(kSource == RowSource::layer_norm, a.n, a.eps, [&](const auto& f) {
+      for_each_input([&](int, const float(&h)[W]) { f(h); });
     });
-    mean = row_reduce<Sum>(sum) / static_cast<float>(a.n);
-  }
-  if constexpr (kNorm) {
-    float squares = 0;
-    for_each_input([&](int, const float(&h)[W]) {
-#pragma unroll
-      for (int k = 0; k < W; ++k) squares += (h[k] - mean) * (h[k] - mean);
-    });
-    inverse = 1.0f / sqrtf(row_reduce<Sum>(squares) / static_cast<float>(a.n) + a.eps);
-  }
   // In place: what is quantized.
   const auto result = [&](int i, float(&h)[W]) {
     float other[W];
-    if constexpr (kSource == Source::activation || kSource == Source::gated) activate<float>(a.kind, h);
-    if constexpr (kSource == Source::gated) {
+    if constexpr (kSource == RowSource::activation || kSource == RowSource::gated) activate<float>(a.kind, h);
+    if constexpr (kSource == RowSource::gated) {
       load(second + i, other);
 #pragma unroll
       for (int k = 0; k < W; ++k) h[k] *= other[k];
     }
     if constexpr (kNorm) {
       load_any(a.weight_dtype, a.weight, i, other);
-#pragma unroll
-      for (int k = 0; k < W; ++k) h[k] = (h[k] - mean) * inverse * (a.weight_offset + other[k]);
-      if (kSource == Source::layer_norm && a.bias) {
+      statistics.apply(h, a.weight_offset, other, h);
+      if (kSource == RowSource::layer_norm && a.bias) {
         load_any(a.bias_dtype, a.bias, i, other);
 #pragma unroll
         for (int k = 0; k < W; ++k) h[k] += other[k];
@@ -114,12 +101,14 @@ __global__ void __launch_bounds__(kMaxRowThreads) quantized_kernel(const Quantiz
   for_each_input([&](int i, float(&h)[W]) {
     if (kNorm && residual_out) store(residual_out + i, h);
     result(i, h);
+    Pack<std::uint8_t, W> codes;
 #pragma unroll
-    for (int k = 0; k < W; ++k) out[i + k] = code_of(a.codes, h[k] / divisor);
+    for (int k = 0; k < W; ++k) codes.e[k] = code_of(a.codes, h[k] / divisor);
+    *reinterpret_cast<Pack<std::uint8_t, W>*>(out + i) = codes;
   });
 }
 
-template <Source kSource>
+template <RowSource kSource>
 void run_rows(QuantizedArgs a, const TensorView& x, const TensorView& second, const TensorView& residual_out,
               const TensorView& weight, const TensorView& bias, const TensorView& out,
               const OutputQuantization& q, const RunContext& ctx) {
@@ -139,76 +128,16 @@ void run_rows(QuantizedArgs a, const TensorView& x, const TensorView& second, co
   a.scales_at = RowOffsets(q.scales, 0);
   a.codes = q.code_dtype();
   const Launch launch(out, ctx);
-  with_vectors(x.dtype, {&x, &second, &residual_out, &weight, &bias},
+  with_vectors(x.dtype, {&x, &second, &residual_out, &weight, &bias, &out},
                [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
                  const RowShape shape = row_shape(a.n, W);
                  launch(quantized_kernel<kSource, T, W>, shape.grid(a.rows), shape.block(), 0, a);
                });
 }
 
-Support supports_rows(const OutputQuantization& q, const TensorView& x) {
+inline Support supports_rows(const OutputQuantization& q, const TensorView& x) {
   if (!q.present()) return Support::no("out_dtype none: this kernel writes 8-bit codes");
   return rows_fit(x);
-}
-
-}  // namespace
-
-Support quantize_supports(const QuantizeParams& p, const PlanContext&) {
-  return supports_rows(p.quantization, p.x);
-}
-void quantize_run(const QuantizeParams& p, const RunContext& ctx) {
-  run_rows<Source::plain>({}, p.x, {}, {}, {}, {}, p.out, p.quantization, ctx);
-}
-
-Support activation_quantized_supports(const ActivationParams& p, const PlanContext&) {
-  return supports_rows(p.quantization, p.x);
-}
-void activation_quantized_run(const ActivationParams& p, const RunContext& ctx) {
-  QuantizedArgs a{};
-  a.kind = p.kind;
-  run_rows<Source::activation>(a, p.x, {}, {}, {}, {}, p.out, p.quantization, ctx);
-}
-
-Support gated_activation_quantized_supports(const GatedActivationParams& p, const PlanContext&) {
-  return supports_rows(p.quantization, p.gate);
-}
-void gated_activation_quantized_run(const GatedActivationParams& p, const RunContext& ctx) {
-  QuantizedArgs a{};
-  a.kind = p.kind;
-  run_rows<Source::gated>(a, p.gate, p.up, {}, {}, {}, p.out, p.quantization, ctx);
-}
-
-namespace {
-
-template <class P>
-QuantizedArgs norm_args(const P& p) {
-  QuantizedArgs a{};
-  a.weight = p.weight.data;
-  a.weight_dtype = p.weight.dtype;
-  a.eps = p.eps;
-  return a;
-}
-
-}  // namespace
-
-Support rms_norm_quantized_supports(const RmsNormParams& p, const PlanContext&) {
-  return supports_rows(p.quantization, p.x);
-}
-void rms_norm_quantized_run(const RmsNormParams& p, const RunContext& ctx) {
-  QuantizedArgs a = norm_args(p);
-  a.weight_offset = p.weight_offset;
-  run_rows<Source::rms_norm>(a, p.x, p.residual, p.residual_out, p.weight, {}, p.out, p.quantization, ctx);
-}
-
-Support layer_norm_quantized_supports(const LayerNormParams& p, const PlanContext&) {
-  return supports_rows(p.quantization, p.x);
-}
-void layer_norm_quantized_run(const LayerNormParams& p, const RunContext& ctx) {
-  QuantizedArgs a = norm_args(p);
-  a.bias = data_or_null(p.bias);
-  a.bias_dtype = p.bias.dtype;
-  run_rows<Source::layer_norm>(a, p.x, p.residual, p.residual_out, p.weight, p.bias, p.out, p.quantization,
-                               ctx);
 }
 
 }  // namespace kf::cuda

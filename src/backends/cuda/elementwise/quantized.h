@@ -1,9 +1,8 @@
-// Ops that write their results as 8-bit codes (OutputQuantization).
+// Elementwise ops that write their results as 8-bit codes (OutputQuantization).
 #pragma once
 
 #include "kf/kernel.h"
 #include "kf/ops/elementwise.h"
-#include "kf/ops/norm.h"
 
 namespace kf::cuda {
 
@@ -13,9 +12,5 @@ Support activation_quantized_supports(const ActivationParams& p, const PlanConte
 void activation_quantized_run(const ActivationParams& p, const RunContext& ctx);
 Support gated_activation_quantized_supports(const GatedActivationParams& p, const PlanContext& ctx);
 void gated_activation_quantized_run(const GatedActivationParams& p, const RunContext& ctx);
-Support rms_norm_quantized_supports(const RmsNormParams& p, const PlanContext& ctx);
-void rms_norm_quantized_run(const RmsNormParams& p, const RunContext& ctx);
-Support layer_norm_quantized_supports(const LayerNormParams& p, const PlanContext& ctx);
-void layer_norm_quantized_run(const LayerNormParams& p, const RunContext& ctx);
 
 }  // namespace kf::cuda
