@@ -111,8 +111,9 @@ TEST_F(EngineOnDevice, LogitsComeBackToTheHost) {
     const TensorView expected = cpu.step({&a, 1}), got = device.step({&b, 1});
     ASSERT_EQ(got.device, Device{});
     ASSERT_TRUE(got.same_layout(expected));
+    // The device's kernels are others, which sum in another order.
     for (std::int64_t i = 0; i < got.numel(); ++i)
-      ASSERT_FLOAT_EQ(got.as<float>()[i], expected.as<float>()[i]);
+      ASSERT_NEAR(got.as<float>()[i], expected.as<float>()[i], 1e-5);
   }
 }
 

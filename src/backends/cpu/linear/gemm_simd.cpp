@@ -23,8 +23,11 @@ using kf::HWY_NAMESPACE::MultiplyTile;
 
 static_assert(kChunkRows % kPanelUnit == 0 && kPanelUnit % kTileRows == 0);
 
+// How far a strip is asked for ahead by the first tile that reads it: from memory the processor's own fetching ends with each page.
+inline constexpr std::size_t kFetchAhead = 4096;
+
 // c (+)= rows of a panel times two strips.
-template <std::size_t kRows>
+template <std::size_t kRows, std::size_t kAhead>
 HWY_NOINLINE void TileOf(const float* panel, const float* b0, const float* b1, std::size_t depth, float* c,
                          bool accumulate) {
   const F32Tag d;
@@ -32,19 +35,21 @@ HWY_NOINLINE void TileOf(const float* panel, const float* b0, const float* b1, s
   if (accumulate) {
     const auto add = [d](std::size_t, const float* total, F32Vec sum)
                          HWY_ATTR { return hn::Add(hn::Load(d, total), sum); };
-    MultiplyTile<kRows, 1, kTileRows, 1>(panel, b0, b1, depth, add, c, pair);
+    MultiplyTile<kRows, 1, kTileRows, 1, kAhead>(panel, b0, b1, depth, add, c, pair);
   } else {
     const auto alone = [](std::size_t, const float*, F32Vec sum) HWY_ATTR { return sum; };
-    MultiplyTile<kRows, 1, kTileRows, 1>(panel, b0, b1, depth, alone, c, pair);
+    MultiplyTile<kRows, 1, kTileRows, 1, kAhead>(panel, b0, b1, depth, alone, c, pair);
   }
 }
 
 template <std::size_t kRows = kTileRows>
-HWY_INLINE void Tile(std::size_t rows, const float* panel, const float* b0, const float* b1,
+HWY_INLINE void Tile(std::size_t rows, bool first, const float* panel, const float* b0, const float* b1,
                      std::size_t depth, float* c, bool accumulate) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return TileOf<kRows>(panel, b0, b1, depth, c, accumulate);
-    return Tile<kRows - 1>(rows, panel, b0, b1, depth, c, accumulate);
+    if (rows == kRows)
+      return first ? TileOf<kRows, kFetchAhead>(panel, b0, b1, depth, c, accumulate)
+                   : TileOf<kRows, 0>(panel, b0, b1, depth, c, accumulate);
+    return Tile<kRows - 1>(rows, first, panel, b0, b1, depth, c, accumulate);
   }
 }
 
@@ -121,9 +126,10 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
           if (adapter < 0 || AnyUses(*item.low_rank, row, rows, adapter)) {
             const float* const panel = a.panel(adapter < 0 ? block : adapter, row);
             for (std::int64_t k = 0; k < depth || k == 0; k += chain)
-              Tile(static_cast<std::size_t>(rows), panel + k * static_cast<std::int64_t>(kTileRows),
-                   strips[p][0] + k * lanes, strips[p][1] + k * lanes,
-                   static_cast<std::size_t>(std::min(chain, depth - k)), sums, block > 0 || k > 0);
+              Tile(static_cast<std::size_t>(rows), row == item.row_begin,
+                   panel + k * static_cast<std::int64_t>(kTileRows), strips[p][0] + k * lanes,
+                   strips[p][1] + k * lanes, static_cast<std::size_t>(std::min(chain, depth - k)), sums,
+                   block > 0 || k > 0);
           }
           if (block == count - 1) Finish(epilogue, pair, row, rows, sums);
         }

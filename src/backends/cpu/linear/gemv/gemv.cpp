@@ -19,9 +19,11 @@
 namespace kf::cpu::gemv {
 namespace {
 
-// Beyond these, decoding a weight once for all tokens (the GEMM) is faster than decoding it once for four. It is also the
-// number of tokens whose sums a thread holds.
+// Tokens whose sums a thread holds.
 constexpr std::int64_t kMaxTokens = 16;
+// Beyond these, the GEMM is faster, which reads or decodes a weight once for all tokens instead of once for four (measured on Zen 4,
+// 2048 x 2048 and 4096 x 4096): of f32 that may be packed, of codes of 4 bits, of other codes.
+constexpr std::int64_t kMaxTokensPacked = 4, kMaxTokensOf4Bits = 6, kMaxTokensOfCodes = 12;
 // Tokens in 8 bits, whose products cost less than reading a weight again.
 constexpr std::int64_t kMaxQuantizedTokens = 256;
 // What a thread reads of a weight for all tokens before it goes on stays in L2.
@@ -86,9 +88,30 @@ GemvInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in,
   return input;
 }
 
-Support few_tokens(const TensorView& x) {
-  if (x.dim(0) <= kMaxTokens) return Support::yes();
-  return Support::no(fmt::format("{} tokens: this kernel takes at most {}", x.dim(0), kMaxTokens));
+std::int64_t max_tokens(const Weight& w, const PlanContext& ctx) {
+  if (w.sparsity.present()) return kMaxTokens;
+  switch (w.layout.dtype) {
+    case DType::f32:
+      return ctx.packs ? kMaxTokensPacked : kMaxTokens;
+    case DType::f16:
+    case DType::bf16:
+      return kMaxTokens;
+    case DType::q4_0:
+    case DType::q4_1:
+    case DType::int4:
+      return kMaxTokensOf4Bits;
+    default:
+      return kMaxTokensOfCodes;
+  }
+}
+
+// `w`: the weight, or the first of several, which are alike.
+Support few_tokens(const TensorView& x, const Weight& w, const PlanContext& ctx) {
+  const std::int64_t most = max_tokens(w, ctx);
+  if (x.dim(0) <= most) return Support::yes();
+  return Support::no(fmt::format("{} tokens: this kernel takes at most {} with a weight of {}{}", x.dim(0),
+                                 most, dtype_name(w.layout.dtype),
+                                 most == kMaxTokensPacked ? " that may be packed" : ""));
 }
 
 Support rows_contiguous(const char* name, const Weight& w) {
@@ -243,7 +266,12 @@ GemvInput input_of(const QkvLinearParams& p, Workspace& space) {
 
 }  // namespace
 
-std::string condition() { return fmt::format("at most {} tokens, contiguous weight rows", kMaxTokens); }
+std::string condition() {
+  return fmt::format(
+      "at most {} tokens ({} of f32 that may be packed, {} of 4-bit codes, {} of other codes), contiguous "
+      "weight rows",
+      kMaxTokens, kMaxTokensPacked, kMaxTokensOf4Bits, kMaxTokensOfCodes);
+}
 
 std::string int8_condition() {
   return "input_quantization int8; i8, int4, q8_0, q4_0 or q4_1, contiguous weight rows";
@@ -262,7 +290,8 @@ std::size_t workspace(const QkvLinearParams& p, const PlanContext&) {
 }
 
 Support supports(const LinearParams& p, const PlanContext& ctx) {
-  return all_of({full_precision(p, ctx), few_tokens(p.x), rows_contiguous("weight", weight_of(p))});
+  return all_of(
+      {full_precision(p, ctx), few_tokens(p.x, weight_of(p), ctx), rows_contiguous("weight", weight_of(p))});
 }
 
 Support supports_int8(const LinearParams& p, const PlanContext&) {
@@ -317,7 +346,7 @@ void run(const LinearParams& p, const RunContext& ctx) { run_passes(p, ctx, run_
 
 Support supports(const QkvLinearParams& p, const PlanContext& ctx) {
   const QkvWeights w(p);
-  return all_of({full_precision(p, ctx), few_tokens(p.x), rows_contiguous("q_weight", w.q),
+  return all_of({full_precision(p, ctx), few_tokens(p.x, w.q, ctx), rows_contiguous("q_weight", w.q),
                  rows_contiguous("k_weight", w.k), rows_contiguous("v_weight", w.v)});
 }
 
@@ -379,7 +408,7 @@ Support supports_int8(const GatedFfnParams& p, const PlanContext&) {
 
 Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
   const FfnWeights w(p);
-  return all_of({full_precision(p, ctx), few_tokens(p.x), rows_contiguous("gate_weight", w.gate),
+  return all_of({full_precision(p, ctx), few_tokens(p.x, w.gate, ctx), rows_contiguous("gate_weight", w.gate),
                  rows_contiguous("up_weight", w.up), rows_contiguous("down_weight", w.down)});
 }
 
@@ -473,7 +502,8 @@ Support supports_int8(const LmHeadArgmaxParams& p, const PlanContext&) {
 }
 
 Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
-  return all_of({full_precision(p, ctx), few_tokens(p.x), rows_contiguous("weight", weight_of(p))});
+  return all_of(
+      {full_precision(p, ctx), few_tokens(p.x, weight_of(p), ctx), rows_contiguous("weight", weight_of(p))});
 }
 
 namespace {
