@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from model_files import TINY, write_gguf, write_safetensors
-
-ROOT = Path(__file__).resolve().parents[2]
-
+from repository import ROOT
 
 # Set by `make test`, which installs everything: a test that is not run there is a failure.
 REQUIRE_ALL = os.environ.get("KF_REQUIRE_ALL", "") not in ("", "0")

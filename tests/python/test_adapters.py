@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import sagellm_kernel_fusion as kf
-from conftest import ROOT
+from repository import ROOT
 from sagellm_kernel_fusion import adapters
 
 torch = pytest.importorskip("torch")

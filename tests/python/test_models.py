@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import sagellm_kernel_fusion as kf
-from conftest import ROOT
 from model_files import BF16, TINY, write_gguf, write_safetensors
 from projections import errors, project, projected_errors
+from repository import ROOT
 from sagellm_kernel_fusion.bench.model_bench import prompt_gflop
 from sagellm_kernel_fusion.weights import open_model
 

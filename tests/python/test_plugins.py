@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from repository import ROOT
 
 SOURCES = ROOT / "examples/plugin_backend"
 

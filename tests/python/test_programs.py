@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from repository import ROOT
 
 BUILD = Path(os.environ.get("KF_BUILD_DIR", ROOT / "build"))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import tomllib
 
-from conftest import ROOT
+from repository import ROOT
 
 pytest.importorskip("torch")
 PAGE = (ROOT / "docs/bring-up-in-python.md").read_text()

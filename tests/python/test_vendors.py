@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import sagellm_kernel_fusion as kf
-from conftest import ROOT
+from repository import ROOT
 from sagellm_kernel_fusion.cli.app import app
 from sagellm_kernel_fusion.vendors import VENDORS, detect, detection, vendor
 
