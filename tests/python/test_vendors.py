@@ -264,7 +264,7 @@ def test_an_entry_point_that_is_wrong_is_an_error_that_names_its_package(distrib
 def in_a_process(script: str, *options: str, **environment: str) -> None:
     folder = Path(__file__).parent / "simulated"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir",
-               str(folder), str(folder / script), *options]  # fmt: skip
+               str(folder), "--confcutdir", str(folder), str(folder / script), *options]  # fmt: skip
     stand_ins = [str(STAND_INS), str(STAND_INS / script.removesuffix(".py"))]  # one vendor's alone
     path = os.pathsep.join([*stand_ins, *filter(None, [os.environ.get("PYTHONPATH")])])
     result = subprocess.run(
