@@ -145,6 +145,10 @@ int main(int argc, char** argv) {
                                    {"error", errors[i]}});
     }
   }
+  if (report["results"].empty()) {
+    fmt::print(stderr, "dtypes: expected some of f32, f16 and bf16 with commas between, got {}\n", argv[4]);
+    return 2;
+  }
   fmt::print("{}\n", report.dump(1));
   return 0;
 }
