@@ -17,3 +17,25 @@ def prologue_and_epilogue(norm_weight=None, norm_bias=None, bias=None, residual=
     """Those of a layer's operands that are there, by name."""
     given = {"norm_weight": norm_weight, "norm_bias": norm_bias, "bias": bias, "residual": residual}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def hnd_pages(k, v, block_tables, kv_layout: str) -> str | None:
+    """Why these are no paged cache in HND, whole, with pages of a multiple of 16."""
+    if block_tables is None:
+        return "not paged: this kernel takes block_tables"
+    if kv_layout != "HND":
+        return f"kv_layout {kv_layout}: this kernel takes HND; make the cache so (make_kv_cache(kv_layout='HND'))"
+    if k.shape[2] % 16:
+        return f"page size {k.shape[2]}: this kernel takes multiples of 16"
+    if not is_contiguous(k) or not is_contiguous(v):
+        return "a cache that is not contiguous: this kernel takes whole pools"
+    return None
+
+
+def whole_heads(x, cos, norm_weight) -> str | None:
+    """Why rope would not turn all of a head, after a norm in x's dtype if any."""
+    if 2 * cos.shape[-1] != x.shape[-1]:
+        return f"rotary_dim {2 * cos.shape[-1]} of head_dim {x.shape[-1]}: this kernel rotates whole heads"
+    if norm_weight is not None and norm_weight.dtype != x.dtype:
+        return f"norm_weight is {norm_weight.dtype}, x {x.dtype}: this kernel takes one dtype"
+    return None

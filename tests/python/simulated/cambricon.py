@@ -9,7 +9,23 @@ import pytest
 import torch
 import torch_mlu
 import torch_mlu_ops
-from on_device import BF16, DTYPES, F16, all_there, both, close, dense, packed, paged, random, served, there
+from on_device import (
+    BF16,
+    DTYPES,
+    F16,
+    all_there,
+    both,
+    close,
+    dense,
+    linear_layers,
+    packed,
+    paged,
+    random,
+    rotates,
+    served,
+    there,
+    writes_slots,
+)
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion.bench.selfcheck import selfcheck
@@ -84,13 +100,7 @@ def test_bf16_is_asked_of_the_card(m, monkeypatch):
 
 
 def test_the_cache_is_written_where_slots_are_not_negative(m):
-    k, v = random(4, 2, 64), random(4, 2, 64)
-    slots = torch.tensor([19, -1, 0, 31], dtype=torch.int32)
-    caches = [torch.zeros(2, 2, 16, 64, dtype=F16) for _ in range(2)]
-    on_device = [there(c.clone()) for c in caches]
-    m.append_kv(there(k), there(v), *on_device, there(slots))
-    kf.ops.append_kv(k, v, slot_mapping=slots, k_cache=caches[0], v_cache=caches[1])
-    assert all(torch.equal(g.cpu(), e) for g, e in zip(on_device, caches, strict=True))
+    writes_slots(m, 16, [19, -1, 0, 31])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,28 +120,12 @@ def test_norms_and_elementwise(m, dtype):
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rotary_embedding(m, dtype, interleaved):
-    angles = torch.rand(20, 32, generator=torch.Generator().manual_seed(3)) * 6
-    operands = {"x": random(7, 3, 64, dtype=dtype), "positions": torch.arange(7, dtype=torch.int32) * 2,
-                "cos": angles.cos(), "sin": angles.sin(), "interleaved": interleaved}  # fmt: skip
-    both(m, "rope", "mlu::rope", dtype, **operands)
-    both(m, "rope", "mlu::rope", dtype, **operands, norm_weight=random(64, dtype=dtype))
+    rotates(m, "mlu::rope", dtype, interleaved)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_linear_layers_with_what_surrounds_them(m, dtype):
-    x, w, bias = random(5, 64, dtype=dtype), random(48, 64, dtype=dtype) / 8, random(48, dtype=dtype)
-    residual, norm, shift = random(5, 48, dtype=dtype), random(64, dtype=dtype), random(64, dtype=dtype)
-    name = "mlu::linear"
-    both(m, "linear", name, dtype, x=x, weight=w, residual=residual)
-    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, norm="rms", norm_weight=norm, activation="silu")
-    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, norm="layer", norm_weight=norm, norm_bias=shift)
-    after = {"residual": residual, "activation": "relu"}
-    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, pre_activation="gelu", **after)
-    both(m, "qkv_linear", "mlu::qkv_linear", dtype, x=x, q_weight=w, k_weight=w[:16], v_weight=w[16:32], norm="rms",
-         norm_weight=norm)  # fmt: skip
-    ffn = {"x": x, "gate_weight": w, "up_weight": w.flip(0), "down_weight": w.t().contiguous() / 4}
-    for options in ({}, {"residual": x, "norm": "rms", "norm_weight": norm}, {"activation": "gelu"}):
-        both(m, "gated_ffn", "mlu::gated_ffn", dtype, **ffn, **options)
+    linear_layers(m, "mlu", dtype)
 
 
 def test_the_managers_layers_take_weights_as_they_lie(m):

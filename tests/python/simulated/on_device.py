@@ -71,3 +71,38 @@ def paged(kv_layout, page, lengths, chunks=None, heads=6):
     if chunks:
         operands["cu_seqlens_q"] = torch.tensor([0, *np.cumsum(chunks)], dtype=torch.int32)
     return operands
+
+
+def rotates(m, kernel, dtype, interleaved):
+    angles = torch.rand(20, 32, generator=torch.Generator().manual_seed(3)) * 6
+    operands = {"x": random(7, 3, 64, dtype=dtype), "positions": torch.arange(7, dtype=torch.int32) * 2,
+                "cos": angles.cos(), "sin": angles.sin(), "interleaved": interleaved}  # fmt: skip
+    both(m, "rope", kernel, dtype, **operands)
+    both(m, "rope", kernel, dtype, **operands, norm_weight=random(64, dtype=dtype))
+
+
+def linear_layers(m, backend, dtype):
+    """linear, qkv_linear and gated_ffn with what stands before and after them."""
+    x, w, bias = random(5, 64, dtype=dtype), random(48, 64, dtype=dtype) / 8, random(48, dtype=dtype)
+    residual, norm, shift = random(5, 48, dtype=dtype), random(64, dtype=dtype), random(64, dtype=dtype)
+    name = f"{backend}::linear"
+    both(m, "linear", name, dtype, x=x, weight=w, residual=residual)
+    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, norm="rms", norm_weight=norm, activation="silu")
+    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, norm="layer", norm_weight=norm, norm_bias=shift)
+    after = {"residual": residual, "activation": "relu"}
+    both(m, "linear", name, dtype, x=x, weight=w, bias=bias, pre_activation="gelu", **after)
+    both(m, "qkv_linear", f"{backend}::qkv_linear", dtype, x=x, q_weight=w, k_weight=w[:16], v_weight=w[16:32],
+         norm="rms", norm_weight=norm)  # fmt: skip
+    ffn = {"x": x, "gate_weight": w, "up_weight": w.flip(0), "down_weight": w.t().contiguous() / 4}
+    for options in ({}, {"residual": x, "norm": "rms", "norm_weight": norm}, {"activation": "gelu"}):
+        both(m, "gated_ffn", f"{backend}::gated_ffn", dtype, **ffn, **options)
+
+
+def writes_slots(m, page, slots):
+    """append_kv into a cache of HND, but for slots that are negative."""
+    k, v, slots = random(4, 2, 64), random(4, 2, 64), torch.tensor(slots, dtype=torch.int32)
+    caches = [torch.zeros(2, 2, page, 64, dtype=F16) for _ in range(2)]
+    on_device = [there(c.clone()) for c in caches]
+    m.append_kv(there(k), there(v), *on_device, there(slots))
+    kf.ops.append_kv(k, v, slot_mapping=slots, k_cache=caches[0], v_cache=caches[1])
+    assert all(torch.equal(g.cpu(), e) for g, e in zip(on_device, caches, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...adapters.conditions import dtypes, head_dims, longest, not_empty
 from ..compositions import blind_rows_are_zeros
-from ..layouts import is_contiguous
+from ..layouts import hnd_pages, is_contiguous
 from ..row import VendorRow
 from .operators import ALL, bf16_problem, needing
 
@@ -88,15 +88,7 @@ def _packed(q, k, v, out, cu_seqlens_q=None, cu_seqlens_k=None, softmax_scale=0.
 
 
 def _paged_declines(q, k, v, cu_seqlens_q=None, block_tables=None, kv_layout="HND", **rest) -> str | None:
-    if block_tables is None:
-        return "not paged: this kernel takes block_tables"
-    if kv_layout != "HND":
-        return f"kv_layout {kv_layout}: this kernel takes HND; make the cache so (make_kv_cache(kv_layout='HND'))"
-    if k.shape[2] % 16:
-        return f"page size {k.shape[2]}: this kernel takes multiples of 16"
-    if not is_contiguous(k) or not is_contiguous(v):
-        return "a cache that is not contiguous: this kernel takes whole pools"
-    return _common(q, k, v)
+    return hnd_pages(k, v, block_tables, kv_layout) or _common(q, k, v)
 
 
 def _decode_declines(

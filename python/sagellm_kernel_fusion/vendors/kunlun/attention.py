@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 
 from ...adapters.conditions import dtypes, head_dims, not_empty
-from ..layouts import is_contiguous
+from ..layouts import hnd_pages, is_contiguous
 from ..row import VendorRow
 from .operators import ALL, needing
 
@@ -137,15 +137,7 @@ def _over_pages(q, k, v, out, queries, keys, tables, softmax_scale, causal, sink
 
 
 def _paged_declines(q, k, v, block_tables=None, kv_layout="HND", sinks=None, **rest) -> str | None:
-    if block_tables is None:
-        return "not paged: this kernel takes block_tables"
-    if kv_layout != "HND":
-        return f"kv_layout {kv_layout}: this kernel takes HND; make the cache so (make_kv_cache(kv_layout='HND'))"
-    if k.shape[2] % 16:
-        return f"page size {k.shape[2]}: this kernel takes multiples of 16"
-    if not is_contiguous(k) or not is_contiguous(v):
-        return "a cache that is not contiguous: this kernel takes whole pools"
-    return _common(q, k, v, sinks)
+    return hnd_pages(k, v, block_tables, kv_layout) or _common(q, k, v, sinks)
 
 
 def _decode_declines(q, k, v, cu_seqlens_q=None, **rest) -> str | None:

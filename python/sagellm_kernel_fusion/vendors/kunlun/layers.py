@@ -6,7 +6,7 @@ from __future__ import annotations
 from ...adapters.conditions import dtypes, not_empty
 from ..compositions import activate, argmax, binary, embedding, softmax
 from ..layers import Layers, operands_of_layer
-from ..layouts import prologue_and_epilogue
+from ..layouts import prologue_and_epilogue, whole_heads
 from ..row import VendorRow
 from .operators import ALL, needing
 
@@ -82,11 +82,7 @@ def _gated_declines(gate, up, **rest) -> str | None:
 
 
 def _rope_declines(x, positions, cos, sin, norm_weight=None, norm_weight_offset=0.0, **rest) -> str | None:
-    if 2 * cos.shape[-1] != x.shape[-1]:
-        return f"rotary_dim {2 * cos.shape[-1]} of head_dim {x.shape[-1]}: this kernel rotates whole heads"
-    if norm_weight is not None and norm_weight.dtype != x.dtype:
-        return f"norm_weight is {norm_weight.dtype}, x {x.dtype}: this kernel takes one dtype"
-    return _floats(x)
+    return whole_heads(x, cos, norm_weight) or _floats(x)
 
 
 def _rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, interleaved=False):
