@@ -42,7 +42,7 @@ test-cpp: build
 	@ctest --test-dir build -j $(JOBS) --output-on-failure
 
 test-python: build $(MODEL) $(SCHEMAS)
-	@scripts/setup.sh requirements/test.txt
+	@scripts/setup.sh requirements/test.txt requirements/paddle.txt
 	@echo "== Python tests"
 	@KF_REQUIRE_ALL=1 $(PYTHON) -m pytest -q tests/python
 

@@ -38,7 +38,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 CONTENTS = {
     "Use": ["installing", "choosing-a-backend", "configuration", "support-matrix", "ops/README", "fuse-model", "torch", "adapters"],
     "Reference": ["site/python", "site/cpp", "numerics", "backends/cpu", "backends/cuda", "backends/ascend", "backends/cambricon",
-                  "backends/hygon", "backends/kunlun"],
+                  "backends/hygon", "backends/kunlun", "backends/kunlun2"],
     "Change": ["architecture", "graph", "adding-an-op", "adding-a-backend", "bring-up-a-backend", "bring-up-in-python",
                "verification"],
 }

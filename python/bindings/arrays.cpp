@@ -176,10 +176,12 @@ nb::object numpy_view(const TensorView& t, nb::handle owner) {
       nb::ndarray<nb::numpy>(t.data, static_cast<std::size_t>(t.rank), shape, owner, t.strides.data(), type));
 }
 
-// The memory as torch has it, on whichever device it lies. `owner` keeps the memory; null: it is lent, and somebody else does.
-nb::object torch_view(const TensorView& t, nb::handle owner) {
+// The memory as a library has it (without one: as what that library's from_dlpack takes), on whichever device it lies.
+// `owner` keeps the memory; null: it is lent, and somebody else does.
+template <typename... Library>
+nb::object library_view(const char* what, const TensorView& t, nb::handle owner) {
   if (t.data == nullptr && t.numel() > 0)
-    throw_invalid("torch: expected an array with memory, got a layout " + to_string(t));
+    throw_invalid(fmt::format("{}: expected an array with memory, got a layout {}", what, to_string(t)));
   const DLDataType own = dlpack_dtype(t.dtype);
   nb::dlpack::dtype type{};
   type.code = own.code;
@@ -188,9 +190,14 @@ nb::object torch_view(const TensorView& t, nb::handle owner) {
   std::size_t shape[kMaxRank];
   for (int i = 0; i < t.rank; ++i) shape[i] = static_cast<std::size_t>(t.shape[i]);
   const DLDevice device = dlpack_device(t.device);
-  const nb::ndarray<nb::pytorch> array(t.data, static_cast<std::size_t>(t.rank), shape, owner,
-                                       t.strides.data(), type, device.device_type, device.device_id);
+  const nb::ndarray<Library...> array(t.data, static_cast<std::size_t>(t.rank), shape, owner,
+                                      t.strides.data(), type, device.device_type, device.device_id);
   return nb::cast(array, nb::rv_policy::reference);  // never a copy
+}
+
+// Whose memory a typed array's is; null: it is lent.
+nb::handle owner_of(nb::handle typed) {
+  return nb::cast<const TypedArray&>(typed).data.is_valid() ? typed : nb::handle();
 }
 
 }  // namespace
@@ -282,9 +289,16 @@ void bind_arrays(nb::module_& m) {
           "torch",
           [](nb::handle self) {
             const auto& typed = nb::cast<const TypedArray&>(self);
-            return torch_view(typed.array.view, typed.data.is_valid() ? self : nb::handle());
+            return library_view<nb::pytorch>("torch", typed.array.view, owner_of(self));
           },
           "The memory as a torch tensor, on its device; as `numpy` for how long.")
+      .def(
+          "dlpack",
+          [](nb::handle self) {
+            const auto& typed = nb::cast<const TypedArray&>(self);
+            return library_view<>("dlpack", typed.array.view, owner_of(self));
+          },
+          "The memory as an object that another library's `from_dlpack` takes; as `numpy` for how long.")
       .def_prop_ro("nbytes", [](const TypedArray& t) { return t.array.view.nbytes(); })
       .def("__repr__", [](const TypedArray& t) { return "TypedArray(" + to_string(t.array.view) + ")"; });
   m.def(

@@ -56,6 +56,9 @@ def allocate(dtype: str, shape: tuple[int, ...], like):
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
         return torch.empty(shape, dtype=getattr(torch, _TORCH_DTYPES[dtype]), device=like.device)
+    paddle = sys.modules.get("paddle")
+    if paddle is not None and isinstance(like, paddle.Tensor):  # whose names of types are torch's
+        return paddle.empty(shape, dtype=_TORCH_DTYPES[dtype], device=like.place)
     return np.empty(shape, NUMPY_DTYPES[dtype])
 
 

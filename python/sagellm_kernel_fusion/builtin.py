@@ -60,6 +60,11 @@ class KunlunKernelFusion(BuiltinBackend):
     device_types = ("cuda",)  # as torch names it
 
 
+class Kunlun2KernelFusion(BuiltinBackend):
+    backend = "kunlun2"
+    device_types = ("xpu",)  # as Paddle names it
+
+
 class TritonKernelFusion(BuiltinBackend):
     backend = "triton"
 

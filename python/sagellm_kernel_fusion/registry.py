@@ -18,6 +18,7 @@ ALIASES = {
     "npu": "ascend",
     "cambricon": "mlu",
     "xpu": "kunlun",
+    "r300": "kunlun2",
 }
 
 

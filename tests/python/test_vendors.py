@@ -56,8 +56,9 @@ def test_without_a_plug_in_every_cause_says_what_to_install():
     assert Registry.detect_backend() == "cpu"
     assert cause("ascend").startswith("torch_npu is not installed: pip install torch-npu")
     assert "torch_mlu is not installed" in cause("mlu") and "torch_xmlir is not installed" in cause("kunlun")
+    assert "paddlepaddle-xpu is not installed" in cause("kunlun2") and "paddle" not in sys.modules
     assert cause("cpu") is None
-    assert [f.backend for f in detect()] == ["ascend", "mlu", "kunlun", "rocm", "cuda", "cpu"]
+    assert [f.backend for f in detect()] == ["ascend", "mlu", "kunlun", "kunlun2", "rocm", "cuda", "cpu"]
 
 
 def test_a_device_is_chosen_and_what_comes_after_it_is_not_looked_at(plug_in):
@@ -90,7 +91,7 @@ def test_of_kunlun_and_a_plug_in_of_pytorchs_the_first_in_order_is_chosen(plug_i
     assert Registry.detect_backend() == "ascend" and cause("kunlun") == "ascend comes before it"
 
 
-@pytest.mark.parametrize("name", ["ascend", "npu", "mlu", "cambricon", "kunlun", "xpu"])
+@pytest.mark.parametrize("name", ["ascend", "npu", "mlu", "cambricon", "kunlun", "xpu", "kunlun2", "r300"])
 def test_a_backend_whose_plug_in_is_not_here_says_so(name):
     with pytest.raises(kf.UnavailableError, match="is not installed") as caught:
         Registry.get(name)
@@ -153,7 +154,7 @@ def test_the_environment_names_the_backend(plug_in, monkeypatch):
         Registry.detect_backend()
     monkeypatch.setenv(detection.VARIABLE, "gaudi")
     with pytest.raises(
-        kf.InvalidArgumentError, match="KF_BACKEND: expected one of ascend, mlu, kunlun, rocm, cuda, cpu"
+        kf.InvalidArgumentError, match="KF_BACKEND: expected one of ascend, mlu, kunlun, kunlun2, rocm, cuda, cpu"
     ):
         Registry.detect_backend()
 
@@ -165,14 +166,14 @@ def test_kf_info_says_what_was_detected_and_why_not_the_others():
     assert "detected for PyTorch: cpu (not ascend: torch_npu is not installed" in text
     values = json.loads(CliRunner().invoke(app, ["info", "--json"]).output)
     assert {f["backend"]: f["cause"] for f in values["detected"]}["cpu"] is None
-    assert {"cpu", "ascend", "mlu", "kunlun"} <= {b["name"] for b in values["backends"]}
-    for name in ("ascend::attention", "mlu::attention", "kunlun::attention"):
+    assert {"cpu", "ascend", "mlu", "kunlun", "kunlun2"} <= {b["name"] for b in values["backends"]}
+    for name in ("ascend::attention", "mlu::attention", "kunlun::attention", "kunlun2::attention"):
         assert any(k["name"] == name and "(contract)" in k["condition"] for k in values["kernels"])
 
 
 def test_every_vendor_has_a_native_cache():
     natives = {v.name: (v.kv_layout, v.page_size) for v in VENDORS}
-    assert natives == {"ascend": ("NHD", 128), "mlu": ("HND", 16), "kunlun": ("HND", 64)}
+    assert natives == {"ascend": ("NHD", 128), "mlu": ("HND", 16), "kunlun": ("HND", 64), "kunlun2": ("HND", 64)}
 
 
 def test_the_tables_of_the_pages_are_those_of_the_rows():
@@ -293,3 +294,7 @@ def test_kunlun_p800(tmp_path):
     source = STAND_INS / "kunlun/no_driver.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     in_a_process("kunlun.py", LD_PRELOAD=str(library))
+
+
+def test_kunlun_r300_through_paddles_cpu_build():
+    in_a_process("kunlun2.py")

@@ -33,6 +33,7 @@ class Row:
     devices: tuple[str, ...] = ("cuda",)
     graph_safe: bool = False
     launches: int = 1
+    arrays: str = "torch"
 
     @property
     def project(self) -> str:
@@ -46,7 +47,7 @@ class Row:
     def adapter(self) -> Adapter:
         form = Served(self.op, transposed=self.transposed, fixed=self.fixed)
         return Adapter(
-            self.name, self.function, form, named=f"kernel {self.name}", declines=self.declines, kind="torch"
+            self.name, self.function, form, named=f"kernel {self.name}", declines=self.declines, kind=self.arrays
         )
 
     def supports(self, fields: Mapping) -> str | None:

@@ -19,16 +19,32 @@ _CARRIED = {"bf16": ml_dtypes.bfloat16, "fp8_e4m3": ml_dtypes.float8_e4m3fn, "fp
 
 
 def as_array(lent: _kf.TypedArray, kind: str):
-    """An operand lent to a kernel as a NumPy array or a torch tensor over the same memory."""
+    """An operand lent to a kernel as a NumPy array or a tensor of torch's or Paddle's over the same memory."""
     if kind == "torch":
         return lent.torch()
+    if kind == "paddle":
+        import paddle
+
+        return paddle.from_dlpack(lent.dlpack())
     array = lent.numpy()
     return array.view(_CARRIED[lent.dtype]) if lent.dtype in _CARRIED else array
 
 
-def _on_queue(stream: int, arrays):
-    """The device's queue of this handle (0: its default one) as torch's current one, where there are tensors on a
-    device."""
+def write_array(out, result, kind: str) -> None:
+    """An output's elements, converted to its type."""
+    if kind == "torch":
+        out[...] = result
+    elif kind == "paddle":
+        out.copy_(result.astype(out.dtype), False)
+    else:
+        out[...] = np.asarray(result)
+
+
+def _on_queue(stream: int, arrays, kind: str):
+    """The device's queue of this handle (0: its default one) as torch's current one, where there are tensors of torch's
+    on a device."""
+    if kind != "torch":
+        return nullcontext()
     device = next((d for a in arrays if getattr(d := getattr(a, "device", None), "type", "cpu") != "cpu"), None)
     return nullcontext() if device is None else on_queue(device.type, device.index or 0, stream)
 
@@ -54,7 +70,7 @@ class Adapter:
     ):
         self.name, self.function, self.form, self.what, self._declines = name, function, form, what, declines
         self._named = named or f"custom kernel {name}"  # in errors
-        self._only_kind = kind  # "numpy" or "torch" where the function takes no other
+        self._only_kind = kind  # "numpy", "torch" or "paddle" where the function takes no other
         self.kind = kind or "numpy"
         fields = _kf.ops()[form.op]["fields"]
         self.outputs = [f["name"] for f in fields if f["kind"] == "tensor" and f["role"] != "in"]
@@ -111,7 +127,7 @@ class Adapter:
         if self.takes_all:
             renamed = {field: name for name, field in self.form.names.items()}
             given = {renamed.get(name, name): value for name, value in arrays.items()} | given
-        with _on_queue(stream, arrays.values()):
+        with _on_queue(stream, arrays.values(), self.kind):
             try:
                 results = self.function(**given)
             except KernelFusionError:
@@ -147,7 +163,7 @@ class Adapter:
                 raise self._wrong(f"{name}: expected shape {list(outputs[name].shape)}, got {got}")
         for name, result in zip(names, results, strict=True):
             if result is not outputs[name]:
-                outputs[name][...] = result if self.kind == "torch" else np.asarray(result)
+                write_array(outputs[name], result, self.kind)
 
 
 def _same(value, default) -> bool:

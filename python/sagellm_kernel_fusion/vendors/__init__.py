@@ -1,6 +1,7 @@
-"""Accelerators whose operators are functions of Python: Ascend, Cambricon, Kunlun. Each is a folder with its table of
-rows; the core takes them for backends like any other. Another distribution has its own by the entry points
-`sagellm.backends` (docs/bring-up-in-python.md), from what is named here: Vendor, VendorRow, Library, conditions."""
+"""Accelerators whose operators are functions of Python: Ascend, Cambricon, Kunlun (P800, and R300 through Paddle). Each
+is a folder with its table of rows; the core takes them for backends like any other. Another distribution has its own by
+the entry points `sagellm.backends` (docs/bring-up-in-python.md), from what is named here: Vendor, VendorRow, Library,
+conditions."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from .ascend import ASCEND
 from .cambricon import MLU
 from .detection import detect
 from .kunlun import KUNLUN
+from .kunlun2 import KUNLUN2
 from .row import VendorRow
 from .vendor import CUDA, Vendor
 
@@ -20,7 +22,7 @@ __all__ = [
     "register_vendors",
 ]  # fmt: skip
 
-VENDORS = (ASCEND, MLU, KUNLUN)  # in the order of detection
+VENDORS = (ASCEND, MLU, KUNLUN, KUNLUN2)  # in the order of detection
 
 
 def register_vendors() -> None:
@@ -44,4 +46,4 @@ def name_device(code: int) -> None:
     """Tells the core whose the tensors of this device type of DLPack's are, where they are a vendor's."""
     for vendor in VENDORS:
         if vendor.dlpack == code and vendor.is_shown():
-            _kf.set_dlpack_device(code, vendor.name)
+            _kf.set_dlpack_device(code, vendor.kind)

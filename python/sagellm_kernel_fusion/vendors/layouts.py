@@ -19,14 +19,14 @@ def prologue_and_epilogue(norm_weight=None, norm_bias=None, bias=None, residual=
     return {name: value for name, value in given.items() if value is not None}
 
 
-def hnd_pages(k, v, block_tables, kv_layout: str) -> str | None:
-    """Why these are no paged cache in HND, whole, with pages of a multiple of 16."""
+def hnd_pages(k, v, block_tables, kv_layout: str, multiple: int = 16) -> str | None:
+    """Why these are no paged cache in HND, whole, with pages of a multiple of this."""
     if block_tables is None:
         return "not paged: this kernel takes block_tables"
     if kv_layout != "HND":
         return f"kv_layout {kv_layout}: this kernel takes HND; make the cache so (make_kv_cache(kv_layout='HND'))"
-    if k.shape[2] % 16:
-        return f"page size {k.shape[2]}: this kernel takes multiples of 16"
+    if k.shape[2] % multiple:
+        return f"page size {k.shape[2]}: this kernel takes multiples of {multiple}"
     if not is_contiguous(k) or not is_contiguous(v):
         return "a cache that is not contiguous: this kernel takes whole pools"
     return None

@@ -46,7 +46,7 @@ class Vendor:
         """Why it cannot be used on this machine; None: it can. Imports the plug-in where it is installed."""
         if not _installed(self.plug_in):
             return f"{self.plug_in} is not installed: {self.install}"
-        if problem := _import_problem(self.plug_in):
+        if problem := self.import_problem():
             return problem
         if self.on_host:
             return None
@@ -60,6 +60,14 @@ class Vendor:
         except Exception as error:
             return f"{self.plug_in} cannot look for devices: {type(error).__name__}: {error}; {self.advice}"
         return f"{self.plug_in} is there, but finds no device: {self.advice}"
+
+    def import_problem(self) -> str | None:
+        return _import_problem(self.plug_in)
+
+    @property
+    def kind(self) -> str:
+        """The core's name for its devices."""
+        return self.device_type or self.name
 
     @property
     def on_host(self) -> bool:
@@ -80,25 +88,29 @@ class Vendor:
     def capabilities(self, index: int) -> dict:
         """What the core keeps of a device."""
         space = None if self.on_host else self.space()
-        count = 1 if space is None else space.device_count()
-        if index >= count:
-            from ..errors import UnavailableError
-
-            raise UnavailableError(f"{self.device}:{index}: there are {count} devices", {"backend": self.name})
+        self.require_device(index, 1 if space is None else space.device_count())
         if space is None:
             return {"name": "the host", "isa": self.isa(index), "memory_bytes": 0}
-        _kf.set_dlpack_device(self.dlpack, self.device_type or self.name)
+        _kf.set_dlpack_device(self.dlpack, self.kind)
         properties = space.get_device_properties(index)
         memory = int(getattr(properties, "total_memory", 0))
         return {"name": str(properties.name), "isa": self.isa(index), "memory_bytes": memory}
 
-    def register(self) -> None:
-        """Makes it one of the core's backends."""
+    def require_device(self, index: int, count: int) -> None:
+        if index >= count:
+            from ..errors import UnavailableError
+
+            raise UnavailableError(f"{self.device}:{index}: there are {count} devices", {"backend": self.name})
+
+    def memory(self):
+        """What allocates and copies on its devices; None: they are the host."""
         from .memory import TorchMemory
 
-        memory = None if self.on_host else TorchMemory(self.device)
-        kind = self.device_type or self.name
-        _kf.register_backend(self.name, kind, self.unusable, self.capabilities, self.table, memory)
+        return None if self.on_host else TorchMemory(self.device)
+
+    def register(self) -> None:
+        """Makes it one of the core's backends."""
+        _kf.register_backend(self.name, self.kind, self.unusable, self.capabilities, self.table, self.memory())
         REGISTERED[self.name] = self
 
 
