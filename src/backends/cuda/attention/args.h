@@ -62,6 +62,7 @@ struct Args {
   // its rows' outputs [rows, value_dim], then, after all, their log-sum-exps (base 2) [rows].
   int target_blocks;
   int cluster_blocks;  // of a unit, which shares its keys out among them; 0: as target_blocks says
+  bool wide_blocks;    // such a block is WideDecodeShape's
   float *partial, *partial_lse;
 
   TableFault* fault;

@@ -61,15 +61,17 @@ std::shared_ptr<State> plan(const AttentionParams& p, const Args& a, const Tiles
   return s;
 }
 
+// The most keys of a sequence.
+std::int64_t most_keys(const Args& a) {
+  return a.block_tables ? std::int64_t{a.max_pages} * a.page_size : a.dense ? a.seqlen_k : a.total_k;
+}
+
 // Blocks of a cluster for the decode kernel, so that they fill the GPU; 0 where sequences may be too long for one.
 int cluster_blocks_for(const Args& a, std::int64_t units, std::int64_t slots, const DeviceCaps& caps) {
   if (!has_clusters(caps)) return 0;
   int blocks = 1;
   while (2 * blocks <= kMostClusterBlocks && 2 * blocks * units <= slots) blocks *= 2;
-  const std::int64_t keys = a.block_tables ? std::int64_t{a.max_pages} * a.page_size
-                            : a.dense      ? a.seqlen_k
-                                           : a.total_k;
-  return keys <= std::int64_t{blocks} * kMostKeysOfBlock ? blocks : 0;
+  return most_keys(a) <= std::int64_t{blocks} * kMostKeysOfBlock ? blocks : 0;
 }
 
 Args args_for(const AttentionParams& p, const State& s, int tile_rows, const RunContext& ctx) {
@@ -77,6 +79,7 @@ Args args_for(const AttentionParams& p, const State& s, int tile_rows, const Run
   a.fault = table_fault(p.q.device.index);
   a.target_blocks = s.target_blocks;
   a.cluster_blocks = s.cluster_blocks;
+  a.wide_blocks = s.wide_blocks;
   if (s.target_blocks > 0) {
     a.partial = static_cast<float*>(ctx.workspace);
     a.partial_lse = a.partial + s.max_blocks * static_cast<std::size_t>(tile_rows * a.value_dim);
@@ -176,6 +179,10 @@ std::shared_ptr<State> flash2_prepare(const AttentionParams& p, const PlanContex
   if (const int blocks = t.few ? cluster_blocks_for(a, max_units(a, t.rows), slots, ctx.caps) : 0) {
     s = std::make_shared<State>();
     s->cluster_blocks = blocks;
+    // Where a block has a multiprocessor for itself, and keys for more warps.
+    s->wide_blocks = max_units(a, t.rows) * blocks <= multiprocessors(p.q.device.index) &&
+                     most_keys(a) > std::int64_t{blocks} * DecodeShape<64>::kKeys &&
+                     shared_fits(tiles_of<WideDecodeShape>(largest_dim(p), true).shared_bytes, ctx.caps);
   } else {
     s = plan(p, a, t, workspace_bytes);
   }

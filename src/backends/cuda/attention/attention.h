@@ -15,6 +15,7 @@ struct State {
   int target_blocks;  // see Args
   std::size_t max_blocks;
   int cluster_blocks = 0;  // see Args
+  bool wide_blocks = false;
 };
 }  // namespace attention
 

@@ -10,11 +10,9 @@
 
 namespace kf::cuda::attention {
 
-template <class T, int kDim, bool kClustered>
-__global__ __launch_bounds__(
-    DecodeShape<kDim>::kWarps * 32,
-    DecodeShape<kDim>::kBlocksPerSm) void decode_kernel(const __grid_constant__ Args a) {
-  using Shape = DecodeShape<kDim>;
+template <class T, int kDim, class Shape, bool kClustered>
+__global__ __launch_bounds__(Shape::kWarps * 32,
+                             Shape::kBlocksPerSm) void decode_kernel(const __grid_constant__ Args a) {
   constexpr int kRows = Shape::kRows, kKeys = Shape::kWarpKeys, kStages = Shape::kStages,
                 kWarps = Shape::kWarps;
   wait_for_predecessor();
@@ -24,6 +22,7 @@ __global__ __launch_bounds__(
     rank = cluster_rank();
     blocks = cluster_blocks();
     if (!find_whole_unit<kRows>(a, blockIdx.x / static_cast<unsigned>(blocks), &s)) return;
+    cluster_arrive();  // this block runs
   } else {
     if (!find_segment<kRows, Shape::kKeys>(a, &s)) return;
   }
@@ -139,10 +138,12 @@ __global__ __launch_bounds__(
   }
   __syncthreads();
   const std::int64_t slot = static_cast<std::int64_t>(blockIdx.x) * kRows;
-  // What this block has, for the others of its cluster.
-  float* const merged = sums + kWarps * kRows;
-  float* const merged_maxes = merged + kRows * kDim;
-  float* const merged_sums = merged_maxes + kRows;
+  // What the blocks of the cluster give this one: [blocks, share] elements, and [blocks, kRows] of a row's largest score and sum.
+  const int elements = tile_rows.count * a.value_dim;
+  const int share = ((elements + blocks - 1) / blocks + 3) & ~3;
+  float* const inbox = reinterpret_cast<float*>(shared + Shape::kQueryBytes + Shape::kRingBytes);
+  float* const inbox_rows = inbox + kRows * kDim + kMostClusterBlocks * 4;
+  if constexpr (kClustered) cluster_wait();  // the others run, too
   for (int row = warp; row < tile_rows.count; row += kWarps) {
     const Row at = row_of(a, kv_head, s.unit.row_tile * kRows + row);
     const int t = at.token, hd = at.head;
@@ -165,8 +166,14 @@ __global__ __launch_bounds__(
       return v;
     };
     if constexpr (kClustered) {
-      if (lane == 0) merged_maxes[row] = largest, merged_sums[row] = sum;
-      for (int c = lane; c < a.value_dim; c += 32) merged[row * kDim + c] = warps_sum(row, c);
+      if (lane < blocks)
+        store_to_block(inbox_rows + (rank * kRows + row) * 4, lane, make_float4(largest, sum, 0, 0));
+      for (int c = lane * 4; c < a.value_dim; c += 128) {
+        const int at = row * a.value_dim + c, owner = at / share;
+        store_to_block(inbox + rank * share + at - owner * share, owner,
+                       make_float4(warps_sum(row, c), warps_sum(row, c + 1), warps_sum(row, c + 2),
+                                   warps_sum(row, c + 3)));
+      }
       continue;
     }
     const RowEnd e = end_row(a, s, hd, largest, unit, sum);
@@ -186,20 +193,23 @@ __global__ __launch_bounds__(
     }
   }
   if constexpr (kClustered) {
-    cluster_sync();
+    cluster_sync();  // all that is for this block has come
     // A thread an element of the output.
-    const int elements = tile_rows.count * a.value_dim;
-    for (int i = rank * kWarps * 32 + thread; i < elements; i += blocks * kWarps * 32) {
+    for (int own = thread; own < share; own += kWarps * 32) {
+      const int i = rank * share + own;
+      if (i >= elements) break;
       const int row = i / a.value_dim, c = i - row * a.value_dim;
+      const auto* const of_row = reinterpret_cast<const float2*>(inbox_rows) + row * 2;
       float largest = -INFINITY, sum = 0, v = 0;
 #pragma unroll 4
-      for (int b = 0; b < blocks; ++b) largest = fmaxf(largest, load_of_block(merged_maxes + row, b));
+      for (int b = 0; b < blocks; ++b) largest = fmaxf(largest, of_row[b * kRows * 2].x);
       const float base = largest == -INFINITY ? 0.0f : largest * unit;
 #pragma unroll 4
       for (int b = 0; b < blocks; ++b) {
-        const float weight = approximate_exp2(fmaf(load_of_block(merged_maxes + row, b), unit, -base));
-        const float o = load_of_block(merged + row * kDim + c, b);
-        sum += weight * load_of_block(merged_sums + row, b);
+        const float2 of_block = of_row[b * kRows * 2];
+        const float weight = approximate_exp2(fmaf(of_block.x, unit, -base));
+        const float o = inbox[b * share + own];
+        sum += weight * of_block.y;
         v += weight == 0 ? 0.0f : weight * o;
       }
       const Row at = row_of(a, kv_head, s.unit.row_tile * kRows + row);
@@ -208,7 +218,6 @@ __global__ __launch_bounds__(
       T* const to = static_cast<T*>(a.out.data) + row_offset(a.out, a, span, at.token, at.head);
       to[c] = narrow<T>(e.factor == 0 ? 0.0f : v * e.factor);
     }
-    cluster_sync();  // all have read this block's
   }
 }
 

@@ -1,6 +1,8 @@
 // Definitions that flash2_*.cu, decode_*.cu and f32.cu instantiate.
 #pragma once
 
+#include <type_traits>
+
 #include "backends/cuda/attention/combine.cuh"
 #include "backends/cuda/attention/decode.cuh"
 #include "backends/cuda/attention/launches.h"
@@ -29,13 +31,16 @@ void launch_decode(const Args& a, const Grid& grid, const TensorView& on, const 
   using S = DecodeShape<kDim>;
   const Launch launch(on, ctx);
   if (a.cluster_blocks > 0) {
-    const auto kernel = decode_kernel<T, kDim, true>;
-    Launch::allow_shared(reinterpret_cast<const void*>(kernel), S::kSharedBytes);
-    const auto blocks = static_cast<unsigned>(a.cluster_blocks);
-    return launch.in_clusters(blocks, kernel, dim3(grid.units * blocks), dim3(S::kWarps * 32),
-                              S::kSharedBytes, a);
+    const auto go = [&]<class Shape>(std::type_identity<Shape>) {
+      const auto kernel = decode_kernel<T, kDim, Shape, true>;
+      Launch::allow_shared(reinterpret_cast<const void*>(kernel), Shape::kSharedBytes);
+      const auto blocks = static_cast<unsigned>(a.cluster_blocks);
+      launch.in_clusters(blocks, kernel, dim3(grid.units * blocks), dim3(Shape::kWarps * 32),
+                         Shape::kSharedBytes, a);
+    };
+    return a.wide_blocks ? go(std::type_identity<WideDecodeShape<kDim>>()) : go(std::type_identity<S>());
   }
-  const auto kernel = decode_kernel<T, kDim, false>;
+  const auto kernel = decode_kernel<T, kDim, S, false>;
   Launch::allow_shared(reinterpret_cast<const void*>(kernel), S::kSharedBytes);
   launch(kernel, dim3(grid.blocks), dim3(S::kWarps * 32), S::kSharedBytes, a);
   launch_combine<T, S::kRows, S::kKeys>(launch, a, grid);

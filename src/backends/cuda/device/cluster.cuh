@@ -32,6 +32,34 @@ __device__ inline void cluster_sync() {
 #endif
 }
 
+// The same in two parts, of which the first waits for none, nor makes anything seen.
+__device__ inline void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+// Writes to what lies at `own` in this block's shared memory, in that of another block of the cluster, which has to be running.
+__device__ inline void store_to_block(float* own, int rank, float4 v) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "st.shared::cluster.v4.f32 [there], {%2, %3, %4, %5};\n}" ::"r"(
+          static_cast<std::uint32_t>(__cvta_generic_to_shared(own))),
+      "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+      : "memory");
+#else
+  *reinterpret_cast<float4*>(own) = v;
+#endif
+}
+
 // What lies at `own` in this block's shared memory, in that of another block of the cluster.
 __device__ inline float load_of_block(const float* own, int rank) {
   float v;

@@ -16,6 +16,13 @@ struct Statistics {
 #pragma unroll
     for (int k = 0; k < W; ++k) to[k] = (h[k] - mean) * inverse * (weight_offset + weight[k]);
   }
+  // h normalised, times weight, and bias; `to` may be h.
+  template <int W>
+  __device__ void apply(const float (&h)[W], const float (&weight)[W], const float (&bias)[W],
+                        float (&to)[W]) const {
+#pragma unroll
+    for (int k = 0; k < W; ++k) to[k] = fmaf((h[k] - mean) * inverse, weight[k], bias[k]);
+  }
 };
 
 // Of n elements, by the sum of their squares about the mean.

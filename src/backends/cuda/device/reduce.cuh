@@ -22,6 +22,8 @@ __device__ inline float lanes_reduce(float v, int lanes) {
 }
 
 inline constexpr int kMaxWarps = 1024 / kWarp;  // of a block
+// Of up to so many warps each thread adds what they have itself: fewer instructions than lanes that exchange it take.
+inline constexpr int kAddedWarps = 8;
 
 // The result in every thread of the row, by one order of additions. All threads of the block take part. Where a kernel reduces by
 // several slots in turn, a barrier lies between two uses of one, and it need not be guarded.
@@ -34,7 +36,12 @@ __device__ inline float row_reduce(float v) {
   if constexpr (kGuarded) __syncthreads();  // those of the reduction before have been read
   if (lane == 0) of_warp[warp] = v;
   __syncthreads();
-  return lanes_reduce<Op>(lane < static_cast<int>(blockDim.x) / kWarp ? of_warp[lane] : Op::kIdentity, kWarp);
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  if (warps > kAddedWarps) return lanes_reduce<Op>(lane < warps ? of_warp[lane] : Op::kIdentity, kWarp);
+  v = of_warp[0];
+#pragma unroll 4
+  for (int w = 1; w < warps; ++w) v = Op::of(v, of_warp[w]);
+  return v;
 }
 
 // Two sums of a row at once; once in a kernel.
@@ -51,7 +58,15 @@ __device__ inline TwoSums row_sums(TwoSums v) {
   v = reduced(v, kWarp);
   if (lane == 0) of_warp[warp] = v;
   __syncthreads();
-  return reduced(lane < static_cast<int>(blockDim.x) / kWarp ? of_warp[lane] : TwoSums{}, kWarp);
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  if (warps > kAddedWarps) return reduced(lane < warps ? of_warp[lane] : TwoSums{}, kWarp);
+  v = of_warp[0];
+#pragma unroll 4
+  for (int w = 1; w < warps; ++w) {
+    v.first += of_warp[w].first;
+    v.second += of_warp[w].second;
+  }
+  return v;
 }
 
 }  // namespace kf::cuda

@@ -80,11 +80,12 @@ __global__ void __launch_bounds__(kMaxRowThreads, kVecs > 4 || kResidual ? 1 : r
   for_each([&](int, int i, const float(&h)[W]) {
     float w[W], result[W];
     load_affine<kOwnDtype, T>(a.weight_dtype, a.weight, i, w);
-    statistics.apply(h, a.weight_offset, w, result);
-    if (kCentred && a.bias) {
-      load_affine<kOwnDtype, T>(a.bias_dtype, a.bias, i, w);
-#pragma unroll
-      for (int k = 0; k < W; ++k) result[k] += w[k];
+    if constexpr (kCentred) {
+      float b[W] = {};
+      if (a.bias) load_affine<kOwnDtype, T>(a.bias_dtype, a.bias, i, b);
+      statistics.apply(h, w, b, result);
+    } else {
+      statistics.apply(h, a.weight_offset, w, result);
     }
     if (residual_out) store(residual_out + i, h);
     store(out + i, result);
@@ -159,11 +160,12 @@ __global__ void __launch_bounds__(kMaxRowThreads) streamed_norm_kernel(const Nor
     for_each([&](int j, int i, const float(&h)[W]) {
       float w[W], result[W];
       weight.get(j, i, w);
-      statistics.apply(h, a.weight_offset, w, result);
-      if (kCentred && a.bias) {
-        bias.get(j, i, w);
-#pragma unroll
-        for (int k = 0; k < W; ++k) result[k] += w[k];
+      if constexpr (kCentred) {
+        float b[W] = {};
+        if (a.bias) bias.get(j, i, b);
+        statistics.apply(h, w, b, result);
+      } else {
+        statistics.apply(h, a.weight_offset, w, result);
       }
       if (residual_out) store(residual_out + i, h);
       store(out + i, result);
