@@ -57,12 +57,15 @@ test-sanitize: setup
 test-arm64:
 	@JOBS=$(JOBS) scripts/test_arm64.sh
 
-## make test-gpu        the cases on a CUDA device against the CPU's reference (needs the CUDA toolkit and a GPU)
+## make test-gpu        the CUDA backend on a GPU: the cases against the CPU's reference, and the Python face (needs the toolkit)
 test-gpu: setup
 	@echo "== the CUDA backend"
-	@nvcc=$$(scripts/cuda_compiler.sh) && CUDACXX=$$nvcc cmake --preset cuda >build-cuda.log 2>&1 || { cat build-cuda.log; exit 1; }
-	@cmake --build build-cuda -j $(JOBS) --target kf_tests kf_bench_device kf_bench_model
+	@nvcc=$$(scripts/cuda_compiler.sh) && scripts/setup.sh requirements/build.txt requirements/runtime.txt && \
+	  CUDACXX=$$nvcc cmake --preset cuda -DKF_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(PYTHON) >build-cuda.log 2>&1 || { cat build-cuda.log; exit 1; }
+	@cmake --build build-cuda -j $(JOBS) --target kf_tests kf_bench_device kf_bench_model _kf
+	@scripts/link_package.sh
 	@KF_REQUIRE_ALL=1 build-cuda/kf_tests --gtest_filter='Accelerators*'
+	@$(PYTHON) -m pytest -q tests/gpu
 
 ## make test-cuda-build the CUDA backend compiled for one architecture and linked, and what it decides without a device
 test-cuda-build: setup

@@ -86,8 +86,10 @@ class BoundCall::Binder final : public FieldVisitor {
       if (call_.rows_ && t.rank != 2 && t.rank > 0 &&
           (name == std::string_view("x") || name == std::string_view("out")))
         t = call_.as_rows(value, t, role != Role::in);
-      if (!call_.first_array_.is_valid() && (exchange_api(value) || nb::hasattr(value, "__dlpack__")))
+      if (!call_.first_array_.is_valid() && (exchange_api(value) || nb::hasattr(value, "__dlpack__"))) {
         call_.first_array_ = nb::borrow(value);
+        call_.device_ = t.device;
+      }
     } else if (role != Role::out && !optional) {
       throw Error(ErrorCode::invalid_argument, what(name) + ": expected an array, got none",
                   {{"op", op_}, {"operand", name}});
@@ -208,6 +210,19 @@ nb::object BoundCall::make(Output& o) {
 void BoundCall::make_outputs() {
   for (Output& o : outputs_)
     if (o.wanted && o.object.is_none()) o.object = make(o);
+}
+
+void* BoundCall::queue() const {
+  if (device_.type != DeviceType::cuda && device_.type != DeviceType::rocm) return nullptr;
+  if (const ExchangeApi* api = exchange_api(first_array_); api != nullptr && api->current_stream != nullptr) {
+    const DLDevice device = dlpack_device(device_);
+    void* stream = nullptr;
+    if (api->current_stream(device.device_type, device.device_id, &stream) != 0) throw nb::python_error();
+    return stream;
+  }
+  static const nb::handle current =
+      nb::object(nb::module_::import_("sagellm_kernel_fusion.queues").attr("current_queue")).release();
+  return reinterpret_cast<void*>(nb::cast<std::uintptr_t>(current(first_array_)));
 }
 
 nb::object BoundCall::results() {

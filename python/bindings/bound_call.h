@@ -34,6 +34,8 @@ class BoundCall {
   // Makes the outputs that were not given, with the caller's library where it can, else by arrays.allocate(dtype, shape,
   // like).
   void make_outputs();
+  // The queue that the caller's library works on now, where its first array lies on a GPU; null: the device's default one.
+  void* queue() const;
   // Once the op has run: its output, a tuple of several, or None where there is none.
   nb::object results();
 
@@ -57,6 +59,7 @@ class BoundCall {
   bool rows_;
   std::optional<std::vector<std::int64_t>> leading_;  // of x, where it is given as rows
   nb::object first_array_;                            // whose kind the outputs shall be
+  Device device_;                                     // of that array
 };
 
 }  // namespace kf::python

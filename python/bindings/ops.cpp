@@ -15,9 +15,10 @@ namespace {
 nb::object call(const std::string& op, const nb::dict& fields, const Selection& selection) {
   BoundCall bound(op_named(op), fields);
   bound.make_outputs();
+  const Launch launch{.stream = bound.queue()};
   {
     nb::gil_scoped_release release;
-    default_dispatcher(bound.op(), bound.params()).run(bound.op(), bound.params(), selection);
+    default_dispatcher(bound.op(), bound.params()).run(bound.op(), bound.params(), selection, launch);
   }
   return bound.results();
 }

@@ -14,6 +14,7 @@ from .custom import register
 from .custom.adapter import Adapter
 from .errors import NotServedError, refusing
 from .protocol import KernelFusionProtocol
+from .queues import current_queue
 from .recorded import Recorded, recordable
 from .registry import ALIASES, KernelFusionBackendRegistry
 from .telemetry import Gains, SpanExporter, log_report, stats_of, write_chrome_trace
@@ -371,9 +372,7 @@ def _current_queue(operands) -> int:
     """That of torch where a tensor of its lies on a CUDA device, else the device's default one."""
     for x in operands:
         if type(x).__module__.startswith("torch") and x.is_cuda:
-            import torch
-
-            return torch.cuda.current_stream(x.device).cuda_stream
+            return current_queue(x)
     return 0
 
 

@@ -1,6 +1,7 @@
-"""The ops as functions. Operands are arrays of NumPy, torch (CPU), JAX or any library with `__dlpack__`, taken without
-a copy; what is made is of the first array's kind. Weights of linear layers may also be `GgufTensor`s or
-`QuantizedTensor`s or `SparseTensor`s, keys and values `QuantizedTensor`s; their scales, masks and so on come with them.
+"""The ops as functions. Operands are arrays of NumPy, torch, JAX or any library with `__dlpack__`, taken without a
+copy, and run where they lie (on a GPU on torch's current stream); what is made is of the first array's kind. Weights of
+linear layers may also be `GgufTensor`s or `QuantizedTensor`s or `SparseTensor`s, keys and values `QuantizedTensor`s;
+their scales, masks and so on come with them.
 
 Everywhere: activations are f32, f16 or bf16 (computed in f32), with a contiguous last dimension and free row strides.
 `out=` gives the memory to write to. An optional output is wanted with True, or given as an array. `selection` restricts

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 
+def current_queue(array) -> int:
+    """torch's current queue on the CUDA device of a tensor of its; 0, which is a device's default one, for any other
+    array."""
+    if not type(array).__module__.startswith("torch") or not array.is_cuda:
+        return 0
+    import torch
+
+    return torch.cuda.current_stream(array.device).cuda_stream
+
+
 def queue_of(device: str, index: int, stream: int):
     """The device's queue of this handle as torch has it; 0: the default one."""
     import torch

@@ -7,8 +7,8 @@
     o = kft.scaled_dot_product_attention(q, k, v, is_causal=True)
     step = torch.compile(model, fullgraph=True)                        # a model that calls these
 
-For inference on the CPU, in f32, f16 or bf16: there is no backward, which torch says when one is asked for. Each call
-is one kernel of the library, chosen as `ops` chooses.
+For inference on the CPU or a CUDA device, in f32, f16 or bf16: there is no backward, which torch says when one is asked
+for. Each call is one kernel of the library, chosen as `ops` chooses, on torch's current stream.
 """
 
 from __future__ import annotations
@@ -89,21 +89,24 @@ def _norm_weight(name: str, input: Tensor, normalized_shape, weight: Tensor | No
 # The custom operators. Each has a fake kernel, which says what comes out without computing it.
 
 
+_DEVICES = ("cpu", "cuda")
+
+
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.library.custom_op("kernel_fusion::rms_norm", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kernel_fusion::rms_norm", mutates_args=(), device_types=_DEVICES)
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return call("rms_norm", {"x": _rows(x), "weight": weight, "eps": eps})
 
 
-@torch.library.custom_op("kernel_fusion::layer_norm", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kernel_fusion::layer_norm", mutates_args=(), device_types=_DEVICES)
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     return call("layer_norm", {"x": _rows(x), "weight": weight, "bias": bias, "eps": eps})
 
 
-@torch.library.custom_op("kernel_fusion::attention", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kernel_fusion::attention", mutates_args=(), device_types=_DEVICES)
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, causal: bool, softmax_scale: float | None
 ) -> Tensor:
@@ -112,7 +115,7 @@ def _attention(
     return call("attention", fields if softmax_scale is None else fields | {"softmax_scale": softmax_scale})
 
 
-@torch.library.custom_op("kernel_fusion::gated_ffn", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("kernel_fusion::gated_ffn", mutates_args=(), device_types=_DEVICES)
 def _gated_ffn(x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
     fields = {"x": _rows(x).reshape(-1, x.shape[-1]), "gate_weight": gate_weight, "up_weight": up_weight}
     return call("gated_ffn", fields | {"down_weight": down_weight}).view(*x.shape[:-1], -1)

@@ -44,6 +44,14 @@ def pages(k, kv_layout: str, *, multiple: int) -> str | None:
     return None
 
 
+def whole_lse(lse, alibi_slopes, causal: bool) -> str | None:
+    """FlashAttention-2 adds slope * column to the scores of a causal row, which leaves out what is alike in all of it:
+    the probabilities are the same, the log-sum-exp is not."""
+    if lse is not None and alibi_slopes is not None and causal:
+        return "lse with alibi_slopes and causal: this kernel's leaves out the bias that a whole row has"
+    return None
+
+
 def longest(offsets) -> int:
     """The longest sequence of cumulative lengths; waits for the device that they lie on."""
     return int((offsets[1:] - offsets[:-1]).max())

@@ -5,7 +5,7 @@ in order, ALiBi as -slope |distance|, softcap on scaled scores, natural lse."""
 
 from __future__ import annotations
 
-from .conditions import dtypes, head_dims, longest, not_empty, pages, write_lse
+from .conditions import dtypes, head_dims, longest, not_empty, pages, whole_lse, write_lse
 from .library import Library
 from .row import Row
 
@@ -27,8 +27,15 @@ LIBRARY = Library(
 )  # fmt: skip
 
 
-def _declines(q, k, v, block_tables=None, cu_seqlens_q=None, kv_layout="HND", **rest) -> str | None:
-    reason = dtypes({"q": q, "k": k, "v": v}, ("f16", "bf16")) or not_empty({"q": q, "k": k, "v": v}) or head_dims(q, v)
+def _declines(
+    q, k, v, lse=None, block_tables=None, cu_seqlens_q=None, kv_layout="HND", alibi_slopes=None, causal=True, **rest
+) -> str | None:
+    reason = (
+        dtypes({"q": q, "k": k, "v": v}, ("f16", "bf16"))
+        or not_empty({"q": q, "k": k, "v": v})
+        or head_dims(q, v)
+        or whole_lse(lse, alibi_slopes, causal)
+    )
     if reason or block_tables is None:
         return reason
     if cu_seqlens_q is not None:

@@ -18,12 +18,13 @@ class Library:
     """A module with the functions that an adapter calls.
 
     functions: by dotted name within the module, the parameters that it is given. install: what puts it there. source:
-    where the signatures were read, with the version."""
+    where the signatures were read, with the version. lacking: why it has functions, but no kernels."""
 
     module: str
     install: str
     source: str
     functions: Mapping[str, tuple[str, ...]]
+    lacking: Callable[[], str | None] = lambda: None
 
     def missing(self) -> str | None:
         """Why there is no such module; nothing is imported but its parent packages."""
@@ -48,7 +49,7 @@ class Library:
             known = _parameters(function)
             if lacking := [p for p in parameters if known is not None and p not in known]:
                 return f"{self.module}.{name} takes no {', '.join(lacking)}; this adapter is written for {self.source}"
-        return None
+        return self.lacking()
 
     def __call__(self, name: str) -> Callable:
         """The function of this name. Only after `problem` was None."""

@@ -5,7 +5,7 @@ here has, and is gone from the CUDA build."""
 
 from __future__ import annotations
 
-from .conditions import dtypes, head_dims, longest, not_empty, one_token_each, pages, write_lse
+from .conditions import dtypes, head_dims, longest, not_empty, one_token_each, pages, whole_lse, write_lse
 from .library import Library
 from .row import Row
 
@@ -22,7 +22,9 @@ LIBRARY = Library(
 )  # fmt: skip
 
 
-def _declines(q, k, v, block_tables=None, kv_layout="HND", **rest) -> str | None:
+def _declines(
+    q, k, v, lse=None, block_tables=None, kv_layout="HND", alibi_slopes=None, causal=True, **rest
+) -> str | None:
     if block_tables is None:
         return "no block_tables: this kernel takes paged caches"
     return (
@@ -30,6 +32,7 @@ def _declines(q, k, v, block_tables=None, kv_layout="HND", **rest) -> str | None
         or not_empty({"q": q, "k": k, "v": v})
         or head_dims(q, v)
         or pages(k, kv_layout, multiple=16)
+        or whole_lse(lse, alibi_slopes, causal)
     )
 
 

@@ -7,6 +7,16 @@ from .conditions import dtypes, head_dims, not_empty
 from .library import Library
 from .row import Row
 
+
+def _lacking() -> str | None:
+    """It imports without its compiled part, and then refuses every call."""
+    from xformers import _cpp_lib
+
+    if _cpp_lib._built_with_cuda:
+        return None
+    return "xformers could not load its kernels: it is built for another PyTorch or CUDA (python -m xformers.info)"
+
+
 _BIAS = "fmha.attn_bias."
 _PARAMETERS = ("query", "key", "value", "attn_bias", "scale")
 LIBRARY = Library(
@@ -20,6 +30,7 @@ LIBRARY = Library(
         f"{_BIAS}LowerTriangularFromBottomRightLocalAttentionMask": ("_window_size",),
         f"{_BIAS}LocalAttentionFromBottomRightMask": ("window_left", "window_right"),
     },
+    _lacking,
 )
 
 

@@ -19,6 +19,8 @@ class Calls:
         self._rotations: tuple = ()
 
     def __call__(self, op: str, fields: dict, rows: bool = False):
+        if torch.compiler.is_compiling():  # by name, so that what is traced ends here
+            return _outside_of_the_graph(self, op, fields, rows)
         return self.manager._run((op, fields, (), rows, None), self.config, None, None)
 
     def rotation(self, cos: torch.Tensor, sin: torch.Tensor, batch: int) -> tuple:
@@ -42,6 +44,11 @@ class Calls:
 
     def __reduce__(self):
         raise refusing("fuse_model: a fused model cannot be pickled: unfuse_model(model) first, or save its state_dict")
+
+
+@torch.compiler.disable
+def _outside_of_the_graph(calls: Calls, op: str, fields: dict, rows: bool):
+    return calls(op, fields, rows)
 
 
 def parameter(module: torch.nn.Module, name: str = "weight") -> torch.Tensor | None:

@@ -24,6 +24,9 @@ from .calls import STATE, Calls
 from .modules import Fused
 
 _ROOT = "_kernel_fusion_model"  # of the model that was given: what unfuse_model restores besides its modules
+# Asked by transformers' generate(): whether to compile a step over a static cache, which on a GPU it does unasked.
+# Graphs end at every fused call, so nothing is gained.
+_COMPILES = "_valid_auto_compile_criteria"
 
 
 @dataclass
@@ -76,8 +79,8 @@ _HEAD = _Form("linear", lambda module: False, modules.plan_linear, modules.linea
 def fuse_model(
     model: nn.Module, config: KernelFusionConfig | None = None, *, manager: KernelFusionManager | None = None
 ) -> FusedModules:
-    """Makes a model call fused operators, in place; for inference, on the CPU or an accelerator of `vendors`, in f32,
-    f16 or bf16.
+    """Makes a model call fused operators, in place; for inference, on the CPU, a GPU or an accelerator of `vendors`, in
+    f32, f16 or bf16.
 
     transformers' Llama, Qwen2, Qwen3, Mistral, Phi-3, Gemma 2 and Gemma 3: whole decoder layers (norms, the QKV layers,
     rotation, attention over any of its caches, the gated FFN, residuals), and the last layer. In any other model,
@@ -121,6 +124,8 @@ def fuse_model(
         done.fused.append((name, form.what))
         within += (f"{name}.",) if name else ("",)
     model.__dict__[_ROOT] = _use_attention(model, calls, done)
+    if hasattr(model, _COMPILES):
+        model.__dict__[_COMPILES] = _never
     return done
 
 
@@ -131,9 +136,14 @@ def unfuse_model(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if module.__dict__.pop(STATE, None) is not None:
             module.__dict__.pop("forward", None)
+    model.__dict__.pop(_COMPILES, None)
     for config, implementation in model.__dict__.pop(_ROOT):
         config._attn_implementation_internal = implementation
     return model
+
+
+def _never(*args, **kwargs) -> bool:
+    return False
 
 
 def _replace(form: _Form, module: nn.Module, plan: SimpleNamespace, calls: Calls) -> None:

@@ -38,8 +38,21 @@ def device_problem(device: str) -> str | None:
     vendor = next((v for v in VENDORS if v.device == device), None)
     problem = "" if vendor is None else vendor.unusable()
     if vendor is None or (problem and vendor.dlpack == CUDA):  # most that torch calls cuda is no vendor's of these
-        return "fused modules run on the CPU, Ascend, Cambricon and Kunlun so far"
+        if device == "cuda":
+            return _gpu_problem()
+        return "fused modules run on the CPU, GPUs, Ascend, Cambricon and Kunlun"
     return problem
+
+
+def _gpu_problem() -> str | None:
+    """Why this build has no kernels for what torch calls cuda."""
+    import torch
+
+    name = "cuda" if torch.version.hip is None else "rocm"
+    found = next((b for b in _kf.backends() if b["name"] == name), None)
+    if found is None:
+        return f"this build has no backend {name}"
+    return None if found["available"] else f"the backend {name}: {found['reason']}"
 
 
 def name_device(code: int) -> None:
