@@ -10,6 +10,7 @@
 #include "backends/cuda/elementwise/quantized.h"
 #include "backends/cuda/elementwise/softmax.h"
 #include "backends/cuda/guarded.h"
+#include "backends/cuda/linear/linear.h"
 #include "backends/cuda/norm/norm.h"
 #include "backends/cuda/norm/quantized.h"
 #include "backends/cuda/rope/append_quantized.h"
@@ -22,7 +23,46 @@ namespace kf::cuda {
 std::vector<Kernel> portable_kernels(const std::string& backend) {
   constexpr const char* kAnyLayout = "any layout with a contiguous last dimension";
   const auto name = [&](const char* kernel) { return backend + "::" + kernel; };
+  constexpr const char* kSmall = "up to 4 tokens, weights of x's dtype in rows of neighbouring elements";
+  constexpr const char* kDecoded =
+      "up to 16 tokens, weights of any dtype, low-bit or sparse, decoded in registers";
+  constexpr const char* kProducts =
+      "any number of tokens: products, and launches for what stands around them";
   std::vector<Kernel> all = {
+      // --- linear, qkv_linear, gated_ffn, lm_head_argmax ---
+      make_kernel<LinearParams, SmallState>(name("linear_small"), kFused, kSmall, small::supports,
+                                            small::prepare, small::run),
+      make_kernel<LinearParams, SmallState>(name("linear_decoded"), kFused, kDecoded, decoded::supports,
+                                            small::prepare, decoded::run),
+      make_kernel<LinearParams, ProductsState>(name("linear_products"), kFused, kProducts, products::supports,
+                                               products::prepare, products::run),
+      make_kernel<LinearParams, SmallState>(name("linear_decoded_tiles"), kFused,
+                                            "any number of tokens, weights of any dtype; no prologue",
+                                            decoded::supports_tiles, small::prepare, decoded::run_tiles),
+      make_kernel<LinearParams, decoded::UnfusedState>(
+          name("linear_decoded_unfused"), kVanilla,
+          "weights of any dtype; no prologue, activation or residual", decoded::supports_unfused,
+          decoded::prepare_unfused, decoded::run_unfused),
+      make_kernel<QkvLinearParams, SmallState>(name("qkv_linear_small"), kFused, kSmall, small::supports,
+                                               small::prepare, small::run),
+      make_kernel<QkvLinearParams, SmallState>(name("qkv_linear_decoded"), kFused, kDecoded,
+                                               decoded::supports, small::prepare, decoded::run),
+      make_kernel<QkvLinearParams, ProductsState>(name("qkv_linear_products"), kFused, kProducts,
+                                                  products::supports, products::prepare, products::run),
+      make_kernel<GatedFfnParams, SmallState>(name("gated_ffn_small"), kFused, kSmall, small::supports,
+                                              small::prepare_ffn, small::run),
+      make_kernel<GatedFfnParams, SmallState>(name("gated_ffn_decoded"), kFused, kDecoded, decoded::supports,
+                                              decoded::prepare_ffn, decoded::run),
+      make_kernel<GatedFfnParams, ProductsState>(name("gated_ffn_products"), kFused, kProducts,
+                                                 products::supports, products::prepare, products::run),
+      make_kernel<LmHeadArgmaxParams, SmallState>(name("lm_head_argmax_small"), kFused, kSmall,
+                                                  small::supports, small::prepare_largest, small::run),
+      make_kernel<LmHeadArgmaxParams, SmallState>(name("lm_head_argmax_decoded"), kFused, kDecoded,
+                                                  decoded::supports, small::prepare_largest, decoded::run),
+      make_kernel<LmHeadArgmaxParams, ProductsState>(
+          name("lm_head_argmax_products"), kFused, "any number of tokens: the product, and the largest of it",
+          products::supports, products::prepare, products::run),
+
       // --- rms_norm, layer_norm ---
       make_kernel(name("rms_norm_plain"), kFused | kVanilla, "no residual", rms_norm_plain_supports,
                   rms_norm_run),
@@ -47,7 +87,10 @@ std::vector<Kernel> portable_kernels(const std::string& backend) {
       make_kernel(name("append_kv_plain"), kFused | kVanilla, kAnyLayout, append_kv_supports, append_kv_run),
       make_kernel(name("rope_append_fused"), kFused, kAnyLayout, rope_append_supports, rope_append_run),
 
-      // --- attention_scores, attention_mask, attention_values, merge_attention ---
+      // --- attention, its primitives and its parts' merging ---
+      make_kernel<AttentionParams, attention::State>(
+          name("attention_f32"), kFused, "any dtypes, quantized keys and values; head_dim up to 256",
+          attention_f32_supports, attention_f32_prepare, attention_f32_run),
       make_kernel(name("attention_scores_plain"), kFused | kVanilla, "any dtypes, in f32",
                   attention_scores_supports, attention_scores_run),
       make_kernel(name("attention_mask_plain"), kFused | kVanilla, "any call", attention_mask_supports,

@@ -23,6 +23,7 @@
 #define __grid_constant__
 #define __host__
 #define __launch_bounds__(...)
+#define __noinline__
 #define __shared__ static thread_local
 
 using dim3 = kf::lockstep::Extent;
@@ -77,6 +78,7 @@ inline void __threadfence_system() {}
 inline float __uint_as_float(std::uint32_t v) { return std::bit_cast<float>(v); }
 inline std::uint32_t __float_as_uint(float v) { return std::bit_cast<std::uint32_t>(v); }
 inline unsigned long long __float2ull_rn(float v) { return static_cast<unsigned long long>(rintf(v)); }
+inline int __popc(std::uint32_t v) { return std::popcount(v); }
 // Bytes of y:x by the lowest three bits of each of the four nibbles of s.
 inline std::uint32_t __byte_perm(std::uint32_t x, std::uint32_t y, std::uint32_t s) {
   const std::uint64_t all = std::uint64_t{y} << 32 | x;
@@ -131,6 +133,7 @@ template <class Args>
 const Args& first_argument(const Args& parameter) {
   return parameter;
 }
+#define KF_DYNAMIC_SHARED(T, name) T* const name = dynamic_shared<T>()
 template <class T>
 T* dynamic_shared() {
   return reinterpret_cast<T*>(lockstep::dynamic_shared());

@@ -7,24 +7,6 @@
 
 namespace kf::cuda::attention {
 
-// One row's result: divides, adds the sink, and says where it goes.
-struct RowEnd {
-  float factor;  // of the sums
-  float lse;     // base 2
-};
-__device__ inline RowEnd end_row(const Args& a, const Segment& s, int head, float max, float unit,
-                                 float sum) {
-  RowEnd e{sum == 0 ? 0.0f : 1.0f / sum, log_sum_exp(max, unit, sum)};
-  if (s.whole && a.sinks) e.factor *= add_sink(a.sinks[head * a.sinks_stride], &e.lse);
-  return e;
-}
-
-__device__ inline void store_lse(const Args& a, const Span& s, int token, int head, float lse_base_2) {
-  if (a.lse.data)
-    static_cast<float*>(a.lse.data)[row_offset(a.lse, a, s, token, head)] =
-        lse_base_2 * 0.693147180559945309f;
-}
-
 template <class T, int kDim, bool kPlain>
 __global__ __launch_bounds__(
     Flash2Shape<kDim>::kWarps * 32,

@@ -1,4 +1,4 @@
-// Definitions that flash2_*.cu, decode_*.cu and f32.cu instantiate.
+// Definitions that flash2_*.cu instantiate.
 #pragma once
 
 #include <type_traits>
@@ -8,12 +8,6 @@
 #include "backends/cuda/attention/launches.h"
 
 namespace kf::cuda::attention {
-
-template <class T, int kRows, int kKeys>
-void launch_combine(const Launch& launch, const Args& a, const Grid& grid) {
-  if (a.target_blocks == 0) return;
-  launch(combine_kernel<T, kRows, kKeys>, dim3(grid.units, kRows), dim3(kCombineWarps * 32), 0, a);
-}
 
 template <class T, int kDim>
 void launch_flash2(const Args& a, const Grid& grid, const TensorView& on, const RunContext& ctx) {

@@ -1,9 +1,14 @@
 // Sizes of the attention kernels' tiles, which the host plans with.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
+#include "backends/cuda/device/limits.h"
+
 namespace kf::cuda::attention {
+
+inline constexpr int kMaxDim = 256;  // of heads, in keys and in values
 
 // FlashAttention-2's: q stays in shared memory beside one tile of keys and one of values.
 template <int kDim>
@@ -42,11 +47,17 @@ struct DecodeShape {
 template <int kDim>
 using WideDecodeShape = DecodeShape<kDim, kDim == 256 ? 4 : 8>;
 
+// In groups of 32 lanes, whatever a warp has. Where a block has less shared memory than both take, values come into the place of the
+// keys once these are multiplied.
 struct F32Shape {
-  static constexpr int kRows = 16, kKeys = 32, kWarps = 4;
+  static constexpr int kRows = 16, kKeys = 32, kGroups = 4;
   static constexpr int kBlocksPerSm = 4;
-  static constexpr int kMaxDim = 256;
-  static constexpr std::size_t kSharedBytes = 0;  // beyond what the kernel declares
+  static constexpr bool kInTurns = kMostShared < std::size_t{96} << 10;
+  static constexpr std::size_t shared_bytes(int head_dim, int value_dim) {
+    const int keys = kKeys * (head_dim + 1), values = kKeys * value_dim;
+    return sizeof(float) *
+           static_cast<std::size_t>(kRows * head_dim + (kInTurns ? std::max(keys, values) : keys + values));
+  }
 };
 
 }  // namespace kf::cuda::attention

@@ -2,14 +2,13 @@
 // device/mma.cuh. A warp has kBlocks blocks of 16 rows; a lane has rows lane / 4 and lane / 4 + 8 of each.
 #pragma once
 
+#include "backends/cuda/attention/row_end.cuh"
 #include "backends/cuda/attention/sequences.cuh"
 #include "backends/cuda/device/element.cuh"
 #include "backends/cuda/device/math.cuh"
 #include "backends/cuda/device/mma.cuh"
 
 namespace kf::cuda::attention {
-
-constexpr float kLog2e = 1.44269504088896341f;
 
 // The sum over the four lanes that share a row, and the largest.
 __device__ inline float quad_sum(float v) {
@@ -222,19 +221,6 @@ __device__ inline void load_queries(std::uint32_t to, const Args& a, const Unit&
     if (valid) from += row_offset(a.q, a, u.span, at.token, at.head) + chunk * 8;
     copy_async(chunk_address<kDim * 2>(to, r, chunk), from, valid);
   }
-}
-
-// Base 2, from the largest score, in its unit, and the sum.
-__device__ inline float log_sum_exp(float max, float unit, float sum) {
-  return sum == 0 ? -INFINITY : fmaf(max, unit, log2f(sum));
-}
-// With a sink: what the outputs are multiplied by, and the new log-sum-exp.
-__device__ inline float add_sink(float sink, float* lse) {
-  const float s = sink * kLog2e, top = fmaxf(*lse, s);
-  if (top == -INFINITY) return 0.0f;
-  const float own = exp2f(*lse - top), both = own + exp2f(s - top);
-  *lse = isnan(*lse) ? *lse : top + log2f(both);
-  return own / both;
 }
 
 }  // namespace kf::cuda::attention

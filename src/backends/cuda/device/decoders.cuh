@@ -1,14 +1,15 @@
 // Weights that are decoded in registers, 32 neighbours of a row (a chunk) at a time: what one format differs in from another.
 //
 // A decoder is a struct D with
-//   kStepBytes     bytes of 1024 elements of a row, 32 chunks
-//   kRows          rows that a warp can hold a chunk of each a lane
+//   kStepBytes     bytes of a step of a row: a chunk a lane
+//   kRows          rows that a warp can hold a chunk of each a lane, where a lane has 255 registers
 //   kScaled        scales lie beside the weight, and kScaledAfter: `scale` belongs to sums, not to the values of quad()
 //   D::load()      a chunk's codes, where `row` are the bytes of chunk 0 and only `valid` elements may be read (whole blocks of
 //                  32 where the format has them); scale and zero are those of the chunk where kScaled. kWhole: all 32 are
 //                  valid, and `row` is aligned to 16 bytes
 //   D::quad<i>()   elements 4 i to 4 i + 3 in f32; beyond the valid ones some number
-// Codes become floats without a conversion: as the lowest byte of 2^23 they are 2^23 + code.
+// Codes become floats without a conversion: as the lowest byte of 2^23 they are 2^23 + code. Other machines than NVIDIA's convert a
+// byte of a word by one instruction.
 #pragma once
 
 #include <cuda_fp8.h>
@@ -21,10 +22,15 @@
 
 namespace kf::cuda {
 
-constexpr int kChunk = 32, kChunksPerStep = 32, kStep = kChunk * kChunksPerStep;
+constexpr int kChunk = 32, kChunksPerStep = kWarp, kStep = kChunk * kChunksPerStep;
 
 template <class T>
 __device__ inline T load_as(const unsigned char* p) {
+  if constexpr (kAnyAddress) {
+    T v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
   return *reinterpret_cast<const T*>(p);
 }
 
@@ -32,8 +38,14 @@ __device__ inline T load_as(const unsigned char* p) {
 // them, at an aligned one.
 template <int N, bool kWhole>
 __device__ inline void load_words(const unsigned char* p, int bytes, std::uint32_t (&w)[N]) {
-  const auto alignment = kWhole ? 0 : reinterpret_cast<std::uintptr_t>(p);
-  if (!kWhole && bytes < 4 * N) {
+  const auto alignment = kWhole || kAnyAddress ? 0 : reinterpret_cast<std::uintptr_t>(p);
+  if (kAnyAddress && !kWhole && bytes < 4 * N) {
+    std::uint32_t last = 0;
+    for (int k = bytes / 4 * 4; k < bytes; ++k) last |= std::uint32_t{p[k]} << (k % 4 * 8);
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      w[i] = i < bytes / 4 ? load_as<std::uint32_t>(p + 4 * i) : i == bytes / 4 ? last : 0;
+  } else if (!kWhole && bytes < 4 * N) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       w[i] = 0;
@@ -62,6 +74,7 @@ __device__ inline void load_words(const unsigned char* p, int bytes, std::uint32
 }
 // From an even address, as the parts of GGUF's blocks have.
 __device__ inline std::uint32_t load_halves(const unsigned char* p) {
+  if constexpr (kAnyAddress) return load_as<std::uint32_t>(p);
   return std::uint32_t{load_as<std::uint16_t>(p)} | std::uint32_t{load_as<std::uint16_t>(p + 2)} << 16;
 }
 template <int N>
@@ -75,7 +88,11 @@ constexpr float kMagic = 8388608.0f;  // 2^23
 
 // Byte k of a word, less `base` - 2^23.
 __device__ inline float byte_less(std::uint32_t word, int k, float base) {
+#ifdef KF_WARP
+  return static_cast<float>(word >> (8 * k) & 255) - (base - kMagic);
+#else
   return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u | static_cast<unsigned>(k))) - base;
+#endif
 }
 __device__ inline void bytes_less(std::uint32_t word, float base, float (&w)[4]) {
 #pragma unroll
@@ -260,7 +277,7 @@ struct Q4_KDecoder {
     scale = load_f16(p) * byte_less(scales, static_cast<int>(byte), kMagic);
     min = -load_f16(p + 2) * byte_less(mins, static_cast<int>(byte), kMagic);
     const unsigned char* const nibbles = p + 16 + part / 2 * 32;
-    if (kWhole || reinterpret_cast<std::uintptr_t>(nibbles) % 16 == 0) {
+    if (kWhole || kAnyAddress || reinterpret_cast<std::uintptr_t>(nibbles) % 16 == 0) {
       load_words<8, true>(nibbles, 32, word);
     } else {
       load_halves(nibbles, word);

@@ -8,13 +8,12 @@
 
 #include <cstdint>
 
+#include "backends/cuda/device/limits.h"
+
 namespace kf::cuda {
 
-#ifdef KF_WARP
-inline constexpr int kWarp = KF_WARP;  // lanes of a warp
-#else
+#ifndef KF_WARP
 
-inline constexpr int kWarp = 32;  // lanes of a warp
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 template <class T>
@@ -52,7 +51,8 @@ __device__ inline const Args& first_argument(const Args& parameter) {
   return parameter;
 }
 
-// The shared memory that a launch asks for, aligned to 16 bytes.
+// The shared memory that a launch asks for, aligned to 16 bytes; as an array of a kernel's own, whose addresses have 32 bits.
+#define KF_DYNAMIC_SHARED(T, name) extern __shared__ T name[]
 template <class T>
 __device__ inline T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];

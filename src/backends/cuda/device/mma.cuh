@@ -1,5 +1,5 @@
-// Matrix units and what feeds them, as sm_80 has them: asynchronous copies to shared memory, fragments from there, products of
-// 16-bit elements (PTX ISA, "Warp-level matrix instructions" and "cp.async").
+// Matrix units and what feeds them, as sm_80 has them: asynchronous copies to shared memory (copies.cuh), fragments from there,
+// products of 16-bit elements (PTX ISA, "Warp-level matrix instructions").
 //
 // Tiles lie in shared memory in rows of kRowBytes (128, 256 or 512); the 16-byte chunks of a row are permuted by the row's number,
 // so that eight rows' chunks of one column lie in different banks.
@@ -11,31 +11,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "backends/cuda/device/copies.cuh"
 #include "core/half.h"
 
 namespace kf::cuda {
 
-__device__ inline std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-
 __device__ inline void store_shared(std::uint32_t to, std::uint32_t bits) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(bits) : "memory");
-}
-
-// 16 bytes, of which the first `bytes` are read and the others zeros.
-__device__ inline void copy_async_bytes(std::uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-// 16 bytes; zeros where `valid` is false, and nothing is read.
-__device__ inline void copy_async(std::uint32_t to, const void* from, bool valid) {
-  copy_async_bytes(to, from, valid ? 16 : 0);
-}
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all but the newest kGroups groups have arrived.
-template <int kGroups>
-__device__ inline void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
 __device__ inline void load_matrices(std::uint32_t (&r)[4], std::uint32_t from) {

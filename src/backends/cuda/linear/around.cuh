@@ -9,8 +9,7 @@
 
 namespace kf::cuda::small {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr std::size_t kSharedOfMultiprocessor = 227 << 10;
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 
 // x after the prologue, of all tokens, in vectors of W: load(t, i, v) gives x's, put(t, i, v) is given what it has become.
 template <int W, class Load, class Put>

@@ -30,7 +30,7 @@ Support supports_few(std::int64_t num_tokens, std::int64_t in, InputQuantization
   if (staged_bytes(1, in) > kMaxStagedBytes)
     return Support::no(fmt::format("{} input features: more than {} KiB of shared memory a token", in,
                                    kMaxStagedBytes >> 10));
-  return shared_fits(kMostSharedBytes, caps);
+  return shared_fits(kMostShared, caps);
 }
 
 Support supports_weight(const Weight& w) {
@@ -49,7 +49,8 @@ Support supports_weights(const TensorView& x, std::initializer_list<const Weight
     if (const Support s = supports_weight(*w); !s) return s;
     plain = plain && !w->sparsity.present() && w->layout.dtype == x.dtype;
   }
-  if (plain) return Support::no("weights of x's dtype: rows for these are faster");
+  // Other machines than NVIDIA's have none for more tokens than the kernel for few, or for more features than it can hold.
+  if (plain && kCopiesAside) return Support::no("weights of x's dtype: rows for these are faster");
   return Support::yes();
 }
 

@@ -1,12 +1,13 @@
 // Products with weights that are decoded in registers: of few tokens, bound by reading the weights once, and of any number of
-// them, slower. For each step of 1024 elements of its rows a lane of a warp decodes a chunk of 32, each row's.
+// them, slower. For each step of its rows, a chunk of 32 elements a lane, a lane of a warp decodes one of each row.
 //
 // Few tokens: rows come through a ring in shared memory, one a warp, in accesses of 16 bytes wherever they begin; the tokens'
-// inputs, after the prologue, lie beside it as f32, so that lanes read neighbouring quads.
+// inputs, after the prologue, lie beside it as f32, so that lanes read neighbouring quads. Without asynchronous copies rows are read
+// as they lie.
 #pragma once
 
+#include "backends/cuda/device/copies.cuh"
 #include "backends/cuda/device/launch.cuh"
-#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/linear/around.cuh"
 #include "backends/cuda/linear/sparse_decoder.cuh"
@@ -29,9 +30,18 @@ constexpr int step_bytes() {
   }
 }
 // A row's part of a step, from any address on.
+// Rows that a warp takes: of a gated FFN as many of the one weight as of the other. A wave of 64 lanes holds fewer.
+template <class D>
+constexpr int kRowsOf = kWarp == 32 ? D::kRows : 2;
+// Blocks that a multiprocessor is to hold, of which waves of 64 lanes leave each lane half the registers: not where a chunk is large,
+// nor where the inputs of 4 tokens leave room for one.
+template <class D, int kT>
+constexpr int kBlocksOf = kWarp == 32 || (kT < 4 && sizeof(D) <= 64) ? small::kBlocks : 1;
+template <class D>
+constexpr bool kHasRing = kCopiesAside && !kIsSparse<D>;
 template <class D>
 constexpr int slot_bytes() {
-  return kIsSparse<D> ? 0 : (step_bytes<D>() + 15) / 16 * 16 + 16;
+  return !kHasRing<D> ? 0 : (step_bytes<D>() + 15) / 16 * 16 + 16;
 }
 constexpr int kRingSteps = 2;
 
@@ -72,11 +82,12 @@ __host__ __device__ inline int groups_of(const Args& a, int rows_per_group, int 
 }
 
 template <class D, int kT>
-__global__ void __launch_bounds__(kThreads, small::kBlocks) small_kernel(const Args a) {
-  constexpr int kRows = D::kRows, kStepBytes = step_bytes<D>(), kSlot = slot_bytes<D>();
+__global__ void __launch_bounds__(kThreads, (kBlocksOf<D, kT>)) small_kernel(const Args args) {
+  const Args& a = first_argument(args);
+  constexpr int kRows = kRowsOf<D>, kStepBytes = step_bytes<D>(), kSlot = slot_bytes<D>();
   constexpr int kRing = kRingSteps * kRows * kSlot;
-  extern __shared__ float4 shared[];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  KF_DYNAMIC_SHARED(float4, shared);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warps = static_cast<int>(gridDim.x) * kWarps;
   unsigned char* const ring = reinterpret_cast<unsigned char*>(shared) + warp * kRing;
   float* const staged = reinterpret_cast<float*>(reinterpret_cast<unsigned char*>(shared) + kWarps * kRing);
@@ -112,9 +123,10 @@ __global__ void __launch_bounds__(kThreads, small::kBlocks) small_kernel(const A
   int index = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
   int asked_index = index, asked = 0;
   const unsigned char* asked_rows[kRows];
-  const std::uint32_t ring_address = shared_address(ring) + static_cast<std::uint32_t>(lane * 16);
+  std::uint32_t ring_address = 0;
+  if constexpr (kHasRing<D>) ring_address = shared_address(ring) + static_cast<std::uint32_t>(lane * 16);
   const auto ask = [&](int slot) {
-    if constexpr (!kIsSparse<D>) {
+    if constexpr (kHasRing<D>) {
       if (asked_index < a.num_groups) {
         if (asked == 0) {
           find_rows(group_at(asked_index), asked_rows);
@@ -211,9 +223,9 @@ __global__ void __launch_bounds__(kThreads, small::kBlocks) small_kernel(const A
   int slot = 0;
   for (; index < a.num_groups; index += warps) {
     const Group done = group_at(index);
+    const unsigned char* rows[kRows];
     int before[kRows];  // bytes of a slot before the row's first
     if constexpr (!kIsSparse<D>) {
-      const unsigned char* rows[kRows];
       find_rows(done, rows);
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
@@ -230,15 +242,19 @@ __global__ void __launch_bounds__(kThreads, small::kBlocks) small_kernel(const A
             chunk[r].load(weight_of(done, r), row_of(done, r), first / kChunk + lane, valid);
         }
       } else {
-        wait_for_copies<kRingSteps - 1>();
-        __syncwarp();
+        if constexpr (kHasRing<D>) {
+          wait_for_copies<kRingSteps - 1>();
+          sync_warp();
+        }
         const auto load_chunks = [&]<bool kWhole>(std::bool_constant<kWhole>) {
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
             const int begin = kWhole ? 0 : (before[r] + first / kStep * (kStepBytes % 16)) % 16;
             const float scale = D::kScaled ? scale_of(weight_of(done, r).scales_dtype, next[r]) : 0.0f;
-            chunk[r].template load<kWhole>(ring + (slot * kRows + r) * kSlot + begin, lane, valid, scale,
-                                           static_cast<float>(next[r].zero));
+            const unsigned char* const step = kHasRing<D>
+                                                  ? ring + (slot * kRows + r) * kSlot + begin
+                                                  : rows[r] + std::int64_t{first / kStep} * kStepBytes;
+            chunk[r].template load<kWhole>(step, lane, valid, scale, static_cast<float>(next[r].zero));
           }
         };
         if (kStepBytes % 16 == 0 && a.aligned && first + kStep <= a.in) {
@@ -246,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, small::kBlocks) small_kernel(const A
         } else if (valid > 0) {
           load_chunks(std::false_type());
         }
-        __syncwarp();  // all lanes have read what is overwritten
+        if constexpr (kHasRing<D>) sync_warp();  // all lanes have read what is overwritten
         ask(slot);
         slot = slot + 1 == kRingSteps ? 0 : slot + 1;
         if (first + kStep < a.in) {
@@ -258,6 +274,8 @@ __global__ void __launch_bounds__(kThreads, small::kBlocks) small_kernel(const A
       if (valid <= 0) continue;
       float chunk_sums[kRows][kT] = {};
       for_each_quad([&]<int i>(std::integral_constant<int, i>) {
+        // What quads read stays apart where a large chunk leaves no registers for it.
+        if constexpr (kWarp != 32 && sizeof(D) > 64) asm volatile("" ::: "memory");
         float x[kT][4];
 #pragma unroll
         for (int t = 0; t < kT; ++t)
@@ -286,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, small::kBlocks) small_kernel(const A
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
 #pragma unroll
-      for (int t = 0; t < kT; ++t) sums[r][t] = lanes_reduce<Sum>(sums[r][t], 32);
+      for (int t = 0; t < kT; ++t) sums[r][t] = lanes_reduce<Sum>(sums[r][t], kWarp);
 
     const small::Part& p = a.parts[done.part];
     // A lane a result.
@@ -314,14 +332,14 @@ __global__ void __launch_bounds__(kThreads, small::kBlocks) small_kernel(const A
 template <class D, int kT>
 void launch_small_tokens(Args a, const TensorView& on, const RunContext& ctx) {
   a.num_groups = 0;
-  const int own_rows = a.gated ? D::kRows / 2 : D::kRows;
+  const int own_rows = a.gated ? kRowsOf<D> / 2 : kRowsOf<D>;
   for (int i = 0; i < (a.gated ? 1 : a.num_parts); ++i) a.num_groups += groups_of(a, own_rows, i);
   if (a.num_groups == 0) return;
   const auto kernel = small_kernel<D, kT>;
   const std::size_t bytes = static_cast<std::size_t>(staged_bytes(kT, a.in)) +
-                            std::size_t{kWarps} * kRingSteps * D::kRows * slot_bytes<D>();
-  const int blocks_fit = std::max(
-      1, std::min(small::kBlocks, static_cast<int>(small::kSharedOfMultiprocessor / (bytes + 1024))));
+                            std::size_t{kWarps} * kRingSteps * kRowsOf<D> * slot_bytes<D>();
+  const int blocks_fit =
+      std::max(1, std::min(kBlocksOf<D, kT>, static_cast<int>(kMostShared / (bytes + 1024))));
   const int most_warps = multiprocessors(on.device.index) * blocks_fit * kWarps;
   const int rounds = (a.num_groups + most_warps - 1) / most_warps;
   const int warps = (a.num_groups + rounds - 1) / rounds, blocks = (warps + kWarps - 1) / kWarps;
@@ -329,7 +347,7 @@ void launch_small_tokens(Args a, const TensorView& on, const RunContext& ctx) {
   launch.allow_shared(reinterpret_cast<const void*>(kernel), bytes);
   launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, a);
   if (a.largest.parts)
-    combine_largest({a.largest.parts, blocks * kWarps * D::kRows, kT, 1, a.largest.out}, a.num_tokens, on,
+    combine_largest({a.largest.parts, blocks * kWarps * kRowsOf<D>, kT, 1, a.largest.out}, a.num_tokens, on,
                     ctx);
 }
 
@@ -341,14 +359,16 @@ void launch_small_as(const Args& a, const TensorView& on, const RunContext& ctx)
 }
 
 // ---- Any number of tokens: a block's outputs are kTile tokens by kTile rows of the weight, of which it decodes kDepth columns at
-// a time, a chunk a thread, into shared memory as f32.
+// a time into shared memory as f32: kShare threads a chunk.
 
-constexpr int kTile = 64, kDepth = 128, kPadded = kTile + 4, kEach = 4;
-static_assert(kTile * kDepth == kThreads * kChunk && kTile * kTile == kThreads * kEach * kEach);
+constexpr int kTile = 64, kDepth = kMostShared >= 128 << 10 ? 128 : 32, kPadded = kTile + 4, kEach = 4;
+constexpr int kShare = kThreads * kChunk / (kTile * kDepth);
+static_assert(kTile * kDepth * kShare == kThreads * kChunk && kTile * kTile == kThreads * kEach * kEach);
 
 template <class D>
-__global__ void __launch_bounds__(kThreads) tiles_kernel(const Args a) {
-  extern __shared__ float4 shared[];
+__global__ void __launch_bounds__(kThreads) tiles_kernel(const Args args) {
+  const Args& a = first_argument(args);
+  KF_DYNAMIC_SHARED(float4, shared);
   float* const w_tile = reinterpret_cast<float*>(shared);  // [kDepth, kPadded]
   float* const x_tile = w_tile + kDepth * kPadded;         // likewise
   wait_for_predecessor();
@@ -358,7 +378,8 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(const Args a) {
   const int first_token = static_cast<int>(blockIdx.y) * kTile;
   const int thread = static_cast<int>(threadIdx.x);
   // What it decodes.
-  const int own = thread % kTile, own_chunk = thread / kTile;
+  const int own = thread % kTile, own_chunk = thread / kTile % (kDepth / kChunk);
+  const int own_share = thread / (kTile * (kDepth / kChunk));
   const std::int64_t own_row = min(first_row + own, p.rows - 1);
   const int x0 = thread % (kTile / kEach) * kEach, w0 = thread / (kTile / kEach) * kEach;
   float sums[kEach][kEach] = {};  // of tokens x0 on by rows w0 on
@@ -377,6 +398,7 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(const Args a) {
       }
     }
     for_each_quad([&]<int i>(std::integral_constant<int, i>) {
+      if (kShare > 1 && i % kShare != own_share) return;
       float v[4] = {};
       if (valid > 0) chunk.template quad<i>(v);
 #pragma unroll

@@ -39,12 +39,14 @@ struct Args : small::Args {
 // Tokens of one launch, at most; as many whose inputs fit into shared memory beside the weights.
 inline constexpr int kTokens = 4;
 inline constexpr std::int64_t kMaxFeatures = std::int64_t{1} << 26;
+inline constexpr std::int64_t kStepOfInputs = 32 * kWarp;
 // Bytes of shared memory that the tokens' inputs take: in steps.
 inline std::int64_t staged_bytes(std::int64_t num_tokens, std::int64_t in) {
-  return num_tokens * ((in + 1023) / 1024 * 1024) * static_cast<std::int64_t>(sizeof(float));
+  return num_tokens * ((in + kStepOfInputs - 1) / kStepOfInputs * kStepOfInputs) *
+         static_cast<std::int64_t>(sizeof(float));
 }
-inline constexpr std::int64_t kMaxStagedBytes = 140 << 10;  // beside the rings of weights
-inline constexpr std::size_t kMostSharedBytes = 227 << 10;  // with them: sm_90's, which the rings are cut for
+inline constexpr std::int64_t kMaxStagedBytes =
+    kCopiesAside ? 140 << 10 : kMostShared;  // beside the rings of weights, cut for kMostShared
 
 // Few tokens, and any number of them, by what the weights are; the format is that of the first part's.
 #define KF_DECODED(kind)                                                                \

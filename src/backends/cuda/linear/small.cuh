@@ -1,11 +1,11 @@
 // Products of few tokens, bound by reading the weights once. Each warp takes kRows rows of the weight (of gate and up alike)
 // and all tokens; the tokens' inputs, after the prologue, lie in shared memory as f32. Weights come through a ring in shared
 // memory, one a warp, of which each lane reads what it has asked for itself: registers would not hold enough of them on their
-// way. Where weights are constant, the first are, before the predecessor ends.
+// way. Where weights are constant, the first are, before the predecessor ends. Without asynchronous copies they are read as they lie.
 #pragma once
 
+#include "backends/cuda/device/copies.cuh"
 #include "backends/cuda/device/launch.cuh"
-#include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/rows.cuh"
 #include "backends/cuda/linear/around.cuh"
 
@@ -66,18 +66,19 @@ __device__ inline Group group_at(const Args& a, int index) {
 // A warp's ring: steps of one vector a lane of each of its rows. Rows that cannot be read 16 bytes at a time have none.
 template <class T, int W, int kStreams>
 struct Ring {
-  static constexpr bool kUsed = sizeof(T) * W == 16;
-  static constexpr int kSteps = 8 / kStreams;
-  static constexpr std::size_t kBytes = kUsed ? std::size_t{kSteps} * kStreams * 512 : 0;
+  static constexpr bool kUsed = kCopiesAside && sizeof(T) * W == 16;
+  static constexpr int kSteps = 8 / kStreams, kBytesOfStep = kWarp * 16;
+  static constexpr std::size_t kBytes = kUsed ? std::size_t{kSteps} * kStreams * kBytesOfStep : 0;
 };
 
 // Blocks stay for several groups a warp, so that the inputs are staged once.
 template <class T, int W, int kTokens, int kRows, bool kGated>
-__global__ void __launch_bounds__(kThreads, kBlocks) small_kernel(const Args a) {
+__global__ void __launch_bounds__(kThreads, kBlocks) small_kernel(const Args args) {
+  const Args& a = first_argument(args);
   constexpr int kStreams = kGated ? 2 * kRows : kRows;  // weight rows that the warp reads
   using R = Ring<T, W, kStreams>;
-  extern __shared__ float4 shared[];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  KF_DYNAMIC_SHARED(float4, shared);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warps = static_cast<int>(gridDim.x) * kWarps;
   unsigned char* const ring = reinterpret_cast<unsigned char*>(shared) + warp * R::kBytes + lane * 16;
   const Staged<W> staged{
@@ -110,9 +111,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) small_kernel(const Args a) 
         if (asked + lane * W < a.in) {
 #pragma unroll
           for (int s = 0; s < kStreams; ++s)
-            copy_async(shared_address(ring + (step * kStreams + s) * 512), asked_rows.at[s] + asked, true);
+            copy_async(shared_address(ring + (step * kStreams + s) * R::kBytesOfStep),
+                       asked_rows.at[s] + asked, true);
         }
-        asked += 32 * W;
+        asked += kWarp * W;
         if (asked >= a.in) {
           asked = 0;
           asked_index += warps;
@@ -140,23 +142,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) small_kernel(const Args a) 
     Rows rows{};
     if constexpr (!R::kUsed) rows = rows_of(done);
     float sums[kStreams][kTokens] = {};
-#pragma unroll 4
-    for (int first = 0; first < a.in; first += 32 * W) {
-      const int i = first + lane * W;
-      Pack<T, W> packs[kStreams];
-      if constexpr (R::kUsed) {
-        wait_for_copies<R::kSteps - 1>();
-#pragma unroll
-        for (int s = 0; s < kStreams; ++s)
-          packs[s] = load_pack<W>(reinterpret_cast<const T*>(ring + (step * kStreams + s) * 512));
-        ask(step);
-        step = step + 1 == R::kSteps ? 0 : step + 1;
-        if (i >= a.in) continue;
-      } else {
-        if (i >= a.in) continue;
-#pragma unroll
-        for (int s = 0; s < kStreams; ++s) packs[s] = load_pack<W>(rows.at[s] + first);
-      }
+    const auto multiply = [&](int i, const Pack<T, W>(&packs)[kStreams]) {
       float w[kStreams][W];
 #pragma unroll
       for (int s = 0; s < kStreams; ++s) widen(packs[s], w[s]);
@@ -169,11 +155,41 @@ __global__ void __launch_bounds__(kThreads, kBlocks) small_kernel(const Args a) 
 #pragma unroll
           for (int k = 0; k < W; ++k) sums[s][t] = fmaf(w[s][k], x[k], sums[s][t]);
       }
+    };
+    int first = 0;
+    if constexpr (!kCopiesAside) {
+      // Without a condition, so that several steps' are on their way.
+#pragma unroll 4
+      for (; first + kWarp * W <= a.in; first += kWarp * W) {
+        Pack<T, W> packs[kStreams];
+#pragma unroll
+        for (int s = 0; s < kStreams; ++s) packs[s] = load_pack<W>(rows.at[s] + first);
+        multiply(first + lane * W, packs);
+      }
+    }
+#pragma unroll 4
+    for (; first < a.in; first += kWarp * W) {
+      const int i = first + lane * W;
+      Pack<T, W> packs[kStreams];
+      if constexpr (R::kUsed) {
+        wait_for_copies<R::kSteps - 1>();
+#pragma unroll
+        for (int s = 0; s < kStreams; ++s)
+          packs[s] = load_pack<W>(reinterpret_cast<const T*>(ring + (step * kStreams + s) * R::kBytesOfStep));
+        ask(step);
+        step = step + 1 == R::kSteps ? 0 : step + 1;
+        if (i >= a.in) continue;
+      } else {
+        if (i >= a.in) continue;
+#pragma unroll
+        for (int s = 0; s < kStreams; ++s) packs[s] = load_pack<W>(rows.at[s] + first);
+      }
+      multiply(i, packs);
     }
 #pragma unroll
     for (int s = 0; s < kStreams; ++s)
 #pragma unroll
-      for (int t = 0; t < kTokens; ++t) sums[s][t] = lanes_reduce<Sum>(sums[s][t], 32);
+      for (int t = 0; t < kTokens; ++t) sums[s][t] = lanes_reduce<Sum>(sums[s][t], kWarp);
 
     const Part& p = a.parts[done.part];
     // A lane a result.
@@ -206,8 +222,7 @@ void launch_rows(Args a, const TensorView& on, const RunContext& ctx) {
   using R = Ring<T, W, kGated ? 2 * kRows : kRows>;
   const std::size_t bytes = shared_bytes(kTokens, a.in) + kWarps * R::kBytes;
   // As many warps as run at once, or fewer: each with as many groups as every other.
-  const int blocks_fit =
-      std::max(1, std::min(kBlocks, static_cast<int>(kSharedOfMultiprocessor / (bytes + 1024))));
+  const int blocks_fit = std::max(1, std::min(kBlocks, static_cast<int>(kMostShared / (bytes + 1024))));
   const int most_warps = multiprocessors(on.device.index) * blocks_fit * kWarps;
   const int rounds = (a.num_groups + most_warps - 1) / most_warps;
   const int warps = (a.num_groups + rounds - 1) / rounds;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "backends/cuda/device/limits.h"
 #include "backends/cuda/sampling/largest.h"
 #include "kf/ops/common.h"
 
@@ -63,8 +64,9 @@ inline std::size_t largest_bytes(int multiprocessors) {
          sizeof(std::uint64_t);
 }
 
-constexpr std::size_t kMaxSharedBytes = 192 << 10;  // beside the rings of weights
-constexpr std::size_t kMostRingBytes = 32 << 10;
+constexpr std::size_t kMostRingBytes = kCopiesAside ? 32 << 10 : 0;
+constexpr std::size_t kMaxSharedBytes =
+    kCopiesAside ? 192 << 10 : kMostShared;  // beside the rings of weights
 constexpr std::int64_t kMostFeatures = kMaxSharedBytes / sizeof(float);
 
 // Bytes of shared memory that the tokens' inputs take.

@@ -16,8 +16,13 @@ __device__ inline float zero_at(const Weights& w, std::int64_t row, int group) {
   return w.zeros ? static_cast<float>(w.zeros[row / w.scale_rows * w.zeros_stride + group]) : 0.0f;
 }
 
-// The i-th of all values.
-inline __device__ __noinline__ float value_at(DType dtype, const unsigned char* data, std::int64_t i) {
+// The i-th of all values: by a call, or, where that costs more than the code, in place.
+#ifdef KF_WARP
+#define KF_CALLED inline
+#else
+#define KF_CALLED inline __noinline__
+#endif
+__device__ KF_CALLED float value_at(DType dtype, const unsigned char* data, std::int64_t i) {
   switch (dtype) {
     case DType::int4:
       return static_cast<float>(((data[i / 2] >> (i % 2 * 4) & 15) ^ 8) - 8);
@@ -34,6 +39,8 @@ inline __device__ __noinline__ float value_at(DType dtype, const unsigned char* 
     }
   }
 }
+
+#undef KF_CALLED
 
 struct SparseDecoder {
   static constexpr int kRows = 2;

@@ -71,6 +71,7 @@ __device__ inline const Args& first_argument(const Args&) {
   return *(const Args*)__builtin_amdgcn_kernarg_segment_ptr();
 }
 
+#define KF_DYNAMIC_SHARED(T, name) T* const name = dynamic_shared<T>()
 template <class T>
 __device__ inline T* dynamic_shared() {
   extern __shared__ __attribute__((aligned(16))) unsigned char dynamic_shared_bytes[];
