@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -496,26 +497,53 @@ double copy_bandwidth(Dispatcher& dispatcher) {
   return 2.0 * static_cast<double>(n) * sizeof(float) / (ms * 1e6);
 }
 
-double read_bandwidth(Dispatcher& dispatcher) {
+// The sum of `n` words, read as kStreams streams: of integers, since additions of floats would wait for each other.
+template <int kStreams>
+static std::uint64_t sum_of_words(const std::uint64_t* from, std::size_t n) {
+  constexpr std::size_t kLine = 64 / sizeof(std::uint64_t);
+  const std::size_t part = n / (kStreams * kLine) * kLine;
+  std::uint64_t sums[kLine] = {};
+  for (std::size_t i = 0; i < part; i += kLine)
+    for (int s = 0; s < kStreams; ++s)
+      for (std::size_t j = 0; j < kLine; ++j) sums[j] += from[static_cast<std::size_t>(s) * part + i + j];
+  return std::accumulate(from + kStreams * part, from + n,
+                         std::accumulate(sums, sums + kLine, std::uint64_t{0}));
+}
+
+double read_bandwidth(Dispatcher& dispatcher, std::span<const TensorView> tensors) {
   if (!dispatcher.on_host())
     throw Error(ErrorCode::not_implemented, "read bandwidth: measured on the CPU only");
-  const std::size_t n = large_buffer(dispatcher);
-  const std::size_t words = n * sizeof(float) / sizeof(std::uint64_t);
-  const Tensor buffer(DType::i64, {static_cast<std::int64_t>(words)});
-  auto* const src = buffer.as<std::uint64_t>();
-  // Each thread's part is first touched by itself, and so lies near it.
-  for_each_part(words, dispatcher.num_threads(), [&](std::size_t lo, std::size_t hi) {
-    std::memset(src + lo, 0, (hi - lo) * sizeof(std::uint64_t));
-  });
+  struct Words {
+    const std::uint64_t* data;
+    std::size_t count;
+  };
+  std::vector<Words> all;
+  std::size_t total = 0;
+  for (const TensorView& t : tensors) {
+    if (!t.is_contiguous())
+      throw_invalid(fmt::format("read bandwidth: expected contiguous tensors, got {}", to_string(t)));
+    all.push_back({t.as<const std::uint64_t>(), t.nbytes() / sizeof(std::uint64_t)});
+    total += all.back().count;
+  }
+  if (total == 0) throw_invalid("read bandwidth: expected tensors of 8 bytes and more, got none");
   std::atomic<int> nonzero = 0;
-  const double ms = median_ms([&] {
-    for_each_part(words, dispatcher.num_threads(), [&](std::size_t lo, std::size_t hi) {
-      std::uint64_t sum = 0;  // of integers: additions of floats would wait for each other
-      for (std::size_t i = lo; i < hi; ++i) sum += src[i];
-      if (sum != 0) nonzero.fetch_add(1);  // so that the sums are needed
+  const auto rate = [&](std::uint64_t (*sum)(const std::uint64_t*, std::size_t)) {
+    const double ms = median_ms([&] {
+      for_each_part(total, dispatcher.num_threads(), [&](std::size_t lo, std::size_t hi) {
+        std::uint64_t found = 0;
+        std::size_t first = 0;  // of this tensor's words, among all
+        for (const Words& w : all) {
+          const std::size_t begin = std::clamp(lo, first, first + w.count),
+                            end = std::clamp(hi, first, first + w.count);
+          found += sum(w.data + (begin - first), end - begin);
+          first += w.count;
+        }
+        if (found != 0) nonzero.fetch_add(1);  // so that the sums are needed
+      });
     });
-  });
-  return static_cast<double>(n) * sizeof(float) / (ms * 1e6);
+    return static_cast<double>(total) * sizeof(std::uint64_t) / (ms * 1e6);
+  };
+  return std::max(rate(sum_of_words<1>), rate(sum_of_words<4>));
 }
 
 double multiply_add_peak(Dispatcher& dispatcher) {

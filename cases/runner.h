@@ -67,8 +67,10 @@ DeviceTiming time_on_device(const Case& c, Dispatcher& dispatcher, const Selecti
 // Copy bandwidth in GB/s (read + write), over buffers larger than the last-level cache: of the dispatcher's threads, or
 // of its device.
 double copy_bandwidth(Dispatcher& dispatcher);
-// The same, of reading alone: what bounds a kernel that streams weights.
-double read_bandwidth(Dispatcher& dispatcher);
+// GB/s at which the dispatcher's threads read these tensors of the host, each a share of all bytes, as one stream or as four,
+// whichever is faster: what bounds a kernel that streams them. Memory differs by where its pages lie, so a model's own
+// weights tell what bounds that model.
+double read_bandwidth(Dispatcher& dispatcher, std::span<const TensorView> tensors);
 // f32 multiply-adds in GFLOP/s, of the dispatcher's threads, operands in registers: what bounds a kernel that multiplies
 // matrices. The best of several trials.
 double multiply_add_peak(Dispatcher& dispatcher);

@@ -87,6 +87,17 @@ TEST(Tensor, SizesThatOverflowAreRefused) {
   }
 }
 
+TEST(Tensor, LargeMemoryBeginsAtAHugePage) {
+  constexpr std::size_t kHuge = std::size_t{2} << 20;
+  for (const std::size_t bytes : {kHuge, kHuge + 1, 5 * kHuge / 2, 33 * kHuge - 4096}) {
+    const auto memory = allocate_host(bytes);
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(memory.get()) % kHuge, 0) << bytes;
+    std::memset(memory.get(), 1, bytes);
+  }
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(allocate_host(100).get()) % 64, 0);
+  EXPECT_THROW(allocate_host(std::numeric_limits<std::size_t>::max()), Error);
+}
+
 TEST(Tensor, EmptyAndScalarAreContiguous) {
   EXPECT_TRUE(Tensor(DType::f32, {0, 7}).view().is_contiguous());
   EXPECT_EQ(Tensor(DType::f32, {0, 7}).view().numel(), 0);

@@ -23,6 +23,16 @@ nb::dict comparison_dict(const cases::Comparison& c) {
   return d;
 }
 
+double read_bandwidth(const nb::list& arrays) {
+  std::vector<Array> held;
+  std::vector<TensorView> views;
+  for (nb::handle a : arrays) {
+    held.push_back(to_array(a, "arrays"));
+    views.push_back(held.back().view);
+  }
+  return unlocked([&] { return cases::read_bandwidth(default_dispatcher(), views); });
+}
+
 nb::list list_cases() {
   return listed(cases::all_cases(), [&](const cases::Case& c) {
     nb::dict d;
@@ -99,9 +109,8 @@ void bind_cases(nb::module_& m) {
   m.def(
       "copy_bandwidth", [] { return unlocked([] { return cases::copy_bandwidth(default_dispatcher()); }); },
       "GB/s (read and written) that copies of large buffers reach.");
-  m.def(
-      "read_bandwidth", [] { return unlocked([] { return cases::read_bandwidth(default_dispatcher()); }); },
-      "GB/s at which large buffers are read.");
+  m.def("read_bandwidth", &read_bandwidth, nb::arg("arrays"),
+        "GB/s at which all threads together read these arrays of the host.");
   m.def(
       "multiply_add_peak",
       [] { return unlocked([] { return cases::multiply_add_peak(default_dispatcher()); }); },

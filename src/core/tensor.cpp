@@ -1,5 +1,7 @@
 #include "kf/tensor.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -19,17 +21,25 @@ constexpr std::size_t kAlignment = 64;
 
 const char* device_type_name(DeviceType type) {
   switch (type) {
-    case DeviceType::cpu: return "cpu";
-    case DeviceType::cuda: return "cuda";
-    case DeviceType::rocm: return "rocm";
-    case DeviceType::ascend: return "ascend";
-    case DeviceType::mlu: return "mlu";
-    case DeviceType::kunlun: return "kunlun";
+    case DeviceType::cpu:
+      return "cpu";
+    case DeviceType::cuda:
+      return "cuda";
+    case DeviceType::rocm:
+      return "rocm";
+    case DeviceType::ascend:
+      return "ascend";
+    case DeviceType::mlu:
+      return "mlu";
+    case DeviceType::kunlun:
+      return "kunlun";
   }
   return "unknown";
 }
 
-std::string to_string(Device device) { return fmt::format("{}:{}", device_type_name(device.type), device.index); }
+std::string to_string(Device device) {
+  return fmt::format("{}:{}", device_type_name(device.type), device.index);
+}
 
 std::size_t TensorView::nbytes() const {
   const DTypeInfo& info = dtype_info(dtype);
@@ -70,7 +80,8 @@ void* TensorView::at(std::int64_t offset) const {
   return static_cast<char*>(data) + offset / info.block_elems * info.block_bytes;
 }
 
-TensorView TensorView::contiguous(void* data, DType dtype, std::span<const std::int64_t> shape, Device device) {
+TensorView TensorView::contiguous(void* data, DType dtype, std::span<const std::int64_t> shape,
+                                  Device device) {
   if (shape.size() > kMaxRank)
     throw_invalid(fmt::format("tensor: expected at most {} dimensions, got {}", kMaxRank, shape.size()));
   TensorView t;
@@ -140,12 +151,38 @@ std::string to_string(const TensorView& t) {
   return s;
 }
 
+namespace {
+
+std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+// What spans pages of 2 MB is laid on them, and its end too where that adds little. Of pages of 4 KB a processor knows the
+// places of few, and at the end of each its prefetching stops.
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+struct HostBlock {
+  std::size_t alignment, bytes;
+
+  explicit HostBlock(std::size_t wanted)
+      : alignment(kAlignment), bytes(std::max(round_up(wanted, kAlignment), kAlignment)) {
+    const std::size_t whole = round_up(wanted, kHugePage);
+    if (whole - wanted <= wanted / 8) bytes = whole;
+    if (bytes >= kHugePage) alignment = kHugePage;
+  }
+};
+
+}  // namespace
+
 std::shared_ptr<void> allocate_host(std::size_t bytes) {
-  const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  if (rounded < bytes) throw Error(ErrorCode::resource_exhausted, fmt::format("cannot allocate {} bytes", bytes));
-  void* p = std::aligned_alloc(kAlignment, rounded == 0 ? kAlignment : rounded);
-  if (p == nullptr)
+  const auto refuse = [&] {
     throw Error(ErrorCode::resource_exhausted, fmt::format("cannot allocate {} bytes of host memory", bytes));
+  };
+  if (bytes > std::numeric_limits<std::size_t>::max() - kHugePage) refuse();
+  const HostBlock block(bytes);
+  void* p = nullptr;
+  if (posix_memalign(&p, block.alignment, block.bytes) != 0) refuse();
+#ifdef MADV_HUGEPAGE
+  // A wish: systems that have no such pages, or none left, serve small ones.
+  if (block.alignment == kHugePage) madvise(p, block.bytes, MADV_HUGEPAGE);
+#endif
   return {p, std::free};
 }
 

@@ -99,8 +99,9 @@ class PrecisionResult:
     label: str  # "f32" or "q4_1"
     weight_mb: float
     token_mb: float  # of them, what a token reads: each weight once, of an untied embedding table next to nothing
+    cache_mb: float  # keys and values that a token reads besides, on average
     packed_mb: float
-    read_gb_s: float  # at which this machine reads large buffers, measured between the rounds of the time per token
+    read_gb_s: float  # at which this machine reads these weights, measured between the rounds of the time per token
     peak_gflops: float  # of f32 multiply-adds in registers, measured in the same run
     prompt_gflop: list[float]  # what each prompt's matrix products and attention take, in the order of the scenarios
     scenarios: dict[str, list[Scenario]]  # mode -> one a prompt length
@@ -276,22 +277,24 @@ def measure_precision(
     checked = _tokens(vocab_size, effort.check_tokens)
     error, same_top = compare_logits(*(runners[m].logits(checked) for m in ("unfused", "fused")))
     scenarios: dict[str, list[Scenario]] = {mode: [] for mode in runners}
-    # A machine shared with others reads at another rate minutes later: beside the tokens that it is compared with.
+    read = [w for name, w in weights.items() if file.config["tie_embeddings"] or name not in EMBEDDINGS]
+    # Memory differs by where its pages lie, and a machine shared with others by the minute: so it is these weights
+    # themselves that are read, beside the tokens that they are compared with.
     read_gb_s: list[float] = []
     for length in effort.prompts:
         say(f"prompt of {length}, then {effort.decode_tokens} tokens")
         probe = length == _decode_prompt(effort.prompts)
-        between = (lambda: read_gb_s.append(_kf.read_bandwidth())) if probe else (lambda: None)
+        between = (lambda: read_gb_s.append(_kf.read_bandwidth(read))) if probe else (lambda: None)
         for mode, scenario in _take_turns(runners, length, effort, vocab_size, between).items():
             scenarios[mode].append(scenario)
-    tied = file.config["tie_embeddings"]
     packed = runners["fused"].engine.packed_bytes / 1e6
     del runners
     return PrecisionResult(
         kind,
         _label(file, kind),
         sum(w.nbytes for w in weights.values()) / 1e6,
-        sum(w.nbytes for name, w in weights.items() if tied or name not in EMBEDDINGS) / 1e6,
+        sum(w.nbytes for w in read) / 1e6,
+        _cache_mb(file.config, effort),
         packed,
         statistics.median(read_gb_s),
         _kf.multiply_add_peak(),
@@ -302,6 +305,12 @@ def measure_precision(
         error <= LOGIT_TOLERANCE[kind],
         measure_rules(file, weights, kind, effort, threads, say) if effort.measure_rules else [],
     )
+
+
+def _cache_mb(config: dict, effort: Effort) -> float:
+    """Of keys and values, which lie in f32, read by a token halfway between the prompt and the last."""
+    length = _decode_prompt(effort.prompts) + effort.decode_tokens / 2
+    return length * config["num_layers"] * config["num_kv_heads"] * config["head_dim"] * 2 * 4 / 1e6
 
 
 def check_options(file: ModelFile, effort: Effort, precisions: Sequence[str], fusion: FusionChoice) -> None:
@@ -359,6 +368,11 @@ def peak_share(result: PrecisionResult, mode: str, i: int) -> float:
 def weights_gb_s(result: PrecisionResult, mode: str) -> float:
     """GB/s of the weights that a token reads."""
     return result.token_mb / tpot_scenario(result, mode).tpot()
+
+
+def token_gb_s(result: PrecisionResult, mode: str) -> float:
+    """GB/s of all that a token has to read: weights, keys and values."""
+    return (result.token_mb + result.cache_mb) / tpot_scenario(result, mode).tpot()
 
 
 def tpot_scenario(result: PrecisionResult, mode: str) -> Scenario:

@@ -11,6 +11,7 @@ from ..bench.model_bench import (
     RuleGain,
     Scenario,
     peak_share,
+    token_gb_s,
     tpot_scenario,
     weights_gb_s,
 )
@@ -56,7 +57,7 @@ def comparison_table(results: Sequence[PrecisionResult]) -> Table:
 
 
 def _reading(r: PrecisionResult) -> str:
-    rate = weights_gb_s(r, "fused")
+    rate = token_gb_s(r, "fused")
     return f"at {rate:.1f} of {r.read_gb_s:.1f} GB/s ({rate / r.read_gb_s:.0%})"
 
 
@@ -94,7 +95,7 @@ def check_table(results: Sequence[PrecisionResult]) -> Table:
         "results",
         "weights in memory",
         "packed copies",
-        "weights read per token",
+        "weights, keys and values read per token",
     ]
     return Table(columns, rows)
 
@@ -235,6 +236,8 @@ def _comparison(r: PrecisionResult) -> dict:
         "read_gb_s": r.read_gb_s,
         "peak_gflops": r.peak_gflops,
         "prompt_gflop": r.prompt_gflop,
+        "cache_mb": r.cache_mb,
+        "token_gb_s": {mode: token_gb_s(r, mode) for mode in _MODES},
         "weights_gb_s": {mode: weights_gb_s(r, mode) for mode in _MODES},
         **speedups,
     }

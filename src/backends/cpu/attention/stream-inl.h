@@ -13,7 +13,6 @@
 #include "backends/cpu/attention/codes-inl.h"
 #include "backends/cpu/simd/load_store-inl.h"
 #include "backends/cpu/simd/math-inl.h"
-#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
@@ -34,8 +33,8 @@ inline constexpr int kSpanOfHead = 16;  // keys, where a head's keys adjoin
 inline constexpr int kSpanOfToken = 8;  // keys, where a key's heads adjoin
 inline constexpr int kLongestSpan = std::max(kSpanOfHead, kSpanOfToken);
 
-// Bytes that are asked for ahead of their use: less would come late where a span is short, and more would not stay in
-// the first-level cache.
+// Bytes that are asked for ahead of their use, into the second-level cache: the first holds few requests at a time, and
+// loads would wait behind these.
 inline constexpr std::int64_t kBytesAhead = 6144;
 
 // Calls f(head, first column, keys, row of the first, first row of a span that follows: to be fetched
@@ -71,7 +70,7 @@ HWY_INLINE void ForEachSpan(const KvSource<T>& source, const Block& block, int h
 template <class T>
 HWY_INLINE void PrefetchRow(const T* row, int head_dim) {
   constexpr int kLine = 64 / sizeof(T) * kElementsOf<T>;
-  for (int i = 0; i < head_dim; i += kLine) hwy::Prefetch(advance(row, i));
+  for (int i = 0; i < head_dim; i += kLine) __builtin_prefetch(advance(row, i), 0, 2);
 }
 
 // scores[r][0 .. kKeys) of kKeys consecutive rows of K. Codes: times the rows' scales.
