@@ -1,6 +1,6 @@
 // kf_bench_linear: linear layers over weights of every form, and the gated FFN as one call beside its layers one by one, in
 // turns within one run. Rows of each result are first checked against the reference; what is wrong is not timed. JSON.
-//   kf_bench_linear weights [tokens] [in] [out] [seconds] [names]
+//   kf_bench_linear weights [tokens] [in] [out] [seconds] [names] [dtype of x]
 //   kf_bench_linear ffn [hidden] [intermediate] [seconds] [names] [tokens,...]
 // names: some of the names below, with commas between; all: every one. A name with +int8 has x in 8 bits.
 
@@ -15,6 +15,7 @@
 #include <fmt/format.h>
 
 #include "case.h"
+#include "core/quantized.h"
 #include "kf/dispatch.h"
 #include "kf/kf.h"
 #include "kf/quantize.h"
@@ -54,8 +55,12 @@ constexpr Form kForms[] = {{"f32", DType::f32},
                            {"fp8_e4m3", DType::fp8_e4m3},
                            {"f32-2of4", DType::f32, 0, DType::f32, 2, 4},
                            {"f32-1of4", DType::f32, 0, DType::f32, 1, 4},
+                           {"f32-4of8", DType::f32, 0, DType::f32, 4, 8},
+                           {"f32-sparse0.7", DType::f32, 0, DType::f32, 0, 0, 0.7},
                            {"f32-sparse0.8", DType::f32, 0, DType::f32, 0, 0, 0.8},
                            {"f32-sparse0.9", DType::f32, 0, DType::f32, 0, 0, 0.9},
+                           {"bf16-2of4", DType::bf16, 0, DType::f32, 2, 4},
+                           {"bf16-sparse0.8", DType::bf16, 0, DType::f32, 0, 0, 0.8},
                            {"i8-2of4", DType::i8, 0, DType::f32, 2, 4}};
 
 struct Operand {
@@ -152,19 +157,18 @@ void take_turns(Dispatcher& d, std::vector<Contender>& all, double seconds, Cach
     }
 }
 
+double element(const TensorView& t, std::int64_t i) { return static_cast<double>(read_element(t, i)); }
 double deviation(const TensorView& a, const TensorView& b) {
   double squares = 0;
   for (std::int64_t i = 0; i < a.numel(); ++i) {
-    const double by = static_cast<double>(a.as<float>()[i]) - static_cast<double>(b.as<float>()[i]);
+    const double by = element(a, i) - element(b, i);
     squares += by * by;
   }
   return std::sqrt(squares / static_cast<double>(std::max<std::int64_t>(a.numel(), 1)));
 }
 double largest(const TensorView& a, const TensorView& b) {
   double by = 0;
-  for (std::int64_t i = 0; i < a.numel(); ++i)
-    by =
-        std::max(by, std::abs(static_cast<double>(a.as<float>()[i]) - static_cast<double>(b.as<float>()[i])));
+  for (std::int64_t i = 0; i < a.numel(); ++i) by = std::max(by, std::abs(element(a, i) - element(b, i)));
   return by;
 }
 
@@ -181,12 +185,12 @@ std::vector<Form> forms(const std::string& names) {
   std::exit(1);
 }
 
-int weights(std::int64_t tokens, std::int64_t in, std::int64_t out, double seconds,
-            const std::string& names) {
+int weights(std::int64_t tokens, std::int64_t in, std::int64_t out, double seconds, const std::string& names,
+            DType dtype) {
   Dispatcher& d = default_dispatcher();
   PackCache packs;
   cases::Maker m("linear");
-  const TensorView x = m.normal(DType::f32, {tokens, in});
+  const TensorView x = m.normal(dtype, {tokens, in});
   std::vector<Contender> all;
   Form last{};
   LinearParams p;
@@ -200,7 +204,7 @@ int weights(std::int64_t tokens, std::int64_t in, std::int64_t out, double secon
     }
     const TensorView before = p.out;
     p.input_quantization = f.input;
-    p.out = m.filled(DType::f32, {tokens, out}, 0.0f);
+    p.out = m.filled(dtype, {tokens, out}, 0.0f);
     last = f;
     Contender c{f.name, {}, {}};
     c.add(d, packs, p);
@@ -208,10 +212,11 @@ int weights(std::int64_t tokens, std::int64_t in, std::int64_t out, double secon
     const std::int64_t checked = std::min<std::int64_t>(tokens, 2);
     LinearParams reference = p;
     reference.x = p.x.slice(0, 0, checked);
-    reference.out = m.filled(DType::f32, {checked, out}, 0.0f);
+    reference.out = m.filled(dtype, {checked, out}, 0.0f);
     d.run(reference, {.families = kReference});
     c.error = largest(reference.out, p.out.slice(0, 0, checked));
-    if (!(c.error < 1e-3)) fail(c);
+    // Of 16-bit results: two units in the last place of values below 8.
+    if (!(c.error < (dtype == DType::f32 ? 1e-3 : 8.0 / (dtype == DType::f16 ? 1024 : 128)))) fail(c);
     if (same) c.change = deviation(p.out, before);
     all.push_back(std::move(c));
   }
@@ -319,10 +324,11 @@ int main(int argc, char** argv) {
   const auto text = [&](int i, const char* otherwise) { return std::string(argc > i ? argv[i] : otherwise); };
   const std::string mode = text(1, "");
   if (mode == "weights")
-    return weights(count(2, 1), count(3, 4096), count(4, 4096), number(5, 10), text(6, "all"));
+    return weights(count(2, 1), count(3, 4096), count(4, 4096), number(5, 10), text(6, "all"),
+                   dtype_from_name(text(7, "f32")).value());
   if (mode != "ffn") {
     fmt::print(stderr,
-               "kf_bench_linear weights [tokens] [in] [out] [seconds] [names]\n"
+               "kf_bench_linear weights [tokens] [in] [out] [seconds] [names] [dtype of x]\n"
                "kf_bench_linear ffn [hidden] [intermediate] [seconds] [names] [tokens,...]\n");
     return 2;
   }

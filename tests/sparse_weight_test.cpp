@@ -163,6 +163,51 @@ TEST(SparseWeight, AWrongMaskStaysWithinTheValues) {
       }
 }
 
+// With many tokens what is not stored is not multiplied, and yet an infinity or NaN of x meets zeros there.
+TEST(SparseWeight, WhatIsNotFiniteMeetsTheZeros) {
+  for (const bool structured : {true, false})
+    for (const std::int64_t num_tokens : {3, 20, 70}) {
+      Call c(structured, num_tokens, 40, 712);
+      const auto set = [&](std::int64_t token, std::int64_t k, float value) {
+        c.p.x.as<float>()[token * 712 + k] = value;
+      };
+      set(0, 5, std::numeric_limits<float>::infinity());
+      set(num_tokens - 1, 711, kNan);
+      default_dispatcher().run(c.p);
+      LinearParams expected = c.p;
+      expected.out = c.m.filled(DType::f32, {num_tokens, 40}, kUntouched);
+      default_dispatcher().run(expected, {.families = kReference});
+      int infinite = 0;
+      for (std::int64_t i = 0; i < c.p.out.numel(); ++i) {
+        const float got = c.p.out.as<float>()[i], want = expected.out.as<float>()[i];
+        infinite += std::isinf(want);
+        if (std::isfinite(want))
+          ASSERT_NEAR(got, want, 1e-4f) << i;
+        else
+          ASSERT_TRUE(std::isnan(want) ? std::isnan(got) : got == want)
+              << i << ": " << got << ", not " << want;
+      }
+      EXPECT_GT(infinite, 0);
+      EXPECT_LT(infinite, 40);
+    }
+}
+
+// Panels of other widths, other numbers of vectors, other passes.
+TEST(SparseWeight, ATokensBitsAreTheSameInEveryBatch) {
+  for (const bool structured : {true, false}) {
+    Call c(structured, 700, 40, 712);
+    const Selection fixed{.families = kFused, .kernel = {}, .batch_invariant = true};
+    default_dispatcher().run(c.p, fixed);
+    for (const std::int64_t num_tokens : {1, 9, 17, 33, 64, 65, 130}) {
+      LinearParams few = c.p;
+      few.x = c.p.x.slice(0, 0, num_tokens);
+      few.out = c.m.filled(DType::f32, {num_tokens, 40}, kUntouched);
+      default_dispatcher().run(few, fixed);
+      EXPECT_EQ(std::memcmp(few.out.data, c.p.out.data, few.out.nbytes()), 0) << num_tokens;
+    }
+  }
+}
+
 TEST(SparseWeight, CostIsThatOfTheValues) {
   const Call c(true);
   const Cost cost = op_info(Op::linear).cost(&c.p);

@@ -105,7 +105,7 @@ class Backends {
                                   "of the two, or give it another name",
                                   path, backend.name),
                       {{"path", path}});
-      const Loaded& l = loaded_.emplace_back(library.handle, std::move(backend));
+      const Loaded& l = loaded_.emplace_back(Loaded{library.handle, std::move(backend)});
       reports_.push_back({path, l.backend.name, library.plugin->version, {}});
       return append(l.backend);
     } catch (const Error& e) {

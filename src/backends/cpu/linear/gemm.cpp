@@ -17,6 +17,7 @@ namespace kf::cpu {
 struct GemmState {
   std::shared_ptr<void> packs[3];  // of the op's weights in their order; null where a weight is not packed
   std::int64_t rows_per_pass = 0;
+  std::int64_t wide = 0;  // rows of a wide panel, where all weights are sparse
   int num_threads = 1;
 };
 
@@ -59,11 +60,16 @@ std::size_t packed_row_bytes(std::int64_t in) {
 }
 
 std::shared_ptr<GemmState> make_state(std::initializer_list<const Weight*> weights, std::int64_t num_tokens,
-                                      std::size_t packed_bytes_per_row, const PlanContext& ctx) {
+                                      std::size_t packed_bytes_per_row, const PlanContext& ctx,
+                                      const Lora& lora = {}) {
   auto s = std::make_shared<GemmState>();
   std::size_t i = 0;
   for (const Weight* w : weights) s->packs[i++] = pack_weight(*w, ctx);
   s->rows_per_pass = rows_per_pass(num_tokens, packed_bytes_per_row, ctx.caps);
+  // An adapter's matrices are dense, and read the same x.
+  if (!lora.present() &&
+      std::all_of(weights.begin(), weights.end(), [](const Weight* w) { return w->sparsity.present(); }))
+    s->wide = wide_rows(s->rows_per_pass);
   s->num_threads = ctx.num_threads;
   return s;
 }
@@ -71,12 +77,13 @@ std::shared_ptr<GemmState> make_state(std::initializer_list<const Weight*> weigh
 // ---------------------------------------------------------------------------------------------------------------
 // Workspace: the rows of a pass, then what each thread has for itself.
 
-PackedRows take_rows(Workspace& parts, std::int64_t rows, const Blocks& blocks) {
+PackedRows take_rows(Workspace& parts, std::int64_t rows, const Blocks& blocks, std::int64_t wide = 0) {
   PackedRows packed;
   packed.rows = rows;
-  packed.capacity = PackedRows::capacity_for(rows);
+  packed.capacity = PackedRows::capacity_for(rows, wide);
+  packed.wide = wide;
   packed.blocks = blocks;
-  packed.data = parts.take<float>(PackedRows::bytes(rows, packed.blocks) / sizeof(float));
+  packed.data = parts.take<float>(PackedRows::bytes(rows, packed.blocks, wide) / sizeof(float));
   return packed;
 }
 
@@ -112,24 +119,24 @@ class GemmSpace {
 
   GemmSpace(void* workspace, const GemmState& s, std::int64_t in, std::int64_t intermediate = -1,
             const Lora& lora = {})
-      : rows_(s.rows_per_pass) {
+      : rows_(s.rows_per_pass), capacity_(PackedRows::capacity_for(rows_, s.wide)) {
     Workspace parts(workspace);
-    a = take_rows(parts, rows_, cut_blocks(in));
-    if (intermediate >= 0) hidden = take_rows(parts, rows_, cut_blocks(intermediate));
+    a = take_rows(parts, rows_, cut_blocks(in), s.wide);
+    if (intermediate >= 0) hidden = take_rows(parts, rows_, cut_blocks(intermediate), s.wide);
     if (lora.present()) low = take_rows(parts, rows_, blocks_of(lora));
     threads_ = parts.take<char>(0);
     Workspace own(nullptr);
-    [[maybe_unused]] const ThreadPart counted(own, rows_);
+    [[maybe_unused]] const ThreadPart counted(own, capacity_);
     bytes_per_thread_ = own.bytes();
     bytes = parts.bytes() + bytes_per_thread_ * static_cast<std::size_t>(s.num_threads);
   }
   ThreadPart of_thread(int thread) const {
     Workspace own(threads_ + static_cast<std::size_t>(thread) * bytes_per_thread_);
-    return ThreadPart(own, rows_);
+    return ThreadPart(own, capacity_);
   }
 
  private:
-  std::int64_t rows_;
+  std::int64_t rows_, capacity_;
   char* threads_;
   std::size_t bytes_per_thread_;
 };
@@ -140,8 +147,8 @@ class GemmSpace {
 
 void pack_pass(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, const PackedRows& a) {
 #pragma omp for schedule(dynamic)
-  for (std::int64_t row = 0; row < a.rows; row += kPanelUnit)
-    pack_rows(x, prologue, row_offset, row, std::min(a.rows, row + kPanelUnit), a);
+  for (std::int64_t row = 0; row < a.rows; row += a.pack_unit())
+    pack_rows(x, prologue, row_offset, row, std::min(a.rows, row + a.pack_unit()), a);
 }
 
 LowRank low_rank_of(const Lora& lora, PackedRows low, std::int64_t rows, std::int64_t first_row) {
@@ -172,7 +179,7 @@ struct Items {
   std::int64_t rows_per_item = 1, pairs_per_item = 1;
 
   Items() = default;
-  Items(std::int64_t rows, std::int64_t pairs, int threads)
+  Items(std::int64_t rows, std::int64_t unit, std::int64_t pairs, int threads)
       : rows(rows),
         pairs(pairs),
         rows_per_item(std::max<std::int64_t>(1, rows)),
@@ -180,7 +187,7 @@ struct Items {
     const std::int64_t wanted = threads == 1 ? 1 : 8 * threads;
     while (count() < wanted && pairs_per_item > 1) pairs_per_item /= 2;
     while (count() < wanted && rows_per_item >= kChunkRows)
-      rows_per_item = ceil_div(rows_per_item, 2 * kPanelUnit) * kPanelUnit;
+      rows_per_item = ceil_div(rows_per_item, 2 * unit) * unit;
   }
   std::int64_t row_blocks() const { return ceil_div(rows, rows_per_item); }
   std::int64_t count() const { return ceil_div(pairs, pairs_per_item) * row_blocks(); }
@@ -198,7 +205,7 @@ void multiply_pass(GemmItem item, const Epilogue (&products)[kProducts]) {
   Items items[kProducts];
   std::int64_t count = 0;
   for (std::size_t p = 0; p < kProducts; ++p) {
-    items[p] = Items(item.a.rows, pairs_of(products[p]), omp_get_num_threads());
+    items[p] = Items(item.a.rows, item.a.item_unit(), pairs_of(products[p]), omp_get_num_threads());
     count += items[p].count();
   }
 #pragma omp for schedule(dynamic)
@@ -252,7 +259,7 @@ std::shared_ptr<GemmState> gemm::prepare(const LinearParams& p, const PlanContex
   const Weight weight = weight_of(p);
   const std::size_t low_bytes =
       p.lora.present() ? PackedRows::bytes(kPanelUnit, blocks_of(p.lora)) / kPanelUnit : 0;
-  auto s = make_state({&weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)) + low_bytes, ctx);
+  auto s = make_state({&weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)) + low_bytes, ctx, p.lora);
   *bytes = GemmSpace(nullptr, *s, p.x.dim(1), -1, p.lora).bytes;
   return s;
 }

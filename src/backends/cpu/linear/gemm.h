@@ -6,6 +6,8 @@
 //           of an item.
 //   panel   as many rows of x as a register tile has, stored [in][rows] in f32 with the prologue applied, so that a
 //           tile reads one stream and no two of its rows fall into the same sets of the cache.
+//   wide    panel: as many rows of x as some vectors have lanes, where all weights are sparse (gemm_sparse-inl.h): there
+//           a lane is a row of x, and not a feature.
 //   block   the part of the reduction dimension that is summed in registers. Blocks depend on the shape alone, so
 //           that results do not depend on the number of threads.
 //   pass    the rows of x that lie packed in the workspace at a time.
@@ -31,6 +33,8 @@ inline constexpr std::int64_t kPanelUnit = 12;
 inline constexpr std::int64_t kChunkRows = 96;
 inline constexpr std::int64_t kMaxPairsPerItem = 4;
 inline constexpr std::int64_t kMaxRowsPerPass = 576;
+// Rows of a wide panel, and those that are packed together.
+inline constexpr std::int64_t kMaxWideRows = 64, kWideUnit = 16;
 
 inline constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -53,16 +57,24 @@ inline Blocks cut_blocks(std::int64_t in) {
 struct PackedRows {
   float* data = nullptr;
   std::int64_t rows = 0;
-  std::int64_t capacity = 0;  // rows that there is room for: a multiple of kPanelUnit
+  std::int64_t capacity = 0;  // rows that there is room for: whole panels
+  std::int64_t wide = 0;      // rows of a wide panel; 0: panels are a tile's
   Blocks blocks;
+
+  // Rows that are packed together, and rows that items are cut at.
+  std::int64_t pack_unit() const { return wide == 0 ? kPanelUnit : std::min(wide, kWideUnit); }
+  std::int64_t item_unit() const { return wide == 0 ? kPanelUnit : wide; }
 
   // The panel whose first row is `row`.
   float* panel(std::int64_t block, std::int64_t row) const {
     return data + (block * capacity + row) * blocks.depth;
   }
-  static std::int64_t capacity_for(std::int64_t rows) { return ceil_div(rows, kPanelUnit) * kPanelUnit; }
-  static std::size_t bytes(std::int64_t rows, const Blocks& blocks) {
-    return static_cast<std::size_t>(blocks.count * capacity_for(rows) * blocks.depth) * sizeof(float);
+  static std::int64_t capacity_for(std::int64_t rows, std::int64_t wide = 0) {
+    const std::int64_t unit = wide == 0 ? kPanelUnit : wide;
+    return ceil_div(rows, unit) * unit;
+  }
+  static std::size_t bytes(std::int64_t rows, const Blocks& blocks, std::int64_t wide = 0) {
+    return static_cast<std::size_t>(blocks.count * capacity_for(rows, wide) * blocks.depth) * sizeof(float);
   }
 };
 
@@ -97,7 +109,8 @@ struct GemmItem {
   std::int64_t row_begin = 0, row_end = 0;    // rows of the pass
   std::int64_t pair_begin = 0, pair_end = 0;  // pairs of strips
   float* strips = nullptr;                    // thread's own: kMaxPairsPerItem pairs of one block
-  float* sums = nullptr;                      // thread's own: [pair][row][2 * lanes]
+  float* sums =
+      nullptr;  // thread's own: [pair][row][2 * lanes]; of wide panels [panel][pair][2 * lanes][wide]
 };
 
 // What becomes of the sums. `row_offset` is the first row of the pass among all of x.
@@ -134,8 +147,10 @@ inline bool argmax_before(float value, std::int32_t index, float max, std::int32
 
 // The vector code, for the best instruction set in use. Each works serially.
 std::int64_t strip_lanes();
+// Rows of the wide panels that a pass of so many rows is cut into.
+std::int64_t wide_rows(std::int64_t rows);
 // Rows [begin, end) of x, counted from row_offset + begin there, with the prologue applied. `begin` is a multiple of
-// kPanelUnit.
+// PackedRows::pack_unit(); of a wide panel they are at most that many.
 void pack_rows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
                std::int64_t end, const PackedRows& packed);
 // One strip of a plain weight: [in][lanes] in the weight's dtype.

@@ -9,6 +9,7 @@
 
 #include "backends/cpu/linear/epilogue-inl.h"
 #include "backends/cpu/linear/gemm.h"
+#include "backends/cpu/linear/gemm_sparse-inl.h"
 #include "backends/cpu/linear/rows-inl.h"
 #include "backends/cpu/linear/strips-inl.h"
 #include "backends/cpu/linear/weights.h"
@@ -138,14 +139,20 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
   }
 }
 
-void MultiplyStore(const GemmItem& item, const StoreEpilogue& e) { Multiply(item, e); }
-void MultiplyGate(const GemmItem& item, const GateEpilogue& e) { Multiply(item, e); }
-void MultiplyArgmax(const GemmItem& item, const ArgmaxEpilogue& e) { Multiply(item, e); }
+template <class Epilogue>
+HWY_INLINE void MultiplyAny(const GemmItem& item, const Epilogue& e) {
+  if (item.a.wide != 0) return MultiplySparse(item, e);
+  Multiply(item, e);
+}
+void MultiplyStore(const GemmItem& item, const StoreEpilogue& e) { MultiplyAny(item, e); }
+void MultiplyGate(const GemmItem& item, const GateEpilogue& e) { MultiplyAny(item, e); }
+void MultiplyArgmax(const GemmItem& item, const ArgmaxEpilogue& e) { MultiplyAny(item, e); }
 void MultiplyLowRank(const GemmItem& item, const LowRankEpilogue& e) { Multiply(item, e); }
 
 void PackRows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
               std::int64_t end, const PackedRows& packed) {
   constexpr auto kRows = static_cast<std::int64_t>(kTileRows);
+  if (packed.wide != 0) return PackWide(x, prologue, row_offset + begin, begin, end - begin, packed);
   for (std::int64_t row = begin; row < end; row += kRows)
     PackPanel(x, prologue, row_offset + row, row, std::min(kRows, end - row), packed);
 }
@@ -155,6 +162,13 @@ void PackStrip(const TensorView& weight, std::int64_t strip, void* packed) {
     GatherStrip(weight, strip, 0, weight.dim(1), static_cast<float*>(packed));
   else
     GatherStrip(weight, strip, 0, weight.dim(1), static_cast<std::uint16_t*>(packed));
+}
+
+std::int64_t WideRows(std::int64_t rows) {
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(F32Tag()));
+  if (rows <= kLanes) return kLanes;
+  constexpr std::int64_t kMost = static_cast<std::int64_t>(kMaxWideVectors) * kLanes;
+  return ceil_div(ceil_div(rows, ceil_div(rows, kMost)), kWideUnit) * kWideUnit;
 }
 
 std::int64_t StripLanes() { return static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<float>())); }
@@ -172,8 +186,10 @@ HWY_EXPORT(MultiplyLowRank);
 HWY_EXPORT(PackRows);
 HWY_EXPORT(PackStrip);
 HWY_EXPORT(StripLanes);
+HWY_EXPORT(WideRows);
 
 std::int64_t strip_lanes() { return HWY_DYNAMIC_DISPATCH(StripLanes)(); }
+std::int64_t wide_rows(std::int64_t rows) { return HWY_DYNAMIC_DISPATCH(WideRows)(rows); }
 
 void pack_rows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
                std::int64_t end, const PackedRows& packed) {

@@ -71,6 +71,22 @@ HWY_INLINE InputRow RowOf(const TensorView& x, const Prologue& prologue, std::in
   return r;
 }
 
+// A wide panel's vectors are accumulated in registers: 8 of 16.
+inline constexpr std::size_t kMaxWideVectors =
+    std::min<std::size_t>(8, static_cast<std::size_t>(kMaxWideRows) / hn::MaxLanes(F32Tag()));
+
+// lines[r][k], lines `stride` apart, to[k][r], these `to_stride` apart; r < rows and k < depth, both multiples of 4.
+template <class T>
+HWY_INLINE void LinesToColumns(const T* lines, std::int64_t stride, std::int64_t rows, std::int64_t depth,
+                               float* to, std::int64_t to_stride) {
+  for (std::int64_t k = 0; k < depth; k += 4, lines += 4, to += 4 * to_stride)
+    for (std::int64_t r = 0; r < rows; r += 4) {
+      const T* const from = lines + r * stride;
+      Transpose4x4(from, from + stride, from + 2 * stride, from + 3 * stride, to + r,
+                   static_cast<std::size_t>(to_stride));
+    }
+}
+
 // lines[r][k], kTileRows lines `stride` apart, to the panel's [k][r] for `depth` values of k, a multiple of 4.
 template <class T>
 HWY_INLINE void LinesToPanel(const T* lines, std::int64_t stride, std::int64_t depth, float* panel) {
@@ -108,16 +124,15 @@ HWY_INLINE void PackPlainPanel(const TensorView& x, std::int64_t x_row, std::int
   });
 }
 
-// Rows [row, row + count) of the pass, at most a panel's, from row `x_row` of x on.
-HWY_INLINE void PackPanel(const TensorView& x, const Prologue& prologue, std::int64_t x_row, std::int64_t row,
-                          std::int64_t count, const PackedRows& packed) {
-  if (prologue.empty() && count == static_cast<std::int64_t>(kTileRows) && x.dim(1) % 4 == 0)
-    return PackPlainPanel(x, x_row, row, packed);
-  constexpr std::int64_t kColumns = 64;  // transposed at a time
-  HWY_ALIGN float lines[kTileRows * kColumns] = {};
-  InputRow rows[kTileRows];
+// Calls body(block, k, lines, stride, columns) for some columns of `count` rows of x after the other, from column k of the
+// block on: in f32 with the prologue applied, rounded up to a multiple of 4 columns, and up to kRows rows with zeros.
+template <std::int64_t kRows, class Body>
+HWY_INLINE void ForEachLines(const TensorView& x, const Prologue& prologue, std::int64_t x_row,
+                             std::int64_t count, const Blocks& blocks, const Body& body) {
+  constexpr std::int64_t kColumns = 64;
+  HWY_ALIGN float lines[kRows * kColumns] = {};
+  InputRow rows[kRows];
   for (std::int64_t r = 0; r < count; ++r) rows[r] = RowOf(x, prologue, x_row + r);
-  const Blocks& blocks = packed.blocks;
   for (std::int64_t b = 0; b < blocks.count; ++b) {
     const std::int64_t begin = b * blocks.depth, depth = std::min(blocks.in - begin, blocks.depth);
     for (std::int64_t k = 0; k < depth; k += kColumns) {
@@ -126,10 +141,34 @@ HWY_INLINE void PackPanel(const TensorView& x, const Prologue& prologue, std::in
         ForEachVector(columns, [&](std::int64_t i, auto part) HWY_ATTR {
           hn::Store(rows[r].Get(begin + k + i, part), F32Tag(), lines + r * kColumns + i);
         });
-      LinesToPanel(lines, kColumns, ceil_div(columns, 4) * 4,
-                   packed.panel(b, row) + k * static_cast<std::int64_t>(kTileRows));
+      body(b, k, lines, kColumns, ceil_div(columns, 4) * 4);
     }
   }
+}
+
+// Rows [row, row + count) of the pass, at most a panel's, from row `x_row` of x on.
+HWY_INLINE void PackPanel(const TensorView& x, const Prologue& prologue, std::int64_t x_row, std::int64_t row,
+                          std::int64_t count, const PackedRows& packed) {
+  if (prologue.empty() && count == static_cast<std::int64_t>(kTileRows) && x.dim(1) % 4 == 0)
+    return PackPlainPanel(x, x_row, row, packed);
+  ForEachLines<static_cast<std::int64_t>(kTileRows)>(
+      x, prologue, x_row, count, packed.blocks,
+      [&](std::int64_t b, std::int64_t k, const float* lines, std::int64_t stride,
+          std::int64_t columns) HWY_ATTR {
+        LinesToPanel(lines, stride, columns, packed.panel(b, row) + k * static_cast<std::int64_t>(kTileRows));
+      });
+}
+
+// The same for rows of a wide panel, at most a unit of them. Lanes of the panel behind the last row are zeros.
+HWY_INLINE void PackWide(const TensorView& x, const Prologue& prologue, std::int64_t x_row, std::int64_t row,
+                         std::int64_t count, const PackedRows& packed) {
+  const std::int64_t wide = packed.wide, unit = packed.pack_unit();
+  ForEachLines<kWideUnit>(x, prologue, x_row, count, packed.blocks,
+                          [&](std::int64_t b, std::int64_t k, const float* lines, std::int64_t stride,
+                              std::int64_t columns) HWY_ATTR {
+                            float* const panel = packed.panel(b, row / wide * wide) + row % wide;
+                            LinesToColumns(lines, stride, unit, columns, panel + k * wide, wide);
+                          });
 }
 
 }  // namespace kf::cpu::HWY_NAMESPACE

@@ -151,10 +151,14 @@ struct SparseRow {
   alignas(64) std::uint8_t tail[(kSparseColumns + 64) * 4];
 
   HWY_INLINE void Start(const Weight& w, std::int64_t row, std::int64_t k) {
+    GoOn(w, row, values_before(w.layout, w.sparsity, row, k));
+  }
+  // From a value of the row on.
+  HWY_INLINE void GoOn(const Weight& w, std::int64_t row, std::int64_t value) {
     first = w.layout.template as<const std::uint8_t>();
     mask = w.sparsity.mask.template as<const std::uint8_t>() + row * w.sparsity.mask.stride(0);
     mask_bytes = w.sparsity.mask.dim(1);
-    at = values_before(w.layout, w.sparsity, row, k);
+    at = value;
     end = end_of_values(w.layout, w.sparsity);
   }
 

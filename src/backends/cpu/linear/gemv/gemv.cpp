@@ -22,8 +22,9 @@ namespace {
 // Tokens whose sums a thread holds.
 constexpr std::int64_t kMaxTokens = 16;
 // Beyond these, the GEMM is faster, which reads or decodes a weight once for all tokens instead of once for four (measured on Zen 4,
-// 2048 x 2048 and 4096 x 4096): of f32 that may be packed, of codes of 4 bits, of other codes.
-constexpr std::int64_t kMaxTokensPacked = 4, kMaxTokensOf4Bits = 6, kMaxTokensOfCodes = 12;
+// 2048 x 2048 and 4096 x 4096): of f32 that may be packed, of codes of 4 bits, of other codes, of sparse weights.
+constexpr std::int64_t kMaxTokensPacked = 4, kMaxTokensOf4Bits = 6, kMaxTokensOfCodes = 12,
+                       kMaxTokensSparse = 8;
 // Tokens in 8 bits, whose products cost less than reading a weight again.
 constexpr std::int64_t kMaxQuantizedTokens = 256;
 // What a thread reads of a weight for all tokens before it goes on stays in L2.
@@ -89,7 +90,7 @@ GemvInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in,
 }
 
 std::int64_t max_tokens(const Weight& w, const PlanContext& ctx) {
-  if (w.sparsity.present()) return kMaxTokens;
+  if (w.sparsity.present()) return kMaxTokensSparse;
   switch (w.layout.dtype) {
     case DType::f32:
       return ctx.packs ? kMaxTokensPacked : kMaxTokens;
@@ -109,9 +110,10 @@ std::int64_t max_tokens(const Weight& w, const PlanContext& ctx) {
 Support few_tokens(const TensorView& x, const Weight& w, const PlanContext& ctx) {
   const std::int64_t most = max_tokens(w, ctx);
   if (x.dim(0) <= most) return Support::yes();
-  return Support::no(fmt::format("{} tokens: this kernel takes at most {} with a weight of {}{}", x.dim(0),
-                                 most, dtype_name(w.layout.dtype),
-                                 most == kMaxTokensPacked ? " that may be packed" : ""));
+  const bool sparse = w.sparsity.present();
+  return Support::no(fmt::format("{} tokens: this kernel takes at most {} with a {}weight of {}{}", x.dim(0),
+                                 most, sparse ? "sparse " : "", dtype_name(w.layout.dtype),
+                                 !sparse && most == kMaxTokensPacked ? " that may be packed" : ""));
 }
 
 Support rows_contiguous(const char* name, const Weight& w) {
@@ -268,9 +270,9 @@ GemvInput input_of(const QkvLinearParams& p, Workspace& space) {
 
 std::string condition() {
   return fmt::format(
-      "at most {} tokens ({} of f32 that may be packed, {} of 4-bit codes, {} of other codes), contiguous "
-      "weight rows",
-      kMaxTokens, kMaxTokensPacked, kMaxTokensOf4Bits, kMaxTokensOfCodes);
+      "at most {} tokens ({} of f32 that may be packed, {} of 4-bit codes, {} of other codes, {} of sparse "
+      "weights), contiguous weight rows",
+      kMaxTokens, kMaxTokensPacked, kMaxTokensOf4Bits, kMaxTokensOfCodes, kMaxTokensSparse);
 }
 
 std::string int8_condition() {
