@@ -154,6 +154,7 @@ bool run(const Launch& launch) {
   const auto count = [](const Extent& e) { return static_cast<long long>(e.x) * e.y * e.z; };
   const long long threads = count(launch.block), blocks = count(launch.grid);
   if (threads < 1 || threads > kMaxThreads || launch.shared_bytes > kMaxShared || blocks < 1) return false;
+  if (recorded) recorded->push_back({launch.grid, launch.block, launch.shared_bytes});
   std::exception_ptr fault;
   std::mutex mutex;
 #pragma omp parallel for schedule(dynamic)

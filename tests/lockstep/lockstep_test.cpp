@@ -13,7 +13,7 @@
 #include <string_view>
 #include <vector>
 
-#include "backends/cuda/runtime.h"
+#include "backend.h"
 #include "backends/hip/kernels.h"
 #include "case.h"
 #include "kf/kf.h"
@@ -21,29 +21,6 @@
 
 namespace kf {
 namespace {
-
-Backend lockstep_backend() {
-  Backend b;
-  b.name = "rocm";
-  b.device_type = DeviceType::rocm;
-  b.available = [] { return Support::yes(); };
-  b.capabilities = [](int index) {
-    DeviceCaps c;
-    c.device = {DeviceType::rocm, index};
-    c.name = "lockstep";
-    c.isa = "gfx906";
-    c.l1_bytes = lockstep::kMaxShared;
-    return c;
-  };
-  b.kernels = hip::kernels;
-  b.memory = {[](int, std::size_t bytes, void*) { return std::aligned_alloc(64, (bytes + 64) / 64 * 64); },
-              [](int, void* memory, void*) { std::free(memory); },
-              [](int, void* to, const void* from, std::size_t bytes, CopyDirection, void*) {
-                std::memcpy(to, from, bytes);
-              },
-              [](int index, void*) { cuda::throw_table_fault(index); }};
-  return b;
-}
 
 constexpr std::size_t kSmall = 512 << 10;
 
@@ -55,7 +32,7 @@ std::size_t bytes_of(const cases::Case& c) {
 }
 
 const Backend& backend() {
-  static const Backend& b = register_backend(lockstep_backend());
+  static const Backend& b = register_backend(lockstep_backend("gfx906"));
   return b;
 }
 

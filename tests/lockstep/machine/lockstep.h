@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 namespace kf::lockstep {
 
@@ -22,6 +23,13 @@ struct Launch {
   std::size_t shared_bytes;
   std::function<void()> body;  // of each thread
 };
+// What launches of this thread had, where one collects them.
+struct Recorded {
+  Extent grid, block;
+  std::size_t shared_bytes;
+};
+inline thread_local std::vector<Recorded>* recorded = nullptr;
+
 // False where a block is too large. Throws std::logic_error where threads wait for others that have ended or wait elsewhere.
 bool run(const Launch& launch);
 
