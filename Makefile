@@ -5,23 +5,35 @@ SCHEMAS := .cache/vendors/torch_npu-2.14.0.json
 MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 PYTHON := .venv/bin/python
 PYTHONS ?= python3
+# For `make demo`: what to compile for where there is a GPU; empty elsewhere.
+GPU := $(if $(filter demo build-gpu,$(MAKECMDGOALS)),$(shell scripts/gpu_architecture.sh))
+# Its embedding takes no 4-bit table.
+ON_GPU := $(if $(GPU),--device cuda --weights f32)
 # Builds of the same sources share ccache's results, wherever they lie.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help setup build demo test test-cpp test-python test-sanitize test-arm64 test-gpu test-cuda-build test-hip-build test-install fuzz peers bench wheel docs docs-site clean
+.PHONY: help setup build build-gpu demo test test-cpp test-python test-sanitize test-arm64 test-gpu test-cuda-build test-hip-build test-install fuzz peers bench wheel docs docs-site clean
 
 help:
 	@sed -n 's/^## //p' Makefile
 
-## make demo            build, generate text with SmolLM2-135M, and measure unfused against fused (report/)
+## make demo            build (for the GPU where there is one), generate text with SmolLM2-135M, and measure unfused against fused (report/)
 demo: TARGETS := --target _kf
-demo: build $(MODEL)
+demo: $(if $(GPU),build-gpu,build) $(MODEL)
 	@echo "== the device and what it offers"
 	@.venv/bin/kf info --brief
 	@echo "== text from the fused engine"
-	@.venv/bin/kf generate $(MODEL) "What is kernel fusion, in one sentence?" --chat --max-new-tokens 48
+	@.venv/bin/kf generate $(MODEL) "What is kernel fusion, in one sentence?" --chat --max-new-tokens 48 $(ON_GPU)
 	@echo "== unfused against fused on $(MODEL)"
-	@.venv/bin/kf bench model $(MODEL) --quick --out report
+	@.venv/bin/kf bench model $(MODEL) --quick --out report $(ON_GPU)
+
+# The CUDA backend for this machine's GPU alone.
+build-gpu: setup
+	@echo "== building for the GPU"
+	@nvcc=$$(scripts/cuda_compiler.sh --least) && CUDACXX=$$nvcc cmake --preset cuda -DKF_CUDA_ARCHITECTURES=$(GPU) \
+	  -DKF_BUILD_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(PYTHON) -B build-gpu >build.log 2>&1 || { cat build.log; exit 1; }
+	@cmake --build build-gpu -j $(JOBS) $(TARGETS)
+	@scripts/link_package.sh
 
 ## make test            all tests: C++, Python, the installed package; and the documentation site
 test: test-cpp test-python test-install docs-site
@@ -122,4 +134,4 @@ docs-site: build
 	@scripts/docs_site.sh
 
 clean:
-	rm -rf build build-docs build-cuda build-cuda-check build-hip build-hip-check build-sanitize build-fuzz build-python-* dist report
+	rm -rf build build-docs build-gpu build-cuda build-cuda-check build-hip build-hip-check build-sanitize build-fuzz build-python-* dist report

@@ -2,6 +2,7 @@
 #include "runner.h"
 
 #include "bindings.h"
+#include "kernel_counter.h"
 #include "kf/error.h"
 #include "model_shapes.h"
 
@@ -106,6 +107,17 @@ void bind_cases(nb::module_& m) {
   m.def("model_shape", &model_shape, nb::arg("name"),
         "The configuration of a model that benchmarks build with random weights; raises with the names that "
         "there are.");
+  m.def(
+      "count_kernels",
+      [](const nb::callable& work) {
+        static KernelCounter counter;
+        const int count = counter.count([&] { work(); });
+        return nb::make_tuple(count, counter.problem());
+      },
+      nb::arg("work"),
+      "(number, why none is counted): the kernels that a function runs on CUDA devices and waits for, as "
+      "CUPTI\n"
+      "counts them, those of a replayed graph one by one; -1 where nothing is counted.");
   m.def(
       "copy_bandwidth", [] { return unlocked([] { return cases::copy_bandwidth(default_dispatcher()); }); },
       "GB/s (read and written) that copies of large buffers reach.");

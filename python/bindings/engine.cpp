@@ -76,6 +76,7 @@ EngineOptions options_from(const nb::dict& values) {
       .read("fusion", fusion)
       .read("families", families)
       .read("allow_fallback", o.selection.allow_fallback)
+      .read("replay", o.replay)
       .read("cache", cache)
       .finish();
   o.activation_dtype = parse_dtype(activation_dtype);

@@ -213,7 +213,7 @@ def load_model(
     context: int = 0,
     max_batch_size: int = 4,
     max_step_tokens: int = 512,
-    cache_dtype: str = "f32",
+    cache_dtype: str | None = None,
     families: Sequence[str] = (),
     device: str = "cpu",
     verdicts: _kf.VerdictStore | None = None,
@@ -228,9 +228,10 @@ def load_model(
     model's, at most 4096). max_step_tokens: longer prompts are fed in chunks of as many. threads 0: all. families: the
     kernels that may be used, as in `Selection` (none: the fused ones and, for what no rule joins, the vanilla ones;
     for the baseline the vanilla ones). cache_dtype: of keys and values, "f32", "f16", "bf16", or quantized with a scale
-    for each token and head: "int8", "int4", "fp8", "fp8_e5m2". device: where the model runs, "cpu" or, of a build with
-    that backend, "cuda" or "cuda:1"; weights are copied there once. verdicts: where measured fusions are kept
-    (None: on disk, in the user's cache).
+    for each token and head: "int8", "int4", "fp8", "fp8_e5m2"; None: as the activations, which are f32 on the CPU, and
+    on a device f16 or bf16 where all weights are. device: where the model runs, "cpu" or, of a build with that backend,
+    "cuda" or "cuda:1"; weights are copied there once. verdicts: where measured fusions are kept (None: on disk, in the
+    user's cache).
     """
     file = path if isinstance(path, ModelFile) else open_model(path)
     config = fusion_config or KernelFusionConfig()
@@ -239,8 +240,12 @@ def load_model(
         raise refusing(f"weights: expected {' or '.join(WEIGHTS)}, got {weights!r}")
     if verdicts is None and mode == "measured":
         verdicts = _kf.VerdictStore(_kf.VerdictStore.default_path())
+    tensors = model_weights(file, weights)
+    activations = activation_dtype_of(tensors, device)
+    cache_dtype = activations if cache_dtype is None else cache_dtype
     options = {
         "baseline": mode == "none",
+        "activation_dtype": activations,
         "families": list(families),
         "max_seq_len": context or min(file.config["max_positions"], 4096),
         "max_batch_size": max_batch_size,
@@ -259,7 +264,14 @@ def load_model(
             "except": [*config.except_rules, *except_rules, *_rules_off(config)],
         },
     }
-    return Model(file, model_weights(file, weights), options, verdicts, count_calls)
+    return Model(file, tensors, options, verdicts, count_calls)
+
+
+def activation_dtype_of(weights: dict, device: str) -> str:
+    """What a model computes in: f32 on the CPU; on a device f16 or bf16, where all its weights are."""
+    dtypes = {str(w.dtype) for w in weights.values()}
+    names = {"float16": "f16", "f16": "f16", "bfloat16": "bf16", "bf16": "bf16"}
+    return names.get(dtypes.pop(), "f32") if device != "cpu" and len(dtypes) == 1 else "f32"
 
 
 def _restricted(named: list[str], only: list[str]) -> list[str]:

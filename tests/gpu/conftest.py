@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 import sagellm_kernel_fusion as kf
+
+sys.path.append(str(Path(__file__).parents[1] / "python"))  # model_files, which both folders' tests use
 
 
 @pytest.fixture(scope="session", autouse=True)

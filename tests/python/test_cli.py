@@ -142,6 +142,34 @@ def test_bench_model_of_a_shape():
     failing("expected either MODEL or --shape NAME", "bench", "model")
 
 
+def test_bench_model_on_a_device(tiny_gguf):
+    refused = run("bench", "model", tiny_gguf, "--device", "acme", code=1)
+    assert refused.stderr == "kf: backend acme: this build has none\n"
+    failing("expected --batch, --context", "bench", "model", tiny_gguf, "--device", "cuda", "--prompts", "4")
+    failing("--batch: expected numbers of at least 1", "bench", "model", tiny_gguf, "--device", "cuda", "--batch", "x")
+
+
+def test_steps_of_a_model(tiny_gguf):
+    """What `kf bench model --device` measures, on the CPU, where nothing is recorded."""
+    from sagellm_kernel_fusion.bench.environment import environment
+    from sagellm_kernel_fusion.bench.step_bench import StepEffort, measure_steps
+    from sagellm_kernel_fusion.reports import step_document, step_json
+    from sagellm_kernel_fusion.weights import open_model
+
+    effort = StepEffort(batch=2, context=7, tokens=2, rounds=2)
+    result = measure_steps(open_model(tiny_gguf), device="cpu", effort=effort)
+    assert [f.form for f in result.forms] == ["unfused", "fused", "replayed"] and all(f.ok for f in result.forms)
+    assert result.forms[0].launches > result.forms[1].launches == result.forms[2].launches
+    assert not result.forms[2].replayed and result.label == "f32"
+    rows = step_json("tiny", [result], {}, "all")["rows"]
+    assert rows[1]["batch_size"] == 2 and rows[1]["tbt_ms"] > 0 and rows[1]["steps"] == 4
+    assert len(step_document("tiny", [result], environment()).sections[0].tables[0].rows) == 3
+    with pytest.raises(kf.InvalidArgumentError, match="batch: expected at least 1, got 0"):
+        StepEffort(batch=0)
+    with pytest.raises(kf.InvalidArgumentError, match="context: 100000 tokens"):
+        measure_steps(open_model(tiny_gguf), device="cpu", effort=StepEffort(context=100000))
+
+
 def test_bench_model_refuses_before_it_measures(tiny_gguf, monkeypatch):
     monkeypatch.setattr("sagellm_kernel_fusion.bench.model_bench.measure_precision", lambda *_: pytest.fail("measured"))
     bench = ("bench", "model", tiny_gguf)

@@ -7,10 +7,14 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from .. import _kf
+from ..errors import UnavailableError
 
 
-def environment() -> dict:
-    device = next(d for b in _kf.backends() if b["name"] == "cpu" for d in b["devices"])
+def environment(backend: str = "cpu") -> dict:
+    found = next((b for b in _kf.backends() if b["name"] == backend), {"reason": "this build has none"})
+    if not found.get("available"):
+        raise UnavailableError(f"backend {backend}: {found['reason']}", {"backend": backend})
+    device = found["devices"][0]
     return {
         "device": device["name"],
         "isa": device["isa"],

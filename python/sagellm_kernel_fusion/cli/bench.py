@@ -70,18 +70,32 @@ def bench_model(
     ] = "measured",
     rules: Annotated[bool, typer.Option("--rules/--no-rules", help="Measure each fusion rule by itself too.")] = True,
     threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
+    device: Annotated[str, typer.Option(help="Where: cpu, or of a build with that backend cuda or cuda:1.")] = "cpu",
+    batch: Annotated[str, typer.Option(help="On a device: sequences at once, as in 1,16.")] = "1",
+    context: Annotated[int, typer.Option(help="On a device: tokens in the cache of each sequence.")] = 512,
     as_json: _Json = False,
     out: _Out = None,
 ) -> None:
-    """A whole model: time to first token, time per token, memory, kernel calls, error, gain of every rule."""
+    """A whole model: time to first token, time per token, memory, kernel calls, error, gain of every rule. On a
+    device: a step of one token a sequence, unfused, fused, and replayed as a CUDA graph."""
     from ..bench.environment import environment
     from ..bench.model_bench import QUICK, Effort, measure_model
+    from ..bench.step_bench import StepEffort
     from ..errors import refusing
     from ..reports import model_document, model_json
     from ..weights import open_model, random_model
 
     if (path is None) == (shape is None):
         raise refusing("expected either MODEL or --shape NAME")
+    if device != "cpu":
+        if prompts is not None or (weights and len(weights) > 1):
+            raise refusing(f"--device {device}: expected --batch, --context and at most one --weights, no --prompts")
+        kind = weights[0] if weights else "file"
+        file = open_model(path) if path else random_model(shape)
+        effort = StepEffort(context=context, rounds=3 if quick else 5)
+        efforts = [replace(effort, batch=b) for b in _lengths(batch, "--batch", "numbers")]
+        _bench_steps(file, shape or path, device, efforts, kind, fusion, as_json, out)
+        return
     effort = replace(QUICK if quick else Effort(), measure_rules=rules)
     if prompts is not None:
         effort = replace(effort, prompts=_lengths(prompts))
@@ -102,7 +116,25 @@ def bench_model(
         raise typer.Exit(1)
 
 
-def _lengths(text: str) -> tuple[int, ...]:
+def _bench_steps(file, named, device, efforts, weights, fusion, as_json, out) -> None:
+    from ..bench.environment import environment
+    from ..bench.step_bench import measure_steps
+    from ..reports import step_document, step_json
+
+    here = environment(device.partition(":")[0])
+    make_folder(out)
+    with Steps(None) as steps:
+        results = [
+            measure_steps(file, device=device, effort=effort, weights=weights, fusion=fusion, say=steps.next)
+            for effort in efforts
+        ]
+    name = named if isinstance(named, str) else named.resolve().stem if named.is_file() else named.resolve().name
+    finish(step_document(name, results, here), step_json(name, results, here, fusion), as_json, out)
+    if not all(f.ok for r in results for f in r.forms):
+        raise typer.Exit(1)
+
+
+def _lengths(text: str, option: str = "--prompts", what: str = "lengths") -> tuple[int, ...]:
     from ..errors import refusing
 
     try:
@@ -110,5 +142,5 @@ def _lengths(text: str) -> tuple[int, ...]:
     except ValueError:
         lengths = ()
     if not lengths or lengths[0] < 1:
-        raise refusing(f"--prompts: expected lengths of at least 1 separated by commas, got {text}")
+        raise refusing(f"{option}: expected {what} of at least 1 separated by commas, got {text}")
     return lengths

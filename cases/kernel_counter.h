@@ -37,7 +37,12 @@ class KernelCounter {
       return -1;
     }
     counted() = 0;
-    work();
+    try {
+      work();
+    } catch (...) {
+      disable_(kKernel);
+      throw;
+    }
     flush_(1);
     disable_(kKernel);
     return counted();
