@@ -308,10 +308,9 @@ void add_linear_device_cases(CaseList& list) {
   for (const WeightFormat& low :
        {q4_k, WeightFormat(DType::q6_k), WeightFormat(DType::q4_0), WeightFormat(DType::q8_0), int4,
         WeightFormat(DType::i8, 0, DType::f32), WeightFormat(DType::fp8_e4m3, 0, DType::f32)})
-    add_linear(list, DType::bf16, low, {1, 4096, 14336}, {}, true);
+    for (const std::int64_t num_tokens : {1, 4, 16})
+      add_linear(list, DType::bf16, low, {num_tokens, 4096, 14336}, {}, true);
   for (const WeightFormat& low : {q4_k, int4}) {
-    add_linear(list, DType::bf16, low, {4, 4096, 14336}, {}, true);
-    add_linear(list, DType::bf16, low, {16, 4096, 14336}, {}, true);
     add_linear(list, DType::bf16, low, {256, 4096, 14336}, {}, true);
     add_ffn(list, DType::bf16, low, {1, 4096, 14336}, NormKind::rms, Activation::silu, true, true);
   }

@@ -15,7 +15,11 @@
 namespace kf {
 namespace {
 
+// Of a multiprocessor of the stand-in, and of one of a device that has less.
+constexpr std::size_t kHoppersShared = 228 << 10, kLessShared = 100 << 10;
+
 // The backend where it is compiled in, over a device that is not here.
+template <std::size_t kSharedBytes = kHoppersShared>
 const Backend* stand_in() {
   static const std::unique_ptr<Backend> b = [] {
     std::unique_ptr<Backend> made;
@@ -28,7 +32,7 @@ const Backend* stand_in() {
         c.device = {DeviceType::cuda, index};
         c.name = "a stand-in, 132 multiprocessors";
         c.isa = "sm_90";
-        c.l1_bytes = 228 << 10;
+        c.l1_bytes = kSharedBytes;
         c.l2_bytes = std::size_t{50} << 20;
         c.memory_bytes = std::size_t{80} << 30;
         return c;
@@ -90,8 +94,8 @@ AttentionParams attention(DType dtype, std::int64_t head_dim, std::int64_t token
           .out = there(dtype, {2, tokens, 8, head_dim})};
 }
 
-LinearParams linear(DType x, DType weight, std::int64_t tokens) {
-  return {.x = there(x, {tokens, 256}), .weight = there(weight, {512, 256}), .out = there(x, {tokens, 512})};
+LinearParams linear(DType x, DType weight, std::int64_t tokens, std::int64_t in = 256) {
+  return {.x = there(x, {tokens, in}), .weight = there(weight, {512, in}), .out = there(x, {tokens, 512})};
 }
 
 TEST(CudaPlans, TheRowThatServes) {
@@ -116,6 +120,36 @@ TEST(CudaPlans, TheRowThatServes) {
   EXPECT_EQ(selected(d, norm), "cuda::rms_norm_residual");
   norm.weight.device.index = 1;
   EXPECT_THROW(d.explain(norm), Error) << "operands of two devices";
+}
+
+// A row that a launch would fail in refuses when it is planned, and says how much it needs; another serves.
+TEST(CudaPlans, RowsRefuseADeviceOfLessSharedMemory) {
+  if (stand_in() == nullptr) GTEST_SKIP() << "built without the CUDA backend";
+  Dispatcher hopper(*stand_in()), less(*stand_in<kLessShared>());
+  const auto reason = [](Dispatcher& d, const AnyParams& p, const std::string& kernel) {
+    for (const Explained& e : d.explain(p.op(), p.data()))
+      if (e.kernel == kernel) return e.supported ? "" : e.reason;
+    return "no row " + kernel;
+  };
+  const AttentionParams tiles = attention(DType::bf16, 256), decode = attention(DType::bf16, 128, 1);
+  const LinearParams small = linear(DType::bf16, DType::bf16, 4, 8192),
+                     decoded = linear(DType::bf16, DType::q4_0, 4);
+  const struct {
+    AnyParams params;
+    std::string kernel, instead;
+  } calls[] = {{tiles, "cuda::attention_flash2", "cuda::attention_f32"},
+               {decode, "cuda::attention_flash2", "cuda::attention_f32"},
+               {small, "cuda::linear_small", ""},
+               {decoded, "cuda::linear_decoded", "cuda::linear_decoded_tiles"}};
+  for (const auto& call : calls) {
+    EXPECT_EQ(reason(hopper, call.params, call.kernel), "") << call.kernel;
+    const std::string refused = reason(less, call.params, call.kernel);
+    EXPECT_NE(refused.find("KiB of shared memory a block, which may have 99"), std::string::npos)
+        << call.kernel << ": " << refused;
+    if (!call.instead.empty()) EXPECT_EQ(selected(less, call.params), call.instead);
+  }
+  EXPECT_EQ(selected(less, attention(DType::bf16, 64)), "cuda::attention_flash2") << "a tile of 48 KiB";
+  EXPECT_EQ(selected(less, linear(DType::bf16, DType::bf16, 1)), "cuda::linear_small");
 }
 
 TEST_F(AcceleratorsHere, Flash2RefusesAnAddressThatItCannotRead) {

@@ -170,17 +170,6 @@ struct Tile {
   }
 };
 
-// Whether any of two neighbours is NaN or infinite.
-template <class T>
-__device__ inline bool is_hostile(std::uint32_t pair) {
-  constexpr std::uint32_t kExponent = std::is_same_v<T, Bf16> ? 0x7f80 : 0x7c00;
-  return (pair & kExponent) == kExponent || (pair >> 16 & kExponent) == kExponent;
-}
-template <class T>
-__device__ inline bool is_hostile(const uint4& v) {
-  return is_hostile<T>(v.x) || is_hostile<T>(v.y) || is_hostile<T>(v.z) || is_hostile<T>(v.w);
-}
-
 // Where a key's row begins, in chunks of 16 bytes from the operand's: 64 GiB are within reach.
 __device__ inline std::uint32_t key_chunk(const Keys& k, const KeyPlace& at, int kv_head) {
   return static_cast<std::uint32_t>(key_offset(k, at, kv_head) >> 3);

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "backends/cuda/device/element.cuh"
+#include "backends/cuda/device/limits.h"
 #include "core/block_formats.h"
 
 namespace kf::cuda {

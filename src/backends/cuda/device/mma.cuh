@@ -61,6 +61,17 @@ __device__ inline std::uint32_t pack_pair(float low, float high) {
   return bits;
 }
 
+// Whether any of two neighbours is NaN or infinite.
+template <class T>
+__device__ inline bool is_hostile(std::uint32_t pair) {
+  constexpr std::uint32_t kExponent = std::is_same_v<T, Bf16> ? 0x7f80 : 0x7c00;
+  return (pair & kExponent) == kExponent || (pair >> 16 & kExponent) == kExponent;
+}
+template <class T>
+__device__ inline bool is_hostile(const uint4& v) {
+  return is_hostile<T>(v.x) || is_hostile<T>(v.y) || is_hostile<T>(v.z) || is_hostile<T>(v.w);
+}
+
 // The address of a chunk of 16 bytes in a tile.
 template <int kRowBytes>
 __device__ inline std::uint32_t chunk_address(std::uint32_t tile, int row, int chunk) {

@@ -3,12 +3,21 @@
 #include "backends/cuda/linear/around.h"
 #include "backends/cuda/linear/decoded_kernel.h"
 #include "backends/cuda/linear/linear.h"
+#include "backends/cuda/linear/streamed_kernel.h"
 #include "backends/cuda/runtime.h"
 #include "backends/cuda/supports.h"
 #include "core/op_weights.h"
 #include "core/quantized.h"
 
-namespace kf::cuda::decoded {
+namespace kf::cuda {
+
+struct DecodedState : SmallState {
+  bool few = true;  // unfused: by the kernels of few tokens
+  // Of each launch in turn, on matrix units; no tokens: not there.
+  streamed::Shape shapes[3]{};
+};
+
+namespace decoded {
 namespace {
 
 // ---- What is taken
@@ -125,8 +134,29 @@ void launch_kind(const Args& a, const TensorView& on, const RunContext& ctx, boo
   return go(launch_small_plain, launch_tiles_plain);
 }
 
-// As many tokens a launch as fit.
-void launch_few(Args a, const SmallState& s, const TensorView& x, const RunContext& ctx) {
+// How matrix units share out weights that are read alike, where they take them.
+streamed::Shape shape_of(const TensorView& x, std::initializer_list<const Weight*> weights, bool gated,
+                         const PlanContext& ctx) {
+  if constexpr (kCopiesAside) {
+    std::int64_t groups = 0;
+    for (const Weight* w : weights) {
+      const auto columns = static_cast<int>(scale_grid(w->layout, w->quantization).columns);
+      if (w->sparsity.present() || !streamed::takes_coded(x, w->layout, columns, ctx)) return {};
+      if (!gated || groups == 0) groups += streamed::groups_of(static_cast<int>(w->layout.dim(0)), gated);
+    }
+    return streamed::shape_for_coded(x, groups, gated, (*weights.begin())->layout.dtype);
+  }
+  return {};
+}
+
+std::shared_ptr<DecodedState> state_of(const PlanContext& ctx) {
+  auto s = std::make_shared<DecodedState>();
+  s->constant_weights = ctx.packs != nullptr;
+  return s;
+}
+
+// On matrix units, or as many tokens a launch as fit.
+void launch_few(Args a, const DecodedState& s, int number, const TensorView& x, const RunContext& ctx) {
   if (a.num_tokens == 0) return;
   a.constant_weights = s.constant_weights;
   a.wide = small::input_is_wide(a);
@@ -134,6 +164,9 @@ void launch_few(Args a, const SmallState& s, const TensorView& x, const RunConte
   for (int i = 0; i < a.num_parts; ++i)
     a.aligned = a.aligned && reinterpret_cast<std::uintptr_t>(a.weights[i].data) % 16 == 0 &&
                 (a.weights[i].row_bytes % 16 == 0 || a.parts[i].rows == 1);
+  if constexpr (kCopiesAside)
+    if (s.shapes[number].tokens != 0 && a.wide && a.aligned)
+      return streamed::launch_coded(a, s.shapes[number], x, ctx);
   int most = kTokens;
   while (most > 1 && staged_bytes(most, a.in) > kMaxStagedBytes) most /= 2;
   small::by_tokens(a, most, [&](const Args& some) { launch_kind(some, x, ctx, false); });
@@ -152,12 +185,18 @@ Support supports(const LinearParams& p, const PlanContext& ctx) {
   const Weight w = weight_of(p);
   return supports_weights(p.x, {&w});
 }
-void run(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
+std::shared_ptr<DecodedState> prepare(const LinearParams& p, const PlanContext& ctx, std::size_t*) {
+  const Weight w = weight_of(p);
+  auto s = state_of(ctx);
+  s->shapes[0] = shape_of(p.x, {&w}, false, ctx);
+  return s;
+}
+void run(const LinearParams& p, const DecodedState& s, const RunContext& ctx) {
   Args a = args_of(p.x, p.prologue);
   add_part(a, weight_of(p), p.weight, p.bias, p.out);
   a.activation = p.activation;
   small::set_residual(a, p.residual);
-  launch_few(a, s, p.x, ctx);
+  launch_few(a, s, 0, p.x, ctx);
 }
 
 Support supports(const QkvLinearParams& p, const PlanContext& ctx) {
@@ -166,18 +205,32 @@ Support supports(const QkvLinearParams& p, const PlanContext& ctx) {
   return supports_weights(p.x, {&w.q, &w.k, &w.v});
 }
 // A launch for neighbours that are read alike.
-void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx) {
+std::shared_ptr<DecodedState> prepare(const QkvLinearParams& p, const PlanContext& ctx, std::size_t*) {
+  const QkvWeights w(p);
+  auto s = state_of(ctx);
+  streamed::Shape* shape = s->shapes;
+  const bool two = alike(w.q, w.k), three = alike(two ? w.q : w.k, w.v);
+  if (two && three) {
+    *shape = shape_of(p.x, {&w.q, &w.k, &w.v}, false, ctx);
+  } else {
+    *shape++ = two ? shape_of(p.x, {&w.q, &w.k}, false, ctx) : shape_of(p.x, {&w.q}, false, ctx);
+    if (!two) *shape++ = three ? shape_of(p.x, {&w.k, &w.v}, false, ctx) : shape_of(p.x, {&w.k}, false, ctx);
+    if (!three) *shape = shape_of(p.x, {&w.v}, false, ctx);
+  }
+  return s;
+}
+void run(const QkvLinearParams& p, const DecodedState& s, const RunContext& ctx) {
   const QkvWeights w(p);
   const Weight* const weights[] = {&w.q, &w.k, &w.v};
   const TensorView *const values[] = {&p.q_weight, &p.k_weight, &p.v_weight},
                           *const biases[] = {&p.q_bias, &p.k_bias, &p.v_bias},
                           *const outs[] = {&p.q, &p.k, &p.v};
-  for (int i = 0; i < 3;) {
+  for (int i = 0, number = 0; i < 3; ++number) {
     Args a = args_of(p.x, p.prologue);
     const int first = i;
     for (; i < 3 && alike(*weights[first], *weights[i]); ++i)
       add_part(a, *weights[i], *values[i], *biases[i], *outs[i]);
-    launch_few(a, s, p.x, ctx);
+    launch_few(a, s, number, p.x, ctx);
   }
 }
 
@@ -192,12 +245,17 @@ Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
                                    dtype_name(w.gate.layout.dtype), dtype_name(w.up.layout.dtype)));
   return Support::yes();
 }
-std::shared_ptr<SmallState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx,
-                                        std::size_t* workspace_bytes) {
-  *workspace_bytes = small::intermediate(p, FfnWeights(p).intermediate(), nullptr).nbytes();
-  return small::prepare(p, ctx, workspace_bytes);
+std::shared_ptr<DecodedState> prepare(const GatedFfnParams& p, const PlanContext& ctx,
+                                      std::size_t* workspace_bytes) {
+  const FfnWeights w(p);
+  const TensorView h = small::intermediate(p, w.intermediate(), nullptr);
+  *workspace_bytes = h.nbytes();
+  auto s = state_of(ctx);
+  s->shapes[0] = shape_of(p.x, {&w.gate, &w.up}, true, ctx);
+  s->shapes[1] = shape_of(h, {&w.down}, false, ctx);
+  return s;
 }
-void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx) {
+void run(const GatedFfnParams& p, const DecodedState& s, const RunContext& ctx) {
   const FfnWeights w(p);
   const TensorView h = small::intermediate(p, w.intermediate(), ctx.workspace);
   Args a = args_of(p.x, p.prologue);
@@ -205,11 +263,11 @@ void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx) {
   add_part(a, w.up, p.up_weight, {}, {});
   a.gated = true;
   a.activation = p.activation;
-  launch_few(a, s, p.x, ctx);
+  launch_few(a, s, 0, p.x, ctx);
   Args b = args_of(h, {});
   add_part(b, w.down, p.down_weight, {}, p.out);
   small::set_residual(b, p.residual);
-  launch_few(b, s, h, ctx);
+  launch_few(b, s, 1, h, ctx);
 }
 
 Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
@@ -217,11 +275,19 @@ Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
   const Weight w = weight_of(p);
   return supports_weights(p.x, {&w});
 }
-void run(const LmHeadArgmaxParams& p, const SmallState& s, const RunContext& ctx) {
+std::shared_ptr<DecodedState> prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx,
+                                      std::size_t* workspace_bytes) {
+  small::prepare_largest(p, ctx, workspace_bytes);
+  const Weight w = weight_of(p);
+  auto s = state_of(ctx);
+  s->shapes[0] = shape_of(p.x, {&w}, false, ctx);
+  return s;
+}
+void run(const LmHeadArgmaxParams& p, const DecodedState& s, const RunContext& ctx) {
   Args a = args_of(p.x, p.prologue);
   add_part(a, weight_of(p), p.weight, {}, {});
   small::set_largest(a, p, ctx.workspace);
-  launch_few(a, s, p.x, ctx);
+  launch_few(a, s, 0, p.x, ctx);
 }
 
 Support supports_tiles(const LinearParams& p, const PlanContext&) {
@@ -246,13 +312,15 @@ Support supports_unfused(const LinearParams& p, const PlanContext& ctx) {
     return Support::no("an activation: this row is the unfused linear layer");
   return supports_tiles(p, ctx);
 }
-std::shared_ptr<UnfusedState> prepare_unfused(const LinearParams& p, const PlanContext& ctx,
+std::shared_ptr<DecodedState> prepare_unfused(const LinearParams& p, const PlanContext& ctx,
                                               std::size_t* workspace_bytes) {
-  const bool few = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization, ctx.caps).operator bool();
-  return std::make_shared<UnfusedState>(UnfusedState{*small::prepare(p, ctx, workspace_bytes), few});
+  auto s = prepare(p, ctx, workspace_bytes);
+  s->few = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization, ctx.caps).operator bool();
+  return s;
 }
-void run_unfused(const LinearParams& p, const UnfusedState& s, const RunContext& ctx) {
+void run_unfused(const LinearParams& p, const DecodedState& s, const RunContext& ctx) {
   return s.few ? run(p, s, ctx) : run_tiles(p, s, ctx);
 }
 
-}  // namespace kf::cuda::decoded
+}  // namespace decoded
+}  // namespace kf::cuda

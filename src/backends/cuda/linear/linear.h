@@ -55,28 +55,30 @@ void run(const LmHeadArgmaxParams& p, const StreamedState& s, const RunContext& 
 // Weights of any dtype and sparse ones, decoded in registers. `supports`: up to kDecodedTokens tokens, with all that stands around
 // the products; `supports_tiles`: any number of tokens, slower, without a prologue; `supports_unfused`: the layer alone, by either.
 inline constexpr int kDecodedTokens = 16;
+struct DecodedState;
 namespace decoded {
 Support supports(const LinearParams& p, const PlanContext& ctx);
 Support supports(const QkvLinearParams& p, const PlanContext& ctx);
 Support supports(const GatedFfnParams& p, const PlanContext& ctx);
 Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx);
-std::shared_ptr<SmallState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx,
-                                        std::size_t* workspace_bytes);
-void run(const LinearParams& p, const SmallState& s, const RunContext& ctx);
-void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx);
-void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx);
-void run(const LmHeadArgmaxParams& p, const SmallState& s, const RunContext& ctx);
+std::shared_ptr<DecodedState> prepare(const LinearParams& p, const PlanContext& ctx, std::size_t*);
+std::shared_ptr<DecodedState> prepare(const QkvLinearParams& p, const PlanContext& ctx, std::size_t*);
+std::shared_ptr<DecodedState> prepare(const GatedFfnParams& p, const PlanContext& ctx,
+                                      std::size_t* workspace_bytes);
+std::shared_ptr<DecodedState> prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx,
+                                      std::size_t* workspace_bytes);
+void run(const LinearParams& p, const DecodedState& s, const RunContext& ctx);
+void run(const QkvLinearParams& p, const DecodedState& s, const RunContext& ctx);
+void run(const GatedFfnParams& p, const DecodedState& s, const RunContext& ctx);
+void run(const LmHeadArgmaxParams& p, const DecodedState& s, const RunContext& ctx);
 
 Support supports_tiles(const LinearParams& p, const PlanContext& ctx);
 void run_tiles(const LinearParams& p, const SmallState& s, const RunContext& ctx);
 Support supports_unfused(const LinearParams& p, const PlanContext& ctx);
-// By the kernel of few tokens or that of tiles.
-struct UnfusedState : SmallState {
-  bool few;
-};
-std::shared_ptr<UnfusedState> prepare_unfused(const LinearParams& p, const PlanContext& ctx,
+// By the kernels of few tokens or that of tiles.
+std::shared_ptr<DecodedState> prepare_unfused(const LinearParams& p, const PlanContext& ctx,
                                               std::size_t* workspace_bytes);
-void run_unfused(const LinearParams& p, const UnfusedState& s, const RunContext& ctx);
+void run_unfused(const LinearParams& p, const DecodedState& s, const RunContext& ctx);
 }  // namespace decoded
 
 // A product with bias; `supports`: the unfused linear layer, as an eager framework runs it, `supports_residual`: with what is

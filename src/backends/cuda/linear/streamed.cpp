@@ -6,6 +6,7 @@
 #include "backends/cuda/linear/streamed_kernel.h"
 #include "backends/cuda/runtime.h"
 #include "backends/cuda/supports.h"
+#include "core/quantized.h"
 
 namespace kf::cuda {
 
@@ -21,11 +22,16 @@ constexpr std::size_t kMostSharedBytes = 224 << 10;
 constexpr int kMostBlocks = 8;  // that a cluster may have everywhere
 constexpr int kAlwaysTokens = 8;
 
-int slice_of(std::int64_t in, int blocks) {
-  return static_cast<int>((in + std::int64_t{blocks} * kStep - 1) / (std::int64_t{blocks} * kStep)) * kStep;
+int slice_of(const Cut& cut, std::int64_t in, int blocks) {
+  const std::int64_t step = std::int64_t{blocks} * cut.step;
+  return static_cast<int>((in + step - 1) / step) * cut.step;
 }
-bool fits(int tokens, std::int64_t in, int blocks) {
-  return shared_bytes(tokens, slice_of(in, blocks)) <= kMostSharedBytes;
+bool fits(const Cut& cut, int tokens, std::int64_t in, int blocks) {
+  return shared_bytes(cut, tokens, slice_of(cut, in, blocks)) <= kMostSharedBytes;
+}
+
+bool has_clusters_for(const Cut& cut, std::int64_t tokens, std::int64_t in, int most_blocks) {
+  return in <= small::kMostFeatures && fits(cut, padded_tokens(tokens), in, most_blocks);
 }
 
 Support supports_input(const TensorView& x, InputQuantization quantization, const PlanContext& ctx) {
@@ -40,10 +46,10 @@ Support supports_input(const TensorView& x, InputQuantization quantization, cons
     return Support::no(fmt::format("{} input features: this kernel takes multiples of 8", x.dim(1)));
   // Beyond, products are faster, even with launches around them.
   const int most_blocks = x.dim(0) <= kAlwaysTokens ? kMostBlocks : 1;
-  if (!fits(padded_tokens(x.dim(0)), x.dim(1), most_blocks) || x.dim(1) > small::kMostFeatures)
+  if (!has_clusters_for(kPlainCut, x.dim(0), x.dim(1), most_blocks))
     return Support::no(fmt::format("{} tokens of {} features: more than {} KiB of shared memory", x.dim(0),
                                    x.dim(1), most_blocks * (kMostSharedBytes >> 10)));
-  return Support::yes();
+  return shared_fits(kMostSharedBytes, ctx.caps);
 }
 
 Support supports_weight(const TensorView& x, const TensorView& weight, const Sparsity& sparsity) {
@@ -55,20 +61,23 @@ Support supports_weight(const TensorView& x, const TensorView& weight, const Spa
 }
 
 // Cut so that the busiest warp has least to read. A round costs about as much as a step more.
-Shape shape_for(std::int64_t num_tokens, std::int64_t in, int groups, bool gated, DType dtype, int device) {
+// at_once(shape): clusters that run at once.
+template <class F>
+Shape shape_for(const Cut& cut, std::int64_t num_tokens, std::int64_t in, int groups, int device,
+                const F& at_once_of) {
   const CurrentDevice current(device);
   Shape best{};
   std::int64_t least = 0;
   for (int blocks = 1; blocks <= kMostBlocks; blocks *= 2) {
-    Shape s{padded_tokens(num_tokens), blocks, slice_of(in, blocks), 1, 1};
-    if (!fits(s.tokens, in, blocks)) continue;
-    const int at_once = std::max(1, dtype == DType::f16 ? clusters_f16(gated, s) : clusters_bf16(gated, s));
-    for (s.splits = 1; s.splits <= kWarps; s.splits *= 2) {
-      const int of_cluster = kWarps / s.splits;
+    Shape s{padded_tokens(num_tokens), blocks, slice_of(cut, in, blocks), 1, 1};
+    if (!fits(cut, s.tokens, in, blocks)) continue;
+    const int at_once = std::max(1, at_once_of(s));
+    for (s.splits = 1; s.splits <= cut.warps; s.splits *= 2) {
+      const int of_cluster = cut.warps / s.splits;
       const int wanted = std::max(1, (groups + of_cluster - 1) / of_cluster);
       const int rounds = (wanted + at_once - 1) / at_once;
       s.clusters = (wanted + rounds - 1) / rounds;
-      const std::int64_t cost = std::int64_t{rounds} * ((s.slice / kStep + s.splits - 1) / s.splits + 1);
+      const std::int64_t cost = std::int64_t{rounds} * ((s.slice / cut.step + s.splits - 1) / s.splits + 1);
       if (best.tokens == 0 || cost < least) best = s, least = cost;
     }
     // More blocks a cluster than needed only cost.
@@ -79,7 +88,9 @@ Shape shape_for(std::int64_t num_tokens, std::int64_t in, int groups, bool gated
 Shape shape_for(const TensorView& x, std::initializer_list<const TensorView*> weights, bool gated) {
   int groups = 0;
   for (const TensorView* w : weights) groups += groups_of(static_cast<int>(w->dim(0)), gated);
-  return shape_for(x.dim(0), x.dim(1), groups, gated, x.dtype, x.device.index);
+  return shape_for(kPlainCut, x.dim(0), x.dim(1), groups, x.device.index, [&](const Shape& s) {
+    return x.dtype == DType::f16 ? clusters_plain_f16(gated, s) : clusters_plain_bf16(gated, s);
+  });
 }
 
 void launch(Args a, const TensorView& x, bool constant_weights, const Shape& s, const RunContext& ctx) {
@@ -90,7 +101,7 @@ void launch(Args a, const TensorView& x, bool constant_weights, const Shape& s, 
     wide = wide && small::is_wide(a.parts[i].weight, x.dtype, a.parts[i].weight_stride, a.in);
   // A plan serves other addresses, too.
   if (!wide) return small::launch_by_tokens(a, x, constant_weights, ctx);
-  return x.dtype == DType::f16 ? launch_f16(a, s, x, ctx) : launch_bf16(a, s, x, ctx);
+  return x.dtype == DType::f16 ? launch_plain_f16(a, s, x, ctx) : launch_plain_bf16(a, s, x, ctx);
 }
 
 std::shared_ptr<StreamedState> state_of(const PlanContext& ctx, const Shape& shape, const Shape& down = {}) {
@@ -98,6 +109,31 @@ std::shared_ptr<StreamedState> state_of(const PlanContext& ctx, const Shape& sha
 }
 
 }  // namespace
+
+bool takes_coded(const TensorView& x, const TensorView& weight, int group, const PlanContext& ctx) {
+  const Cut cut = coded_cut(weight.dtype);
+  if (cut.step == 0 || x.dtype == DType::f32 || !has_clusters(ctx.caps)) return false;
+  const std::int64_t in = x.dim(1);
+  // One token is multiplied no slower without matrix units.
+  if (x.dim(0) < kStreamedFrom || x.dim(0) > kMostTokens || in == 0 || in % 32 != 0) return false;
+  if (needs_scales(weight.dtype) && group < in && (group < 32 || (group & (group - 1)) != 0)) return false;
+  return has_clusters_for(cut, x.dim(0), in, kMostBlocks) && shared_fits(kMostSharedBytes, ctx.caps);
+}
+Shape shape_for_coded(const TensorView& x, std::int64_t groups, bool gated, DType weight) {
+  const bool blocks = !needs_scales(weight);
+  return shape_for(
+      coded_cut(weight), x.dim(0), x.dim(1), static_cast<int>(groups), x.device.index, [&](const Shape& s) {
+        if (x.dtype == DType::f16)
+          return blocks ? clusters_blocks_f16(weight, gated, s) : clusters_scaled_f16(weight, gated, s);
+        return blocks ? clusters_blocks_bf16(weight, gated, s) : clusters_scaled_bf16(weight, gated, s);
+      });
+}
+void launch_coded(const decoded::Args& a, const Shape& s, const TensorView& on, const RunContext& ctx) {
+  const bool blocks = !needs_scales(a.weights[0].dtype);
+  if (a.dtype == DType::f16)
+    return blocks ? launch_blocks_f16(a, s, on, ctx) : launch_scaled_f16(a, s, on, ctx);
+  return blocks ? launch_blocks_bf16(a, s, on, ctx) : launch_scaled_bf16(a, s, on, ctx);
+}
 
 Support supports(const LinearParams& p, const PlanContext& ctx) {
   if (const Support s = supports_input(p.x, p.input_quantization, ctx); !s) return s;

@@ -1,10 +1,10 @@
 // Products of up to 16 tokens on matrix units (mma.sync), bound by reading the weights once. A warp takes 16 rows of the weight (of
 // a gated layer 8 of each) as the first operand and the tokens as the second. Weights come through a ring in shared memory, one a
-// warp, of which each lane reads what it has asked for itself; where weights are constant, the first are on their way before the
+// warp, as `Rows` says (streamed_rows.cuh, coded_rows.cuh); where weights are constant, the first are on their way before the
 // predecessor ends. The tokens' inputs, after the prologue, lie in shared memory in x's dtype: where they are too many, each block
 // of a cluster has a slice of them, and the blocks' sums are added through their shared memory; in one order, so that results
-// do not depend on timing. A lane's 16 bytes are 8 neighbouring inputs of a row, and so are those of the tokens that it
-// multiplies them with: which of the matrix unit's columns they are does not matter.
+// do not depend on timing. A lane has 8 neighbouring inputs of a row, and of the tokens that it multiplies them with, in one order:
+// which of the matrix unit's columns they are does not matter.
 #pragma once
 
 #include "backends/cuda/device/cluster.cuh"
@@ -13,6 +13,7 @@
 #include "backends/cuda/device/norm.cuh"
 #include "backends/cuda/linear/around.cuh"
 #include "backends/cuda/linear/streamed_kernel.h"
+#include "backends/cuda/linear/streamed_rows.cuh"
 
 namespace kf::cuda::streamed {
 
@@ -26,10 +27,10 @@ __device__ inline std::uint64_t largest_of_16(std::uint64_t v) {
   return v;
 }
 
-// The inputs [begin, begin + slice) of all tokens, after the prologue; zeros beyond the last.
-template <class T, int kTokens>
+// The inputs [begin, begin + slice) of all tokens, after the prologue, eights in Rows' order; zeros beyond the last.
+template <class T, class Rows, int kTokens>
 __device__ void stage(const Args& a, T* inputs, int begin, int slice) {
-  constexpr int W = 8, kAtOnce = 8;
+  constexpr int W = 8, kAtOnce = 8, kWarps = Rows::kCut.warps, kThreads = kWarps * 32;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int stride = input_stride(slice), chunks = slice / W;
   const int total = a.num_tokens * chunks;
@@ -45,7 +46,7 @@ __device__ void stage(const Args& a, T* inputs, int begin, int slice) {
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
       const int c = first + j * kThreads, t = c / chunks;
-      if (c < total) *reinterpret_cast<uint4*>(inputs + t * stride + c % chunks * W) = v[j];
+      if (c < total) *reinterpret_cast<uint4*>(inputs + t * stride + c % chunks * W) = Rows::ordered(v[j]);
     }
   }
   __syncthreads();
@@ -98,7 +99,8 @@ __device__ void stage(const Args& a, T* inputs, int begin, int slice) {
         const float mean = means[t], inverse = inverses[t];
 #pragma unroll
         for (int k = 0; k < W; ++k)
-          v[k] = fmaf((v[k] - mean) * inverse, a.norm_weight_offset + w[k], bias[k]);
+          v[k] =
+              fmaf((v[k] - mean) * inverse, a.norm_weight_offset + w[Rows::order(k)], bias[Rows::order(k)]);
       }
       activate<T>(a.pre_activation, v);
       store(inputs + t * stride + c * W, v);
@@ -107,17 +109,20 @@ __device__ void stage(const Args& a, T* inputs, int begin, int slice) {
   __syncthreads();
 }
 
-static_assert(kThreads == 16 * kMostTokens && kGroupRows == 16);
-
-template <class T, int kTokens, bool kGated>
-__global__ void __launch_bounds__(kThreads, 1) streamed_kernel(const Args a, const Shape s) {
+template <class T, class Rows, int kTokens, bool kGated>
+__global__ void __launch_bounds__(Rows::kCut.warps * 32, 1)
+    streamed_kernel(const typename Rows::Args a, const Shape s) {
   constexpr int kTiles = kTokens / 8, kOwnRows = kGated ? kGroupRows / 2 : kGroupRows;
-  constexpr int kStepBytes = kGroupRows * kStep * 2;
+  constexpr int kWarps = Rows::kCut.warps, kStep = Rows::kCut.step, kRingSteps = Rows::kCut.ring_steps,
+                kStepBytes = Rows::kCut.step_bytes();
+  // A thread a result of a group: so many groups at a time.
+  constexpr int kResults = kGroupRows * kMostTokens, kGroups = kWarps * 32 / kResults;
+  static_assert(kWarps * 32 % kResults == 0);
   extern __shared__ __align__(128) unsigned char shared[];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int rank = cluster_rank(), cluster = static_cast<int>(blockIdx.x) / s.blocks;
   const int begin = rank * s.slice, stride = input_stride(s.slice);
-  unsigned char* const ring = shared + warp * kRingSteps * kStepBytes + lane * 16;
+  unsigned char* const ring = shared + warp * kRingSteps * kStepBytes;
   float* const partials = reinterpret_cast<float*>(shared + kWarps * kRingSteps * kStepBytes);
   T* const inputs = reinterpret_cast<T*>(partials + kWarps * kTokens * kPartialStride);
 
@@ -136,37 +141,22 @@ __global__ void __launch_bounds__(kThreads, 1) streamed_kernel(const Args a, con
     while (index >= groups_of(a.parts[part].rows, kGated)) index -= groups_of(a.parts[part++].rows, kGated);
     return Group{part, index * kOwnRows};
   };
-  // What is asked for next. Beyond the last row the last again, of which the sums are dropped.
+  // A lane's two rows of a group. Beyond the last row the last again, of which the sums are dropped.
+  Rows rows;
+  const auto rows_of = [&](int index) {
+    const Group g = group_at(index);
+    const int last = a.parts[g.part].rows - 1, first = min(g.first + lane / 4, last);
+    return RowPair{g.part, kGated ? 1 : g.part, first, kGated ? first : min(g.first + lane / 4 + 8, last)};
+  };
+  // What is asked for next.
   int asked_group = steps > 0 ? first_group : a.num_groups, asked = 0;
-  const T* rows[2];
   const auto find_rows = [&] {
-    if (asked_group >= a.num_groups) return;
-    const Group g = group_at(asked_group);
-    const Part& p = a.parts[g.part];
-    const std::int64_t row = min(g.first + lane / 4, p.rows - 1);
-    const int column = begin + part_begin + lane % 4 * 8;
-    rows[0] = static_cast<const T*>(p.weight) + row * p.weight_stride + column;
-    if constexpr (kGated) {
-      rows[1] = static_cast<const T*>(a.up) + row * a.up_stride + column;
-    } else {
-      rows[1] = static_cast<const T*>(p.weight) +
-                static_cast<std::int64_t>(min(g.first + lane / 4 + 8, p.rows - 1)) * p.weight_stride + column;
-    }
+    if (asked_group < a.num_groups) rows.find(a, rows_of(asked_group), begin + part_begin);
   };
   find_rows();
   const auto ask = [&](int place) {
     if (asked_group < a.num_groups) {
-      const int left = a.in - (begin + part_begin + asked * kStep + lane % 4 * 8);
-      const std::uint32_t to = shared_address(ring + place * kStepBytes);
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const bool valid = left > j * 32;
-          copy_async(to + static_cast<std::uint32_t>((j * 2 + h) * 512),
-                     valid ? rows[h] + asked * kStep + j * 32 : static_cast<const T*>(a.parts[0].weight),
-                     valid);
-        }
+      rows.ask(a, ring + place * kStepBytes, asked, a.in - (begin + part_begin + asked * kStep));
       if (++asked == steps) {
         asked = 0;
         asked_group += group_stride;
@@ -182,7 +172,9 @@ __global__ void __launch_bounds__(kThreads, 1) streamed_kernel(const Args a, con
   if (a.constant_weights) ask_first();
   wait_for_predecessor();
   if (!a.constant_weights) ask_first();
-  stage<T, kTokens>(a, inputs, begin, s.slice);
+  if (steps > 0 && first_group < a.num_groups) rows.start(a, rows_of(first_group), begin + part_begin);
+  stage<T, Rows, kTokens>(a, inputs, begin, s.slice);
+  rows.inspect(a, inputs, stride, s.slice);
 
   std::uint64_t largest = 0;  // of this thread's results
   int place = 0;
@@ -194,25 +186,18 @@ __global__ void __launch_bounds__(kThreads, 1) streamed_kernel(const Args a, con
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
         wait_for_copies<kRingSteps - 1>();
-        uint4 w[2][2];
-#pragma unroll
-        for (int j = 0; j < 2; ++j)
-#pragma unroll
-          for (int h = 0; h < 2; ++h)
-            w[j][h] = *reinterpret_cast<const uint4*>(ring + place * kStepBytes + (j * 2 + h) * 512);
-        ask(place);
-        place = place + 1 == kRingSteps ? 0 : place + 1;
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const std::uint32_t low[4] = {w[j][0].x, w[j][1].x, w[j][0].y, w[j][1].y},
-                              high[4] = {w[j][0].z, w[j][1].z, w[j][0].w, w[j][1].w};
-#pragma unroll
-          for (int n = 0; n < kTiles; ++n) {
-            const uint4 x = *reinterpret_cast<const uint4*>(tokens + n * 8 * stride + step * kStep + j * 32);
-            multiply_add<T>(sums[n], low, x.x, x.y);
-            multiply_add<T>(sums[n], high, x.z, x.w);
+        const auto load_next = [&] {
+          if (step + 1 < steps) {
+            rows.next(a, begin + part_begin + (step + 1) * kStep);
+          } else if (group + group_stride < a.num_groups) {
+            rows.start(a, rows_of(group + group_stride), begin + part_begin);
           }
-        }
+        };
+        const int taken = place;
+        place = place + 1 == kRingSteps ? 0 : place + 1;
+        rows.multiply(
+            a, ring + taken * kStepBytes, tokens + step * kStep, stride, sums, [&] { ask(taken); },
+            load_next);
       }
       float* const to = partials + warp * kTokens * kPartialStride + lane / 4;
 #pragma unroll
@@ -223,8 +208,8 @@ __global__ void __launch_bounds__(kThreads, 1) streamed_kernel(const Args a, con
     }
     cluster_sync();
     // A thread a result: a row and a token, of the groups in turns of the cluster's blocks.
-    const int r = thread % 16, t = thread / 16;
-    for (int own = rank; own < groups_of_block; own += s.blocks) {
+    const int r = thread % 16, t = thread % kResults / 16;
+    for (int own = rank + thread / kResults * s.blocks; own < groups_of_block; own += kGroups * s.blocks) {
       const int index = round + own;
       if (index >= a.num_groups || t >= a.num_tokens || r >= kOwnRows) continue;
       const Group done = group_at(index);
@@ -253,41 +238,47 @@ __global__ void __launch_bounds__(kThreads, 1) streamed_kernel(const Args a, con
   wait_for_copies<0>();
   if (!a.largest.parts) return;
   const std::uint64_t v = largest_of_16(largest);
-  if (thread % 16 == 0 && thread / 16 < a.num_tokens)
-    a.largest.parts[blockIdx.x * kMostTokens + thread / 16] = v;
+  if (thread % 16 == 0 && thread % kResults / 16 < a.num_tokens)
+    a.largest.parts[(static_cast<int>(blockIdx.x) * kGroups + thread / kResults) * kMostTokens +
+                    thread % kResults / 16] = v;
 }
 
-template <class T, class F>
+template <class T, class Rows, class F>
 auto with_kernel(int tokens, bool gated, const F& f) {
   const auto of = [&]<int kTokens>() {
-    return gated ? f(streamed_kernel<T, kTokens, true>) : f(streamed_kernel<T, kTokens, false>);
+    return gated ? f(streamed_kernel<T, Rows, kTokens, true>) : f(streamed_kernel<T, Rows, kTokens, false>);
   };
   return tokens <= 8 ? of.template operator()<8>() : of.template operator()<16>();
 }
 
-template <class T>
-void launch(Args a, const Shape& s, const TensorView& on, const RunContext& ctx) {
+template <class T, class Rows>
+void launch(typename Rows::Args a, const Shape& s, const TensorView& on, const RunContext& ctx) {
+  constexpr Cut kCut = Rows::kCut;
+  const bool gated = Rows::is_gated(a);
   a.num_groups = 0;
-  for (int i = 0; i < a.num_parts; ++i) a.num_groups += groups_of(a.parts[i].rows, a.up != nullptr);
+  for (int i = 0; i < (gated ? 1 : a.num_parts); ++i) a.num_groups += groups_of(a.parts[i].rows, gated);
   if (a.num_groups == 0) return;
   const Launch launch(on, ctx);
-  const std::size_t bytes = shared_bytes(s.tokens, s.slice);
+  const std::size_t bytes = shared_bytes(kCut, s.tokens, s.slice);
   const auto blocks = static_cast<unsigned>(s.clusters * s.blocks);
-  with_kernel<T>(s.tokens, a.up != nullptr, [&](auto kernel) {
+  with_kernel<T, Rows>(s.tokens, gated, [&](auto kernel) {
     launch.allow_shared(reinterpret_cast<const void*>(kernel), bytes);
-    launch.in_clusters(static_cast<unsigned>(s.blocks), kernel, dim3(blocks), dim3(kThreads), bytes, a, s);
+    launch.in_clusters(static_cast<unsigned>(s.blocks), kernel, dim3(blocks), dim3(kCut.warps * 32), bytes, a,
+                       s);
   });
   if (a.largest.parts)
-    combine_largest({a.largest.parts, static_cast<int>(blocks), kMostTokens, 1, a.largest.out}, a.num_tokens,
-                    on, ctx);
+    combine_largest({a.largest.parts, static_cast<int>(blocks) * kCut.warps * 2 / kMostTokens, kMostTokens, 1,
+                     a.largest.out},
+                    a.num_tokens, on, ctx);
 }
 
-template <class T>
+template <class T, class Rows>
 int clusters(bool gated, const Shape& s) {
-  const std::size_t bytes = shared_bytes(s.tokens, s.slice);
-  return with_kernel<T>(s.tokens, gated, [&](auto kernel) {
+  const std::size_t bytes = shared_bytes(Rows::kCut, s.tokens, s.slice);
+  return with_kernel<T, Rows>(s.tokens, gated, [&](auto kernel) {
     Launch::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
-    return Launch::clusters_at_once(static_cast<unsigned>(s.blocks), kernel, dim3(kThreads), bytes);
+    return Launch::clusters_at_once(static_cast<unsigned>(s.blocks), kernel, dim3(Rows::kCut.warps * 32),
+                                    bytes);
   });
 }
 
