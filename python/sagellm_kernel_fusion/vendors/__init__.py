@@ -1,7 +1,7 @@
 """Accelerators whose operators are functions of Python: Ascend, Cambricon, Kunlun (P800, and R300 through Paddle). Each
 is a folder with its table of rows; the core takes them for backends like any other. Another distribution has its own by
 the entry points `sagellm.backends` (docs/bring-up-in-python.md), from what is named here: Vendor, VendorRow, Library,
-conditions."""
+conditions, plain_rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from .cambricon import MLU
 from .detection import detect
 from .kunlun import KUNLUN
 from .kunlun2 import KUNLUN2
+from .plain import plain_rows
 from .row import VendorRow
 from .vendor import CUDA, Vendor
 
 __all__ = [
     "VENDORS", "Library", "Vendor", "VendorRow", "conditions", "detect", "device_problem", "name_device",
-    "register_vendors",
+    "plain_rows", "register_vendors",
 ]  # fmt: skip
 
 VENDORS = (ASCEND, MLU, KUNLUN, KUNLUN2)  # in the order of detection

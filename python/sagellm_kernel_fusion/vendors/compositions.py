@@ -4,14 +4,15 @@ from __future__ import annotations
 
 
 def softmax(x, lse=None, mask=None, scale=1.0):
-    """In f32; a row of -inf alone gives zeros and lse -inf."""
+    """In f32; a row of -inf alone gives zeros and lse -inf, one with inf NaNs."""
     import torch
 
     z = x.float() * scale
     if mask is not None:
         z = z.masked_fill(~mask, -float("inf")) if mask.dtype is torch.bool else z + mask
     if lse is not None:
-        lse.copy_(torch.logsumexp(z, -1))
+        sums = torch.logsumexp(z, -1)
+        lse.copy_(sums.masked_fill(sums == float("inf"), float("nan")))
     nothing = (z == -float("inf")).all(-1, keepdim=True)
     return torch.softmax(z, -1).masked_fill(nothing, 0).to(x.dtype)
 

@@ -11,7 +11,22 @@ import numpy as np
 import pytest
 import torch
 import torch_npu
-from on_device import BF16, DTYPES, F16, all_there, both, close, dense, packed, paged, random, served, there
+from on_device import (
+    BF16,
+    DTYPES,
+    F16,
+    all_there,
+    both,
+    close,
+    dense,
+    packed,
+    paged,
+    random,
+    reports_gains,
+    served,
+    there,
+    unfused_forms,
+)
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion.bench.selfcheck import selfcheck
@@ -428,3 +443,8 @@ def test_a_real_model_through_fuse_model_gives_the_cpus_logits_and_tokens():
     ran = fused.manager.get_stats()["ops"]
     kernels = {k for op in ran.values() for k in op["kernels"]}
     assert kernels == {f"ascend::{op}" for op in ("qkv_linear", "rope", "attention", "linear", "gated_ffn", "rms_norm")}
+
+
+def test_unfused_forms_and_what_reports_hold_against_them(m):
+    unfused_forms("ascend")
+    reports_gains(m)

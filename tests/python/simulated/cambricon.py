@@ -21,9 +21,11 @@ from on_device import (
     packed,
     paged,
     random,
+    reports_gains,
     rotates,
     served,
     there,
+    unfused_forms,
     writes_slots,
 )
 
@@ -188,3 +190,8 @@ def test_selfcheck_runs_the_cases_on_the_device():
 def test_every_row_says_what_it_saves_and_how_far_it_was_checked():
     for row in table.ROWS:
         assert row.saves and row.level == "contract" and row.devices == ("mlu",), row.name
+
+
+def test_unfused_forms_and_what_reports_hold_against_them(m):
+    unfused_forms("mlu")
+    reports_gains(m)

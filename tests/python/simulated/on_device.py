@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import simulated_device
 import torch
 
 import sagellm_kernel_fusion as kf
+from sagellm_kernel_fusion import _kf
 
 F16, BF16 = torch.float16, torch.bfloat16
 DTYPES = (torch.float32, F16, BF16)
@@ -106,3 +108,40 @@ def writes_slots(m, page, slots):
     m.append_kv(there(k), there(v), *on_device, there(slots))
     kf.ops.append_kv(k, v, slot_mapping=slots, k_cache=caches[0], v_cache=caches[1])
     assert all(torch.equal(g.cpu(), e) for g, e in zip(on_device, caches, strict=True))
+
+
+_UNFUSED = {  # cases by name, one in so many, and the unfused form that they are to reach
+    r"attention/f32/(dense|packed|paged)[^/]*/[^/]*/h6-2-d64(-causal)?(-window\d+_-1)?$": (23, "attention_unfused"),
+    r"linear/f32/f32/[^/]*/rms_norm/bias/silu/residual$": (9, "linear_unfused"),
+    r"qkv_linear/f32/f32-f32-f32/[1-9][^/]*/rms_norm/bias": (9, "qkv_linear_unfused"),
+    r"gated_ffn/f32/f32/[1-9][^/]*/rms_norm/silu/residual": (19, "gated_ffn_unfused"),
+    r"rms_norm/f32/(?!2150).*residual": (15, "rms_norm_unfused"),
+    r"rope/f32/": (5, "rope_plain"),
+    r"append_kv/f32/[^/]*/f32_": (5, "append_kv_plain"),
+    r"softmax/f32/": (9, "softmax_plain"),
+}
+
+
+def unfused_forms(backend):
+    """PyTorch's plain operators, and what the core makes of them, over cases in f32."""
+    for pattern, (every, form) in _UNFUSED.items():
+        served = set()
+        for name in [c["name"] for c in _kf.cases() if re.match(pattern, c["name"]) and not c["bench"]][::every]:
+            for r in _kf.check_case(name, backend):
+                kernel = r["kernel"].removesuffix("+packed")
+                if r["supported"] and kernel.endswith(("_plain", "_unfused")):
+                    assert r["ok"], (name, kernel, r["detail"])
+                    served.add(kernel)
+        assert f"{backend}::{form}" in served, (pattern, served)
+
+
+def reports_gains(m):
+    """After calls on the device a report has what they gain over the unfused forms, which ran there."""
+    x, w, norm = random(5, 64), random(64, 64) / 8, random(64)
+    m.fuse_rmsnorm(there(x), there(norm))
+    m.fuse_ffn(*map(there, (x, w, w, w)))
+    m.fuse_attention(**all_there(dense(queries=9)))
+    report = m.report()
+    for name in ("attention_speedup", "ffn_speedup", "e2e_speedup"):
+        assert report[name] > 0, report
+    assert report["kernel_calls_reduction"] > 0 and report["memory_saving"] >= 0, report

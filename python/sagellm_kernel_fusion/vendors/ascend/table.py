@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from . import attention, elementwise, linear, norms
+from ..plain import plain_rows
+from . import ASCEND, attention, elementwise, linear, norms
 
-ROWS = (*attention.ROWS, *linear.ROWS, *norms.ROWS, *elementwise.ROWS)
+ROWS = (*attention.ROWS, *linear.ROWS, *norms.ROWS, *elementwise.ROWS, *plain_rows(ASCEND))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from . import attention, layers
+from ..plain import plain_rows
+from . import MLU, attention, layers
 
-ROWS = (*attention.ROWS, *layers.ROWS)
+ROWS = (*attention.ROWS, *layers.ROWS, *plain_rows(MLU))
