@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent / "stand_ins"
 MODULES = {
     "flash_attn": "flash_attn", "flash_attn_3": "flash_attn_interface", "fa3_fwd": "fa3_fwd_interface",
     "xformers": "xformers.ops", "flashinfer": "flashinfer", "vllm": "vllm.vllm_flash_attn", "liger": "liger_kernel.ops",
+    "flash_attn_ck": "flash_attn",
 }  # fmt: skip
 BACKENDS = {
     "flash_attn": "flash2", "flash_attn_3": "flash3", "fa3_fwd": "flash3", "xformers": "xformers", "vllm": "flash2",
@@ -35,6 +36,7 @@ F16, BF16 = torch.float16, torch.bfloat16
 def stand_ins(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setattr(adapters.flashinfer, "_wrappers", adapters.flashinfer._Wrappers())
+    monkeypatch.setattr(adapters.flash_attn_ck, "_architectures", lambda: ["gfx90a"])
     yield
     roots = {path.stem for path in FOLDER.iterdir()}
     for name in [n for n in sys.modules if n.partition(".")[0] in roots]:
@@ -96,6 +98,7 @@ PLAIN = [{}, {"causal": False}, {"softmax_scale": 0.2}]
 CASES = [
     *[("flash_attn", dense(), o) for o in [*PLAIN, WINDOW, TWO_SIDED, CAP, ALIBI]],
     ("flash_attn", dense(torch.bfloat16), {}),
+    *[("flash_attn_ck", operands, o) for operands in (dense(), packed(BF16), paged(256)) for o in [{}, WINDOW, ALIBI]],
     ("flash_attn", dense(queries=9, keys=5), {}),  # rows that see no key
     ("flash_attn", {name: x[..., :40] for name, x in dense().items()}, {}),  # strided
     *[("flash_attn", packed(), o) for o in [*PLAIN, WINDOW, CAP, ALIBI]],
@@ -182,6 +185,8 @@ def test_norms_and_activations_by_another_project(name, op, operands):
         ("flash_attn", paged(16), {}, "page size 16: this kernel takes multiples of 256"),
         ("flash_attn", paged(256, kv_layout="HND"), {}, "kv_layout HND: this kernel takes NHD"),
         ("flash_attn", paged(256, (2, 1)), {}, "cu_seqlens_q with block_tables: this kernel takes one query token"),
+        ("flash_attn_ck", dense(), CAP, "softcap 2.0: no parameter of flash_attn_ck::attention names it"),
+        ("flash_attn_ck", paged(16), {}, "page size 16: this kernel takes multiples of 128"),
         ("flash_attn_3", dense(), ALIBI, "alibi_slopes is given, which no parameter of flash_attn_3::attention names"),
         ("fa3_fwd", dense(), {}, "q is f16: this kernel takes bf16"),
         ("fa3_fwd", dense(BF16), WINDOW, "window (3, 0): this kernel's build has none"),
@@ -215,10 +220,10 @@ def test_a_configuration_names_whose_kernels_it_takes():
         m = manager(project, attention_backend=other)
         assert not row_of(m, f"{project}::attention", "attention", **operands)["allowed"]
     names = [r["kernel"] for r in kf.KernelFusionManager().explain("attention", **dense())]
-    order = ("flash_attn_3", "fa3_fwd", "xformers", "flash_attn", "flashinfer", "vllm")
-    assert names[:6] == [f"{p}::attention" for p in order]
+    order = ("flash_attn_3", "fa3_fwd", "xformers", "flash_attn", "flashinfer", "vllm", "flash_attn_ck")
+    assert names[:7] == [f"{p}::attention" for p in order]
     m = kf.KernelFusionManager(kf.KernelFusionConfig(libraries=["vllm"]))
-    assert [r["kernel"] for r in m.explain("attention", **dense())][:2] == ["vllm::attention", names[6]]
+    assert [r["kernel"] for r in m.explain("attention", **dense())][:2] == ["vllm::attention", names[7]]
     with pytest.raises(kf.InvalidArgumentError, match=r"libraries: expected None or a list of triton, .*, got \["):
         kf.KernelFusionConfig(libraries=["flash-attn"])
 
@@ -283,6 +288,24 @@ def test_packages_without_what_a_call_needs(monkeypatch):
     monkeypatch.setattr(xformers._cpp_lib, "_built_with_cuda", False)
     reason = row_of(manager("xformers"), "xformers::attention", "attention", **dense())["reason"]
     assert reason.startswith("xformers could not load its kernels")
+
+
+def test_flash_attention_by_rocm_asks_for_its_architectures(monkeypatch):
+    def reason() -> str:
+        return row_of(manager("flash_attn_ck"), "flash_attn_ck::attention", "attention", **dense())["reason"]
+
+    assert reason() == ""
+    monkeypatch.setenv("FLASH_ATTENTION_TRITON_AMD_ENABLE", "TRUE")
+    assert reason().startswith("FLASH_ATTENTION_TRITON_AMD_ENABLE is TRUE: this adapter is written for")
+    monkeypatch.delenv("FLASH_ATTENTION_TRITON_AMD_ENABLE")
+    monkeypatch.setattr(adapters.flash_attn_ck, "_architectures", lambda: ["gfx906", "gfx942"])
+    assert reason() == "flash_attn has kernels for gfx90a, gfx942, gfx950 by ROCm, and there is gfx906"
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(FOLDER)
+    assert reason() == "PyTorch has no device by HIP: flash_attn's kernels for ROCm cannot run"
+    [row] = [r for r in adapters.TABLE if r.project == "flash_attn_ck"]
+    call = fields_of("attention", **{name: layout() for name in ("q", "k", "v", "out")})
+    assert row.supports(call) == "q is on cuda:0: this kernel runs on rocm"
 
 
 def test_a_package_that_cannot_be_imported(tmp_path, monkeypatch):

@@ -27,9 +27,10 @@ LIBRARY = Library(
 )  # fmt: skip
 
 
-def _declines(
-    q, k, v, lse=None, block_tables=None, cu_seqlens_q=None, kv_layout="HND", alibi_slopes=None, causal=True, **rest
-) -> str | None:
+def declines(
+    q, k, v, lse=None, block_tables=None, cu_seqlens_q=None, kv_layout="HND", alibi_slopes=None, causal=True,
+    page_multiple=256, **rest,
+) -> str | None:  # fmt: skip
     reason = (
         dtypes({"q": q, "k": k, "v": v}, ("f16", "bf16"))
         or not_empty({"q": q, "k": k, "v": v})
@@ -40,12 +41,12 @@ def _declines(
         return reason
     if cu_seqlens_q is not None:
         return "cu_seqlens_q with block_tables: this kernel takes one query token a sequence of a paged cache"
-    return pages(k, kv_layout, multiple=256)
+    return pages(k, kv_layout, multiple=page_multiple)
 
 
-def _attention(
+def attention(
     q, k, v, lse=None, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
-    softmax_scale=0.0, causal=True, window_left=-1, window_right=-1, softcap=0.0, alibi_slopes=None,
+    softmax_scale=0.0, causal=True, window_left=-1, window_right=-1, softcap=0.0, alibi_slopes=None, library=LIBRARY,
 ):  # fmt: skip
     options = {
         "softmax_scale": softmax_scale or None,
@@ -56,18 +57,18 @@ def _attention(
     }
     wanted = lse is not None
     if block_tables is not None:
-        out, got = LIBRARY("flash_attn_with_kvcache")(
+        out, got = library("flash_attn_with_kvcache")(
             q.unsqueeze(1), k, v, cache_seqlens=context_lens, block_table=block_tables, return_softmax_lse=True,
             **options,
         )  # fmt: skip
         out, got = out.squeeze(1), got.squeeze(-1).t()
     elif cu_seqlens_q is not None:
         lengths = longest(cu_seqlens_q), longest(cu_seqlens_k)
-        function = LIBRARY("flash_attn_varlen_func")
+        function = library("flash_attn_varlen_func")
         result = function(q, k, v, cu_seqlens_q, cu_seqlens_k, *lengths, return_attn_probs=wanted, **options)
         out, got = result[:2] if wanted else (result, None)
     else:
-        result = LIBRARY("flash_attn_func")(q, k, v, return_attn_probs=wanted, **options)
+        result = library("flash_attn_func")(q, k, v, return_attn_probs=wanted, **options)
         out, got = result[:2] if wanted else (result, None)
     if wanted:
         write_lse(lse, got)
@@ -79,6 +80,6 @@ ROWS = (
         "flash_attn::attention", "attention", "library", LIBRARY,
         "f16 and bf16; head_dim a multiple of 8 up to 256; dense, packed, or one query token a sequence of a paged "
         "cache (NHD, pages of a multiple of 256); windows, softcap, ALiBi",
-        _attention, _declines,
+        attention, declines,
     ),
 )  # fmt: skip
