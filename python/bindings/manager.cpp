@@ -21,12 +21,13 @@ class PyManager {
         manager_(config, std::span(only_.data(), backend.empty() ? 0 : 1)) {}
 
   nb::object call(const std::string& op, const nb::dict& fields, const KernelFusionConfig& config,
-                  const nb::object& transposed, bool rows, std::uintptr_t stream) {
+                  const nb::object& transposed, bool rows, std::optional<std::uintptr_t> stream) {
     BoundCall bound(op_named(op), fields, {transposed, rows});
     bound.make_outputs();
+    const Launch launch{.stream = stream ? reinterpret_cast<void*>(*stream) : bound.queue()};
     {
       nb::gil_scoped_release release;
-      manager_.run(bound.op(), bound.params(), config, {.stream = reinterpret_cast<void*>(stream)});
+      manager_.run(bound.op(), bound.params(), config, launch);
     }
     return bound.results();
   }
@@ -163,8 +164,10 @@ void bind_manager(nb::module_& m) {
       .def(nb::init<const KernelFusionConfig&, const std::string&>(), nb::arg("config"),
            nb::arg("backend") = "")
       .def("call", &PyManager::call, nb::arg("op"), nb::arg("fields"), nb::arg("config"),
-           nb::arg("transposed") = nb::tuple(), nb::arg("rows") = false, nb::arg("stream") = 0,
-           "Runs an op; returns its output, a tuple of several, or None.")
+           nb::arg("transposed") = nb::tuple(), nb::arg("rows") = false, nb::arg("stream") = nb::none(),
+           "Runs an op, on the queue that the operands' library works on now where stream is None; returns "
+           "its "
+           "output, a tuple of several, or None.")
       .def("explain", &PyManager::explain, nb::arg("op"), nb::arg("fields"), nb::arg("config"),
            nb::arg("transposed") = nb::tuple(), nb::arg("rows") = false,
            "Every kernel of the op in order: taken, or why not.")

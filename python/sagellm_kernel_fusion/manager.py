@@ -14,7 +14,6 @@ from .custom import register
 from .custom.adapter import Adapter
 from .errors import NotServedError, refusing
 from .protocol import KernelFusionProtocol
-from .queues import current_queue
 from .recorded import Recorded, recordable
 from .registry import ALIASES, KernelFusionBackendRegistry
 from .telemetry import Gains, SpanExporter, log_report, stats_of, write_chrome_trace
@@ -335,7 +334,7 @@ class KernelFusionManager(KernelFusionProtocol):
             kind = "torch" if any(type(x).__module__.startswith("torch") for x in fields.values()) else "numpy"
             for kernel in self._custom:
                 kernel.lend_as(kind)
-        queue = _current_queue(fields.values()) if stream is None else _queue(stream)
+        queue = None if stream is None else _queue(stream)
         if self._recording:
             config = replace(config, use_cuda_graph=True)
         results = self._core.call(op, fields, config.bound(), transposed, rows, queue)
@@ -366,14 +365,6 @@ def _checked(config) -> KernelFusionConfig:
     if not isinstance(config, KernelFusionConfig):
         raise refusing(f"config: expected a KernelFusionConfig, got {type(config).__name__}")
     return config
-
-
-def _current_queue(operands) -> int:
-    """That of torch where a tensor of its lies on a CUDA device, else the device's default one."""
-    for x in operands:
-        if type(x).__module__.startswith("torch") and x.is_cuda:
-            return current_queue(x)
-    return 0
 
 
 def _queue(stream) -> int:

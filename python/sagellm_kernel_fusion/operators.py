@@ -45,12 +45,12 @@ def attention(
     _set_keys_or_values(fields, config, "k", k, k_scales, k_zeros)
     _set_keys_or_values(fields, config, "v", v, v_scales, v_zeros)
     if block_tables is not None:
-        pool = k.shape
-        if len(pool) != 4:
-            raise refusing(f"attention: k: expected a page pool of 4 dimensions with block_tables, got {len(pool)}")
-        page_size = pool[1] if kv_layout == "NHD" else pool[2]
-        fields["block_tables"], fields["context_lens"] = tables_and_lengths(block_tables, context_lens, page_size)
-        if len(q.shape) == 4 and cu_seqlens_q is None:  # [batch, seqlen_q, num_heads, head_dim]
+        if (rank := _rank(k)) != 4:
+            raise refusing(f"attention: k: expected a page pool of 4 dimensions with block_tables, got {rank}")
+        fields["block_tables"], fields["context_lens"] = tables_and_lengths(
+            block_tables, context_lens, k, 1 if kv_layout == "NHD" else 2
+        )
+        if cu_seqlens_q is None and _rank(q) == 4:  # [batch, seqlen_q, num_heads, head_dim]
             batch, seqlen_q, *rest = (int(n) for n in q.shape)
             leading = (batch, seqlen_q)
             cu_seqlens_q = np.arange(batch + 1, dtype=np.int32) * np.int32(seqlen_q)
@@ -94,6 +94,14 @@ def attention(
     if sinks is not None:
         fields["sinks"] = sinks
     return "attention", fields, (), False, leading
+
+
+def _rank(x) -> int:
+    """Most arrays know it; torch makes a new object of every shape that is asked for."""
+    try:
+        return x.ndim
+    except AttributeError:
+        return len(x.shape)
 
 
 def _set_keys_or_values(fields: dict, config: KernelFusionConfig, name: str, x, scales, zeros) -> None:

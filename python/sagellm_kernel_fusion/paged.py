@@ -45,15 +45,16 @@ def _number(block) -> int:
     return int(block)
 
 
-def tables_and_lengths(block_tables, context_lens, page_size: int) -> tuple[object, object]:
-    """The two operands that attention has: block_tables [batch, max_blocks] and context_lens [batch]."""
+def tables_and_lengths(block_tables, context_lens, pool, page_axis: int) -> tuple[object, object]:
+    """The two operands that attention has: block_tables [batch, max_blocks] and context_lens [batch]. page_axis: where
+    the pool's shape has the tokens of a page."""
     if isinstance(block_tables, BlockTables):
         given = block_tables.context_lens
         block_tables, context_lens = block_tables.tables, given if context_lens is None else context_lens
     if isinstance(block_tables, (list, tuple)):
         block_tables = _padded(block_tables)
     if context_lens is None:
-        context_lens = _full_pages(block_tables, int(page_size))
+        context_lens = _full_pages(block_tables, int(pool.shape[page_axis]))
     elif isinstance(context_lens, (list, tuple)):
         context_lens = np.asarray(context_lens, np.int32)
     return block_tables, context_lens
