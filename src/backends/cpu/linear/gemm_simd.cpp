@@ -28,8 +28,8 @@ static_assert(kChunkRows % kPanelUnit == 0 && kPanelUnit % kTileRows == 0);
 inline constexpr std::size_t kFetchAhead = 4096;
 
 // c (+)= rows of a panel times two strips.
-template <std::size_t kRows, std::size_t kAhead>
-HWY_NOINLINE void TileOf(const float* panel, const float* b0, const float* b1, std::size_t depth, float* c,
+template <std::size_t kRows, std::size_t kAhead, class T>
+HWY_NOINLINE void TileOf(const float* panel, const T* b0, const T* b1, std::size_t depth, float* c,
                          bool accumulate) {
   const F32Tag d;
   const std::size_t pair = 2 * hn::Lanes(d);
@@ -43,23 +43,51 @@ HWY_NOINLINE void TileOf(const float* panel, const float* b0, const float* b1, s
   }
 }
 
-template <std::size_t kRows = kTileRows>
-HWY_INLINE void Tile(std::size_t rows, bool first, const float* panel, const float* b0, const float* b1,
+template <class T, std::size_t kRows = kTileRows>
+HWY_INLINE void Tile(std::size_t rows, bool first, const float* panel, const T* b0, const T* b1,
                      std::size_t depth, float* c, bool accumulate) {
   if constexpr (kRows > 0) {
     if (rows == kRows)
       return first ? TileOf<kRows, kFetchAhead>(panel, b0, b1, depth, c, accumulate)
                    : TileOf<kRows, 0>(panel, b0, b1, depth, c, accumulate);
-    return Tile<kRows - 1>(rows, first, panel, b0, b1, depth, c, accumulate);
+    return Tile<T, kRows - 1>(rows, first, panel, b0, b1, depth, c, accumulate);
   }
+}
+
+// Two strips: in f32, or packed 16-bit floats, which few rows read as they lie: a conversion a tile is less than a pass that
+// writes them in f32.
+inline constexpr std::int64_t kFewRows = 2 * static_cast<std::int64_t>(kTileRows);
+struct StripPair {
+  DType dtype = DType::f32;
+  const char* at[2] = {};
+
+  HWY_INLINE std::int64_t bytes() const { return dtype_info(dtype).block_bytes; }  // of an element
+};
+// Whether the pair's strips lie packed in one 16-bit dtype.
+HWY_INLINE bool PackedIn16Bits(const StripOf& first, const StripOf& second) {
+  const StripWeight& w = *first.weight;
+  if (w.packed == nullptr || w.layout.dtype == DType::f32) return false;
+  return second.weight == nullptr ||
+         (second.weight->packed != nullptr && second.weight->layout.dtype == w.layout.dtype);
+}
+
+// The tile from column k of the strips on.
+HWY_INLINE void TileOfPair(const StripPair& strips, std::int64_t k, std::int64_t rows, bool first,
+                           const float* panel, std::int64_t depth, float* c, bool accumulate) {
+  const std::int64_t skip = k * static_cast<std::int64_t>(hn::Lanes(F32Tag()));
+  const auto tile = [&]<class T>(std::type_identity<T>) HWY_ATTR {
+    Tile(static_cast<std::size_t>(rows), first, panel, reinterpret_cast<const T*>(strips.at[0]) + skip,
+         reinterpret_cast<const T*>(strips.at[1]) + skip, static_cast<std::size_t>(depth), c, accumulate);
+  };
+  with_activation_type(strips.dtype, tile);
 }
 
 // Asks for the share of a strip that falls to the tile at row `at` of `rows`, so that the strip has come from
 // the last cache or from memory when its turn is.
-HWY_INLINE void PrefetchPart(const float* strip, std::int64_t floats, std::int64_t at, std::int64_t rows) {
-  constexpr std::int64_t kLine = 16, kTile = kTileRows;
-  const std::int64_t end = std::min(floats, floats * (at + kTile) / rows);
-  for (std::int64_t i = floats * at / rows; i < end; i += kLine) __builtin_prefetch(strip + i, 0, 2);
+HWY_INLINE void PrefetchPart(const char* strip, std::int64_t bytes, std::int64_t at, std::int64_t rows) {
+  constexpr std::int64_t kLine = 64, kTile = kTileRows;
+  const std::int64_t end = std::min(bytes, bytes * (at + kTile) / rows);
+  for (std::int64_t i = bytes * at / rows; i < end; i += kLine) __builtin_prefetch(strip + i, 0, 2);
 }
 
 // Whether one of these rows has the adapter.
@@ -94,19 +122,26 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
     const std::int64_t depth =
         adapter < 0 ? std::min(blocks.depth, blocks.in - k_begin) : item.low_rank->rank();
     const PackedRows& a = adapter < 0 ? item.a : item.low_rank->low;
-    const float* strips[kMaxPairsPerItem][2];
+    StripPair strips[kMaxPairsPerItem];
     for (std::int64_t pair = item.pair_begin; pair < item.pair_end; ++pair) {
       const std::int64_t p = pair - item.pair_begin;
+      const StripOf sides[] = {StripAt(epilogue, pair, 0), StripAt(epilogue, pair, 1)};
+      StripPair& both = strips[p];
+      if (adapter < 0 && item_rows <= kFewRows && PackedIn16Bits(sides[0], sides[1]))
+        both.dtype = sides[0].weight->layout.dtype;
       for (int side = 0; side < 2; ++side) {
-        const StripOf of = StripAt(epilogue, pair, side);
+        const StripOf& of = sides[side];
         float* const buffer = item.strips + (2 * p + side) * kMaxDepth * lanes;
         if (of.weight == nullptr) {
-          strips[p][side] = strips[p][0];
-          continue;
+          both.at[side] = both.at[0];
+        } else if (both.dtype != DType::f32) {
+          both.at[side] = static_cast<const char*>(of.weight->packed) +
+                          (of.strip * blocks.in + k_begin) * lanes * both.bytes();
+        } else {
+          const StripWeight w =
+              adapter < 0 ? *of.weight : StripWeight(adapter_weight(item.low_rank->b, adapter), nullptr);
+          both.at[side] = reinterpret_cast<const char*>(StripBlock(w, of.strip, k_begin, depth, buffer));
         }
-        const StripWeight w =
-            adapter < 0 ? *of.weight : StripWeight(adapter_weight(item.low_rank->b, adapter), nullptr);
-        strips[p][side] = StripBlock(w, of.strip, k_begin, depth, buffer);
       }
     }
     for (std::int64_t chunk = item.row_begin; chunk < item.row_end; chunk += kChunkRows) {
@@ -121,16 +156,15 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
               count == 1 ? item.sums : item.sums + (p * item_rows + row - item.row_begin) * 2 * lanes;
           if (block == count - 1) PrefetchFinish(epilogue, pair, row, rows);
           if (chunk == item.row_begin && pair + 1 < item.pair_end)
-            for (const float* next : strips[p + 1])
-              PrefetchPart(next, depth * lanes, row - chunk, chunk_end - chunk);
+            for (const char* next : strips[p + 1].at)
+              PrefetchPart(next, depth * lanes * strips[p + 1].bytes(), row - chunk, chunk_end - chunk);
           // An adapter's part is left out where no row uses it.
           if (adapter < 0 || AnyUses(*item.low_rank, row, rows, adapter)) {
             const float* const panel = a.panel(adapter < 0 ? block : adapter, row);
             for (std::int64_t k = 0; k < depth || k == 0; k += chain)
-              Tile(static_cast<std::size_t>(rows), row == item.row_begin,
-                   panel + k * static_cast<std::int64_t>(kTileRows), strips[p][0] + k * lanes,
-                   strips[p][1] + k * lanes, static_cast<std::size_t>(std::min(chain, depth - k)), sums,
-                   block > 0 || k > 0);
+              TileOfPair(strips[p], k, rows, row == item.row_begin,
+                         panel + k * static_cast<std::int64_t>(kTileRows), std::min(chain, depth - k), sums,
+                         block > 0 || k > 0);
           }
           if (block == count - 1) Finish(epilogue, pair, row, rows, sums);
         }

@@ -29,12 +29,13 @@ inline constexpr std::size_t kTileRows = 6;
 // c[r] = join(r, c[r], sum over k < depth of a[r * kRowA + k * kStepA] * (b0[k] | b1[k])) for kRows rows, where b0[k] is
 // the vector at b0 + k * kStepB lanes. A row of C is two vectors, rows are stride_c floats apart. join(r, c, sum) gets
 // where a vector of C lies. What is there is added to the finished sum, not the sum begun with it: a chain of additions
-// that goes on from a large number rounds as if all of that had been its own. B is asked for kFetchAhead bytes ahead, if any.
+// that goes on from a large number rounds as if all of that had been its own. B, f32 or 16-bit floats, is asked for kFetchAhead
+// bytes ahead, if any.
 template <std::size_t kRows, std::size_t kRowA, std::size_t kStepA, std::size_t kStepB,
-          std::size_t kFetchAhead = 0, class Join>
-HWY_INLINE void MultiplyTile(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b0,
-                             const float* HWY_RESTRICT b1, std::size_t depth, const Join& join,
-                             float* HWY_RESTRICT c, std::size_t stride_c) {
+          std::size_t kFetchAhead = 0, class T, class Join>
+HWY_INLINE void MultiplyTile(const float* HWY_RESTRICT a, const T* HWY_RESTRICT b0, const T* HWY_RESTRICT b1,
+                             std::size_t depth, const Join& join, float* HWY_RESTRICT c,
+                             std::size_t stride_c) {
   const F32Tag d;
   const std::size_t lanes = hn::Lanes(d);
   F32Vec left[kRows], right[kRows];
@@ -45,10 +46,10 @@ HWY_INLINE void MultiplyTile(const float* HWY_RESTRICT a, const float* HWY_RESTR
   }
   const auto step = [&](std::size_t k) HWY_ATTR {
     if constexpr (kFetchAhead > 0) {
-      __builtin_prefetch(b0 + k * kStepB * lanes + kFetchAhead / sizeof(float));
-      __builtin_prefetch(b1 + k * kStepB * lanes + kFetchAhead / sizeof(float));
+      __builtin_prefetch(b0 + k * kStepB * lanes + kFetchAhead / sizeof(T));
+      __builtin_prefetch(b1 + k * kStepB * lanes + kFetchAhead / sizeof(T));
     }
-    const F32Vec w0 = hn::Load(d, b0 + k * kStepB * lanes), w1 = hn::Load(d, b1 + k * kStepB * lanes);
+    const F32Vec w0 = LoadF32(d, b0 + k * kStepB * lanes), w1 = LoadF32(d, b1 + k * kStepB * lanes);
 #pragma GCC unroll 16
     for (std::size_t r = 0; r < kRows; ++r) {
       const F32Vec x = hn::Set(d, a[k * kStepA + r * kRowA]);

@@ -22,7 +22,7 @@ namespace {
 // Tokens whose sums a thread holds.
 constexpr std::int64_t kMaxTokens = 16;
 // Beyond these, the GEMM is faster, which reads or decodes a weight once for all tokens instead of once for four (measured on Zen 4,
-// 2048 x 2048 and 4096 x 4096): of f32 that may be packed, of codes of 4 bits, of other codes, of sparse weights.
+// 2048 x 2048 and 4096 x 4096): of floats that may be packed, of codes of 4 bits, of other codes, of sparse weights.
 constexpr std::int64_t kMaxTokensPacked = 4, kMaxTokensOf4Bits = 6, kMaxTokensOfCodes = 12,
                        kMaxTokensSparse = 8;
 // Tokens in 8 bits, whose products cost less than reading a weight again.
@@ -93,10 +93,9 @@ std::int64_t max_tokens(const Weight& w, const PlanContext& ctx) {
   if (w.sparsity.present()) return kMaxTokensSparse;
   switch (w.layout.dtype) {
     case DType::f32:
-      return ctx.packs ? kMaxTokensPacked : kMaxTokens;
     case DType::f16:
     case DType::bf16:
-      return kMaxTokens;
+      return ctx.packs ? kMaxTokensPacked : kMaxTokens;
     case DType::q4_0:
     case DType::q4_1:
     case DType::int4:
@@ -270,7 +269,8 @@ GemvInput input_of(const QkvLinearParams& p, Workspace& space) {
 
 std::string condition() {
   return fmt::format(
-      "at most {} tokens ({} of f32 that may be packed, {} of 4-bit codes, {} of other codes, {} of sparse "
+      "at most {} tokens ({} of floats that may be packed, {} of 4-bit codes, {} of other codes, {} of "
+      "sparse "
       "weights), contiguous weight rows",
       kMaxTokens, kMaxTokensPacked, kMaxTokensOf4Bits, kMaxTokensOfCodes, kMaxTokensSparse);
 }
