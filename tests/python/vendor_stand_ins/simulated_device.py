@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import torch
-from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 _CPU, _CUDA, _EXTENSION = 1, 2, 12  # DLPack's kDLCPU, kDLCUDA and kDLExtDev
@@ -132,8 +131,32 @@ def _is_there(value) -> bool:
     return isinstance(value, torch.Tensor) and value.device.type not in ("cpu", "meta")
 
 
+def _each(function, value):
+    """Of each value of what an operator takes or gives, in lists, tuples and dicts. PyTorch's own trees take longer."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([_each(function, v) for v in value])
+    return {n: _each(function, v) for n, v in value.items()} if isinstance(value, dict) else function(value)
+
+
+def _leaves(value) -> list:
+    found: list = []
+    _each(found.append, value)
+    return found
+
+
+def _copy(to, source):
+    counts.calls["aten::copy_"] = counts.calls.get("aten::copy_", 0) + 1
+    if to.numel():
+        (on_host(to) if _is_there(to) else to).copy_(on_host(source) if _is_there(source) else source)
+    return to
+
+
 def _run(op, *args, **kwargs):
     """The operator on the CPU, over the same memory; what it gives lies on the device."""
+    if op.name() == "aten::copy_":
+        return _copy(*args[:2])
+    if op.name() == "aten::_copy_from":  # what copy_ comes to between devices
+        return _copy(args[1], args[0])
     counts.calls[op.name()] = counts.calls.get(op.name(), 0) + 1
     mapped: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -155,15 +178,12 @@ def _run(op, *args, **kwargs):
                 return original
         return value if any(value is a for a in given) or to_host else _as(value, _own.code)
 
-    given = pytree.tree_leaves((args, kwargs))
+    given = _leaves((args, kwargs))
     devices = [a.type for a in given if isinstance(a, torch.device)]
     to_host = devices == ["cpu"] or not (any(_is_there(a) for a in given) or devices)
-    args, kwargs = pytree.tree_map(lower, (args, kwargs))
-    if op.name() == "aten::_copy_from":  # what copy_ comes to between devices
-        args[1].copy_(args[0])
-        return given[1]
+    args, kwargs = _each(lower, (args, kwargs))
     results = op(*args, **kwargs)
     for lowered, original in mapped:
         if lowered.shape != original.shape:
             original.data = _as(lowered, _own.code)
-    return pytree.tree_map(lift, results)
+    return _each(lift, results)
