@@ -213,8 +213,10 @@ void BoundCall::make_outputs() {
 }
 
 void* BoundCall::queue() const {
-  if (device_.type != DeviceType::cuda && device_.type != DeviceType::rocm) return nullptr;
-  if (const ExchangeApi* api = exchange_api(first_array_); api != nullptr && api->current_stream != nullptr) {
+  if (device_.type == DeviceType::cpu) return nullptr;
+  const bool named = device_.type == DeviceType::cuda || device_.type == DeviceType::rocm;  // by DLPack
+  if (const ExchangeApi* api = exchange_api(first_array_);
+      named && api != nullptr && api->current_stream != nullptr) {
     const DLDevice device = dlpack_device(device_);
     void* stream = nullptr;
     if (api->current_stream(device.device_type, device.device_id, &stream) != 0) throw nb::python_error();

@@ -34,7 +34,7 @@ class BoundCall {
   // Makes the outputs that were not given, with the caller's library where it can, else by arrays.allocate(dtype, shape,
   // like).
   void make_outputs();
-  // The queue that the caller's library works on now, where its first array lies on a GPU; null: the device's default one.
+  // The queue that the caller's library works on now, on the device of its first array; null: the device's default one.
   void* queue() const;
   // Once the op has run: its output, a tuple of several, or None where there is none.
   nb::object results();

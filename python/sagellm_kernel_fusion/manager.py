@@ -14,6 +14,7 @@ from .custom import register
 from .custom.adapter import Adapter
 from .errors import NotServedError, refusing
 from .protocol import KernelFusionProtocol
+from .queues import handle_of
 from .recorded import Recorded, recordable
 from .registry import ALIASES, KernelFusionBackendRegistry
 from .telemetry import Gains, SpanExporter, log_report, stats_of, write_chrome_trace
@@ -368,9 +369,7 @@ def _checked(config) -> KernelFusionConfig:
 
 
 def _queue(stream) -> int:
-    named = (getattr(stream, name, None) for name in ("cuda_stream", "npu_stream", "mlu_stream"))
-    handle = next((h for h in named if h is not None), stream)
-    if isinstance(handle, bool) or not isinstance(handle, int):
+    if (handle := handle_of(stream)) is None:
         raise refusing(f"stream: expected an integer or an object with cuda_stream, got {type(stream).__name__}")
     return handle
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+# Their handles, as torch's and its plug-ins' streams name them.
+_HANDLES = ("cuda_stream", "npu_stream", "mlu_stream")
+
+
+def handle_of(stream) -> int | None:
+    """The handle of a torch stream, or an integer as it is; None of anything else."""
+    named = (getattr(stream, name, None) for name in _HANDLES)
+    handle = next((h for h in named if h is not None), stream)
+    return handle if isinstance(handle, int) and not isinstance(handle, bool) else None
+
 
 def current_queue(array) -> int:
-    """torch's current queue on the CUDA device of a tensor of its; 0, which is a device's default one, for any other
+    """torch's current queue on the device of a tensor of its; 0, which is a device's default one, for any other
     array."""
-    if not type(array).__module__.startswith("torch") or not array.is_cuda:
+    if not type(array).__module__.startswith("torch") or array.is_cpu:
         return 0
     import torch
 
-    return torch.cuda.current_stream(array.device).cuda_stream
+    space = torch.cuda if array.is_cuda else torch.get_device_module(array.device)
+    return handle_of(space.current_stream(array.device)) or 0
 
 
 def queue_of(device: str, index: int, stream: int):

@@ -381,6 +381,11 @@ def test_a_queue_is_current_while_a_row_runs(m, monkeypatch):
     stream = type("Stream", (), {"npu_stream": 77})()
     m.fuse_rmsnorm(there(random(3, 64)), there(random(64)), stream=stream)
     assert 77 in seen
+    # Without one, that which the caller's library works on.
+    seen.clear()
+    monkeypatch.setattr(torch.npu, "current_stream", lambda device=None: type("Stream", (), {"npu_stream": 78})())
+    m.fuse_rmsnorm(there(random(3, 64)), there(random(64)))
+    assert 78 in seen
 
 
 def test_selfcheck_runs_the_cases_on_the_device():

@@ -60,6 +60,7 @@ def install(name: str) -> SimpleNamespace:
         get_device_properties=lambda index=0: SimpleNamespace(name="Simulated", total_memory=64 << 30),
         synchronize=lambda device=None: None,
         default_stream=lambda device=None: Queue(),
+        current_stream=lambda device=None: Queue(),
         ExternalStream=Queue,
         stream=lambda queue: nullcontext(),
         _is_in_bad_fork=lambda: False,
