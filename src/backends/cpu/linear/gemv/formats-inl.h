@@ -4,6 +4,7 @@
 //
 //   kStepBytes     of a row
 //   kInputFloats   of x for a step: its vectors, then what Close needs
+//   kFetchesAll    whether every line of a row is asked for ahead, or only what follows the ends of pages (tiles-inl.h)
 #if defined(KF_CPU_LINEAR_SMALL_FORMATS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KF_CPU_LINEAR_SMALL_FORMATS_INL_H_
 #undef KF_CPU_LINEAR_SMALL_FORMATS_INL_H_
@@ -48,6 +49,7 @@ HWY_INLINE F32Vec LoadHalf(const std::uint8_t* p) {
 
 // Products and their sums in f32.
 struct F32Products {
+  static constexpr bool kFetchesAll = true;
   using Sum = F32Vec;
   using Input = F32Vec;
   static HWY_INLINE F32Vec Start(const float*) { return hn::Zero(F32Tag()); }
@@ -63,6 +65,7 @@ struct PlainFormat : F32Products {
   static constexpr std::size_t kStepBytes = kLanes * sizeof(T);
   static constexpr std::size_t kInputFloats = kLanes;
   static constexpr bool kScaled = false;
+  static constexpr bool kFetchesAll = sizeof(T) < sizeof(float);
 
   const T* weights;
   HWY_INLINE void Load(const std::uint8_t* p) { weights = reinterpret_cast<const T*>(p); }

@@ -56,6 +56,7 @@ HWY_INLINE IntVec DotUnsigned(hn::Vec<UnsignedBytes> u, hn::Vec<SignedBytes> x, 
 struct IntProducts {
   static constexpr std::size_t kParts = 1;
   static constexpr bool kScaled = true;
+  static constexpr bool kFetchesAll = true;
   using Sum = IntVec;
   using Input = hn::Vec<SignedBytes>;
   static HWY_INLINE Input LoadInput(const float* x) {

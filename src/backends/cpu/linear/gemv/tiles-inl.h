@@ -102,13 +102,23 @@ struct Tiling {
   std::size_t rows_in(std::size_t tile) const { return (num_rows - tile + num_tiles - 1) / num_tiles; }
 };
 
-// Bytes ahead of a stream that are asked for, into the second-level cache: hardware does not look beyond a page, and the first
-// level holds few requests, behind which loads would wait.
-inline constexpr std::size_t kFetchAhead = 2048;
+// How far ahead of a stream bytes are asked for, into the second-level cache: the first holds few requests, behind which loads
+// would wait. Within a page hardware fetches ahead by itself. Where little is done with a byte, as in f32, it is faster left
+// alone there, and only the first lines of the page that follows are asked for.
+inline constexpr std::size_t kFetchAhead = 2048, kFetchOverPages = 1024;
+inline constexpr std::size_t kSmallPage = 4096, kFirstLines = 512;
+
+template <bool kAll>
+HWY_INLINE void FetchAhead(const std::uint8_t* from, std::size_t bytes) {
+  constexpr std::size_t kAhead = kAll ? kFetchAhead : kFetchOverPages;
+  if (!kAll && (reinterpret_cast<std::uintptr_t>(from) + kAhead) % kSmallPage >= kFirstLines) return;
+  for (std::size_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + kAhead + line, 0, 2);
+}
 
 // Walks rows step by step.
-template <std::size_t kStepBytes, int kRows>
+template <class Format, int kRows>
 struct Cursor {
+  static constexpr std::size_t kStepBytes = Format::kStepBytes;
   using Padded = std::uint8_t[kRows][kStepBytes];
 
   const std::uint8_t* rows[kRows];
@@ -132,8 +142,7 @@ struct Cursor {
     }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      for (std::size_t line = 0; line < kStepBytes; line += 64)
-        __builtin_prefetch(rows[r] + kFetchAhead + line, 0, 2);
+      FetchAhead<Format::kFetchesAll>(rows[r], kStepBytes);
       at[r] = rows[r];
       rows[r] += kStepBytes;
     }
@@ -169,8 +178,8 @@ inline constexpr std::size_t kMaxChain = 96;
 template <class Format, int kTokens, int kRows = kRowsAtOnce<kTokens>>
 HWY_NOINLINE void DotTile(const Rows& w, std::size_t num_rows, std::size_t row_step, const float* x,
                           std::size_t x_stride, float* sums, std::size_t sums_stride) {
-  Cursor<Format::kStepBytes, kRows> cursor(w, num_rows);
-  alignas(64) typename Cursor<Format::kStepBytes, kRows>::Padded padded;
+  Cursor<Format, kRows> cursor(w, num_rows);
+  alignas(64) typename Cursor<Format, kRows>::Padded padded;
   F32Vec total[kRows][kTokens];
   Clear(total);
   const auto add_steps = [&](F32Vec(&acc)[kRows][kTokens], std::size_t steps) HWY_ATTR {
@@ -236,8 +245,8 @@ HWY_NOINLINE void ScaledTile(const Rows& w, const Quantization& q, const ScaleGr
                              float* sums, std::size_t sums_stride) {
   alignas(64) float scales[kRows][kScalesHeld];
   alignas(64) float zeros[kRows][kScalesHeld];
-  Cursor<Format::kStepBytes, kRows> cursor(w, num_rows);
-  alignas(64) typename Cursor<Format::kStepBytes, kRows>::Padded padded;
+  Cursor<Format, kRows> cursor(w, num_rows);
+  alignas(64) typename Cursor<Format, kRows>::Padded padded;
   F32Vec acc[kRows][kTokens];
   Clear(acc);
   const std::size_t group_bytes =
