@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -522,7 +523,11 @@ double read_bandwidth(Dispatcher& dispatcher, std::span<const TensorView> tensor
   for (const TensorView& t : tensors) {
     if (!t.is_contiguous())
       throw_invalid(fmt::format("read bandwidth: expected contiguous tensors, got {}", to_string(t)));
-    all.push_back({t.as<const std::uint64_t>(), t.nbytes() / sizeof(std::uint64_t)});
+    // Whole words: a file's tensors may begin between them.
+    void* first = t.data;
+    std::size_t bytes = t.nbytes();
+    if (std::align(alignof(std::uint64_t), sizeof(std::uint64_t), first, bytes) == nullptr) continue;
+    all.push_back({static_cast<const std::uint64_t*>(first), bytes / sizeof(std::uint64_t)});
     total += all.back().count;
   }
   if (total == 0) throw_invalid("read bandwidth: expected tensors of 8 bytes and more, got none");
