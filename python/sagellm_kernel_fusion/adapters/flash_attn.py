@@ -44,17 +44,21 @@ def declines(
     return pages(k, kv_layout, multiple=page_multiple)
 
 
-def attention(
-    q, k, v, lse=None, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
-    softmax_scale=0.0, causal=True, window_left=-1, window_right=-1, softcap=0.0, alibi_slopes=None, library=LIBRARY,
-):  # fmt: skip
-    options = {
+def options_of(softmax_scale: float, causal: bool, window_left: int, window_right: int, softcap: float) -> dict:
+    """As FlashAttention-2 and -3 take them."""
+    return {
         "softmax_scale": softmax_scale or None,
         "causal": causal,
         "window_size": (window_left, 0 if causal else window_right),
         "softcap": softcap,
-        "alibi_slopes": alibi_slopes,
     }
+
+
+def attention(
+    q, k, v, lse=None, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
+    softmax_scale=0.0, causal=True, window_left=-1, window_right=-1, softcap=0.0, alibi_slopes=None, library=LIBRARY,
+):  # fmt: skip
+    options = options_of(softmax_scale, causal, window_left, window_right, softcap) | {"alibi_slopes": alibi_slopes}
     wanted = lse is not None
     if block_tables is not None:
         out, got = library("flash_attn_with_kvcache")(

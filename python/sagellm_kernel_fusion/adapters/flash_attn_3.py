@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .conditions import dtypes, head_dims, longest, not_empty, pages, write_lse
+from .flash_attn import options_of
 from .library import Library
 from .row import Row
 
@@ -60,13 +61,7 @@ def _attention_of(library: Library) -> Callable:
         q, k, v, lse=None, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None,
         kv_layout="HND", softmax_scale=0.0, causal=True, window_left=-1, window_right=-1, softcap=0.0,
     ):  # fmt: skip
-        options = {
-            "softmax_scale": softmax_scale or None,
-            "causal": causal,
-            "window_size": (window_left, 0 if causal else window_right),
-            "softcap": softcap,
-            "num_splits": _SPLITS,
-        }
+        options = options_of(softmax_scale, causal, window_left, window_right, softcap) | {"num_splits": _SPLITS}
         if block_tables is not None:
             function, one_each = library("flash_attn_with_kvcache"), cu_seqlens_q is None
             out, got, *_ = function(
