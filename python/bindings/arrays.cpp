@@ -102,6 +102,9 @@ bool wants_gradients(nb::handle object) {
   return wanted.is(Py_True);
 }
 
+// Integers have none, and asking costs.
+bool may_have_gradients(const DLDataType& type) { return type.code != kDLInt && type.code != kDLUInt; }
+
 void refuse_gradients(nb::handle object, const std::string& what) {
   if (!wants_gradients(object)) return;
   nb::handle torch = PyDict_GetItemString(PyImport_GetModuleDict(), "torch");
@@ -231,15 +234,18 @@ Array to_array(nb::handle object, const std::string& what, Access access) {
 TensorView borrow_array(nb::handle object, const char* op, const char* operand, Access access,
                         std::vector<Array>& holders) {
   if (const ExchangeApi* api = exchange_api(object)) {
-    if (wants_gradients(object)) refuse_gradients(object, fmt::format("{}: {}", op, operand));
     DLTensor t;
-    if (api->borrow(object.ptr(), &t) == 0) try {
+    if (api->borrow(object.ptr(), &t) == 0) {
+      if (may_have_gradients(t.dtype) && wants_gradients(object))
+        refuse_gradients(object, fmt::format("{}: {}", op, operand));
+      try {
         name_device(t.device.device_type);
         const TensorView view = from_dlpack(t);
         return view.numel() > 0 ? view : contiguous_like(view);
       } catch (const Error& e) {
         throw Error(e.code(), fmt::format("{}: {}: {}", op, operand, e.what()), e.context());
       }
+    }
     PyErr_Clear();  // what the library would not lend, it may export, or is refused below
   }
   holders.push_back(to_array(object, fmt::format("{}: {}", op, operand), access));

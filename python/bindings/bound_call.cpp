@@ -154,6 +154,7 @@ class BoundCall::Binder final : public FieldVisitor {
 BoundCall::BoundCall(const OpInfo& info, const nb::dict& fields, const Given& given)
     : info_(info), rows_(given.rows) {
   std::memcpy(params_.data(), form_of(info).defaults.data(), info.params_bytes);
+  outputs_.reserve(4);  // few ops have more
   Binder binder(*this, fields, given.transposed);
   info.visit(params_.data(), binder);
   info.infer(params_.data());

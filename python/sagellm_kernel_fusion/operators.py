@@ -31,6 +31,18 @@ class Call(NamedTuple):
     leading: tuple[int, ...] | None = None  # what the results' first dimension stands for; None: itself
 
 
+# Types whose arrays are operands as they are, which need no further look. Those of torch and NumPy are put here as they
+# come: membership is the cheapest question, and a call asks it of most of its operands.
+_plain_types: set[type] = {np.ndarray}
+
+
+def _is_plain(x) -> bool:
+    if type(x).__module__ not in ("torch", "numpy"):
+        return False
+    _plain_types.add(type(x))
+    return True
+
+
 # Attention
 
 
@@ -41,15 +53,17 @@ def attention(
     out=None, return_lse=False, block_layout=None, block_size=(0, 0), keep=None,
 ) -> tuple:  # fmt: skip
     leading = None
-    fields = {"causal": causal}
-    _set_keys_or_values(fields, config, "k", k, k_scales, k_zeros)
-    _set_keys_or_values(fields, config, "v", v, v_scales, v_zeros)
+    fields = {"causal": causal, "k": k, "v": v}
+    if k_scales is not None or k_zeros is not None or not (type(k) in _plain_types or _is_plain(k)):
+        _set_keys_or_values(fields, config, "k", k, k_scales, k_zeros)
+    if v_scales is not None or v_zeros is not None or not (type(v) in _plain_types or _is_plain(v)):
+        _set_keys_or_values(fields, config, "v", v, v_scales, v_zeros)
     if block_tables is not None:
-        if (rank := _rank(k)) != 4:
-            raise refusing(f"attention: k: expected a page pool of 4 dimensions with block_tables, got {rank}")
-        fields["block_tables"], fields["context_lens"] = tables_and_lengths(
-            block_tables, context_lens, k, 1 if kv_layout == "NHD" else 2
-        )
+        if not (type(block_tables) in _plain_types and type(context_lens) in _plain_types):
+            block_tables, context_lens = tables_and_lengths(
+                block_tables, context_lens, k, 1 if kv_layout == "NHD" else 2
+            )
+        fields["block_tables"], fields["context_lens"] = block_tables, context_lens
         if cu_seqlens_q is None and _rank(q) == 4:  # [batch, seqlen_q, num_heads, head_dim]
             batch, seqlen_q, *rest = (int(n) for n in q.shape)
             leading = (batch, seqlen_q)
@@ -105,11 +119,10 @@ def _rank(x) -> int:
 
 
 def _set_keys_or_values(fields: dict, config: KernelFusionConfig, name: str, x, scales, zeros) -> None:
-    """Sets the operands for K or V: as they are; a QuantizedTensor; or codes with scales beside them."""
-    quantized = None if type(x).__module__ in ("torch", "numpy") else as_quantized(x)
+    """Sets the operands for K or V that are a QuantizedTensor, or codes with scales beside them; others stay."""
+    quantized = as_quantized(x)
     if quantized is None:
         if scales is None and zeros is None:
-            fields[name] = x
             return
         quantized = kv_of_codes(f"attention: {name}", x, scales, zeros)
     elif scales is not None or zeros is not None:
@@ -194,7 +207,7 @@ def _linear_call(
     transposed = weights if weight_layout == "in_out" else ()
     for name in weights:
         weight = fields[name]
-        if type(weight).__module__ in ("torch", "numpy"):  # plain arrays need no look
+        if type(weight) in _plain_types or _is_plain(weight):
             continue
         if isinstance(weight, SparseTensor):
             _check_sparse(op, name, weight, config)

@@ -54,6 +54,8 @@ def tables_and_lengths(block_tables, context_lens, pool, page_axis: int) -> tupl
     if isinstance(block_tables, (list, tuple)):
         block_tables = _padded(block_tables)
     if context_lens is None:
+        if (rank := len(pool.shape)) != 4:
+            raise refusing(f"attention: k: expected a page pool of 4 dimensions with block_tables, got {rank}")
         context_lens = _full_pages(block_tables, int(pool.shape[page_axis]))
     elif isinstance(context_lens, (list, tuple)):
         context_lens = np.asarray(context_lens, np.int32)

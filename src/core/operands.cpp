@@ -75,14 +75,17 @@ class MemoryChecker final : public FieldVisitor {
   void attr(const char*, int&, std::span<const char* const>) override {}
 
   void finish() const {
-    for (std::size_t i = 0; i < count_; ++i)
+    for (std::size_t i = 0; i < count_; ++i) {
+      const Operand& written = operands_[i];
+      if (written.role == Role::in) continue;
       for (std::size_t j = 0; j < count_; ++j) {
-        const Operand &written = operands_[i], &other = operands_[j];
-        if (i == j || written.role == Role::in || (other.role != Role::in && j > i)) continue;
+        const Operand& other = operands_[j];
+        if (i == j || (other.role != Role::in && j > i)) continue;
         if (!share_memory(*written.view, *other.view) || in_place(written, other)) continue;
         fail_operand(op_, written.name, "memory of its own",
                      fmt::format("memory shared with {}", other.name));
       }
+    }
   }
 
  private:
