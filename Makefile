@@ -12,7 +12,7 @@ ON_GPU := $(if $(GPU),--device cuda --weights f32)
 # Builds of the same sources share ccache's results, wherever they lie.
 export CCACHE_BASEDIR := $(CURDIR)
 
-.PHONY: help setup build build-gpu demo test test-cpp test-python test-sanitize test-arm64 test-gpu test-cuda-build test-hip-build test-install fuzz peers bench wheel docs docs-site clean
+.PHONY: help setup build build-gpu demo test test-cpp test-python test-sanitize test-arm64 test-gpu test-cuda-build test-hip-build test-install fuzz peers bench wheel wheel-arm64 docs docs-site clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -65,9 +65,13 @@ test-sanitize: setup
 	@cmake --build build-sanitize -j $(JOBS)
 	@ctest --test-dir build-sanitize -j $(JOBS) --output-on-failure
 
-## make test-arm64      the CPU backend cross-compiled for 64-bit Arm, a short set of cases under qemu (no root needed)
-test-arm64:
+## make test-arm64      cross-compiled for 64-bit Arm, under qemu: the CPU backend over a short set of cases, and a wheel that is installed
+test-arm64: setup
 	@JOBS=$(JOBS) scripts/test_arm64.sh
+	@scripts/setup.sh requirements/wheel.txt
+	@rm -rf build-arm64/dist
+	@scripts/build_arm64_wheel.sh build-arm64/dist Quick
+	@tests/install/arm64_wheel.sh build-arm64/dist/*.whl
 
 ## make test-gpu        the CUDA backend on a GPU: the cases against the CPU's reference, and the Python face (needs the toolkit)
 test-gpu: setup
@@ -122,6 +126,11 @@ wheel: setup
 	@scripts/build_sdist.sh dist
 	@scripts/build_wheel.sh . dist $(PYTHONS)
 
+## make wheel-arm64     a wheel for 64-bit Arm in dist/, cross-compiled
+wheel-arm64: setup
+	@scripts/setup.sh requirements/wheel.txt
+	@scripts/build_arm64_wheel.sh dist
+
 ## make docs            regenerate docs/support-matrix.md, and the tables of rows in docs/backends/
 docs: build
 	@scripts/support_matrix.sh build/kf_matrix
@@ -134,4 +143,4 @@ docs-site: build
 	@scripts/docs_site.sh
 
 clean:
-	rm -rf build build-docs build-gpu build-cuda build-cuda-check build-hip build-hip-check build-sanitize build-fuzz build-python-* dist report
+	rm -rf build build-arm64 build-docs build-gpu build-cuda build-cuda-check build-hip build-hip-check build-sanitize build-fuzz build-python-* dist report
