@@ -1,5 +1,6 @@
-"""The ops that fusions are made of, by PyTorch's plain operators one after another, as a model without fusion has them:
-what reports hold a vendor's rows against. The core makes the unfused forms of all other ops of them."""
+"""The ops that fusions are made of, by plain operators one after another, as a model without fusion has them: what
+reports hold a vendor's rows against. The core makes the unfused forms of all other ops of them. Here by PyTorch's, for
+a device that it computes on; Kunlun 2 has Paddle's (kunlun2/plain.py)."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def _append_kv(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND"):
 # Attention: the scores, their mask and the sums, each a result in memory
 
 
-def _sequences(tokens, cu_seqlens_q, cu_seqlens_k, context_lens):
+def sequences(tokens, cu_seqlens_q, cu_seqlens_k, context_lens):
     """(first query, end, first key, number of keys) of each sequence, on the host."""
     if cu_seqlens_k is not None:
         of_k = [(a, b - a) for a, b in itertools.pairwise(cu_seqlens_k.tolist())]
@@ -94,7 +95,7 @@ def _scores(
         scores.copy_(q.float().transpose(1, 2) @ _repeated(k, q.shape[2]).transpose(-1, -2) * scale)
         return
     scores.fill_(-float("inf"))
-    for i, (q0, q1, k0, n) in enumerate(_sequences(q.shape[0], cu_seqlens_q, cu_seqlens_k, context_lens)):
+    for i, (q0, q1, k0, n) in enumerate(sequences(q.shape[0], cu_seqlens_q, cu_seqlens_k, context_lens)):
         if q1 > q0 and n:
             keys = _repeated(_of_sequence(k, i, k0, n, block_tables, kv_layout), q.shape[1])
             scores[:, q0:q1, :n] = q[q0:q1].float().transpose(0, 1) @ keys.transpose(-1, -2) * scale
@@ -124,7 +125,7 @@ def _mask(
     if scores.dim() == 4:
         out.copy_(_hide(scores, seqlen_k, *window))
         return
-    for q0, q1, _, n in _sequences(scores.shape[1], cu_seqlens_q, cu_seqlens_k, context_lens):
+    for q0, q1, _, n in sequences(scores.shape[1], cu_seqlens_q, cu_seqlens_k, context_lens):
         out[:, q0:q1] = _hide(scores[:, q0:q1], n, *window)
 
 
@@ -135,7 +136,7 @@ def _values(
     if probs.dim() == 4:
         out.copy_((probs @ _repeated(v, probs.shape[1])).transpose(1, 2))
         return
-    for i, (q0, q1, k0, n) in enumerate(_sequences(probs.shape[1], cu_seqlens_q, cu_seqlens_k, context_lens)):
+    for i, (q0, q1, k0, n) in enumerate(sequences(probs.shape[1], cu_seqlens_q, cu_seqlens_k, context_lens)):
         values = _repeated(_of_sequence(v, i, k0, n, block_tables, kv_layout), probs.shape[0])
         out[q0:q1] = (probs[:, q0:q1, :n] @ values).transpose(0, 1).to(out.dtype)
 
@@ -149,17 +150,27 @@ _COMPUTED = {  # operands whose elements are computed with
 _ONE_DTYPE = ("linear", "layer_norm")
 
 
-def _declines(op: str):
+def declines_of(op: str, floats=_FLOATS, also=lambda **fields: None):
+    """also: what else a library's form does not take."""
+
     def declines(**fields) -> str | None:
         given = [(n, fields[n].dtype) for n in _COMPUTED.get(op, ()) if fields.get(n) is not None]
         for name, dtype in given:
-            if dtype not in _FLOATS:
-                return f"{name} is {dtype}: this kernel takes {', '.join(_FLOATS)}"
+            if dtype not in floats:
+                return f"{name} is {dtype}: this kernel takes {', '.join(floats)}"
             if op in _ONE_DTYPE and dtype != given[0][1]:
                 return f"{name} is {dtype}, {given[0][0]} {given[0][1]}: this kernel takes one dtype"
-        return next((f"{n} is empty" for n, v in fields.items() if 0 in getattr(v, "shape", ())), None)
+        empty = next((f"{n} is empty" for n, v in fields.items() if 0 in getattr(v, "shape", ())), None)
+        return empty or also(**fields)
 
     return declines
+
+
+def plain_row(vendor: Vendor, op: str, library, whose: str, function, declines, waits: bool = False, **rest):
+    return VendorRow(
+        f"{vendor.name}::{op}_plain", op, "vanilla", library, f"by {whose} operators", function, declines,
+        devices=(vendor.kind,), graph_safe=not waits, saves="nothing: rows are held against it", **rest,
+    )  # fmt: skip
 
 
 def plain_rows(vendor: Vendor) -> tuple[VendorRow, ...]:
@@ -167,10 +178,7 @@ def plain_rows(vendor: Vendor) -> tuple[VendorRow, ...]:
     library = Operators(lambda: vendor, "aten", "PyTorch", {})
 
     def row(op: str, function, launches: int, waits: bool = False) -> VendorRow:
-        return VendorRow(
-            f"{vendor.name}::{op}_plain", op, "vanilla", library, "by PyTorch's operators", function, _declines(op),
-            devices=(vendor.kind,), graph_safe=not waits, launches=launches, saves="nothing: rows are held against it",
-        )  # fmt: skip
+        return plain_row(vendor, op, library, "PyTorch's", function, declines_of(op), waits, launches=launches)
 
     return (
         row("linear", _linear, 1), row("rms_norm", _rms_norm, 7), row("layer_norm", _layer_norm, 1),

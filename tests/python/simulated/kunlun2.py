@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 import pytest
 import xpu2
+from on_device import reports_gains, unfused_forms
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion import _kf
@@ -42,7 +43,9 @@ def check(pattern: str, every: int, *expected: str) -> None:
         for result in _kf.check_case(name, HOST.name):
             if not result["supported"] or not result["kernel"].startswith("kunlun2::"):
                 continue
-            served.add(result["kernel"].removesuffix("+packed").removeprefix("kunlun2::"))
+            row = result["kernel"].removesuffix("+packed").removeprefix("kunlun2::")
+            if not row.endswith("_plain"):  # which unfused_forms asks for
+                served.add(row)
             within = "/f16" in name and 0 < result["relative_error"] < F16_ROUNDINGS
             assert result["ok"] or within, (name, result["kernel"], result["detail"])
     assert served == set(expected)
@@ -75,6 +78,11 @@ def test_norms_softmax_activations_and_rope():
     check(r"^rope/(f32|f16)", 1, "rope", "rope_composed")
     check(r"^binary/", 3, "binary")
     check(r"^embedding/", 5, "embedding")
+
+
+def test_unfused_forms_and_what_reports_hold_against_them():
+    unfused_forms(HOST.name)
+    reports_gains(kf.KernelFusionBackendRegistry.get(HOST.name), lambda x: paddle.to_tensor(x.float().numpy()))
 
 
 def test_selfcheck_takes_paddles_rows():

@@ -103,7 +103,7 @@ def _sequence(q, keys, out, lse, begin: int, end: int, scale: float, causal: boo
 # Paged
 
 
-def _pages(pool, tables):
+def pages(pool, tables):
     """[batch, kv_heads, pages * page_size, D] of a pool [num_pages, kv_heads, page_size, D]; what a table has for pages
     that are not there is some page, which the lengths hide."""
     import paddle
@@ -131,7 +131,7 @@ def _decode(q, k, v, lse=None, block_tables=None, context_lens=None, kv_layout="
     nothing times infinity is not nothing."""
     import paddle
 
-    keys, values = _pages(k, block_tables), _pages(v, block_tables)
+    keys, values = pages(k, block_tables), pages(v, block_tables)
     beyond = paddle.arange(keys.shape[2]) >= context_lens.astype("int64").unsqueeze(-1)
     hidden = beyond.unsqueeze([1, 2])
     values = ALL("where")(hidden.transpose([0, 1, 3, 2]), paddle.zeros([1]), values.astype("float32"))
@@ -154,14 +154,14 @@ def _several(
     of_q = itertools.pairwise(cu_seqlens_q.tolist())
     for i, ((q0, q1), n) in enumerate(zip(of_q, context_lens.tolist(), strict=True)):
         table = block_tables[i : i + 1, : -(-n // size)]
-        keys = [_pages(x, table)[:, :, :n] for x in (k, v)] if n else None
+        keys = [pages(x, table)[:, :, :n] for x in (k, v)] if n else None
         _sequence(q, keys, out, lse, q0, q1, softmax_scale, causal)
 
 
 # The cache
 
 
-def _append_declines(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND", **rest) -> str | None:
+def append_declines(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND", **rest) -> str | None:
     if kv_layout != "HND":
         return f"kv_layout {kv_layout}: this kernel takes HND; make the cache so (make_kv_cache(kv_layout='HND'))"
     if not is_contiguous(k_cache) or not is_contiguous(v_cache):
@@ -171,7 +171,7 @@ def _append_declines(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND", **re
     return dtypes({"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}, FLOATS)
 
 
-def _append(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND"):
+def append(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND"):
     """Slots are read back: those below 0 are left out. Kunlun 2 scatters nothing of 16 bits: pairs go as int32."""
     import numpy as np
     import paddle
@@ -218,7 +218,7 @@ ROWS = (
         _several_declines, launches=14, saves=_ONCE,
     ),
     row(
-        "append_kv", "append_kv", ("gather", "scatter_"), f"HND; {_F}", _append, _append_declines, launches=6,
+        "append_kv", "append_kv", ("gather", "scatter_"), f"HND; {_F}", append, append_declines, launches=6,
         saves="one scatter a cache for all tokens and heads, for one a token",
     ),
 )  # fmt: skip

@@ -78,7 +78,7 @@ def log_sum_exp(z):
     return ALL("where")(m == -float("inf"), m, m + ALL("log")(x=sums)).squeeze(-1)
 
 
-def _softmax(x, lse=None, mask=None, scale=1.0):
+def softmax(x, lse=None, mask=None, scale=1.0):
     """In f32; a row of -inf alone gives zeros."""
     import paddle
 
@@ -94,7 +94,7 @@ def _softmax(x, lse=None, mask=None, scale=1.0):
     return ALL("where")(blind, paddle.zeros([1]), p).astype(x.dtype)
 
 
-def _floats(x, **rest) -> str | None:
+def floats(x, **rest) -> str | None:
     return dtypes({"x": x}, FLOATS) or not_empty({"x": x})
 
 
@@ -112,7 +112,7 @@ def activate(x, kind: str):
     return x.clone() if kind == "none" else ALL(F + "silu")(x=x)
 
 
-def _activation(x, kind="silu"):
+def activation(x, kind="silu"):
     return activate(x, kind)
 
 
@@ -127,14 +127,14 @@ def _gated_declines(gate, up, **rest) -> str | None:
 # Rotary embedding
 
 
-def _rope_declines(x, positions, cos, sin, norm_weight=None, norm_weight_offset=0.0, **rest) -> str | None:
-    return whole_heads(x, cos, norm_weight) or _floats(x)
+def rope_declines(x, positions, cos, sin, norm_weight=None, norm_weight_offset=0.0, **rest) -> str | None:
+    return whole_heads(x, cos, norm_weight) or floats(x)
 
 
 def _halves_decline(x, positions, cos, sin, interleaved=False, **rest) -> str | None:
     if interleaved:
         return "interleaved pairs: this kernel turns halves"
-    return _rope_declines(x, positions, cos, sin, **rest)
+    return rope_declines(x, positions, cos, sin, **rest)
 
 
 def _turned(x, positions, cos, sin, norm_weight, norm_eps):
@@ -155,7 +155,7 @@ def _fused_rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6):
     return out.squeeze(0).astype(x.dtype)
 
 
-def _rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, interleaved=False):
+def rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, interleaved=False):
     import paddle
 
     work, c, s = _turned(x, positions, cos, sin, norm_weight, norm_eps)
@@ -200,15 +200,15 @@ _WITH_EPILOGUE = Layers(activate, rms_norm, layer_norm, _joined, _hidden)
 # The rest of a model
 
 
-def _embedding(ids, table):
+def embedding(ids, table):
     return ALL("gather")(x=table, index=ids.flatten()).reshape([*ids.shape, table.shape[-1]])
 
 
-def _binary(a, b, kind="add"):
+def binary(a, b, kind="add"):
     return ALL("add" if kind == "add" else "multiply")(x=a, y=b)
 
 
-def _all_floats(**operands) -> str | None:
+def all_floats(**operands) -> str | None:
     tensors = {n: v for n, v in operands.items() if hasattr(v, "dtype") and n not in ("ids", "out")}
     return dtypes(tensors, FLOATS) or not_empty(tensors)
 
@@ -216,11 +216,11 @@ def _all_floats(**operands) -> str | None:
 _F = "f32 and f16"
 _ANY = f"{_F}, all operands of one dtype; a norm or an activation before"
 _ONE = "one launch for what Paddle's plain operators take several for"
-_ACTIVATIONS = (F + "silu", F + "gelu", F + "sigmoid", "where", "multiply")
-_BEFORE = (FUSED_RMS_NORM, F + "layer_norm", *_ACTIVATIONS)
-_GATED = (*_ACTIVATIONS, F + "swiglu")
+ACTIVATIONS = (F + "silu", F + "gelu", F + "sigmoid", "where", "multiply")
+_BEFORE = (FUSED_RMS_NORM, F + "layer_norm", *ACTIVATIONS)
+_GATED = (*ACTIVATIONS, F + "swiglu")
 _LAYER = ("matmul", "add", *_BEFORE)
-_SOFTMAX = ("max", "where", "multiply", "add", "exp", "sum", "log")
+SOFTMAX = ("max", "where", "multiply", "add", "exp", "sum", "log")
 _TURN = ("gather", FUSED_RMS_NORM)
 ROWS = (
     row(
@@ -261,10 +261,10 @@ ROWS = (
     row(
         "rope_composed", "rope", ("multiply", "add", *_TURN),
         f"halves and interleaved, of whole heads; a norm before it; {_F}; also where a version has no fused operator",
-        _rope, _rope_declines, graph_safe=True, launches=11, saves="nothing: it is the plain operators",
+        rope, rope_declines, graph_safe=True, launches=11, saves="nothing: it is the plain operators",
     ),
     row(
-        "activation", "activation", _ACTIVATIONS, _F, _activation, _floats, graph_safe=True, saves=_ONE,
+        "activation", "activation", ACTIVATIONS, _F, activation, floats, graph_safe=True, saves=_ONE,
     ),
     row(
         "gated_activation", "gated_activation", _GATED, _F, lambda gate, up, kind="silu": gated(gate, up, kind),
@@ -272,9 +272,9 @@ ROWS = (
         saves="swiglu: one launch of two, the activated half neither written nor read",
     ),
     row(
-        "softmax", "softmax", (F + "softmax", *_SOFTMAX), f"{_F}; masks, log-sum-exp", _softmax, _floats,
+        "softmax", "softmax", (F + "softmax", *SOFTMAX), f"{_F}; masks, log-sum-exp", softmax, floats,
         graph_safe=True, launches=5, saves="one launch for maximum, difference, exp, sum and quotient",
     ),
-    row("binary", "binary", ("add", "multiply"), _F, _binary, _all_floats, graph_safe=True, saves="nothing"),
-    row("embedding", "embedding", ("gather",), _F, _embedding, _all_floats, graph_safe=True, saves="nothing"),
+    row("binary", "binary", ("add", "multiply"), _F, binary, all_floats, graph_safe=True, saves="nothing"),
+    row("embedding", "embedding", ("gather",), _F, embedding, all_floats, graph_safe=True, saves="nothing"),
 )  # fmt: skip

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import attention, layers
+from . import attention, layers, plain
 
-ROWS = (*attention.ROWS, *layers.ROWS)
+ROWS = (*attention.ROWS, *layers.ROWS, *plain.ROWS)
