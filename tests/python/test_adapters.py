@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent / "stand_ins"
 MODULES = {
     "flash_attn": "flash_attn", "flash_attn_3": "flash_attn_interface", "fa3_fwd": "fa3_fwd_interface",
     "xformers": "xformers.ops", "flashinfer": "flashinfer", "vllm": "vllm.vllm_flash_attn", "liger": "liger_kernel.ops",
-    "flash_attn_ck": "flash_attn",
+    "flash_attn_ck": "flash_attn", "vllm_triton": "vllm.v1.attention.ops.triton_unified_attention",
 }  # fmt: skip
 BACKENDS = {
     "flash_attn": "flash2", "flash_attn_3": "flash3", "fa3_fwd": "flash3", "xformers": "xformers", "vllm": "flash2",
@@ -36,7 +36,7 @@ F16, BF16 = torch.float16, torch.bfloat16
 def stand_ins(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setattr(adapters.flashinfer, "_wrappers", adapters.flashinfer._Wrappers())
-    monkeypatch.setattr(adapters.flash_attn_ck, "_architectures", lambda: ["gfx90a"])
+    monkeypatch.setattr(adapters.hip, "architectures", lambda: ["gfx90a"])
     yield
     roots = {path.stem for path in FOLDER.iterdir()}
     for name in [n for n in sys.modules if n.partition(".")[0] in roots]:
@@ -93,6 +93,7 @@ def paged(page_size, chunks=None, kv_layout="NHD", dtype=F16):
 
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 1.0, 2.0, 0.1])
 WINDOW, CAP, ALIBI = {"window_size": (3, 0)}, {"softcap": 2.0}, {"alibi_slopes": SLOPES}
+SINKS = {"sinks": SLOPES * 3}
 TWO_SIDED = {"causal": False, "window_size": (2, 1)}
 PLAIN = [{}, {"causal": False}, {"softmax_scale": 0.2}]
 CASES = [
@@ -113,6 +114,10 @@ CASES = [
     *[("flashinfer", paged(16, kv_layout=y), o) for y in ("HND", "NHD") for o in [{}, WINDOW, CAP]],
     ("flashinfer", paged(7, (3, 1), "HND"), {}),
     *[("vllm", operands, o) for operands in (paged(16), paged(32, (2, 5))) for o in [{}, WINDOW, CAP, ALIBI]],
+    # The last with rows that see no key.
+    *[("vllm_triton", operands, o) for operands in (paged(32), paged(64, (2, 5), dtype=BF16), paged(32, (41, 5)))
+      for o in [{}, WINDOW, ALIBI, SINKS]],
+    ("vllm_triton", paged(32), {"causal": False}),
 ]  # fmt: skip
 
 
@@ -121,8 +126,9 @@ def test_attention_by_another_project(project, operands, options):
     m = manager(project, attention_backend=BACKENDS.get(project, "flash2"))
     name = f"{project}::attention"
     calls = importlib.import_module(MODULES[project]).calls
-    # FlashAttention-2's log-sum-exp of causal rows with slopes is another, so that the row declines it.
-    with_lse = options is not ALIBI
+    # FlashAttention-2's log-sum-exp of causal rows with slopes is another, so that the row declines it; vLLM's Triton
+    # kernel gives none.
+    with_lse = options is not ALIBI and project != "vllm_triton"
     got = m.fuse_attention(**operands, **options, return_lse=with_lse)
     out, lse = got if with_lse else (got, None)
     assert row_of(m, name, "attention", **operands, **options)["selected"] and calls
@@ -199,6 +205,11 @@ def test_norms_and_activations_by_another_project(name, op, operands):
         ("flashinfer", dense(batch=1), TWO_SIDED, "window_right 1: this kernel takes windows to the left"),
         ("vllm", dense(), {}, "no block_tables: this kernel takes paged caches"),
         ("vllm", paged(7), {}, "page size 7: this kernel takes multiples of 16"),
+        ("vllm_triton", dense(), {}, "no block_tables: this kernel takes paged caches"),
+        ("vllm_triton", paged(16), {}, "page size 16: this kernel takes multiples of 32"),
+        ("vllm_triton", paged(32), CAP, "softcap 2.0: no parameter of vllm_triton::attention names it"),
+        ("vllm_triton", paged(32, (2, 5)), {"causal": False}, "causal False: this kernel takes causal attention, and"),
+        ("vllm_triton", paged(32), ALIBI | SINKS, "sinks with alibi_slopes: this kernel's leaves out the bias"),
     ],
 )  # fmt: skip
 def test_what_another_project_does_not_take_goes_to_the_next_kernel(project, operands, options, reason):
@@ -220,10 +231,11 @@ def test_a_configuration_names_whose_kernels_it_takes():
         m = manager(project, attention_backend=other)
         assert not row_of(m, f"{project}::attention", "attention", **operands)["allowed"]
     names = [r["kernel"] for r in kf.KernelFusionManager().explain("attention", **dense())]
-    order = ("flash_attn_3", "fa3_fwd", "xformers", "flash_attn", "flashinfer", "vllm", "flash_attn_ck")
-    assert names[:7] == [f"{p}::attention" for p in order]
+    order = ("flash_attn_3", "fa3_fwd", "xformers", "flash_attn", "flashinfer", "vllm", "flash_attn_ck",
+             "vllm_triton")  # fmt: skip
+    assert names[:8] == [f"{p}::attention" for p in order]
     m = kf.KernelFusionManager(kf.KernelFusionConfig(libraries=["vllm"]))
-    assert [r["kernel"] for r in m.explain("attention", **dense())][:2] == ["vllm::attention", names[7]]
+    assert [r["kernel"] for r in m.explain("attention", **dense())][:2] == ["vllm::attention", names[8]]
     with pytest.raises(kf.InvalidArgumentError, match=r"libraries: expected None or a list of triton, .*, got \["):
         kf.KernelFusionConfig(libraries=["flash-attn"])
 
@@ -298,14 +310,21 @@ def test_flash_attention_by_rocm_asks_for_its_architectures(monkeypatch):
     monkeypatch.setenv("FLASH_ATTENTION_TRITON_AMD_ENABLE", "TRUE")
     assert reason().startswith("FLASH_ATTENTION_TRITON_AMD_ENABLE is TRUE: this adapter is written for")
     monkeypatch.delenv("FLASH_ATTENTION_TRITON_AMD_ENABLE")
-    monkeypatch.setattr(adapters.flash_attn_ck, "_architectures", lambda: ["gfx906", "gfx942"])
+    monkeypatch.setattr(adapters.hip, "architectures", lambda: ["gfx906", "gfx942"])
     assert reason() == "flash_attn has kernels for gfx90a, gfx942, gfx950 by ROCm, and there is gfx906"
     monkeypatch.undo()
     monkeypatch.syspath_prepend(FOLDER)
     assert reason() == "PyTorch has no device by HIP: flash_attn's kernels for ROCm cannot run"
-    [row] = [r for r in adapters.TABLE if r.project == "flash_attn_ck"]
     call = fields_of("attention", **{name: layout() for name in ("q", "k", "v", "out")})
-    assert row.supports(call) == "q is on cuda:0: this kernel runs on rocm"
+    for row in adapters.TABLE:
+        if row.project in ("flash_attn_ck", "vllm_triton"):
+            assert row.supports(call) == "q is on cuda:0: this kernel runs on rocm"
+
+
+def test_vllms_triton_kernel_asks_for_what_triton_has_code_for(monkeypatch):
+    monkeypatch.setattr(adapters.hip, "architectures", lambda: ["gfx906"])
+    row = row_of(manager("vllm_triton"), "vllm_triton::attention", "attention", **paged(32))
+    assert row["reason"] == "vllm has kernels for gfx90a, gfx942, gfx950 by ROCm, and there is gfx906"
 
 
 def test_a_package_that_cannot_be_imported(tmp_path, monkeypatch):

@@ -67,3 +67,11 @@ def one_token_each(batch: int, like):
 def write_lse(lse, got) -> None:
     """Natural log-sum-exp as FlashAttention gives it: a row that sees no key has infinity there, -infinity here."""
     lse.copy_(got.masked_fill(got == float("inf"), -float("inf")))
+
+
+def blind_rows_are_zeros(out, cu_seqlens_q, keys, causal: bool) -> None:
+    """Queries that see no key: of a causal sequence with more queries than keys the first, of one without keys all."""
+    offsets, counts = cu_seqlens_q.tolist(), keys.tolist()
+    for begin, end, n in zip(offsets, offsets[1:], counts, strict=False):
+        blind = max(end - begin - n, 0) if causal else (end - begin) * (n == 0)
+        out[begin : begin + blind] = 0

@@ -8,31 +8,16 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from . import flash_attn
+from . import flash_attn, hip
 from .row import Row
 
 BUILT_FOR = ("gfx90a", "gfx942", "gfx950")
 
 
-def _architectures() -> list[str]:
-    """Of the devices that PyTorch has by HIP."""
-    import torch
-
-    if torch.version.hip is None or not torch.cuda.is_available():
-        return []
-    found = (torch.cuda.get_device_properties(i).gcnArchName for i in range(torch.cuda.device_count()))
-    return [name.partition(":")[0] for name in found]
-
-
 def _lacking() -> str | None:
     if os.environ.get("FLASH_ATTENTION_TRITON_AMD_ENABLE") == "TRUE":
         return "FLASH_ATTENTION_TRITON_AMD_ENABLE is TRUE: this adapter is written for composable_kernel's functions"
-    found = _architectures()
-    if not found:
-        return "PyTorch has no device by HIP: flash_attn's kernels for ROCm cannot run"
-    if others := [name for name in found if name not in BUILT_FOR]:
-        return f"flash_attn has kernels for {', '.join(BUILT_FOR)} by ROCm, and there is {', '.join(others)}"
-    return None
+    return hip.lacking("flash_attn", BUILT_FOR)
 
 
 LIBRARY = replace(

@@ -4,7 +4,7 @@ library's own kernels; a configuration says which families it may take."""
 from __future__ import annotations
 
 from ..triton import rows as triton
-from . import flash_attn, flash_attn_3, flash_attn_ck, flashinfer, liger, vllm, xformers
+from . import flash_attn, flash_attn_3, flash_attn_ck, flashinfer, liger, vllm, vllm_triton, xformers
 from .row import Row
 
 TABLE: tuple[Row, ...] = (
@@ -15,5 +15,6 @@ TABLE: tuple[Row, ...] = (
     *flashinfer.ROWS,
     *vllm.ROWS,
     *flash_attn_ck.ROWS,  # ROCm
+    *vllm_triton.ROWS,  # ROCm
     *liger.ROWS,
 )

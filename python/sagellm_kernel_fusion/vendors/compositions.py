@@ -26,14 +26,6 @@ def activate(x, kind: str):
     return {"silu": f.silu, "relu": f.relu, "none": torch.clone}[kind](x)
 
 
-def blind_rows_are_zeros(out, cu_seqlens_q, keys, causal: bool) -> None:
-    """Queries that see no key: of a causal sequence with more queries than keys the first, of one without keys all."""
-    offsets, counts = cu_seqlens_q.tolist(), keys.tolist()
-    for begin, end, n in zip(offsets, offsets[1:], counts, strict=False):
-        blind = max(end - begin - n, 0) if causal else (end - begin) * (n == 0)
-        out[begin : begin + blind] = 0
-
-
 def binary(a, b, kind="add"):
     return a + b if kind == "add" else a * b
 

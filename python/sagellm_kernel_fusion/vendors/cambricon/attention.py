@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ...adapters.conditions import dtypes, head_dims, longest, not_empty
-from ..compositions import blind_rows_are_zeros
+from ...adapters.conditions import blind_rows_are_zeros, dtypes, head_dims, longest, not_empty
 from ..layouts import hnd_pages, is_contiguous
 from ..row import VendorRow
 from .operators import ALL, bf16_problem, needing
