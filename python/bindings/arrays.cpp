@@ -35,7 +35,7 @@ std::string python_type_name(nb::handle object) {
 
 std::string python_dtype_name(nb::handle object) {
   nb::object dtype = nb::getattr(object, "dtype", nb::none());
-  return dtype.is_none() ? "?" : nb::cast<std::string>(nb::str(dtype));
+  return dtype.is_none() ? "" : nb::cast<std::string>(nb::str(dtype));
 }
 
 const CarriedType* carried_type(nb::handle object) {
@@ -114,14 +114,29 @@ void refuse_gradients(nb::handle object, const std::string& what) {
                 "under torch.inference_mode()");
 }
 
+// Why an array's library does not export it: a tensor of torch on "meta" or with another layout, NumPy's of another byte
+// order. Empty where it does, or has nothing to say.
+std::string why_not_exported(nb::handle object) {
+  if (!nb::hasattr(object, "__dlpack__")) return "";
+  try {
+    object.attr("__dlpack__")();
+    return "";
+  } catch (nb::python_error& error) {
+    const std::string said = nb::cast<std::string>(nb::str(error.value()));
+    return ", which its library does not export: " + said.substr(0, said.find('\n'));
+  }
+}
+
 [[noreturn]] void refuse(nb::handle object, const std::string& what, Access access) {
   if (access == Access::write && import_array(object, Access::read))
     throw_invalid(
         what +
         ": expected an array that may be written, got a read-only one (JAX's always are: take the result "
         "that the call returns)");
-  throw_invalid(fmt::format("{}: expected an array (anything with __dlpack__), got {} of dtype {}", what,
-                            python_type_name(object), python_dtype_name(object)));
+  const std::string dtype = python_dtype_name(object);
+  throw_invalid(fmt::format("{}: expected an array (anything with __dlpack__), got {}{}{}", what,
+                            python_type_name(object), dtype.empty() ? "" : " of dtype " + dtype,
+                            why_not_exported(object)));
 }
 
 TypedArray make_typed(nb::object data, const std::string& dtype_name_,

@@ -12,7 +12,7 @@ from . import _kf, adapters, operators
 from .config import FusionBackend, KernelFusionConfig
 from .custom import register
 from .custom.adapter import Adapter
-from .errors import NotServedError, refusing
+from .errors import InvalidArgumentError, NotServedError, refusing
 from .protocol import KernelFusionProtocol
 from .queues import handle_of
 from .recorded import Recorded, recordable
@@ -44,6 +44,7 @@ class KernelFusionManager(KernelFusionProtocol):
     def __init__(self, config: KernelFusionConfig | None = None):
         self.config = _checked(config) if config is not None else KernelFusionConfig()
         self._core = _kf.Manager(self.config.bound(), self._only_backend)
+        self._call = self._core.call  # torch.compile's tracer loses the object of a method that it looks up itself
         self._gains = Gains(self._core)
         self._exporter = SpanExporter()
         if not self._only_backend:
@@ -246,7 +247,11 @@ class KernelFusionManager(KernelFusionProtocol):
 
     def warm_up(self, calls: Iterable[tuple[str, Mapping]], config: KernelFusionConfig | None = None) -> list[dict]:
         """Plans (operator, operands) one after another, ahead of the first call of each."""
-        return [self.plan(op, config, **operands) for op, operands in calls]
+        try:
+            pairs = [(op, dict(operands)) for op, operands in calls]
+        except (TypeError, ValueError) as error:
+            raise refusing(f"warm_up: calls: expected pairs of an operator and its operands: {error}") from error
+        return [self.plan(op, config, **operands) for op, operands in pairs]
 
     def explain(self, op: str, config: KernelFusionConfig | None = None, **operands) -> list[dict]:
         """Every kernel for such a call in the order of trial: kernel, families, selected, supported, allowed,
@@ -327,6 +332,12 @@ class KernelFusionManager(KernelFusionProtocol):
         self._core.reset()
         self._gains.reset()
 
+    def __reduce__(self):
+        raise refusing(
+            "KernelFusionManager: expected to be made where it is used, got a copy or pickle of one: "
+            "KernelFusionManager(manager.config), and register_custom_kernel again"
+        )
+
     # Within
 
     def _run(self, call: tuple, config: KernelFusionConfig, out, stream):
@@ -338,7 +349,13 @@ class KernelFusionManager(KernelFusionProtocol):
         queue = None if stream is None else _queue(stream)
         if self._recording:
             config = replace(config, use_cuda_graph=True)
-        results = self._core.call(op, fields, config.bound(), transposed, rows, queue)
+        try:
+            results = self._call(op, fields, config.bound(), transposed, rows, queue)
+        except InvalidArgumentError as error:
+            operand = error.context.get("operand")
+            if operand in transposed and len(shape := getattr(fields[operand], "shape", ())) == 2:
+                raise _of_a_transposed(error, operand, list(shape)) from None
+            raise
         if leading is not None:
             results = operators.with_leading(results, leading)
         if out is None or results is None:
@@ -368,9 +385,16 @@ def _checked(config) -> KernelFusionConfig:
     return config
 
 
+def _of_a_transposed(error: InvalidArgumentError, operand: str, shape: list[int]) -> InvalidArgumentError:
+    """The op takes a weight as [out, in]; the caller gave it as x @ W has it, and shall read of what was given."""
+    advice = f'{operand} was given as {shape}, which weight_layout="in_out" reads as [in, out] (x @ W)'
+    return InvalidArgumentError(f'{error.message}; {advice}: torch.nn.Linear\'s is "out_in"', error.context)
+
+
 def _queue(stream) -> int:
-    if (handle := handle_of(stream)) is None:
-        raise refusing(f"stream: expected an integer or an object with cuda_stream, got {type(stream).__name__}")
+    if (handle := handle_of(stream)) is None or handle < 0:
+        what = type(stream).__name__ if handle is None else handle
+        raise refusing(f"stream: expected an integer of at least 0 or an object with cuda_stream, got {what}")
     return handle
 
 

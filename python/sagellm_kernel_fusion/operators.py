@@ -15,7 +15,7 @@ import numpy as np
 from . import _kf
 from .arrays import NUMPY_DTYPES, GgufTensor, allocate, as_kind_of, layout, to_numpy
 from .config import KernelFusionConfig
-from .errors import refusing
+from .errors import ResourceExhaustedError, refusing
 from .paged import tables_and_lengths
 from .quantized import as_quantized, kv_of_codes
 from .sparse import SparseTensor
@@ -76,7 +76,7 @@ def attention(
         _check_longest("max_seqlen_q", max_seqlen_q, cu_seqlens_q)
     if max_seqlen_k is not None:
         _check_longest("max_seqlen_k", max_seqlen_k, cu_seqlens_k)
-    if window_size != (-1, -1):
+    if type(window_size) is not tuple or window_size != (-1, -1):
         try:
             fields["window_left"], fields["window_right"] = window_size
         except (TypeError, ValueError):
@@ -140,9 +140,15 @@ def _pair(name: str, what: str, value) -> tuple[int, int]:
 
 
 def _check_longest(name: str, longest: int, offsets) -> None:
-    if offsets is None:
-        return
-    lengths = np.diff(np.from_dlpack(offsets) if not isinstance(offsets, np.ndarray) else offsets)
+    try:
+        longest = operator.index(longest)  # an array of one element, as torch's max() gives it, has one
+    except TypeError:
+        raise refusing(f"attention: {name}: expected a number of tokens, got {longest!r}") from None
+    try:
+        offsets = offsets if isinstance(offsets, np.ndarray) else np.from_dlpack(offsets)
+    except (AttributeError, TypeError, RuntimeError, BufferError):
+        return  # on a device, which is not waited for; or no array, as the op says
+    lengths = np.diff(offsets)
     if lengths.size and lengths.max() > longest:
         raise refusing(f"attention: {name}: the longest sequence has {lengths.max()} tokens, got {longest}")
 
@@ -212,7 +218,7 @@ def _linear_call(
         if isinstance(weight, SparseTensor):
             _check_sparse(op, name, weight, config)
             fields |= weight.fields(name) if config.fuse_with_sparse else {name: _densified(weight, config)}
-        elif (low_bit := as_quantized(weight)) is not None:
+        elif (low_bit := as_quantized(weight, config.quant_dtype)) is not None:
             _check_quantized(op, name, low_bit.dtype, config)
             fields |= (
                 low_bit.fields(name) if config.fuse_with_quant else {name: _dequantized(low_bit.dequantize(), config)}
@@ -360,6 +366,11 @@ def with_leading(results, leading: tuple[int, ...]):
 
 def zeros(dtype: str, shape: tuple[int, ...], like):
     """A zeroed array of the kind of `like`."""
-    array = allocate(dtype, shape, like)
+    if not all(isinstance(size, (int, np.integer)) and size >= 0 for size in shape):
+        raise refusing(f"make_kv_cache: expected sizes of at least 0, got a shape {list(shape)}")
+    try:
+        array = allocate(dtype, shape, like)
+    except (MemoryError, ValueError, RuntimeError) as error:  # NumPy's for a size that no address reaches; torch's
+        raise ResourceExhaustedError(f"make_kv_cache: no memory for {dtype}{list(shape)}: {error}") from error
     array[...] = 0
     return as_kind_of(array, like)

@@ -25,6 +25,13 @@ _DEFAULT_GROUPS = {"int4": 128}
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
+def shape_of(what: str, x) -> tuple[int, ...]:
+    """Of an array of any library."""
+    if (shape := getattr(x, "shape", None)) is None:
+        raise refusing(f"{what}: expected an array, got {'none' if x is None else type(x).__name__}")
+    return tuple(int(size) for size in shape)
+
+
 def _dtype_named(name: str) -> str:
     if name not in CODE_DTYPES:
         raise refusing(f"dtype: expected int4, int8, fp8 (that is fp8_e4m3) or fp8_e5m2, got {name}")
@@ -51,6 +58,7 @@ class QuantizedTensor:
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", _dtype_named(self.dtype))
+        shape_of("QuantizedTensor: data", self.data)
         if len(self.data.shape) not in (2, 3, 4):
             raise refusing(
                 "QuantizedTensor: data: expected a matrix, or keys or values of 3 or 4 dimensions, "
@@ -77,6 +85,7 @@ class QuantizedTensor:
 
     def dequantize(self) -> np.ndarray:
         """float32 values."""
+        shape_of("QuantizedTensor: scales", self.scales)
         values = np.empty(self.shape, np.float32)
         weight = self.fields("weight")
         _kf.dequantize(weight["weight"], self.scales, self.zeros, self.group_size, values)
@@ -98,13 +107,15 @@ def quantize(
     symmetric=False gives integers a zero for each scale. rows_per_scale, for fp8: 1, 128 with groups of 128, or 0 for
     one scale in all.
     """
-    dtype = _dtype_named(dtype)
-    if len(x.shape) != 2:
-        raise refusing(f"quantize: x: expected a matrix, got shape {list(x.shape)}")
+    dtype, shape = _dtype_named(dtype), shape_of("quantize: x", x)
+    if len(shape) != 2:
+        raise refusing(f"quantize: x: expected a matrix, got shape {list(shape)}")
     if scales_dtype not in ("f32", "f16", "bf16"):
         raise refusing(f"quantize: scales_dtype: expected f32, f16 or bf16, got {scales_dtype}")
-    group_size = _DEFAULT_GROUPS.get(dtype, 0) if group_size is None else int(group_size)
-    rows, n = (int(size) for size in x.shape)
+    group_size = _DEFAULT_GROUPS.get(dtype, 0) if group_size is None else group_size
+    if not isinstance(group_size, (int, np.integer)):
+        raise refusing(f"quantize: group_size: expected an integer, got {group_size!r}")
+    rows, n = shape
     if dtype == "int4" and n % 2:
         raise refusing(f"quantize: x: expected an even number of columns for int4, got {n}")
     if rows_per_scale not in (0, 1, 128):
@@ -114,7 +125,7 @@ def quantize(
     data = np.zeros((rows, n // 2 if dtype == "int4" else n), np.uint8)
     scales = np.zeros((scale_rows, groups), NUMPY_DTYPES[scales_dtype])
     zeros = None if symmetric else np.zeros((scale_rows, groups), np.int8)
-    _kf.quantize(x, data, dtype, scales, zeros, group_size)
+    _kf.quantize(x, data, dtype, scales, zeros, int(group_size))
     return QuantizedTensor(
         data if dtype == "int4" else data.view(NUMPY_DTYPES[dtype]), scales, zeros, group_size, dtype
     )
@@ -137,7 +148,7 @@ def quantize_kv(
     head_dim to a scale, a multiple of 16 that divides it; 0 is all. symmetric=False gives integers a zero for each
     scale. heads_axis: where num_kv_heads is, -2 but for a page pool in "HND" (1).
     """
-    shape = tuple(int(size) for size in x.shape)
+    shape = shape_of("quantize_kv: x", x)
     made = _empty_kv("quantize_kv", shape, dtype, per, group_size, symmetric, heads_axis, scales_dtype)
     _kf.quantize(x, made.data.view(np.uint8), made.dtype, made.scales, made.zeros, made.group_size)
     return made
@@ -283,7 +294,13 @@ def from_codes(codes, scales, zeros=None, group_size: int = 0, dtype: str = "int
     if dtype not in ("int4", "i8"):
         raise refusing(f"dtype: expected int4 or int8 for integer codes, got {dtype}")
     shift = 8 if dtype == "int4" and codes.size and codes.min() >= 0 and codes.max() > 7 else 0
-    scales = np.ascontiguousarray(scales.reshape(codes.shape[0], -1))
+    groups = scales.size // codes.shape[0] if codes.ndim == 2 and codes.shape[0] else 0
+    if groups == 0 or scales.size % codes.shape[0] or (zeros is not None and np.size(zeros) != scales.size):
+        raise refusing(
+            f"scales: expected [out] or [out, groups] for codes {list(codes.shape)}, and zeros like them, "
+            f"got {list(scales.shape)}" + ("" if zeros is None else f" and {list(np.shape(zeros))}")
+        )
+    scales = np.ascontiguousarray(scales.reshape(codes.shape[0], groups))
     if zeros is None:
         zeros = np.full(scales.shape, -shift, np.int8) if shift else None
     else:
@@ -309,16 +326,32 @@ def kv_of_codes(what: str, codes, scales, zeros=None) -> QuantizedTensor:
     return QuantizedTensor(codes, scales, zeros, head_dim // groups if groups > 1 else 0, dtypes[name])
 
 
-def as_quantized(weight) -> QuantizedTensor | None:
+def as_quantized(weight, dtype: str | None = None) -> QuantizedTensor | None:
     """A QuantizedTensor, or what the quantization module makes (quantized_weight, scales, zeros, group_size; its int4
-    one an element), as one; None for anything else."""
+    one an element), as one; None for anything else. dtype: "int8" where codes that fit int4 are int8 all the same."""
     if isinstance(weight, QuantizedTensor):
         return weight
     codes = getattr(weight, "quantized_weight", None)
     if codes is None:
         return None
-    codes = np.asarray(codes)
-    dtype = "int4" if codes.size == 0 or (codes.min() >= -8 and codes.max() <= 15) else "int8"
+    codes = _as_numpy("quantized_weight", codes)
+    if codes.ndim != 2 or codes.dtype.kind not in "iu":
+        raise refusing(f"quantized_weight: expected integers [out, in], got {codes.dtype} of shape {list(codes.shape)}")
+    fits_int4 = codes.size == 0 or (codes.min() >= -8 and codes.max() <= 15)
+    zeros = getattr(weight, "zeros", None)
     return from_codes(
-        codes, weight.scales, getattr(weight, "zeros", None), int(getattr(weight, "group_size", 0) or 0), dtype
+        codes,
+        _as_numpy("scales", getattr(weight, "scales", None)),
+        None if zeros is None else _as_numpy("zeros", zeros),
+        int(getattr(weight, "group_size", 0) or 0),
+        "int4" if fits_int4 and dtype != "int8" else "int8",
     )
+
+
+def _as_numpy(name: str, x) -> np.ndarray:
+    """Of NumPy's or torch's; bf16, which NumPy lacks, as f32."""
+    shape_of(name, x)
+    try:
+        return np.asarray(x.float().cpu() if hasattr(x, "is_cpu") and x.is_floating_point() else x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise refusing(f"{name}: expected an array of the host, got {type(x).__name__}: {error}") from error

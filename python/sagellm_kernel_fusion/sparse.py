@@ -10,7 +10,7 @@ import numpy as np
 from . import _kf
 from .arrays import NUMPY_DTYPES
 from .errors import refusing
-from .quantized import QuantizedTensor, quantize
+from .quantized import QuantizedTensor, quantize, shape_of
 
 _SCALED = ("int4", "i8", "fp8_e4m3", "fp8_e5m2")
 
@@ -129,7 +129,7 @@ def sparsify(
     """
     if hasattr(x, "to_dense") and "SemiStructured" in type(x).__name__:
         x = x.to_dense()
-    if len(x.shape) != 2:
+    if len(shape_of("sparsify: x", x)) != 2:
         raise refusing(f"sparsify: x: expected a matrix, got shape {list(x.shape)}")
     n, m = _pattern_named(pattern, n, m)
     rows, columns = (int(size) for size in x.shape)

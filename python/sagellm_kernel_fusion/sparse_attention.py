@@ -49,6 +49,8 @@ class FusedSparseAttention:
             raise refusing(
                 f"FusedSparseAttention: sparsity_pattern: expected {', '.join(_PATTERNS)}, got {sparsity_pattern!r}"
             )
+        if not (isinstance(n, int) and isinstance(m, int)):
+            raise refusing(f"FusedSparseAttention: n, m: expected integers, got {n!r}, {m!r}")
         if sparsity_pattern == "n:m" and not 1 <= n <= m:
             raise refusing(f"FusedSparseAttention: n, m: expected 1 <= n <= m, got {n}, {m}")
         if block_layout is not None and sparsity_pattern != "block":

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from . import _kf
-from .errors import KernelFusionError, NotServedError
+from .errors import KernelFusionError, NotServedError, refusing
 
 _log = logging.getLogger("sagellm_kernel_fusion")
 _BUDGET_SECONDS = 1.0  # of one report
@@ -127,6 +127,8 @@ class SpanExporter:
                     "export_spans: opentelemetry is not installed: pip install opentelemetry-sdk, or use write_trace"
                 ) from error
             tracer = trace.get_tracer("sagellm_kernel_fusion", _kf.__version__)
+        if not hasattr(tracer, "start_span"):
+            raise refusing(f"export_spans: tracer: expected OpenTelemetry's Tracer, got {type(tracer).__name__}")
         # Calls are timed by the steady clock, spans are dated.
         epoch = time.time_ns() - time.monotonic_ns()
         with self._lock:

@@ -44,6 +44,11 @@ def scaled_dot_product_attention(
     [batch, num_heads, seqlen_k, head_dim], or fewer heads with enable_gqa; without heads, [batch, seqlen, head_dim].
 
     is_causal counts from the first key, as torch does (ops.attention counts from the last)."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise refusing(
+                f"scaled_dot_product_attention: {name}: expected a torch tensor, got {type(tensor).__name__}"
+            )
     if dropout_p > 0:
         raise refusing(f"scaled_dot_product_attention: dropout_p: expected 0, got {dropout_p}: it is for inference")
     if attn_mask is not None and is_causal:
@@ -78,10 +83,11 @@ def swiglu(x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tenso
 
 
 def _norm_weight(name: str, input: Tensor, normalized_shape, weight: Tensor | None) -> Tensor:
-    if tuple(normalized_shape) != (input.shape[-1],):
+    if not isinstance(input, Tensor) or input.dim() < 1:
+        raise refusing(f"{name}: input: expected a torch tensor of 1 dimension or more, got {type(input).__name__}")
+    if not isinstance(normalized_shape, (tuple, list)) or tuple(normalized_shape) != (input.shape[-1],):
         raise refusing(
-            f"{name}: normalized_shape: expected the last dimension, ({input.shape[-1]},), got "
-            f"{tuple(normalized_shape)}"
+            f"{name}: normalized_shape: expected the last dimension, ({input.shape[-1]},), got {normalized_shape!r}"
         )
     return input.new_ones(input.shape[-1:]) if weight is None else weight
 

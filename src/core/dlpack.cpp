@@ -36,6 +36,18 @@ constexpr CodedDevice kDevices[] = {
 constexpr int kCodeLimit = 32;
 std::atomic<int> meanings[kCodeLimit];
 
+// As the libraries that export them write it: float64, complex64.
+std::string name_of(DLDataType type) {
+  const char* kind = type.code == kDLInt       ? "int"
+                     : type.code == kDLUInt    ? "uint"
+                     : type.code == kDLFloat   ? "float"
+                     : type.code == kDLComplex ? "complex"
+                                               : nullptr;
+  return kind != nullptr && type.lanes == 1
+             ? fmt::format("{}{}", kind, type.bits)
+             : fmt::format("DLPack code {}, {} bits, {} lanes", type.code, type.bits, type.lanes);
+}
+
 // What the consumer of an exported tensor holds.
 struct Exported {
   Tensor tensor;
@@ -53,8 +65,10 @@ TensorView from_dlpack(const DLTensor& d) {
       known = true;
     }
   if (!known)
-    throw_invalid(fmt::format("from_dlpack: expected a dtype of kf, got DLPack code {}, {} bits, {} lanes",
-                              d.dtype.code, d.dtype.bits, d.dtype.lanes));
+    throw_invalid(fmt::format(
+        "from_dlpack: expected a dtype of kf (f32, f16, bf16, fp8, i8, u8, i32, i64, boolean), got {}: "
+        "convert it first",
+        name_of(d.dtype)));
   known = false;
   for (const CodedDevice& c : kDevices)
     if (d.device.device_type == c.code) {

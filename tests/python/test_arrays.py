@@ -136,6 +136,21 @@ def test_bad_operands(call, words):
     assert caught.value.to_dict()["message"] == str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (lambda: np.ones((2, 8)), "got float64: convert it first"),
+        (lambda: np.ones((2, 8), np.complex64), "got complex64: convert it first"),
+        (lambda: np.ones((2, 8), ">f4"), "got ndarray of dtype >f4, which its library does not export: .*byte order"),
+        (lambda: pytest.importorskip("torch").empty(2, 8, device="meta"), "got Tensor of .* export: .*meta"),
+        (lambda: pytest.importorskip("torch").eye(8).to_sparse(), "got Tensor of .* export: .*layout"),
+    ],
+)  # fmt: skip
+def test_an_array_that_cannot_be_taken_says_why(array, words):
+    with pytest.raises(kf.InvalidArgumentError, match=f"softmax: x: .*{words}"):
+        ops.softmax(array())
+
+
 def test_an_error_leaves_the_outputs_alone():
     out = np.full((2, 4), 7, np.float32)
     with pytest.raises(kf.KernelFusionError):

@@ -248,6 +248,8 @@ def test_plain_torch_modules():
 def test_wrong_use_says_what_to_do():
     with pytest.raises(ValueError, match=r"expected a torch\.nn\.Module, got list"):
         kf.fuse_model([])
+    with pytest.raises(ValueError, match="manager: expected a KernelFusionManager, got int"):
+        kf.fuse_model(nn.RMSNorm(8), manager=3)
     model = random_model(configs()["llama"])
     with pytest.raises(ValueError, match="expected one that fuse_model has changed"):
         kf.unfuse_model(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 import threading
@@ -278,11 +279,57 @@ def test_wrong_operands_are_refused_with_what_was_expected(m):
         ),
         "stream: expected": lambda: m.fuse_softmax(x, stream="main"),
         "detach": lambda: m.fuse_softmax(x.clone().requires_grad_()),
+        "stream: expected .*got -1": lambda: m.fuse_softmax(x, stream=-1),
         "write_trace": lambda: m.write_trace("trace.json"),
         "export_spans": lambda: m.export_spans(),
+        "warm_up: calls: expected pairs": lambda: m.warm_up(["softmax"]),
+        r"make_kv_cache: expected sizes of at least 0, got a shape \[-1": lambda: m.make_kv_cache(-1, 2, 8),
+        r"KernelFusionManager\(manager.config\)": lambda: copy.deepcopy(m),
+        "path: expected a GGUF file": lambda: kf.load_model(7),
     }.items():
         with pytest.raises(kf.InvalidArgumentError, match=expected):
             call()
+    with pytest.raises(kf.ResourceExhaustedError, match="make_kv_cache: no memory for f16"):
+        m.make_kv_cache(10**12, 2000, 8000)
+
+
+def test_a_weight_that_lies_the_other_way_is_refused_in_the_callers_words(m):
+    x, w = torch.randn(3, 32), torch.randn(48, 32)
+    for call, given in (
+        (lambda: m.fuse_ffn(x, w, w, w.T), "gate_weight"),
+        (lambda: m.fuse_gelu_linear(x, w), "weight"),
+    ):
+        with pytest.raises(kf.InvalidArgumentError, match=rf'{given} was given as \[48, 32\].*Linear\'s is "out_in"'):
+            call()
+    with pytest.raises(kf.InvalidArgumentError) as caught:
+        m.fuse_gelu_linear(x, w.T, weight_layout="out_in")
+    assert "was given as" not in str(caught.value)
+
+
+def test_longest_lengths_are_numbers_and_checked_on_the_host_alone(m):
+    class OnADevice:
+        """Offsets that NumPy cannot read without a copy."""
+
+        def __dlpack__(self, **options):
+            raise BufferError
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    q, ends = torch.randn(20, 2, 16), torch.tensor([0, 8, 20], dtype=torch.int32)
+
+    def packed(offsets, longest):
+        return m.fuse_attention(q, q, q, cu_seqlens_q=offsets, cu_seqlens_k=ends, max_seqlen_q=longest)
+
+    assert torch.equal(packed(ends, torch.tensor(12)), packed(ends, None))
+    for offsets, longest, expected in (
+        (ends, "12", "max_seqlen_q: expected a number of tokens, got '12'"),
+        (ends, 11, "max_seqlen_q: the longest sequence has 12 tokens, got 11"),
+        ([0, 8, 20], 12, "cu_seqlens_q: expected an array .*got list"),
+        (OnADevice(), 1, "cu_seqlens_q: expected an array .*got OnADevice"),  # the op asks first
+    ):
+        with pytest.raises(kf.InvalidArgumentError, match=expected):
+            packed(offsets, longest)
 
 
 def test_stale_tables_change_nothing(m, pages):

@@ -211,6 +211,25 @@ def test_codes_one_an_element(rng):
     np.testing.assert_array_equal(as_quantized(Made()).dequantize(), (codes - 1) * np.repeat(scales, 32, 1))
     x = rng.standard_normal((1, 64), np.float32)
     close_to_product(ops.linear(x, Made()), x, (codes - 1) * np.repeat(scales, 32, 1))
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(fuse_with_quant=True, quant_dtype="int8"))
+    expected = m.plan("silu_linear", x=x, weight=Made())["shapes"]  # int8 by the configuration, though int4 would do
+    assert "weight=i8[6, 64]" in expected
+
+    class Wrong(Made):
+        pass
+
+    for name, value, words in (
+        ("quantized_weight", "codes", "quantized_weight: expected an array, got str"),
+        ("quantized_weight", codes[0], r"quantized_weight: expected integers \[out, in\], got int8 of shape \[64\]"),
+        ("quantized_weight", scales, "quantized_weight: expected integers"),
+        ("scales", scales[:5], r"scales: expected \[out\] or \[out, groups\].* got \[5, 2\]"),
+        ("scales", None, "scales: expected an array, got none"),
+        ("zeros", np.ones((6, 3)), r"zeros like them, got \[6, 2\] and \[6, 3\]"),
+    ):
+        setattr(Wrong, name, value)
+        with pytest.raises(kf.InvalidArgumentError, match=words):
+            m.fuse_silu_linear(x, Wrong())
+        delattr(Wrong, name)
     with pytest.raises(kf.InvalidArgumentError, match="whole numbers"):
         from_codes(codes, scales, np.full((6, 2), 0.5), 32)
     with pytest.raises(kf.InvalidArgumentError, match="-8 to 7"):
@@ -232,6 +251,14 @@ def test_what_does_not_fit_is_refused(rng):
             ops.linear(x, kf.QuantizedTensor(**parts))
     with pytest.raises(kf.InvalidArgumentError, match="expected int4, int8"):
         kf.quantize(w, "int3")
+    with pytest.raises(kf.InvalidArgumentError, match="x: expected an array, got list"):
+        kf.quantize([[1.0]], "int8")
+    with pytest.raises(kf.InvalidArgumentError, match="group_size: expected an integer, got '32'"):
+        kf.quantize(w, "int8", group_size="32")
+    with pytest.raises(kf.InvalidArgumentError, match="scales: expected an array, got none"):
+        kf.QuantizedTensor(good.data, None).dequantize()
+    with pytest.raises(kf.InvalidArgumentError, match="data: expected an array, got str"):
+        kf.QuantizedTensor("data", good.scales)
     with pytest.raises(kf.InvalidArgumentError, match="even number"):
         kf.quantize(w[:, :63], "int4")
     with pytest.raises(kf.InvalidArgumentError, match="none, since data is fp8_e4m3"):

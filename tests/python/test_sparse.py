@@ -174,6 +174,8 @@ def test_what_does_not_fit_is_refused(rng):
         kf.sparsify(w[:, :62], "2:4")
     with pytest.raises(kf.InvalidArgumentError, match="share of 0 to 1"):
         kf.sparsify(w, "unstructured", sparsity=1.5)
+    with pytest.raises(kf.InvalidArgumentError, match="x: expected an array, got none"):
+        kf.sparsify(None)
     with pytest.raises(kf.InvalidArgumentError, match="expected a matrix"):
         kf.sparsify(w[0], "2:4")
     with pytest.raises(kf.InvalidArgumentError, match="columns"):

@@ -94,6 +94,7 @@ def test_what_is_refused(qkv):
     refuses("sparsity_pattern", lambda: FusedSparseAttention("blocks"))
     refuses("n, m", lambda: FusedSparseAttention(n=5, m=4))
     refuses("n, m", lambda: FusedSparseAttention(n=0, m=4))
+    refuses("n, m: expected integers, got '2', 4", lambda: FusedSparseAttention(n="2", m=4))
     refuses("block_layout", lambda: FusedSparseAttention(block_layout=np.ones((1, 1), bool)))
     refuses("block_layout", lambda: FusedSparseAttention("block")(*qkv))
     refuses("block_layout", lambda: FusedSparseAttention()(*qkv, block_layout=np.ones((1, 1), bool)))

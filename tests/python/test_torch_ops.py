@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 torch = pytest.importorskip("torch")
+import sagellm_kernel_fusion as kf  # noqa: E402
 import sagellm_kernel_fusion.torch as kft  # noqa: E402
 
 F = torch.nn.functional
@@ -126,6 +127,17 @@ def test_torch_compile_breaks_no_graph(dynamic):
         torch.testing.assert_close(compiled(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_managers_calls_end_a_graph():
+    m = kf.KernelFusionManager()
+
+    def step(x, q):
+        return 2 * m.fuse_softmax(x + 1), m.fuse_attention(q, q, q) + x.sum()
+
+    operands = torch.randn(3, 8), torch.randn(1, 5, 2, 16)
+    for got, expected in zip(torch.compile(step, backend="eager")(*operands), step(*operands), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_torch_compile_with_inductor(tmp_path, monkeypatch):
     """The default backend, which compiles what lies around our operators (with a C++ compiler)."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
@@ -165,6 +177,10 @@ def test_wrong_use_says_what_to_do():
         kft.scaled_dot_product_attention(x, x[:, :2], x[:, :2])
     with pytest.raises(ValueError, match="3 or 4 dimensions"):
         kft.scaled_dot_product_attention(x[0, 0], x[0, 0], x[0, 0])
+    with pytest.raises(ValueError, match=r"normalized_shape: expected the last dimension.* got 16"):
+        kft.rms_norm(x, 16)
+    with pytest.raises(ValueError, match="query: expected a torch tensor, got ndarray"):
+        kft.scaled_dot_product_attention(*[x.numpy()] * 3)
     with torch.enable_grad(), pytest.raises(RuntimeError, match="autograd"):
         kft.rms_norm(x.requires_grad_(), (16,)).sum().backward()
     with pytest.raises(ValueError, match="rms_norm: x: from_dlpack: expected a dtype of kf"):

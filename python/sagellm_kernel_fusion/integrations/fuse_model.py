@@ -97,6 +97,8 @@ def fuse_model(
         raise refusing(f"fuse_model: model: expected a torch.nn.Module, got {type(model).__name__}")
     if any(STATE in module.__dict__ for module in model.modules()):
         raise refusing("fuse_model: model: expected one that is not fused, got one that is: unfuse_model(model) first")
+    if not isinstance(manager, KernelFusionManager | None):
+        raise refusing(f"fuse_model: manager: expected a KernelFusionManager, got {type(manager).__name__}")
     manager = KernelFusionManager(config) if manager is None else manager
     calls = Calls(manager, manager.config if config is None else config)
     done = FusedModules(manager)

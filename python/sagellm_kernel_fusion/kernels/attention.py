@@ -32,6 +32,7 @@ class PagedAttention:
     """Attention of one query token a sequence over a paged cache (Kwon et al., vLLM, 2023)."""
 
     def __init__(self, num_heads: int, head_dim: int, page_size: int = 16):
+        _expect_sizes(num_heads=num_heads, head_dim=head_dim, page_size=page_size)
         self.num_heads, self.head_dim, self.page_size = num_heads, head_dim, page_size
 
     def forward(self, query, key_cache, value_cache, block_tables, context_lens):
@@ -49,7 +50,8 @@ class GroupedQueryAttention:
     never repeated in memory."""
 
     def __init__(self, num_q_heads: int, num_kv_heads: int, head_dim: int):
-        if num_kv_heads < 1 or num_q_heads % num_kv_heads:
+        _expect_sizes(num_q_heads=num_q_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+        if num_q_heads % num_kv_heads:
             raise refusing(f"num_q_heads: expected a multiple of num_kv_heads, {num_kv_heads}, got {num_q_heads}")
         self.num_q_heads, self.num_kv_heads, self.head_dim = num_q_heads, num_kv_heads, head_dim
         self.num_queries_per_kv = num_q_heads // num_kv_heads
@@ -69,6 +71,12 @@ class FusedINT4Attention:
         num_kv_heads, head_dim / 2], two values a byte, the low half first, with scales [batch, seqlen_k, num_kv_heads,
         groups]; or QuantizedTensors, which have theirs."""
         return _manager.fuse_attention(q_fp16, k_int4, v_int4, _int4, k_scales=k_scales, v_scales=v_scales)
+
+
+def _expect_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise refusing(f"{name}: expected a positive integer, got {size!r}")
 
 
 def _expect(name: str, array, sizes: dict[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..errors import refusing
@@ -18,6 +19,8 @@ def open_model(path: str | Path) -> ModelFile:
 
     Raises InvalidArgumentError with the file and what is wrong, NotServedError for what is whole but not served.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise refusing(f"path: expected a GGUF file or a folder with config.json, got {type(path).__name__}")
     path = Path(path)
     if path.is_dir():
         return read_safetensors(path)
