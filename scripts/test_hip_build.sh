@@ -12,6 +12,7 @@ if ! command -v hipcc >/dev/null; then
     echo "test_hip_build: hipcc is missing and installing it needs root: apt-get install $packages" >&2
     exit 1
   fi
+  apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
 fi
 cmake --preset hip-check >build-hip-check.log 2>&1 || { cat build-hip-check.log; exit 1; }
