@@ -59,6 +59,10 @@ def allocate(dtype: str, shape: tuple[int, ...], like):
     paddle = sys.modules.get("paddle")
     if paddle is not None and isinstance(like, paddle.Tensor):  # whose names of types are torch's
         return paddle.empty(shape, dtype=_TORCH_DTYPES[dtype], device=like.place)
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(like, cupy.ndarray):
+        with like.device:
+            return cupy.empty(shape, NUMPY_DTYPES[dtype])
     return np.empty(shape, NUMPY_DTYPES[dtype])
 
 

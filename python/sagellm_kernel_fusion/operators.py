@@ -18,7 +18,7 @@ from .config import KernelFusionConfig
 from .errors import ResourceExhaustedError, refusing
 from .paged import tables_and_lengths
 from .quantized import as_quantized, kv_of_codes
-from .sparse import SparseTensor
+from .sparse import SparseTensor, sparsify
 
 
 class Call(NamedTuple):
@@ -215,6 +215,8 @@ def _linear_call(
         weight = fields[name]
         if type(weight) in _plain_types or _is_plain(weight):
             continue
+        if "SemiStructured" in type(weight).__name__:  # torch's; compressed at every call, unless sparsify was called
+            weight = sparsify(weight, prune=False)
         if isinstance(weight, SparseTensor):
             _check_sparse(op, name, weight, config)
             fields |= weight.fields(name) if config.fuse_with_sparse else {name: _densified(weight, config)}

@@ -72,7 +72,7 @@ def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
     return tables
 
 
-def _full_pages(block_tables, page_size: int) -> np.ndarray:
+def _full_pages(block_tables, page_size: int):
     global _said_full
     if not _said_full:
         _said_full = True
@@ -82,9 +82,11 @@ def _full_pages(block_tables, page_size: int) -> np.ndarray:
             page_size,
         )
     try:
-        table = np.from_dlpack(block_tables)
+        # By its own library, on its own device.
+        table = block_tables if hasattr(block_tables, "sum") else np.from_dlpack(block_tables)
+        if table.ndim != 2:
+            raise refusing(f"block_tables: expected int32 [batch, max_blocks], got shape {list(table.shape)}")
+        lengths = (table >= 0).sum(1) * page_size
+        return lengths.astype("int32") if hasattr(lengths, "astype") else lengths.int()
     except (AttributeError, TypeError, RuntimeError, BufferError) as error:
         raise refusing(f"block_tables: expected an int32 array [batch, max_blocks] or BlockTables: {error}") from error
-    if table.ndim != 2:
-        raise refusing(f"block_tables: expected int32 [batch, max_blocks], got shape {list(table.shape)}")
-    return ((table >= 0).sum(1) * page_size).astype(np.int32)

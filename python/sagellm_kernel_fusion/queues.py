@@ -14,8 +14,13 @@ def handle_of(stream) -> int | None:
 
 
 def current_queue(array) -> int:
-    """torch's current queue on the device of a tensor of its; 0, which is a device's default one, for any other
-    array."""
+    """torch's current queue on the device of a tensor of its, CuPy's of an array of its; 0, which is a device's default
+    one, for any other array."""
+    if type(array).__module__.partition(".")[0] == "cupy":
+        import cupy
+
+        with array.device:
+            return cupy.cuda.get_current_stream().ptr
     if not type(array).__module__.startswith("torch") or array.is_cpu:
         return 0
     import torch

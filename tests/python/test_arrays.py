@@ -11,6 +11,7 @@ import pytest
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion import ops
+from sagellm_kernel_fusion.queues import current_queue
 
 
 def test_numpy_in_numpy_out(rng):
@@ -67,6 +68,48 @@ def test_anything_with_dlpack_goes():
 
     x = np.ones((2, 4), np.float32)
     np.testing.assert_array_equal(ops.binary(Wrapped(x), x), x + x)
+
+
+def test_cupy_in_cupy_out(monkeypatch):
+    """By contract, on the host: CuPy itself needs a GPU. Results are made by its `empty`, on the input's device."""
+    import types
+
+    class Device:
+        entered = 0
+
+        def __enter__(self):
+            Device.entered += 1
+
+        def __exit__(self, *error):
+            pass
+
+    class Array:  # cupy.ndarray: DLPack in both directions, no C exchange API
+        device = Device()
+
+        def __init__(self, array):
+            self.array = array
+            self.dtype, self.shape, self.ndim = array.dtype, array.shape, array.ndim
+
+        def __dlpack__(self, **options):
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    Array.__module__ = "cupy"
+    cupy = types.ModuleType("cupy")
+    cupy.ndarray, cupy.empty = Array, lambda shape, dtype: Array(np.empty(shape, dtype))
+    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=77))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+
+    q = np.random.default_rng(0).standard_normal((1, 5, 2, 16)).astype(np.float32)
+    m = kf.KernelFusionManager()
+    out, lse = m.fuse_attention(Array(q), Array(q), Array(q), return_lse=True)
+    assert type(out) is Array and type(lse) is Array and Device.entered == 2
+    np.testing.assert_array_equal(out.array, m.fuse_attention(q, q, q))
+    given = Array(np.empty((2, 8), np.float32))
+    assert m.fuse_softmax(Array(np.ones((2, 8), np.float32)), out=given) is given and (given.array == 0.125).all()
+    assert current_queue(given) == 77
 
 
 def test_read_only_arrays_are_inputs_but_not_outputs(rng):

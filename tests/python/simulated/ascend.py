@@ -30,6 +30,7 @@ from on_device import (
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion.bench.selfcheck import selfcheck
+from sagellm_kernel_fusion.kernels import AscendFlashAttention, AscendFusedFFN
 from sagellm_kernel_fusion.vendors.ascend import cann, operators, table
 from sagellm_kernel_fusion.weights.gguf_file import read_gguf
 
@@ -260,6 +261,26 @@ def test_the_managers_layers(m):
         calls.append(("fuse_gelu_linear", (x, w)))
     for method, operands in calls:
         close(getattr(m, method)(*map(there, operands)), getattr(cpu, method)(*operands))
+
+
+@since_8
+def test_the_specifications_classes():
+    operands = dense()
+    flash = AscendFlashAttention()
+    close(flash.forward(*map(there, operands.values())), kf.KernelFusionManager().fuse_attention(**operands))
+    with pytest.raises(kf.InvalidArgumentError, match="q: expected a tensor on npu, got one on cpu"):
+        flash.forward(*operands.values())
+    x, w = random(2, 3, 64), random(64, 48) / 8
+    ffn = x, w, w.flip(0), w.t().contiguous()
+    close(AscendFusedFFN().forward(*map(there, ffn)), kf.KernelFusionManager().fuse_ffn(*ffn))
+
+
+@since_8
+def test_tables_on_the_device_without_lengths_are_of_full_pages(m):
+    operands = paged("NHD", 128, [256, 256])
+    expected = kf.KernelFusionManager().fuse_attention(**operands)
+    del operands["context_lens"]
+    close(m.fuse_attention(**all_there(operands)), expected)
 
 
 @since_8

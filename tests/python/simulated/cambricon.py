@@ -31,6 +31,7 @@ from on_device import (
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion.bench.selfcheck import selfcheck
+from sagellm_kernel_fusion.kernels import MLUFlashAttention
 from sagellm_kernel_fusion.vendors.cambricon import operators, table
 
 
@@ -48,6 +49,13 @@ def test_dense_attention(m, options, dtype):
     expected = kf.KernelFusionManager().fuse_attention(**operands, **options)
     close(m.fuse_attention(**all_there(operands), **options), expected, dtype)
     assert served(m, "attention") == ["mlu::attention"]
+
+
+def test_the_specifications_class():
+    operands = dense()
+    for causal in (True, False):
+        expected = kf.KernelFusionManager().fuse_attention(**operands, causal=causal)
+        close(MLUFlashAttention().forward(*map(there, operands.values()), causal=causal), expected)
 
 
 def test_packed_attention(m):

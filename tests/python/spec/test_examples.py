@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from repository import ROOT
+
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
@@ -200,40 +202,88 @@ def test_example_5_sparse(rng):
     torch.testing.assert_close(FusedSparseFFN().forward(x, sparse_gate_w, sparse_up_w, sparse_down_w), ffn_output)
 
 
-def test_with_the_quantization_module():
-    """K/V in fp8, attention that reads them as they lie."""
-    import sagellm_kernel_fusion as kf
+@pytest.fixture
+def siblings(monkeypatch):
+    """Stand-ins for the modules beside this one, under their own import paths (tests/python/siblings)."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests/python/siblings"))
 
+
+def test_with_the_quantization_module(siblings):
+    """K/V in fp8, attention that reads them as they lie: the codes and scales of a sibling; its weights too."""
     q, k, v = torch.randn(1, 40, 4, 64), torch.randn(1, 40, 4, 64), torch.randn(1, 40, 4, 64)
-    k_fp8, v_fp8 = kf.quantize_kv(k, "fp8"), kf.quantize_kv(v, "fp8")
+
+    from sage.llm.engines.sagellm.accel.quantization import QuantConfig, QuantizationManager
+
     from sage.llm.engines.sagellm.accel.kernel_fusion import KernelFusionConfig, KernelFusionManager
 
+    quant_mgr = QuantizationManager(QuantConfig(kv_cache_dtype="fp8"))
     fusion_mgr = KernelFusionManager(KernelFusionConfig(
         attention_backend="flash2",
         fuse_with_quant=True,
         quant_dtype="fp8"
     ))  # fmt: skip
     config = fusion_mgr.config
+    (k_fp8, k_scales), (v_fp8, v_scales) = quant_mgr.quantize_kv(k), quant_mgr.quantize_kv(v)
 
-    output = fusion_mgr.fuse_attention(q, k_fp8, v_fp8, config)
-    close(output, attention_by_torch(q, floats(k_fp8), floats(v_fp8)))
+    output = fusion_mgr.fuse_attention(q, k_fp8, v_fp8, config, k_scales=k_scales, v_scales=v_scales)
+    close(output, attention_by_torch(q, k_fp8.float() * k_scales, v_fp8.float() * v_scales))
+    assert "k_scales=f32" in fusion_mgr.get_stats()["distinct_calls"][0]["shapes"]  # not dequantized first
+    with pytest.raises(ValueError, match="k_scales: expected scales, since k is fp8_e4m3, got none"):
+        fusion_mgr.fuse_attention(q, k_fp8, v_fp8, config)
+
+    x, gate, up, down = torch.randn(3, 64), torch.randn(96, 64), torch.randn(96, 64), torch.randn(64, 96)
+    for dtype in ("int4", "int8"):
+        quant_mgr = QuantizationManager(QuantConfig(weight_dtype=dtype))
+        config = KernelFusionConfig(fuse_with_quant=True, quant_dtype=dtype)
+        weights = [quant_mgr.quantize_weight(w) for w in (gate, up, down)]
+        output = fusion_mgr.fuse_ffn(x, *weights, config)
+        exact = [w.dequantize().T for w in weights]
+        torch.testing.assert_close(output, (F.silu(x @ exact[0]) * (x @ exact[1])) @ exact[2], rtol=1e-4, atol=2e-2)
 
 
-def test_with_the_kv_pool(paged):
-    q, k_cache, v_cache, tables, lengths, expected = paged
+def test_with_the_sparsity_module(siblings):
+    """Weights stay dense there, masked 2:4; `sparsify` compresses them, and refuses what is not masked so."""
+    import sagellm_kernel_fusion as kf
 
-    class KVPool:
-        """A stand-in for the pool of kv_runtime, with the interface that the specification uses of it."""
+    x, gate, up, down = torch.randn(4, 64), torch.randn(64, 96), torch.randn(64, 96), torch.randn(96, 64)
 
-        def __init__(self, max_blocks, block_size):
-            self.max_blocks, self.block_size = max_blocks, block_size
+    from sage.llm.engines.sagellm.accel.sparsity import SparsityConfig, SparsityManager
 
-        def get_block_tables(self, request_ids):
-            from sage.llm.engines.sagellm.accel.kernel_fusion import BlockTables
+    from sage.llm.engines.sagellm.accel.kernel_fusion import KernelFusionConfig, KernelFusionManager
 
-            return BlockTables(tables[list(request_ids)], lengths[list(request_ids)])
+    sparse_mgr = SparsityManager(SparsityConfig(pattern="n:m", n=2, m=4))
+    fusion_mgr = KernelFusionManager(KernelFusionConfig(
+        fuse_ffn=True,
+        fuse_with_sparse=True,
+        sparse_pattern="n:m"
+    ))  # fmt: skip
+    config = fusion_mgr.config
+    sparse_gate, sparse_up, sparse_down = (sparse_mgr.sparsify(w) for w in (gate, up, down))
 
-    request_ids = [0, 1]
+    ffn_output = fusion_mgr.fuse_ffn(x, sparse_gate, sparse_up, sparse_down, config)
+    expected = (F.silu(x @ sparse_gate) * (x @ sparse_up)) @ sparse_down
+    torch.testing.assert_close(ffn_output, expected, rtol=1e-4, atol=1e-3)
+
+    compressed = [kf.sparsify(w.T.contiguous(), "n:m", prune=False) for w in (sparse_gate, sparse_up, sparse_down)]
+    assert {w.sparsity for w in compressed} == {0.5}
+    torch.testing.assert_close(fusion_mgr.fuse_ffn(x, *compressed, config), expected, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match="at most 2 values that are not 0 in every 4"):
+        kf.sparsify(gate.T.contiguous(), "n:m", prune=False)
+
+    class SparseSemiStructuredTensor:  # torch makes them on a GPU only
+        def __init__(self, dense):
+            self.dense, self.shape = dense, dense.shape
+
+        def to_dense(self):
+            return self.dense
+
+    given = [SparseSemiStructuredTensor(w.T.contiguous()) for w in (sparse_gate, sparse_up, sparse_down)]
+    torch.testing.assert_close(fusion_mgr.fuse_ffn(x, *given, config), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_with_the_kv_pool(siblings):
+    from sage.llm.engines.sagellm.kv_runtime.kv_pool import KVPool
+
     from sage.llm.engines.sagellm.accel.kernel_fusion import KernelFusionConfig, KernelFusionManager
 
     config = KernelFusionConfig(attention_backend="paged", page_size=16)
@@ -243,10 +293,60 @@ def test_with_the_kv_pool(paged):
         attention_backend="paged",
         page_size=16
     ))  # fmt: skip
+    request_ids = [7, 3]
+    k_cache, v_cache = torch.randn(2, 1000, 2, 16, 32)
+    q = torch.randn(2, 4, 32)
+    lengths = [32, 48]
+    for length in range(16, 49, 16):  # the requests grow in turns, so that their blocks lie apart
+        for request, longest in zip(request_ids, lengths, strict=True):
+            blocks = kv_pool.grow(request, min(length, longest))
+    assert blocks != sorted(range(min(blocks), min(blocks) + len(blocks)))
 
     block_tables = kv_pool.get_block_tables(request_ids)
     output = fusion_mgr.fuse_attention(q, k_cache, v_cache, block_tables=block_tables, config=config)
-    close(output, expected)
+    for i, request in enumerate(request_ids):
+        blocks = kv_pool.grow(request, 0)
+        k, v = (cache[blocks].transpose(1, 2).flatten(0, 1)[None] for cache in (k_cache, v_cache))
+        k, v = (t.repeat_interleave(2, 2).transpose(1, 2) for t in (k, v))
+        close(output[i], F.scaled_dot_product_attention(q[i][None, :, None], k, v)[0, :, 0])
+
+
+def test_the_registry():
+    """The specification registers its backends by classes of these names."""
+    from sagellm_kernel_fusion import KernelFusionBackendRegistry, KernelFusionProtocol
+    from sagellm_kernel_fusion.builtin import AscendKernelFusion, CUDAKernelFusion, MLUKernelFusion, ROCmKernelFusion
+
+    for name, backend in (
+        ("cuda", CUDAKernelFusion),
+        ("ascend", AscendKernelFusion),
+        ("mlu", MLUKernelFusion),
+        ("rocm", ROCmKernelFusion),
+    ):
+        assert issubclass(backend, KernelFusionProtocol)
+        KernelFusionBackendRegistry.register(name, backend)
+        assert KernelFusionBackendRegistry.backend_class(name) is backend
+    with pytest.raises(ValueError, match="Unsupported backend: fpga"):
+        KernelFusionBackendRegistry.get("fpga")
+    detected = KernelFusionBackendRegistry.detect_backend()
+    assert detected == "cpu" or KernelFusionBackendRegistry.get(detected)
+
+
+def test_the_kernel_classes_of_accelerators_are_over_their_backends():
+    """Their results are compared on simulated devices (tests/python/simulated)."""
+    from sagellm_kernel_fusion import backends, kernels
+
+    there = {row["name"] for row in backends() if row["available"]}
+    for name, backend in (
+        ("AscendFlashAttention", "ascend"),
+        ("AscendFusedFFN", "ascend"),
+        ("MLUFlashAttention", "mlu"),
+        ("ROCmFlashAttention", "rocm"),
+    ):
+        if backend in there:
+            continue
+        with pytest.raises(RuntimeError, match=f"backend {backend}: ") as caught:
+            getattr(kernels, name)()
+        assert caught.value.code == "unavailable"
 
 
 def test_the_kernel_classes(paged):
