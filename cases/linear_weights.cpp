@@ -102,11 +102,11 @@ void add_sparse_weights(CaseList& list) {
   };
   for (const WeightFormat& w : patterns(DType::f32)) {
     const std::int64_t odd = w.m == 0 ? 75 : w.m == 32 ? 96 : 88;
-    for (const std::int64_t num_tokens : {0, 1, 2, 3, 4, 7, 17, 64}) {
+    for (const std::int64_t num_tokens : {0, 1, 2, 3, 4, 7, 9, 16, 17, 64}) {
       add_linear(list, DType::f32, w, {num_tokens, odd, 97});
       add_linear(list, DType::f32, w, {num_tokens, 1280, 103}, {.norm = NormKind::rms, .residual = true});
     }
-    for (const std::int64_t num_tokens : {1, 3, 37}) {
+    for (const std::int64_t num_tokens : {1, 3, 11, 37}) {
       add_ffn(list, DType::f32, w, {num_tokens, odd, 320}, NormKind::rms, Activation::silu, true);
       add_qkv(list, DType::f32, {w, DType::q4_1, WeightFormat(DType::f32).sparse(0.7)}, num_tokens, 288,
               {192, 96, 97}, NormKind::rms, true);
@@ -117,7 +117,7 @@ void add_sparse_weights(CaseList& list) {
   }
   for (const DType values : {DType::f16, DType::bf16})
     for (const WeightFormat& w : patterns(values))
-      for (const std::int64_t num_tokens : {1, 3, 19})
+      for (const std::int64_t num_tokens : {1, 3, 13, 19})
         add_linear(list, values, w, {num_tokens, w.m == 0 ? 75 : 96, 45},
                    {.bias = true, .after = Activation::silu});
   const WeightFormat kScaled[] = {{DType::int4, 0, DType::f16, true},
@@ -129,7 +129,7 @@ void add_sparse_weights(CaseList& list) {
                                   {DType::fp8_e5m2, 0, DType::f32, false, 0}};
   for (const WeightFormat& scaled : kScaled)
     for (const WeightFormat& w : {scaled.n_of_m(2, 4), scaled.sparse(0.75)}) {
-      for (const std::int64_t num_tokens : {1, 3, 37}) {
+      for (const std::int64_t num_tokens : {1, 3, 6, 12, 37}) {
         add_linear(list, DType::f32, w, {num_tokens, 608, 103}, {.norm = NormKind::rms, .residual = true});
         add_linear(list, DType::bf16, w, {num_tokens, 72, 45});
         add_ffn(list, DType::f32, w, {num_tokens, 96, 160}, NormKind::layer, Activation::gelu, false);
@@ -137,7 +137,7 @@ void add_sparse_weights(CaseList& list) {
       add_linear(list, DType::f32, w, {2, 8960, 6});  // more groups than scales are held at a time
     }
   for (const WeightFormat& w : {WeightFormat(DType::f32).n_of_m(2, 4), WeightFormat(DType::f32).sparse(0.8)})
-    for (const std::int64_t num_tokens : {4, 20}) {
+    for (const std::int64_t num_tokens : {4, 11, 20}) {
       const auto make = [=](Maker& m) {
         LinearParams p;
         p.x = m.normal(DType::f32, {num_tokens, 320});

@@ -33,13 +33,6 @@ inline constexpr double kManyValues = 0.35;  // of the elements
 inline constexpr std::size_t kMaxFeatures = 2 * kMaxPairsPerItem * hn::MaxLanes(F32Tag());
 static_assert(2 * (kListedColumns + kSparseColumns) <= kMaxDepth);
 
-// Of a weight's elements, those that it has a value of.
-HWY_INLINE double ShareStored(const Weight& w) {
-  if (w.sparsity.m != 0) return static_cast<double>(w.sparsity.n) / static_cast<double>(w.sparsity.m);
-  const std::int64_t elements = std::max<std::int64_t>(1, w.layout.dim(0) * w.layout.dim(1));
-  return static_cast<double>(end_of_values(w.layout, w.sparsity)) / static_cast<double>(elements);
-}
-
 // Values of some columns of features, and where in a panel each is multiplied; a feature's follow another's.
 struct SparseLists {
   std::int32_t* place;  // in floats from the first column's on
@@ -55,49 +48,47 @@ struct SparseLists {
       : place(place), value(value), begin{0, count} {}
 };
 
+// Of a word's columns that have a value the places, `first` that of its first column and `width` from one to the next.
+// Returns how many they are; whole vectors are written.
+HWY_INLINE std::int64_t ListPlaces(std::uint32_t bits, std::int32_t first, std::int32_t width,
+                                   std::int32_t* HWY_RESTRICT to) {
+  const hn::RebindToSigned<F32Tag> di;
+  constexpr std::size_t kLanes = kSparseLanes;
+  const auto places = hn::Mul(hn::Iota(di, 0), hn::Set(di, width));
+  std::int64_t count = 0;
+#pragma GCC unroll 8
+  for (std::size_t v = 0; v < static_cast<std::size_t>(kSparseColumns) / kLanes; ++v) {
+    const std::uint32_t part = bits >> (v * kLanes) & ((1u << kLanes) - 1);
+    const std::uint64_t bytes = part;  // as many as a mask may be read from
+    const auto base = hn::Set(di, first + static_cast<std::int32_t>(v * kLanes) * width);
+    const auto kept = hn::CompressBits(hn::Add(base, places), reinterpret_cast<const std::uint8_t*>(&bytes));
+    hn::StoreU(kept, di, to + count);
+    count += std::popcount(part);
+  }
+  return count;
+}
+
 // What a feature has in columns [k, k + depth) goes to `place` and `value`. Returns how much that is.
 template <DType kType>
 HWY_INLINE std::int64_t ListFeature(SparseRow<kType>& row, const Weight& w, const ScaleGrid& grid,
                                     std::int64_t feature, std::int64_t k, std::int64_t depth,
                                     std::int64_t wide, std::int32_t* place, float* value) {
   using Values = SparseValues<kType>;
-  const F32Tag d;
-  const hn::RebindToSigned<F32Tag> di;
-  constexpr std::size_t kLanes = kSparseLanes;
-  std::int64_t count = 0, group = -1;
-  F32Vec scale = hn::Zero(d), zero = hn::Zero(d);
   const auto width = static_cast<std::int32_t>(wide);
-  const auto places = hn::Mul(hn::Iota(di, 0), hn::Set(di, width));
+  std::int64_t count = 0, group = -1;
+  SparseScale scale;
   for (std::int64_t c = 0; c < depth; c += kSparseColumns) {
     if constexpr (Values::kScaled) {
       if (const std::int64_t here = (k + c) / grid.columns; here != group) {
         group = here;
-        scale = hn::Set(d, scale_at(w.quantization, grid, feature, group));
-        zero = hn::Set(d, zero_at(w.quantization, grid, feature, group));
+        scale = ScaleOf(w, grid, feature, group);
       }
     }
     std::uint32_t bits = mask_bits(row.mask, row.mask_bytes, k + c);
     // Whatever the mask, no place lies outside of the panel.
     if (depth - c < kSparseColumns) bits &= (1u << (depth - c)) - 1;
-    const std::int64_t stored = std::popcount(bits);
-    std::int64_t at;
-    const std::uint8_t* const from = row.Skip(stored, &at);
-    for (std::int64_t i = 0; i < stored; i += static_cast<std::int64_t>(kLanes)) {
-      F32Vec v = Values::Load(from, at + i);
-      if constexpr (Values::kScaled) v = hn::Mul(hn::Sub(v, zero), scale);
-      hn::StoreU(v, d, value + count + i);
-    }
-#pragma GCC unroll 8
-    for (std::size_t v = 0; v < static_cast<std::size_t>(kSparseColumns) / kLanes; ++v) {
-      const std::uint32_t part = bits >> (v * kLanes) & ((1u << kLanes) - 1);
-      const std::uint64_t bytes = part;  // as many as a mask may be read from
-      const auto first =
-          hn::Set(di, (static_cast<std::int32_t>(c) + static_cast<std::int32_t>(v * kLanes)) * width);
-      const auto kept =
-          hn::CompressBits(hn::Add(first, places), reinterpret_cast<const std::uint8_t*>(&bytes));
-      hn::StoreU(kept, di, place + count);
-      count += std::popcount(part);
-    }
+    NextValues<kType>(row, std::popcount(bits), scale, value + count);
+    count += ListPlaces(bits, static_cast<std::int32_t>(c) * width, width, place + count);
   }
   // The next columns' are asked for: features are so many that the processor does not see that they go on.
   __builtin_prefetch(Values::Address(row.first, row.at) + 64, 0, 2);

@@ -15,6 +15,7 @@
 #include "backends/cpu/linear/operand-inl.h"
 #include "backends/cpu/linear/quantized-inl.h"
 #include "backends/cpu/linear/sparse_tables.h"
+#include "core/quantized.h"
 #include "core/sparse.h"
 #include "hwy/highway.h"
 
@@ -25,6 +26,13 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Columns that are expanded together: a word of the mask.
 inline constexpr std::int64_t kSparseColumns = 32;
 inline constexpr std::size_t kSparseLanes = hn::MaxLanes(F32Tag());
+
+// Of a weight's elements, those that it has a value of.
+HWY_INLINE double ShareStored(const Weight& w) {
+  if (w.sparsity.m != 0) return static_cast<double>(w.sparsity.n) / static_cast<double>(w.sparsity.m);
+  const std::int64_t elements = std::max<std::int64_t>(1, w.layout.dim(0) * w.layout.dim(1));
+  return static_cast<double>(end_of_values(w.layout, w.sparsity)) / static_cast<double>(elements);
+}
 
 // The values of lanes whose bit is set (of as many bits as there are lanes), in order from the first of `v` on; 0 in the others.
 HWY_INLINE F32Vec ExpandBits(F32Vec v, std::uint32_t bits) {
@@ -202,6 +210,25 @@ HWY_INLINE F32Vec SparseVector(const std::uint8_t* from, std::int64_t value, std
   F32Vec v = SparseValues<kType>::Load(from, value);
   if constexpr (SparseValues<kType>::kScaled) v = hn::Mul(hn::Sub(v, s.zero), s.scale);
   return ExpandBits(v, bits);
+}
+
+HWY_INLINE SparseScale ScaleOf(const Weight& w, const ScaleGrid& grid, std::int64_t row, std::int64_t group) {
+  const F32Tag d;
+  return {hn::Set(d, scale_at(w.quantization, grid, row, group)),
+          hn::Set(d, zero_at(w.quantization, grid, row, group))};
+}
+
+// The next `count` values of a row in f32; whole vectors are written.
+template <DType kType>
+HWY_INLINE void NextValues(SparseRow<kType>& row, std::int64_t count, const SparseScale& s,
+                           float* HWY_RESTRICT to) {
+  std::int64_t at;
+  const std::uint8_t* const from = row.Skip(count, &at);
+  for (std::int64_t i = 0; i < count; i += static_cast<std::int64_t>(kSparseLanes)) {
+    F32Vec v = SparseValues<kType>::Load(from, at + i);
+    if constexpr (SparseValues<kType>::kScaled) v = hn::Mul(hn::Sub(v, s.zero), s.scale);
+    hn::StoreU(v, F32Tag(), to + i);
+  }
 }
 
 // Calls f(std::integral_constant<DType, ...>()) for a dtype that values have.

@@ -24,7 +24,7 @@ constexpr std::int64_t kMaxTokens = 16;
 // Beyond these, the GEMM is faster, which reads or decodes a weight once for all tokens instead of once for four (measured on Zen 4,
 // 2048 x 2048 and 4096 x 4096): of floats that may be packed, of codes of 4 bits, of other codes, of sparse weights.
 constexpr std::int64_t kMaxTokensPacked = 4, kMaxTokensOf4Bits = 6, kMaxTokensOfCodes = 12,
-                       kMaxTokensSparse = 8;
+                       kMaxTokensSparse = kMaxTokens;
 // Tokens in 8 bits, whose products cost less than reading a weight again.
 constexpr std::int64_t kMaxQuantizedTokens = 256;
 // What a thread reads of a weight for all tokens before it goes on stays in L2.

@@ -11,15 +11,19 @@
 #include "hwy/foreach_target.h"
 // Must come after foreach_target.h.
 #include "backends/cpu/linear/gemv/scales-inl.h"
+#include "backends/cpu/linear/gemv/sparse_tokens-inl.h"
 #include "backends/cpu/linear/sparse-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 
+// With more tokens than these, products with the zeros of an expanded row cost more than finding each value's column.
+inline constexpr int kExpandedTokens = 4;
+
 // Bytes: the processor's own fetching ends with each page.
 inline constexpr std::int64_t kFetchAhead = 3072;
 
-// One row: what is known of it stays in registers, and x, which is read again for every row, in the first cache.
+// One row, for at most four tokens: what is known of it stays in registers, and x, which is read again for every row, in the first cache.
 //
 // kEven: every vector of columns has as many values as the next, so that where they lie is known without their mask.
 template <DType kType, int kTokens, bool kEven>
@@ -103,6 +107,8 @@ void DotSparseRows(const Weight& w, const GemvInput& input, std::int64_t begin, 
     const float* x = input.values;
     const std::size_t stride = input.value_stride;
     int left = input.num_tokens;
+    if (left > kExpandedTokens && !HasSpecials(x, stride, left))
+      return SparseManyTokens<kType>(w, begin, end, x, stride, left, sums, sums_stride);
     for (; left >= 4; left -= 4, x += 4 * stride, sums += 4 * sums_stride)
       SparseTokens<kType, 4>(w, begin, end, x, stride, sums, sums_stride);
     if (left == 3) SparseTokens<kType, 3>(w, begin, end, x, stride, sums, sums_stride);
