@@ -6,12 +6,16 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .config import KernelFusionConfig
 from .errors import refusing
 from .models import Model, load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # The ops that attention consists of, fused and not (a softmax stands nowhere else in these models).
 _ATTENTION = {"attention", "attention_scores", "attention_mask", "softmax", "attention_values"}
@@ -67,7 +71,7 @@ def _prompts(model: Model, decode_tokens: int) -> list[np.ndarray]:
 
 
 def benchmark_kernel_fusion(
-    model_path: str | Path,
+    model_path: str | Path | PreTrainedModel,
     config: KernelFusionConfig | None = None,
     test_inputs: Sequence[Sequence[int]] | None = None,
     *,
@@ -75,7 +79,8 @@ def benchmark_kernel_fusion(
     rounds: int = _ROUNDS,
     threads: int = 0,
 ) -> dict[str, float]:
-    """The model at `model_path` (a GGUF file or a safetensors folder) without fusion against the same with `config`'s.
+    """The model at `model_path` (a GGUF file or a safetensors folder; or a model of transformers, whose weights it
+    shares) without fusion against the same with `config`'s.
 
     Both do the same work, in turns, each figure from the faster of its rounds. Returns attention_speedup, ffn_speedup,
     memory_saving, kernel_calls_reduction and e2e_speedup. Raises where the two do not agree: nothing is said to be

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from .errors import NotServedError, ResourceExhaustedError, refusing
 from .quantized import CODE_DTYPES
 from .tokens import TextStream, TokenizerOf, load_tokenizer
 from .weights import ModelFile, open_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Weights = Literal["file", "f32"]
 WEIGHTS: tuple[Weights, ...] = ("f32", "file")
@@ -201,7 +204,7 @@ def fusion_mode(fusion: FusionChoice) -> tuple[str, list[str]]:
 
 
 def load_model(
-    path: str | Path,
+    path: str | Path | PreTrainedModel,
     *,
     fuse_kernels: bool = True,
     fusion_config: KernelFusionConfig | None = None,
@@ -219,7 +222,7 @@ def load_model(
     verdicts: _kf.VerdictStore | None = None,
     count_calls: bool = False,
 ) -> Model:
-    """Loads a GGUF file or a safetensors folder.
+    """Loads a GGUF file or a safetensors folder; or a model of transformers, whose weights it shares (on the CPU).
 
     fuse_kernels=False (or fusion="none") is the baseline: the same model in primitive ops, as an eager framework runs
     it. fusion: "measured" keeps each fusion that is faster here, "all" takes every one, names of rules ("rule,rule" or

@@ -210,6 +210,27 @@ def test_families_against_transformers(tmp_path, rng, kind):
         assert relative_error(got, expected) <= 1e-4, fusion
 
 
+@pytest.mark.parametrize("kind", ["llama-tied", "qwen2"])
+def test_a_model_of_transformers_in_memory(tmp_path, rng, kind):
+    model = hf_model(kind, tmp_path)
+    torch = pytest.importorskip("torch")
+    tokens = rng.integers(0, 300, 40)
+    read = open_model(model)
+    for name, tensor in read.tensors.items():
+        assert tensor.ctypes.data == model.state_dict()[name].data_ptr()  # shared
+    with torch.inference_mode():
+        expected = model(torch.tensor(tokens[None])).logits[0].numpy()
+    assert relative_error(kf.load_model(model, fusion="all").logits(tokens), expected) <= 1e-4
+    got = kf.load_model(model.to(torch.bfloat16), fusion="all")
+    assert {str(t.dtype) for t in open_model(model).tensors.values()} == {"bfloat16"}
+    assert relative_error(got.logits(tokens), expected) <= 0.1  # weights of 8 bits through two layers
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(kf.InvalidArgumentError, match=r"lm_head\.weight: expected weights on the CPU .*e4m3fn"):
+        kf.load_model(model)
+    with pytest.raises(kf.InvalidArgumentError, match="a model of transformers, got Linear"):
+        kf.load_model(torch.nn.Linear(2, 2))
+
+
 # Fused against unfused, and the ways to feed
 
 

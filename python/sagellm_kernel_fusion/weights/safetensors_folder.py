@@ -100,7 +100,8 @@ def _rope_scaling(meta: Metadata) -> dict:
     }
 
 
-def _config(meta: Metadata) -> dict:
+def config_of(meta: Metadata) -> dict:
+    """The fields of the C++ ModelConfig, of what config.json holds."""
     architecture = meta.text("model_type")
     if (activation := meta.text("hidden_act", default="silu")) not in ("silu", "swish"):
         raise NotServedError(f"{meta.path}: hidden_act {activation} is not served; served is silu")
@@ -150,7 +151,7 @@ def read_safetensors(folder: Path) -> ModelFile:
             raise refusing(f"{path}: {min(twice)} is in another shard too", file=path)
         tensors |= arrays
         unserved |= others
-    config = _config(Metadata(values, folder / "config.json"))
+    config = config_of(Metadata(values, folder / "config.json"))
 
     def values_of(name: str) -> np.ndarray:
         if name in tensors:

@@ -382,7 +382,9 @@ def test_benchmark(tiny_gguf, tiny_folder):
     from sagellm_kernel_fusion import KernelFusionConfig, benchmark_kernel_fusion, load_model, measure_performance
 
     config = KernelFusionConfig(fusion="all")
-    for path in (tiny_gguf, tiny_folder):
+    transformers = pytest.importorskip("transformers")
+    in_memory = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder)
+    for path in (tiny_gguf, tiny_folder, in_memory):
         report = benchmark_kernel_fusion(path, config, [[1, 2, 3, 4] * 8, [5, 6]], decode_tokens=3, rounds=1)
         assert set(report) == KEYS and all(isinstance(value, float) for value in report.values())
         assert 0 < report["kernel_calls_reduction"] < 1 and report["e2e_speedup"] > 0

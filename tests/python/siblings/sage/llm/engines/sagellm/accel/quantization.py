@@ -1,5 +1,6 @@
-"""A stand-in for the quantization module, of the interface that the contract has of it: weights one code an element [out,
-in], scales [out, ceil(in / group_size)], zeros like scales, (code - zero) * scale; keys and values in fp8 with scales."""
+"""A stand-in for the quantization module, of the interface that the contract has of it: weights one code an element
+[out, in], scales [out, ceil(in / group_size)], zeros like scales, (code - zero) * scale; keys and values in fp8 with
+scales."""
 
 from __future__ import annotations
 
