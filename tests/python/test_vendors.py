@@ -262,17 +262,31 @@ def test_an_entry_point_that_is_wrong_is_an_error_that_names_its_package(distrib
 # The backends, over stand-ins, each in a process of its own: PyTorch has one device of plug-ins
 
 
-def in_a_process(script: str, *options: str, **environment: str) -> None:
-    folder = Path(__file__).parent / "simulated"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir",
-               str(folder), "--confcutdir", str(folder), str(folder / script), *options]  # fmt: skip
-    stand_ins = [str(STAND_INS), str(STAND_INS / script.removesuffix(".py"))]  # one vendor's alone
-    path = os.pathsep.join([*stand_ins, *filter(None, [os.environ.get("PYTHONPATH")])])
-    result = subprocess.run(
-        command, env=os.environ | environment | {"PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    library = (
+        tmp_path_factory.mktemp("driver") / "no_driver.so"
+    )  # what torch's CUDA libraries ask for around every call
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(STAND_INS / "kunlun/no_driver.c")], check=True)
+    command = [sys.executable, str(Path(__file__).parent / "simulated/runner.py")]
+    with subprocess.Popen(
+        command, env=os.environ | {"LD_PRELOAD": str(library)}, cwd=ROOT, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        yield process
+
+
+@pytest.fixture
+def in_a_process(runner):
+    def run(script: str, *options: str, **environment: str) -> None:
+        folders = [str(STAND_INS), str(STAND_INS / script.removesuffix(".py"))]  # one vendor's alone
+        request = {"script": script, "options": options, "environment": os.environ | environment, "folders": folders}
+        print(json.dumps(request), file=runner.stdin, flush=True)
+        answer = json.loads(runner.stdout.readline() or '{"status": "no answer", "printed": ""}')
+        assert answer["status"] == 0, (answer["status"], answer["printed"][-8000:])
+        assert " passed" in answer["printed"]
+
+    return run
 
 
 # What depends on the CANN; the rest is asked once.
@@ -280,21 +294,18 @@ BY_VERSION = "dense_attention or norms or linear_layers or managers_layers or la
 
 
 @pytest.mark.parametrize(("version", "tests"), [("7.0.0", BY_VERSION), ("8.0.0", BY_VERSION), ("8.3.RC1", "test")])
-def test_ascend(version, tests):
+def test_ascend(in_a_process, version, tests):
     assert (ROOT / ".cache/vendors/torch_npu-2.14.0.json").is_file(), "run scripts/get_vendor_schemas.py"
     in_a_process("ascend.py", "-k", tests, STAND_IN_CANN=version)
 
 
-def test_cambricon():
+def test_cambricon(in_a_process):
     in_a_process("cambricon.py")
 
 
-def test_kunlun_p800(tmp_path):
-    library = tmp_path / "no_driver.so"  # what torch's CUDA libraries ask for around every call
-    source = STAND_INS / "kunlun/no_driver.c"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    in_a_process("kunlun.py", LD_PRELOAD=str(library))
+def test_kunlun_p800(in_a_process):
+    in_a_process("kunlun.py")
 
 
-def test_kunlun_r300_through_paddles_cpu_build():
+def test_kunlun_r300_through_paddles_cpu_build(in_a_process):
     in_a_process("kunlun2.py")

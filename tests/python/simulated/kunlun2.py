@@ -22,9 +22,12 @@ from sagellm_kernel_fusion.vendors import paddle as vendors_paddle
 from sagellm_kernel_fusion.vendors.kunlun2 import KUNLUN2, operators, table
 
 xpu2.install({name: kernels for name, (_, kernels, _) in operators.FUNCTIONS.items()})
-# The same rows over the host's memory.
+# The same rows over the host's memory; and without the plain ones, of whose unfused forms fewer cases are enough.
 ROWS = tuple(replace(r, devices=("cpu",), library=replace(r.library, vendor=lambda: None)) for r in table.ROWS)
-HOST = Vendor("kunlun2_host", "cpu", "paddle", "", "", table=lambda: ROWS, device_type="cpu")
+ALL = Vendor("kunlun2_all", "cpu", "paddle", "", "", table=lambda: ROWS, device_type="cpu")
+FUSED = tuple(r for r in ROWS if r.family != "vanilla")
+HOST = Vendor("kunlun2_host", "cpu", "paddle", "", "", table=lambda: FUSED, device_type="cpu")
+register_table(ALL)
 register_table(HOST)
 RNG = np.random.default_rng(5)
 # f16: the roundings of a product, a norm or an activation before what follows them, each 2^-11 of the value.
@@ -43,9 +46,7 @@ def check(pattern: str, every: int, *expected: str) -> None:
         for result in _kf.check_case(name, HOST.name):
             if not result["supported"] or not result["kernel"].startswith("kunlun2::"):
                 continue
-            row = result["kernel"].removesuffix("+packed").removeprefix("kunlun2::")
-            if not row.endswith("_plain"):  # which unfused_forms asks for
-                served.add(row)
+            served.add(result["kernel"].removesuffix("+packed").removeprefix("kunlun2::"))
             within = "/f16" in name and 0 < result["relative_error"] < F16_ROUNDINGS
             assert result["ok"] or within, (name, result["kernel"], result["detail"])
     assert served == set(expected)
@@ -70,19 +71,19 @@ def test_linear_layers_with_what_surrounds_them(op):
 
 
 def test_norms_softmax_activations_and_rope():
-    check(r"^rms_norm/(f32|f16)/(?!2150)", 5, "rms_norm")
-    check(r"^layer_norm/(f32|f16)/(?!2150)", 5, "layer_norm", "add_layer_norm")
+    check(r"^rms_norm/(f32|f16)/(?!2150|4300|530x)", 5, "rms_norm")
+    check(r"^layer_norm/(f32|f16)/(?!2150|4300|530x)", 5, "layer_norm", "add_layer_norm")
     check(r"^softmax/(f32|f16)", 3, "softmax")
     check(r"^activation/[^/]*/(f32|f16)", 5, "activation")
     check(r"^gated_activation/[^/]*/(f32|f16)", 5, "gated_activation")
     check(r"^rope/(f32|f16)", 1, "rope", "rope_composed")
-    check(r"^binary/", 3, "binary")
-    check(r"^embedding/", 5, "embedding")
+    check(r"^binary/[^/]*/(f32|f16)", 2, "binary")
+    check(r"^embedding/(f32|f16)_", 1, "embedding")
 
 
 def test_unfused_forms_and_what_reports_hold_against_them():
-    unfused_forms(HOST.name)
-    reports_gains(kf.KernelFusionBackendRegistry.get(HOST.name), lambda x: paddle.to_tensor(x.float().numpy()))
+    unfused_forms(ALL.name)
+    reports_gains(kf.KernelFusionBackendRegistry.get(ALL.name), lambda x: paddle.to_tensor(x.float().numpy()))
 
 
 def test_selfcheck_takes_paddles_rows():

@@ -115,7 +115,7 @@ _UNFUSED = {  # cases by name, one in so many, and the unfused form that they ar
     r"linear/f32/f32/[^/]*/rms_norm/bias/silu/residual$": (9, "linear_unfused"),
     r"qkv_linear/f32/f32-f32-f32/[1-9][^/]*/rms_norm/bias": (9, "qkv_linear_unfused"),
     r"gated_ffn/f32/f32/[1-9][^/]*/rms_norm/silu/residual": (19, "gated_ffn_unfused"),
-    r"rms_norm/f32/(?!2150).*residual": (15, "rms_norm_unfused"),
+    r"rms_norm/f32/(?!2150|4300|530x).*residual": (15, "rms_norm_unfused"),
     r"rope/f32/": (5, "rope_plain"),
     r"append_kv/f32/[^/]*/f32_": (5, "append_kv_plain"),
     r"softmax/f32/": (9, "softmax_plain"),
