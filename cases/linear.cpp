@@ -263,6 +263,14 @@ void add_up_to_16_tokens(CaseList& list) {
       add_ffn(list, x, x, {num_tokens, 264, 520}, NormKind::rms, after, true);
       add_ffn(list, x, x, {num_tokens, 40, 4008}, NormKind::layer, Activation::gelu_tanh, false);
       add_argmax(list, x, x, {num_tokens, 264, 1009}, NormKind::rms);
+      // Rows of blocks of 210 bytes.
+      const WeightFormat q6_k = DType::q6_k;
+      for (const std::int64_t in : {2048, 6144})
+        add_linear(list, x, q6_k, {num_tokens, in, 29},
+                   {.norm = NormKind::rms, .bias = true, .after = after, .residual = true});
+      add_qkv(list, x, {q6_k, q6_k, q6_k}, num_tokens, 2048, {24, 17, 1}, NormKind::layer, true);
+      add_argmax(list, x, q6_k, {num_tokens, 2048, 509}, NormKind::rms);
+      if (num_tokens == 13) add_ffn(list, x, q6_k, {num_tokens, 2048, 2048}, NormKind::rms, after, true);
     }
 }
 

@@ -5,6 +5,7 @@
 //   kDType, order()  which of a lane's 8 neighbours of a chunk comes where: eights() gives them in pairs, in this order
 //   kOwnScale        scales lie in the blocks: scale() has that of chunk q + 4 j; else beside the weight
 //   kMin             what is added to a scaled code lies there, too; code() has one
+//   kHalves          a chunk's halves have scales of their own, half_scale(); a lane's 8 are four neighbours of each
 //   eights<T, c>()   the lane's 8 codes of chunk c of a row's step
 #pragma once
 
@@ -72,9 +73,16 @@ __device__ inline void two_words(const unsigned char* p, std::uint32_t (&w)[2]) 
   }
 }
 
+// A word at an address that is a multiple of 2.
+__device__ inline std::uint32_t word_at(const unsigned char* p) {
+  const auto beyond = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(p)) & 2;
+  p -= beyond;
+  return __byte_perm(load_as<std::uint32_t>(p), load_as<std::uint32_t>(p + 4), beyond ? 0x5432u : 0x3210u);
+}
+
 struct Int4Rows {
   static constexpr DType kDType = DType::int4;
-  static constexpr bool kOwnScale = false, kMin = false;
+  static constexpr bool kOwnScale = false, kMin = false, kHalves = false;
   static __device__ constexpr int order(int k) { return k % 2 * 4 + k / 2; }
   template <class T, int c>
   __device__ static void eights(const unsigned char* row, int q, std::uint32_t (&to)[4]) {
@@ -88,7 +96,7 @@ struct Int4Rows {
 
 struct Int8Rows {
   static constexpr DType kDType = DType::i8;
-  static constexpr bool kOwnScale = false, kMin = false;
+  static constexpr bool kOwnScale = false, kMin = false, kHalves = false;
   static __device__ constexpr int order(int k) { return k; }
   template <class T, int c>
   __device__ static void eights(const unsigned char* row, int q, std::uint32_t (&to)[4]) {
@@ -101,7 +109,7 @@ struct Int8Rows {
 template <DType kFormat>
 struct Fp8Rows {
   static constexpr DType kDType = kFormat;
-  static constexpr bool kOwnScale = false, kMin = false;
+  static constexpr bool kOwnScale = false, kMin = false, kHalves = false;
   static __device__ constexpr int order(int k) { return k; }
   template <class T, int c>
   __device__ static void eights(const unsigned char* row, int q, std::uint32_t (&to)[4]) {
@@ -130,7 +138,7 @@ __device__ inline void half_bytes(const unsigned char* at, int q, std::uint32_t 
 
 struct Q4_0Rows {
   static constexpr DType kDType = DType::q4_0;
-  static constexpr bool kOwnScale = true, kMin = false;
+  static constexpr bool kOwnScale = true, kMin = false, kHalves = false;
   static __device__ constexpr int order(int k) { return byte_order(k); }
   static constexpr int kBytes = 18;
   static __device__ void scale(const unsigned char* row, int q, int j, float& scale, float&) {
@@ -147,7 +155,7 @@ struct Q4_0Rows {
 
 struct Q4_1Rows {
   static constexpr DType kDType = DType::q4_1;
-  static constexpr bool kOwnScale = true, kMin = true;
+  static constexpr bool kOwnScale = true, kMin = true, kHalves = false;
   static __device__ constexpr int order(int k) { return byte_order(k); }
   static constexpr int kBytes = 20;
   static __device__ void scale(const unsigned char* row, int q, int j, float& scale, float& min) {
@@ -168,7 +176,7 @@ struct Q4_1Rows {
 
 struct Q5_0Rows {
   static constexpr DType kDType = DType::q5_0;
-  static constexpr bool kOwnScale = true, kMin = false;
+  static constexpr bool kOwnScale = true, kMin = false, kHalves = false;
   static __device__ constexpr int order(int k) { return byte_order(k); }
   static constexpr int kBytes = 22;
   static __device__ void scale(const unsigned char* row, int q, int j, float& scale, float&) {
@@ -190,7 +198,7 @@ struct Q5_0Rows {
 
 struct Q8_0Rows {
   static constexpr DType kDType = DType::q8_0;
-  static constexpr bool kOwnScale = true, kMin = false;
+  static constexpr bool kOwnScale = true, kMin = false, kHalves = false;
   static __device__ constexpr int order(int k) { return k; }
   static constexpr int kBytes = 34;
   static __device__ void scale(const unsigned char* row, int q, int j, float& scale, float&) {
@@ -208,7 +216,7 @@ struct Q8_0Rows {
 // A step is a block; a chunk is one of its eight parts.
 struct Q4_KRows {
   static constexpr DType kDType = DType::q4_k;
-  static constexpr bool kOwnScale = true, kMin = true;
+  static constexpr bool kOwnScale = true, kMin = true, kHalves = false;
   static __device__ constexpr int order(int k) { return byte_order(k); }
   static __device__ void scale(const unsigned char* row, int q, int j, float& scale, float& min) {
     const unsigned char* const b = row + 4 + q;  // as scales_of() has them
@@ -229,17 +237,48 @@ struct Q4_KRows {
   }
 };
 
+// A step is a block: of its 128 bytes of low halves a chunk has those of every other 32, low or high ones; the two upper bits of four
+// chunks share a byte.
+struct Q6_KRows {
+  static constexpr DType kDType = DType::q6_k;
+  static constexpr bool kOwnScale = true, kMin = false, kHalves = true;
+  static __device__ constexpr int order(int k) { return byte_order(k); }
+  static __device__ float half_scale(const unsigned char* row, int c, int half) {
+    return load_f16(row + 208) * static_cast<float>(static_cast<std::int8_t>(row[192 + c * 2 + half]));
+  }
+  template <class T, int c>
+  __device__ static void eights(const unsigned char* row, int q, std::uint32_t (&to)[4]) {
+    constexpr std::uint32_t kLow = 0x0f0f0f0fu, kHigh = 0x30303030u;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::uint32_t low = word_at(row + c / 4 * 64 + c % 2 * 32 + half * 16 + q * 4),
+                          high = word_at(row + 128 + c / 4 * 32 + half * 16 + q * 4);
+      constexpr int kUp = 4 - c % 4 * 2;  // where its two bits are to go
+      const std::uint32_t bits = kUp >= 0 ? high << (kUp & 7) : high >> (-kUp & 7);
+      byte_codes<T, 32>((low >> (c % 4 / 2 * 4) & kLow) | (bits & kHigh), 0x003f003fu, to + 2 * half);
+    }
+  }
+};
+
 template <class T, class F>
 struct CodedRows {
   using Args = decoded::Args;
   static constexpr Cut kCut = coded_cut(F::kDType);
-  static constexpr int kChunks = kCut.step / kChunk, kPieces = kCut.row_bytes / 16, kEach = (kChunks + 3) / 4;
+  static constexpr int kChunks = kCut.step / kChunk, kEach = (kChunks + 3) / 4;
+  // Of a step of a row that may begin at any even address.
+  static constexpr int kPieces =
+      kCut.row_bytes % 16 == 0 ? kCut.row_bytes / 16 : (kCut.row_bytes + 14 + 15) / 16;
   static __device__ constexpr int order(int k) { return F::order(k); }
   static bool is_gated(const Args& a) { return a.gated; }
-  static_assert(kCut.row_bytes % 16 == 0 && kCut.row_stride % 16 == 0);
+  static_assert(kCut.row_stride % 16 == 0);
+  // Steps begin anywhere in a chunk of 16 bytes; rows of the weight do not.
+  static constexpr bool kShifted = kCut.row_bytes % 16 != 0;
+  __device__ static int shift_of(int column) { return column / kCut.step * kCut.row_bytes % 16; }
 
   // A lane asks for pieces of 16 bytes of its rows, every fourth.
   const unsigned char* rows[2];
+  int asked_shift;  // with kShifted: of the first step that is asked for
+  int shift;        // with kShifted: of the step that is multiplied next
   // Scales beside, of the step that is multiplied next: of every fourth chunk, which four share, or else of chunk lane % 4 and of every
   // fourth after it.
   decoded::RawScale raw[2][kEach];
@@ -280,17 +319,21 @@ struct CodedRows {
       const decoded::Weights& w = a.weights[at.part[h]];
       rows[h] = w.data + at.row[h] * w.row_bytes + column / kCut.step * kCut.row_bytes + quarter() * 16;
     }
+    if constexpr (kShifted) asked_shift = shift_of(column);
   }
   __device__ void ask(const Args&, unsigned char* to, int step, int left) const {
     const std::uint32_t address = shared_address(to + lane() / 4 * kCut.row_stride + quarter() * 16);
-    const int bytes = min(left, kCut.step) / kChunk * (kCut.row_bytes / kChunks) - quarter() * 16;
+    int beyond = 0;  // what stands before the step in its first 16 bytes
+    if constexpr (kShifted) beyond = left > 0 ? (asked_shift + step * kCut.row_bytes) % 16 : 0;
+    const int bytes =
+        beyond + max(0, min(left, kCut.step)) / kChunk * kCut.row_bytes / kChunks - quarter() * 16;
 #pragma unroll
     for (int h = 0; h < 2; ++h)
 #pragma unroll
       for (int i = 0; i * 4 < kPieces; ++i)
         if (i * 4 + 4 <= kPieces || quarter() < kPieces - i * 4)
           copy_async_bytes(address + static_cast<std::uint32_t>(h * 8 * kCut.row_stride + i * 64),
-                           rows[h] + std::int64_t{step} * kCut.row_bytes + i * 64,
+                           rows[h] + std::int64_t{step} * kCut.row_bytes - beyond + i * 64,
                            max(0, min(16, bytes - i * 64)));
   }
 
@@ -304,8 +347,10 @@ struct CodedRows {
       group_bits = of[0]->group < a.in ? 31 - __clz(of[0]->group) : 31;
       load_scales(a, column);
     }
+    if constexpr (kShifted) shift = shift_of(column);
   }
   __device__ void next(const Args& a, int column) {
+    if constexpr (kShifted) shift = shift_of(column);
     // Not those of a whole row.
     if constexpr (!F::kOwnScale)
       if (group_bits < 31) load_scales(a, column);
@@ -325,6 +370,7 @@ struct CodedRows {
   __device__ void multiply(const Args&, const unsigned char* place, const T* tokens, int stride,
                            float (&sums)[kTiles][4], const Ask& ask_again, const Next& load_next) {
     __syncwarp();  // what other lanes have asked for is here
+    if constexpr (kShifted) place += shift;
     const unsigned char* const row[2] = {place + lane() / 4 * kCut.row_stride,
                                          place + (lane() / 4 + 8) * kCut.row_stride};
     if constexpr (F::kOwnScale) {
@@ -368,7 +414,8 @@ struct CodedRows {
     const int q = quarter();
     constexpr std::uint32_t kOnePair = std::is_same_v<T, Bf16> ? 0x3f803f80u : 0x3c003c00u;
     const std::uint32_t ones[4] = {kOnePair, kOnePair, kOnePair, kOnePair};
-    float part[kTiles][4] = {}, inputs[kTiles][4] = {};  // of codes times inputs, and of the inputs
+    float part[kTiles][4] = {},
+          more[kTiles][4] = {};  // of codes times inputs; of the inputs, or of the second halves
     const auto chunk = [&]<int c>(std::integral_constant<int, c>) {
       const int from = (lane() & ~3) | c % 4;
       std::uint32_t codes[2][4];
@@ -386,12 +433,20 @@ struct CodedRows {
                           high[4] = {codes[0][2], codes[1][2], codes[0][3], codes[1][3]};
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        const uint4 x = *reinterpret_cast<const uint4*>(tokens + n * 8 * stride + c * kChunk);
+        const T* const at = tokens + n * 8 * stride + c * kChunk;
+        if constexpr (F::kHalves) {
+          const uint2 first = *reinterpret_cast<const uint2*>(at - q * 4),
+                      second = *reinterpret_cast<const uint2*>(at - q * 4 + kChunk / 2);
+          multiply_add<T>(part[n], low, first.x, first.y);
+          multiply_add<T>(more[n], high, second.x, second.y);
+          continue;
+        }
+        const uint4 x = *reinterpret_cast<const uint4*>(at);
         multiply_add<T>(part[n], low, x.x, x.y);
         multiply_add<T>(part[n], high, x.z, x.w);
         if constexpr (F::kMin) {
-          multiply_add<T>(inputs[n], ones, x.x, x.y);
-          multiply_add<T>(inputs[n], ones, x.z, x.w);
+          multiply_add<T>(more[n], ones, x.x, x.y);
+          multiply_add<T>(more[n], ones, x.z, x.w);
         }
       }
       if constexpr ((c + 1) % kShare == 0) {
@@ -399,7 +454,10 @@ struct CodedRows {
         for (int h = 0; h < 2; ++h) {
           float s;
           [[maybe_unused]] float min = 0;
-          if constexpr (F::kOwnScale) {
+          if constexpr (F::kHalves) {
+            s = F::half_scale(row[h], c, 0);
+            min = F::half_scale(row[h], c, 1);
+          } else if constexpr (F::kOwnScale) {
             F::scale(row[h], c % 4, c / 4, s, min);
           } else {
             s = kShare > 1 ? scale[h][c / 4] : __shfl_sync(0xffffffffu, scale[h][c / 4], from);
@@ -409,8 +467,8 @@ struct CodedRows {
 #pragma unroll
             for (int i = 2 * h; i < 2 * h + 2; ++i) {
               sums[n][i] = fmaf(s, part[n][i], sums[n][i]);
-              if constexpr (F::kMin) sums[n][i] = fmaf(min, inputs[n][i], sums[n][i]);
-              part[n][i] = inputs[n][i] = 0;
+              if constexpr (F::kMin || F::kHalves) sums[n][i] = fmaf(min, more[n][i], sums[n][i]);
+              part[n][i] = more[n][i] = 0;
             }
         }
       }
@@ -478,6 +536,8 @@ auto with_blocks(DType dtype, const G& f) {
       return f(std::type_identity<Q5_0Rows>());
     case DType::q8_0:
       return f(std::type_identity<Q8_0Rows>());
+    case DType::q6_k:
+      return f(std::type_identity<Q6_KRows>());
     default:
       return f(std::type_identity<Q4_KRows>());
   }

@@ -114,8 +114,9 @@ bool takes_coded(const TensorView& x, const TensorView& weight, int group, const
   const Cut cut = coded_cut(weight.dtype);
   if (cut.step == 0 || x.dtype == DType::f32 || !has_clusters(ctx.caps)) return false;
   const std::int64_t in = x.dim(1);
-  // One token is multiplied no slower without matrix units.
-  if (x.dim(0) < kStreamedFrom || x.dim(0) > kMostTokens || in == 0 || in % 32 != 0) return false;
+  // One token is multiplied no slower without matrix units, but where codes are halves of bytes with scales beside.
+  const int from = weight.dtype == DType::int4 ? 1 : kStreamedFrom;
+  if (x.dim(0) < from || x.dim(0) > kMostTokens || in == 0 || in % 32 != 0) return false;
   if (needs_scales(weight.dtype) && group < in && (group < 32 || (group & (group - 1)) != 0)) return false;
   return has_clusters_for(cut, x.dim(0), in, kMostBlocks) && shared_fits(kMostSharedBytes, ctx.caps);
 }

@@ -23,7 +23,8 @@ struct Cut {
   constexpr int step_bytes() const { return kGroupRows * row_stride; }
 };
 constexpr Cut kPlainCut{8, 64, 128, 128, 4};  // of x's dtype, each lane's where it alone reads them
-// Of codes: chunks of 32 elements, so many that a row's are a multiple of 16 bytes. No step: a format that is not streamed.
+// Of codes: chunks of 32 elements, so many that a row's are a multiple of 16 bytes, or one block. No step: a format that is not
+// streamed.
 constexpr Cut coded_cut(DType dtype) {
   const auto chunks = [](int count, int bytes, int beyond) {
     return Cut{16, 32 * count, count * bytes, count * bytes + beyond, 3};
@@ -45,6 +46,8 @@ constexpr Cut coded_cut(DType dtype) {
       return Cut{16, 256, 272, 272, 2};  // as many as fit
     case DType::q4_k:
       return chunks(8, 18, 0);
+    case DType::q6_k:
+      return Cut{16, 256, 210, 240, 2};  // wherever it begins in a chunk of 16 bytes
     default:
       return {};
   }
