@@ -22,12 +22,14 @@ void add_forms(Cases& cases) {
                                 even(2, 12, 5),  even(1, 3, 0),     even(0, 3, 3)};
   batches.push_back({{0, 5, 1, 37, 100}, {3, 0, 19, 37, 131}, Batch::packed});
   batches.push_back({{}, {}, Batch::packed});
-  for (const auto form : {Batch::hnd, Batch::nhd})
+  for (const auto form : {Batch::hnd, Batch::nhd}) {
+    batches.push_back({{4, 1}, {0, 0}, form, 5});
     for (const std::int64_t page_size : {1, 5, 16, 64})
       for (const bool shared : {false, true}) {
         batches.push_back({{1, 1, 1, 1}, {1, 0, 300, 67}, form, page_size, shared});
         batches.push_back({{4, 0, 61, 9, 1}, {129, 7, 61, 2, 530}, form, page_size, shared});
       }
+  }
   for (const Batch& b : batches) {
     for (const bool causal : {true, false}) cases.attention(b, {6, 2, 64}, f32, causal);
     cases.primitives(b, {6, 2, 64});

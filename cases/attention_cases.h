@@ -142,10 +142,11 @@ inline TensorView cumulative(Maker& m, const std::vector<std::int64_t>& lens) {
   return m.integers(DType::i32, sums);
 }
 
-// Pages in a shuffled order; entries that a sequence does not need are -1.
+// Pages in a shuffled order; entries that a sequence does not need are -1. No columns where no sequence has keys.
 inline TensorView page_table(Maker& m, const Batch& b, std::int32_t* num_pages) {
-  std::int64_t width = 1;
-  for (const std::int64_t n : b.seqlens_k) width = std::max(width, (n + b.page_size - 1) / b.page_size + 1);
+  std::int64_t width = 0;
+  for (const std::int64_t n : b.seqlens_k)
+    if (n > 0) width = std::max(width, (n + b.page_size - 1) / b.page_size + 1);
   std::vector<std::int32_t> pages(b.seqlens_k.size() * static_cast<std::size_t>(width) + 1);
   std::iota(pages.begin(), pages.end(), 0);
   std::shuffle(pages.begin(), pages.end(), m.rng());

@@ -50,9 +50,11 @@ class HeadMatrices {
 
   // Head `head` of a sequence with `count` rows, of which the sequences before it have `before`.
   Matrix matrix(const ops::KeyRows& rows, std::int64_t before, std::int64_t count, std::int64_t head) const {
-    // The stride of a lone row is free with us, but a GEMM wants one that rows would have.
+    // The stride of a lone row is free with us, but a GEMM wants one that rows would have. Without rows there is no first: a
+    // table of pages may have no entry for it.
     if (in_place(rows, count))
-      return {x_.as<float>() + rows.offset(0, head), std::max(rows.token_stride, x_.dim(-1))};
+      return {x_.as<float>() + (count > 0 ? rows.offset(0, head) : 0),
+              std::max(rows.token_stride, x_.dim(-1))};
     const std::int64_t head_dim = x_.dim(-1);
     return {workspace_ + (before * num_heads_ + head * count) * head_dim, head_dim};
   }
