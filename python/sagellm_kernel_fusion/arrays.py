@@ -45,7 +45,11 @@ class GgufTensor(_kf.TypedArray):
 
 
 def layout(dtype: str, shape: Sequence[int]) -> _kf.TypedArray:
-    """A tensor's dtype and shape without memory: what `explain` takes."""
+    """A tensor's dtype and shape without memory: what `explain` takes. dtype: the library's name, as "f32"."""
+    if not isinstance(dtype, str):
+        raise refusing(f"layout: dtype: expected one of {', '.join(NUMPY_DTYPES)}, got {dtype!r}")
+    if not isinstance(shape, Sequence) or not all(isinstance(size, (int, np.integer)) for size in shape):
+        raise refusing(f"layout: shape: expected a sequence of integers, got {shape!r}")
     return _kf.TypedArray(None, dtype, tuple(shape))
 
 

@@ -31,6 +31,8 @@ def measure_performance(model: Model, test_inputs: Sequence[Sequence[int]] | Non
     Returns attn_time, ffn_time and total_time in seconds, peak_mem in bytes (intermediates and workspaces of the
     largest step), kernel_calls, and logits after the last prompt.
     """
+    if not isinstance(model, Model):
+        raise refusing(f"measure_performance: model: expected one of load_model's, got {type(model).__name__}")
     prompts = [np.asarray(p) for p in (_prompts(model, decode_tokens) if test_inputs is None else test_inputs)]
     if not prompts:
         raise refusing("measure_performance: test_inputs: expected at least one prompt, got none")

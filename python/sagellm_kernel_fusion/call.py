@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from inspect import Parameter, Signature
 
 from . import _kf
+from .errors import refusing
 from .quantized import as_quantized
 from .sparse import SparseTensor
 
@@ -36,7 +37,11 @@ _DEFAULT = FUSED.bound()
 
 
 def _bound(selection: Selection | None) -> _kf.Selection:
-    return _DEFAULT if selection is None else selection.bound()
+    if selection is None:
+        return _DEFAULT
+    if not isinstance(selection, Selection):
+        raise refusing(f"selection: expected a Selection (kf.FUSED, kf.VANILLA, ...), got {type(selection).__name__}")
+    return selection.bound()
 
 
 def _with_companions(fields: dict) -> dict:

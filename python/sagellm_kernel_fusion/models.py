@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,6 +138,8 @@ class Model:
         token. on_text(prompt number, piece) is told of text as it comes; returning False ends that prompt.
         """
         single = isinstance(prompts, str)
+        if not isinstance(prompts, Iterable):
+            raise refusing(f"prompts: expected a text, or a list of texts or token lists, got {type(prompts).__name__}")
         texts = [prompts] if single else list(prompts)
         vocab_size = self.config["vocab_size"]
         requests = [
@@ -237,7 +239,9 @@ def load_model(
     user's cache).
     """
     file = path if isinstance(path, ModelFile) else open_model(path)
-    config = fusion_config or KernelFusionConfig()
+    config = KernelFusionConfig() if fusion_config is None else fusion_config
+    if not isinstance(config, KernelFusionConfig):
+        raise refusing(f"fusion_config: expected a KernelFusionConfig, got {type(config).__name__}")
     mode, named = fusion_mode((config.fusion if fuse_kernels else "none") if fusion is None else fusion)
     if weights not in WEIGHTS:
         raise refusing(f"weights: expected {' or '.join(WEIGHTS)}, got {weights!r}")

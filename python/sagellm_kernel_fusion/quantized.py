@@ -3,6 +3,7 @@ files of AWQ and GPTQ."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,6 +171,8 @@ def quantized_cache(
     per "row" and "token": scales are computed for each token (and head) that is appended. "head" and "tensor": they
     are given, and all 1 until they are set (`cache.scales[:] = ...`). The rest is as of `quantize_kv`.
     """
+    if not isinstance(shape, Sequence) or not all(isinstance(size, (int, np.integer)) for size in shape):
+        raise refusing(f"quantized_cache: shape: expected 4 integers, got {shape!r}")
     shape = tuple(int(size) for size in shape)
     if len(shape) != 4:
         raise refusing(f"quantized_cache: shape: expected 4 dimensions, got {list(shape)}")

@@ -171,4 +171,6 @@ def _packed(x, dtype: str, mask: np.ndarray, count: int, n: int, m: int, codes: 
 
 def densify(weight: SparseTensor) -> np.ndarray:
     """The weight [out, in] in float32, zeros where it has no value."""
+    if not isinstance(weight, SparseTensor):
+        raise refusing(f"densify: weight: expected a SparseTensor, got {type(weight).__name__}")
     return weight.densify()

@@ -238,6 +238,22 @@ def test_gguf_tensor(data, dtype, shape, words):
             kf.GgufTensor(data, dtype, shape)
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ops.softmax(np.ones((2, 8), np.float32), selection="fused"), "selection: expected a Selection"),
+        (lambda: kf.layout(np.float32, (2,)), "layout: dtype: expected one of f32, f16, .* got <class"),
+        (lambda: kf.layout("f32", 2), "layout: shape: expected a sequence of integers, got 2"),
+        (lambda: kf.densify(3), "densify: weight: expected a SparseTensor, got int"),
+        (lambda: kf.quantized_cache(3, "int8"), "quantized_cache: shape: expected 4 integers, got 3"),
+        (lambda: kf.measure_performance(None), "model: expected one of load_model's, got NoneType"),
+    ],
+)
+def test_what_is_of_another_type_is_refused(call, words):
+    with pytest.raises(kf.InvalidArgumentError, match=words):
+        call()
+
+
 def test_errors_can_be_pickled():
     import pickle
 

@@ -282,3 +282,14 @@ def test_rules_of_models(tiny_gguf):
         model.prefill([1, 2, 3])
         calls.append(model.engine.last_step["launches"])
     assert calls[1] < calls[0]
+
+    def rules_of(**fields):
+        config = kf.KernelFusionConfig(fusion="all", **fields)
+        engine = kf.load_model(tiny_gguf, fusion_config=config, families=("fused", "vanilla")).engine
+        return {a["rule"] for a in engine.applied(engine.shape_of("ids", 4, 1, 1, 4)) if a["kept"]}
+
+    every = rules_of()
+    assert "qkv_merge" in every and "rms_norm_ffn" in every
+    assert rules_of(only_rules=["qkv_merge"]) == {"qkv_merge"}
+    assert "qkv_merge" not in rules_of(except_rules=["qkv_merge"])
+    assert rules_of(only_rules=["qkv_merge", "attention_causal"], except_rules=["qkv_merge"]) == {"attention_causal"}

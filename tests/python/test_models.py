@@ -555,6 +555,7 @@ def test_more_tokens_than_there_is_room_for(tiny_gguf):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (dict(fusion_config={}), "fusion_config: expected a KernelFusionConfig, got dict"),
         (dict(fusion="some"), "fusion: expected measured, all, none, or rules among .*; got some"),
         (dict(fusion="qkv_merge,some"), "got qkv_merge,some"),
         (dict(fusion=""), "fusion: expected"),
