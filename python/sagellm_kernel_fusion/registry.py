@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import entry_points
 from typing import ClassVar
 
 from . import _kf
@@ -73,7 +72,7 @@ class KernelFusionBackendRegistry:
     def names(cls) -> list[str]:
         """Every name and alias that `get` takes; those of entry points too, which are loaded when they are
         asked for."""
-        others = [e.name for e in entry_points(group=ENTRY_POINTS) if e.name not in cls._backends]
+        others = [e.name for e in _entry_points() if e.name not in cls._backends]
         return [*cls._backends, *dict.fromkeys(others), *(a for a, name in ALIASES.items() if name in cls._backends)]
 
     @classmethod
@@ -94,7 +93,7 @@ class KernelFusionBackendRegistry:
     def _from_entry_point(cls, name: str) -> type | None:
         """The class, or the table of rows (a `vendors.Vendor`), that another distribution has under this name in the
         entry points `sagellm.backends`."""
-        found = next((e for e in entry_points(group=ENTRY_POINTS) if e.name == name), None)
+        found = next((e for e in _entry_points() if e.name == name), None)
         if found is None:
             return None
         try:
@@ -126,3 +125,9 @@ class KernelFusionBackendRegistry:
         from .vendors.detection import detect
 
         return next(found.backend for found in detect() if found.cause is None)
+
+
+def _entry_points():
+    from importlib.metadata import entry_points  # a tenth of the package's import
+
+    return entry_points(group=ENTRY_POINTS)

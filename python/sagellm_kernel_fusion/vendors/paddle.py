@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 
 from .. import _kf
 from ..adapters.library import Library
@@ -24,6 +23,8 @@ class PaddleVendor(Vendor):
 
     def unusable(self) -> str | None:
         """Paddle's other builds are not imported for this: what is installed says enough."""
+        from importlib.metadata import PackageNotFoundError, version
+
         try:
             version(self.distribution)
         except PackageNotFoundError:
