@@ -107,9 +107,9 @@ TEST(CudaPlans, TheRowThatServes) {
   EXPECT_EQ(selected(d, attention(DType::f16, 100)), "cuda::attention_f32") << "no rows of 16-byte chunks";
   EXPECT_NE(selected(d, attention(DType::bf16, 264)).find("head_dim 264: this kernel takes up to 256"),
             std::string::npos);
-  EXPECT_EQ(selected(d, linear(DType::bf16, DType::bf16, 1)), "cuda::linear_small");
-  EXPECT_EQ(selected(d, linear(DType::bf16, DType::q4_0, 1)), "cuda::linear_decoded");
-  EXPECT_EQ(selected(d, linear(DType::bf16, DType::q4_0, 64)), "cuda::linear_decoded_tiles");
+  EXPECT_EQ(selected(d, linear(DType::bf16, DType::bf16, 1)), "cuda::linear_gemv");
+  EXPECT_EQ(selected(d, linear(DType::bf16, DType::q4_0, 1)), "cuda::linear_dequant_gemv");
+  EXPECT_EQ(selected(d, linear(DType::bf16, DType::q4_0, 64)), "cuda::linear_dequant_gemm");
   const ActivationParams a{.x = there(DType::f16, {4, 64}), .out = there(DType::f16, {4, 64})};
   EXPECT_EQ(selected(d, a), "cuda::activation_plain");
   RmsNormParams norm{.x = there(DType::bf16, {4, 64}),
@@ -139,8 +139,8 @@ TEST(CudaPlans, RowsRefuseADeviceOfLessSharedMemory) {
     std::string kernel, instead;
   } calls[] = {{tiles, "cuda::attention_flash2", "cuda::attention_f32"},
                {decode, "cuda::attention_flash2", "cuda::attention_f32"},
-               {small, "cuda::linear_small", ""},
-               {decoded, "cuda::linear_decoded", "cuda::linear_decoded_tiles"}};
+               {small, "cuda::linear_gemv", ""},
+               {decoded, "cuda::linear_dequant_gemv", "cuda::linear_dequant_gemm"}};
   for (const auto& call : calls) {
     EXPECT_EQ(reason(hopper, call.params, call.kernel), "") << call.kernel;
     const std::string refused = reason(less, call.params, call.kernel);
@@ -149,7 +149,7 @@ TEST(CudaPlans, RowsRefuseADeviceOfLessSharedMemory) {
     if (!call.instead.empty()) EXPECT_EQ(selected(less, call.params), call.instead);
   }
   EXPECT_EQ(selected(less, attention(DType::bf16, 64)), "cuda::attention_flash2") << "a tile of 48 KiB";
-  EXPECT_EQ(selected(less, linear(DType::bf16, DType::bf16, 1)), "cuda::linear_small");
+  EXPECT_EQ(selected(less, linear(DType::bf16, DType::bf16, 1)), "cuda::linear_gemv");
 }
 
 TEST_F(AcceleratorsHere, Flash2RefusesAnAddressThatItCannotRead) {

@@ -22,7 +22,7 @@
 namespace kf {
 namespace {
 
-constexpr std::size_t kSmall = 512 << 10;
+constexpr std::size_t kGemv = 512 << 10;
 
 // Of all operands.
 std::size_t bytes_of(const cases::Case& c) {
@@ -62,13 +62,13 @@ TEST(Lockstep, CasesAgreeWithTheCpusReference) {
   for (const cases::Case& c : cases::all_cases()) {
     if (c.bench || d.kernels(c.op).empty() || !is_asked(c.op)) continue;
     if (seen[c.op]++ % step == 0) {
-      if (step == 1 || bytes_of(c) <= kSmall) check(c);
+      if (step == 1 || bytes_of(c) <= kGemv) check(c);
     } else {
       others.push_back(&c);
     }
   }
   for (const cases::Case* c : others)
-    if (!all_served(c->op) && (step == 1 || bytes_of(*c) <= kSmall)) check(*c);
+    if (!all_served(c->op) && (step == 1 || bytes_of(*c) <= kGemv)) check(*c);
   for (const Kernel& k : hip::kernels()) {
     if (!is_asked(k.op)) continue;
     EXPECT_TRUE(served.contains(k.name)) << k.name << " served no case: " << reasons[k.name];

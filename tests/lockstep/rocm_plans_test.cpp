@@ -61,12 +61,12 @@ TEST_P(RocmPlans, TheRowThatServes) {
     for (const std::int64_t tokens : {1, 64})
       EXPECT_EQ(selected(d_, attention(dtype, 128, tokens)), "rocm::attention_f32");
     EXPECT_EQ(selected(d_, attention(dtype, 256, 64)), "rocm::attention_f32");
-    EXPECT_EQ(selected(d_, linear(dtype, dtype, 4)), "rocm::linear_small");
-    EXPECT_EQ(selected(d_, linear(dtype, dtype, 5)), "rocm::linear_decoded");
-    EXPECT_EQ(selected(d_, linear(dtype, dtype, 17)), "rocm::linear_decoded_tiles");
-    EXPECT_EQ(selected(d_, linear(dtype, DType::q4_0, 1)), "rocm::linear_decoded");
-    EXPECT_EQ(selected(d_, linear(dtype, DType::q4_0, 17)), "rocm::linear_decoded_tiles");
-    EXPECT_EQ(selected(d_, linear(dtype, dtype, 1), {.families = kVanilla}), "rocm::linear_decoded_unfused");
+    EXPECT_EQ(selected(d_, linear(dtype, dtype, 4)), "rocm::linear_gemv");
+    EXPECT_EQ(selected(d_, linear(dtype, dtype, 5)), "rocm::linear_dequant_gemv");
+    EXPECT_EQ(selected(d_, linear(dtype, dtype, 17)), "rocm::linear_dequant_gemm");
+    EXPECT_EQ(selected(d_, linear(dtype, DType::q4_0, 1)), "rocm::linear_dequant_gemv");
+    EXPECT_EQ(selected(d_, linear(dtype, DType::q4_0, 17)), "rocm::linear_dequant_gemm");
+    EXPECT_EQ(selected(d_, linear(dtype, dtype, 1), {.families = kVanilla}), "rocm::linear_dequant_unfused");
     LinearParams normed = linear(dtype, dtype, 17);
     normed.prologue.norm = NormKind::rms;
     normed.prologue.norm_weight = there(DType::f32, {256});
@@ -81,11 +81,12 @@ TEST_P(RocmPlans, Refusals) {
   EXPECT_TRUE(says(selected(d_, attention(DType::f16, 264, 1)), "head_dim 264: this kernel takes up to 256"));
   // Inputs of so many features exceed a block's shared memory.
   const LinearParams wide = linear(DType::f16, DType::f16, 1, 16384);
-  EXPECT_EQ(selected(d_, wide), "rocm::linear_decoded_tiles");
+  EXPECT_EQ(selected(d_, wide), "rocm::linear_dequant_gemm");
   std::string refusals;
   for (const Explained& e : d_.explain(wide)) refusals += e.kernel + ": " + e.reason + "\n";
-  EXPECT_TRUE(says(refusals, "rocm::linear_small: 1 tokens of 16384 features: more than 63 KiB")) << refusals;
-  EXPECT_TRUE(says(refusals, "rocm::linear_decoded: 16384 input features: more than 63 KiB")) << refusals;
+  EXPECT_TRUE(says(refusals, "rocm::linear_gemv: 1 tokens of 16384 features: more than 63 KiB")) << refusals;
+  EXPECT_TRUE(says(refusals, "rocm::linear_dequant_gemv: 16384 input features: more than 63 KiB"))
+      << refusals;
   AttentionParams elsewhere = attention(DType::f16, 64, 1);
   elsewhere.k.device.index = 1;
   EXPECT_THROW(d_.explain(elsewhere), Error) << "operands of two devices";
@@ -100,7 +101,7 @@ TEST_P(RocmPlans, ADeviceOfLessSharedMemory) {
            (std::string(GetParam()) + ": this kernel needs 49 KiB of shared memory a block, which may "
                                       "have 31")
                .c_str()));
-  EXPECT_EQ(selected(d, linear(DType::f16, DType::q4_0, 1)), "rocm::linear_decoded_tiles");
+  EXPECT_EQ(selected(d, linear(DType::f16, DType::q4_0, 1)), "rocm::linear_dequant_gemm");
 }
 
 TEST_P(RocmPlans, Launches) {

@@ -26,7 +26,7 @@ std::vector<Kernel> kernels() {
   };
 
   // --- linear, qkv_linear, gated_ffn, lm_head_argmax ---
-  add("linear_small",
+  add("linear_gemv",
       make_kernel<LinearParams, StreamedState>("cuda::linear_streamed", kFused, kStreamed, streamed::supports,
                                                streamed::prepare, streamed::run));
   add("linear_products",
@@ -37,13 +37,13 @@ std::vector<Kernel> kernels() {
       make_kernel<LinearParams, CublasLtState>(
           "cuda::linear_cublaslt_residual", kFused | kLibrary, "one dtype; no prologue or activation",
           cublaslt::supports_residual, cublaslt::prepare, cublaslt::run));
-  add("qkv_linear_small",
+  add("qkv_linear_gemv",
       make_kernel<QkvLinearParams, StreamedState>("cuda::qkv_linear_streamed", kFused, kStreamed,
                                                   streamed::supports, streamed::prepare, streamed::run));
-  add("gated_ffn_small",
+  add("gated_ffn_gemv",
       make_kernel<GatedFfnParams, StreamedState>("cuda::gated_ffn_streamed", kFused, kStreamed,
                                                  streamed::supports, streamed::prepare, streamed::run));
-  add("lm_head_argmax_small",
+  add("lm_head_argmax_gemv",
       make_kernel<LmHeadArgmaxParams, StreamedState>("cuda::lm_head_argmax_streamed", kFused, kStreamed,
                                                      streamed::supports, streamed::prepare, streamed::run));
 

@@ -23,42 +23,42 @@ namespace kf::cuda {
 std::vector<Kernel> portable_kernels(const std::string& backend) {
   constexpr const char* kAnyLayout = "any layout with a contiguous last dimension";
   const auto name = [&](const char* kernel) { return backend + "::" + kernel; };
-  constexpr const char* kSmall = "up to 4 tokens, weights of x's dtype in rows of neighbouring elements";
-  constexpr const char* kDecoded =
+  constexpr const char* kGemv = "up to 4 tokens, weights of x's dtype in rows of neighbouring elements";
+  constexpr const char* kDequant =
       "up to 16 tokens, weights of any dtype, low-bit or sparse, decoded in registers";
   constexpr const char* kProducts =
       "any number of tokens: products, and launches for what stands around them";
   std::vector<Kernel> all = {
       // --- linear, qkv_linear, gated_ffn, lm_head_argmax ---
-      make_kernel<LinearParams, SmallState>(name("linear_small"), kFused, kSmall, small::supports,
-                                            small::prepare, small::run),
-      make_kernel<LinearParams, DecodedState>(name("linear_decoded"), kFused, kDecoded, decoded::supports,
-                                              decoded::prepare, decoded::run),
+      make_kernel<LinearParams, GemvState>(name("linear_gemv"), kFused, kGemv, gemv::supports, gemv::prepare,
+                                           gemv::run),
+      make_kernel<LinearParams, DequantState>(name("linear_dequant_gemv"), kFused, kDequant,
+                                              dequant::supports, dequant::prepare, dequant::run),
       make_kernel<LinearParams, ProductsState>(name("linear_products"), kFused, kProducts, products::supports,
                                                products::prepare, products::run),
-      make_kernel<LinearParams, SmallState>(name("linear_decoded_tiles"), kFused,
-                                            "any number of tokens, weights of any dtype; no prologue",
-                                            decoded::supports_tiles, small::prepare, decoded::run_tiles),
-      make_kernel<LinearParams, DecodedState>(name("linear_decoded_unfused"), kVanilla,
+      make_kernel<LinearParams, GemvState>(name("linear_dequant_gemm"), kFused,
+                                           "any number of tokens, weights of any dtype; no prologue",
+                                           dequant::supports_gemm, gemv::prepare, dequant::run_gemm),
+      make_kernel<LinearParams, DequantState>(name("linear_dequant_unfused"), kVanilla,
                                               "weights of any dtype; no prologue, activation or residual",
-                                              decoded::supports_unfused, decoded::prepare_unfused,
-                                              decoded::run_unfused),
-      make_kernel<QkvLinearParams, SmallState>(name("qkv_linear_small"), kFused, kSmall, small::supports,
-                                               small::prepare, small::run),
-      make_kernel<QkvLinearParams, DecodedState>(name("qkv_linear_decoded"), kFused, kDecoded,
-                                                 decoded::supports, decoded::prepare, decoded::run),
+                                              dequant::supports_unfused, dequant::prepare_unfused,
+                                              dequant::run_unfused),
+      make_kernel<QkvLinearParams, GemvState>(name("qkv_linear_gemv"), kFused, kGemv, gemv::supports,
+                                              gemv::prepare, gemv::run),
+      make_kernel<QkvLinearParams, DequantState>(name("qkv_linear_dequant_gemv"), kFused, kDequant,
+                                                 dequant::supports, dequant::prepare, dequant::run),
       make_kernel<QkvLinearParams, ProductsState>(name("qkv_linear_products"), kFused, kProducts,
                                                   products::supports, products::prepare, products::run),
-      make_kernel<GatedFfnParams, SmallState>(name("gated_ffn_small"), kFused, kSmall, small::supports,
-                                              small::prepare_ffn, small::run),
-      make_kernel<GatedFfnParams, DecodedState>(name("gated_ffn_decoded"), kFused, kDecoded,
-                                                decoded::supports, decoded::prepare, decoded::run),
+      make_kernel<GatedFfnParams, GemvState>(name("gated_ffn_gemv"), kFused, kGemv, gemv::supports,
+                                             gemv::prepare_ffn, gemv::run),
+      make_kernel<GatedFfnParams, DequantState>(name("gated_ffn_dequant_gemv"), kFused, kDequant,
+                                                dequant::supports, dequant::prepare, dequant::run),
       make_kernel<GatedFfnParams, ProductsState>(name("gated_ffn_products"), kFused, kProducts,
                                                  products::supports, products::prepare, products::run),
-      make_kernel<LmHeadArgmaxParams, SmallState>(name("lm_head_argmax_small"), kFused, kSmall,
-                                                  small::supports, small::prepare_largest, small::run),
-      make_kernel<LmHeadArgmaxParams, DecodedState>(name("lm_head_argmax_decoded"), kFused, kDecoded,
-                                                    decoded::supports, decoded::prepare, decoded::run),
+      make_kernel<LmHeadArgmaxParams, GemvState>(name("lm_head_argmax_gemv"), kFused, kGemv, gemv::supports,
+                                                 gemv::prepare_largest, gemv::run),
+      make_kernel<LmHeadArgmaxParams, DequantState>(name("lm_head_argmax_dequant_gemv"), kFused, kDequant,
+                                                    dequant::supports, dequant::prepare, dequant::run),
       make_kernel<LmHeadArgmaxParams, ProductsState>(
           name("lm_head_argmax_products"), kFused, "any number of tokens: the product, and the largest of it",
           products::supports, products::prepare, products::run),

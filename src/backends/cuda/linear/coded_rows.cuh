@@ -262,7 +262,7 @@ struct Q6_KRows {
 
 template <class T, class F>
 struct CodedRows {
-  using Args = decoded::Args;
+  using Args = dequant::Args;
   static constexpr Cut kCut = coded_cut(F::kDType);
   static constexpr int kChunks = kCut.step / kChunk, kEach = (kChunks + 3) / 4;
   // Of a step of a row that may begin at any even address.
@@ -281,8 +281,8 @@ struct CodedRows {
   int shift;        // with kShifted: of the step that is multiplied next
   // Scales beside, of the step that is multiplied next: of every fourth chunk, which four share, or else of chunk lane % 4 and of every
   // fourth after it.
-  decoded::RawScale raw[2][kEach];
-  const decoded::Weights* of[2];
+  dequant::RawScale raw[2][kEach];
+  const dequant::Weights* of[2];
   int scale_rows[2];
   int group_bits;  // of a group's columns, a power of two, or a row
   bool hostile;    // with kMin: whether an input is NaN or infinite
@@ -316,7 +316,7 @@ struct CodedRows {
   __device__ void find(const Args& a, const RowPair& at, int column) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const decoded::Weights& w = a.weights[at.part[h]];
+      const dequant::Weights& w = a.weights[at.part[h]];
       rows[h] = w.data + at.row[h] * w.row_bytes + column / kCut.step * kCut.row_bytes + quarter() * 16;
     }
     if constexpr (kShifted) asked_shift = shift_of(column);
@@ -342,7 +342,7 @@ struct CodedRows {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         of[h] = &a.weights[at.part[h]];
-        scale_rows[h] = decoded::scale_row(*of[h], at.row[h]);
+        scale_rows[h] = dequant::scale_row(*of[h], at.row[h]);
       }
       group_bits = of[0]->group < a.in ? 31 - __clz(of[0]->group) : 31;
       load_scales(a, column);
@@ -363,7 +363,7 @@ struct CodedRows {
 #pragma unroll
       for (int j = 0; j < kEach; ++j)
         raw[h][j] =
-            decoded::load_scale(*of[h], scale_rows[h], min(first + 4 * j * kChunk, a.in - 1) >> group_bits);
+            dequant::load_scale(*of[h], scale_rows[h], min(first + 4 * j * kChunk, a.in - 1) >> group_bits);
   }
 
   template <int kTiles, class Ask, class Next>
@@ -389,7 +389,7 @@ struct CodedRows {
 #pragma unroll
         for (int j = 0; j < kEach; ++j) {
           const float z = static_cast<float>(raw[h][j].zero);
-          scale[h][j] = decoded::scale_of(of[h]->scales_dtype, raw[h][j]);
+          scale[h][j] = dequant::scale_of(of[h]->scales_dtype, raw[h][j]);
           zero[h][j] = pack_pair<T>(z, z);
         }
       load_next();
@@ -548,7 +548,7 @@ auto with_blocks(DType dtype, const G& f) {
 // The launches of one kind of weights by x of one type.
 #define KF_DEFINE_CODED(kind, type, T)                                                                   \
   namespace kf::cuda::streamed {                                                                         \
-  void launch_##kind##_##type(const decoded::Args& a, const Shape& s, const TensorView& on,              \
+  void launch_##kind##_##type(const dequant::Args& a, const Shape& s, const TensorView& on,              \
                               const RunContext& ctx) {                                                   \
     with_##kind(a.weights[0].dtype,                                                                      \
                 [&]<class F>(std::type_identity<F>) { launch<T, CodedRows<T, F>>(a, s, on, ctx); });     \

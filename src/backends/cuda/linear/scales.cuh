@@ -2,9 +2,9 @@
 #pragma once
 
 #include "backends/cuda/device/element.cuh"
-#include "backends/cuda/linear/decoded_kernel.h"
+#include "backends/cuda/linear/dequant_gemv_kernel.h"
 
-namespace kf::cuda::decoded {
+namespace kf::cuda::dequant {
 
 // Scales as they lie, so that nothing waits for them before they are used.
 struct RawScale {
@@ -28,4 +28,4 @@ __device__ inline float scale_of(DType dtype, RawScale s) {
   return dtype == DType::f16 ? widen(F16{bits}) : widen(Bf16{bits});
 }
 
-}  // namespace kf::cuda::decoded
+}  // namespace kf::cuda::dequant

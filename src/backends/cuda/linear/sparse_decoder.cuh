@@ -3,9 +3,9 @@
 #pragma once
 
 #include "backends/cuda/device/decoders.cuh"
-#include "backends/cuda/linear/decoded_kernel.h"
+#include "backends/cuda/linear/dequant_gemv_kernel.h"
 
-namespace kf::cuda::decoded {
+namespace kf::cuda::dequant {
 
 __device__ inline float scale_at(const Weights& w, std::int64_t row, int group) {
   float v[1];
@@ -86,4 +86,4 @@ struct SparseDecoder {
   }
 };
 
-}  // namespace kf::cuda::decoded
+}  // namespace kf::cuda::dequant

@@ -1,8 +1,8 @@
 #include <fmt/format.h>
 
-#include "backends/cuda/linear/around.h"
+#include "backends/cuda/linear/gemv_kernel.h"
 #include "backends/cuda/linear/linear.h"
-#include "backends/cuda/linear/small_kernel.h"
+#include "backends/cuda/linear/prologue_epilogue.h"
 #include "backends/cuda/linear/streamed_kernel.h"
 #include "backends/cuda/runtime.h"
 #include "backends/cuda/supports.h"
@@ -31,7 +31,7 @@ bool fits(const Cut& cut, int tokens, std::int64_t in, int blocks) {
 }
 
 bool has_clusters_for(const Cut& cut, std::int64_t tokens, std::int64_t in, int most_blocks) {
-  return in <= small::kMostFeatures && fits(cut, padded_tokens(tokens), in, most_blocks);
+  return in <= gemv::kMostFeatures && fits(cut, padded_tokens(tokens), in, most_blocks);
 }
 
 Support supports_input(const TensorView& x, InputQuantization quantization, const PlanContext& ctx) {
@@ -53,7 +53,7 @@ Support supports_input(const TensorView& x, InputQuantization quantization, cons
 }
 
 Support supports_weight(const TensorView& x, const TensorView& weight, const Sparsity& sparsity) {
-  if (const Support s = small::supports_weight(x, weight, sparsity); !s) return s;
+  if (const Support s = gemv::supports_weight(x, weight, sparsity); !s) return s;
   if (weight.stride(0) % 8 != 0 && weight.dim(0) > 1)
     return Support::no(
         fmt::format("weight: stride {}: this kernel takes rows in chunks of 16 bytes", weight.stride(0)));
@@ -96,11 +96,11 @@ Shape shape_for(const TensorView& x, std::initializer_list<const TensorView*> we
 void launch(Args a, const TensorView& x, bool constant_weights, const Shape& s, const RunContext& ctx) {
   if (a.num_tokens == 0) return;
   a.constant_weights = constant_weights;
-  bool wide = small::input_is_wide(a) && (!a.up || small::is_wide(a.up, x.dtype, a.up_stride, a.in));
+  bool wide = gemv::input_is_wide(a) && (!a.up || gemv::is_wide(a.up, x.dtype, a.up_stride, a.in));
   for (int i = 0; i < a.num_parts; ++i)
-    wide = wide && small::is_wide(a.parts[i].weight, x.dtype, a.parts[i].weight_stride, a.in);
+    wide = wide && gemv::is_wide(a.parts[i].weight, x.dtype, a.parts[i].weight_stride, a.in);
   // A plan serves other addresses, too.
-  if (!wide) return small::launch_by_tokens(a, x, constant_weights, ctx);
+  if (!wide) return gemv::launch_by_tokens(a, x, constant_weights, ctx);
   return x.dtype == DType::f16 ? launch_plain_f16(a, s, x, ctx) : launch_plain_bf16(a, s, x, ctx);
 }
 
@@ -129,7 +129,7 @@ Shape shape_for_coded(const TensorView& x, std::int64_t groups, bool gated, DTyp
         return blocks ? clusters_blocks_bf16(weight, gated, s) : clusters_scaled_bf16(weight, gated, s);
       });
 }
-void launch_coded(const decoded::Args& a, const Shape& s, const TensorView& on, const RunContext& ctx) {
+void launch_coded(const dequant::Args& a, const Shape& s, const TensorView& on, const RunContext& ctx) {
   const bool blocks = !needs_scales(a.weights[0].dtype);
   if (a.dtype == DType::f16)
     return blocks ? launch_blocks_f16(a, s, on, ctx) : launch_scaled_f16(a, s, on, ctx);
@@ -147,7 +147,7 @@ std::shared_ptr<StreamedState> prepare(const LinearParams& p, const PlanContext&
   return state_of(ctx, shape_for(p.x, {&p.weight}, false));
 }
 void run(const LinearParams& p, const StreamedState& s, const RunContext& ctx) {
-  launch(small::args_of(p), p.x, s.constant_weights, s.shape, ctx);
+  launch(gemv::args_of(p), p.x, s.constant_weights, s.shape, ctx);
 }
 
 Support supports(const QkvLinearParams& p, const PlanContext& ctx) {
@@ -160,7 +160,7 @@ std::shared_ptr<StreamedState> prepare(const QkvLinearParams& p, const PlanConte
   return state_of(ctx, shape_for(p.x, {&p.q_weight, &p.k_weight, &p.v_weight}, false));
 }
 void run(const QkvLinearParams& p, const StreamedState& s, const RunContext& ctx) {
-  launch(small::args_of(p), p.x, s.constant_weights, s.shape, ctx);
+  launch(gemv::args_of(p), p.x, s.constant_weights, s.shape, ctx);
 }
 
 Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
@@ -168,18 +168,18 @@ Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
   if (const Support s = supports_weight(p.x, p.gate_weight, p.gate_weight_sparsity); !s) return s;
   if (const Support s = supports_weight(p.x, p.up_weight, p.up_weight_sparsity); !s) return s;
   if (const Support s = supports_weight(p.x, p.down_weight, p.down_weight_sparsity); !s) return s;
-  return supports_input(small::intermediate(p, p.gate_weight.dim(0), nullptr), p.input_quantization, ctx);
+  return supports_input(gemv::intermediate(p, p.gate_weight.dim(0), nullptr), p.input_quantization, ctx);
 }
 std::shared_ptr<StreamedState> prepare(const GatedFfnParams& p, const PlanContext& ctx,
                                        std::size_t* workspace_bytes) {
-  const TensorView h = small::intermediate(p, p.gate_weight.dim(0), nullptr);
+  const TensorView h = gemv::intermediate(p, p.gate_weight.dim(0), nullptr);
   *workspace_bytes = h.nbytes();
   return state_of(ctx, shape_for(p.x, {&p.gate_weight}, true), shape_for(h, {&p.down_weight}, false));
 }
 void run(const GatedFfnParams& p, const StreamedState& s, const RunContext& ctx) {
-  const TensorView h = small::intermediate(p, p.gate_weight.dim(0), ctx.workspace);
-  launch(small::args_of(p, h), p.x, s.constant_weights, s.shape, ctx);
-  launch(small::down_args_of(p, h), h, s.constant_weights, s.down, ctx);
+  const TensorView h = gemv::intermediate(p, p.gate_weight.dim(0), ctx.workspace);
+  launch(gemv::args_of(p, h), p.x, s.constant_weights, s.shape, ctx);
+  launch(gemv::down_args_of(p, h), h, s.constant_weights, s.down, ctx);
 }
 
 Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
@@ -192,11 +192,11 @@ std::shared_ptr<StreamedState> prepare(const LmHeadArgmaxParams& p, const PlanCo
   // A number a block and token, or as the kernels for few tokens want it.
   *workspace_bytes =
       std::max(static_cast<std::size_t>(s.clusters * s.blocks) * kMostTokens * sizeof(std::uint64_t),
-               small::largest_bytes(multiprocessors(p.x.device.index)));
+               gemv::largest_bytes(multiprocessors(p.x.device.index)));
   return state_of(ctx, s);
 }
 void run(const LmHeadArgmaxParams& p, const StreamedState& s, const RunContext& ctx) {
-  launch(small::args_of(p, ctx.workspace), p.x, s.constant_weights, s.shape, ctx);
+  launch(gemv::args_of(p, ctx.workspace), p.x, s.constant_weights, s.shape, ctx);
 }
 
 }  // namespace streamed

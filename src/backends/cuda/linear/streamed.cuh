@@ -11,7 +11,7 @@
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/mma.cuh"
 #include "backends/cuda/device/norm.cuh"
-#include "backends/cuda/linear/around.cuh"
+#include "backends/cuda/linear/prologue_epilogue.cuh"
 #include "backends/cuda/linear/streamed_kernel.h"
 #include "backends/cuda/linear/streamed_rows.cuh"
 

@@ -2,12 +2,12 @@
 // and kind of weights.
 #pragma once
 
-#include "backends/cuda/linear/decoded_kernel.h"
+#include "backends/cuda/linear/dequant_gemv_kernel.h"
 
 namespace kf::cuda::streamed {
 
-using small::Args;
-using small::Part;
+using gemv::Args;
+using gemv::Part;
 
 constexpr int kMostTokens = 16;
 constexpr int kGroupRows = 16;      // rows of the weight that a warp multiplies at a time
@@ -89,10 +89,10 @@ constexpr int groups_of(int rows, bool gated) {
 #define KF_STREAMED(type)                                                                               \
   void launch_plain_##type(const Args& a, const Shape& s, const TensorView& on, const RunContext& ctx); \
   int clusters_plain_##type(bool gated, const Shape& s);                                                \
-  void launch_scaled_##type(const decoded::Args& a, const Shape& s, const TensorView& on,               \
+  void launch_scaled_##type(const dequant::Args& a, const Shape& s, const TensorView& on,               \
                             const RunContext& ctx);                                                     \
   int clusters_scaled_##type(DType weight, bool gated, const Shape& s);                                 \
-  void launch_blocks_##type(const decoded::Args& a, const Shape& s, const TensorView& on,               \
+  void launch_blocks_##type(const dequant::Args& a, const Shape& s, const TensorView& on,               \
                             const RunContext& ctx);                                                     \
   int clusters_blocks_##type(DType weight, bool gated, const Shape& s);
 KF_STREAMED(f16)
@@ -103,6 +103,6 @@ KF_STREAMED(bf16)
 // and a launch, where rows of the weights and of x can be read 16 bytes at a time.
 bool takes_coded(const TensorView& x, const TensorView& weight, int group, const PlanContext& ctx);
 Shape shape_for_coded(const TensorView& x, std::int64_t groups, bool gated, DType weight);
-void launch_coded(const decoded::Args& a, const Shape& s, const TensorView& on, const RunContext& ctx);
+void launch_coded(const dequant::Args& a, const Shape& s, const TensorView& on, const RunContext& ctx);
 
 }  // namespace kf::cuda::streamed

@@ -24,7 +24,7 @@ struct RowPair {
 
 template <class T>
 struct PlainRows {
-  using Args = small::Args;
+  using Args = gemv::Args;
   static constexpr Cut kCut = kPlainCut;
   static __device__ constexpr int order(int k) { return k; }
   static bool is_gated(const Args& a) { return a.up != nullptr; }

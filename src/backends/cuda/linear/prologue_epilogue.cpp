@@ -1,8 +1,8 @@
-#include "backends/cuda/linear/around.h"
+#include "backends/cuda/linear/prologue_epilogue.h"
 
 #include "backends/cuda/supports.h"
 
-namespace kf::cuda::small {
+namespace kf::cuda::gemv {
 
 Args args_of(const TensorView& x, const Prologue& prologue) {
   Args a{};
@@ -90,4 +90,4 @@ TensorView intermediate(const GatedFfnParams& p, std::int64_t features, void* wo
   return TensorView::contiguous(workspace, p.x.dtype, {p.x.dim(0), features}, p.x.device);
 }
 
-}  // namespace kf::cuda::small
+}  // namespace kf::cuda::gemv

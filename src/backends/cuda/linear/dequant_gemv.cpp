@@ -1,8 +1,8 @@
 #include <fmt/format.h>
 
-#include "backends/cuda/linear/around.h"
-#include "backends/cuda/linear/decoded_kernel.h"
+#include "backends/cuda/linear/dequant_gemv_kernel.h"
 #include "backends/cuda/linear/linear.h"
+#include "backends/cuda/linear/prologue_epilogue.h"
 #include "backends/cuda/linear/streamed_kernel.h"
 #include "backends/cuda/runtime.h"
 #include "backends/cuda/supports.h"
@@ -11,13 +11,13 @@
 
 namespace kf::cuda {
 
-struct DecodedState : SmallState {
+struct DequantState : GemvState {
   bool few = true;  // unfused: by the kernels of few tokens
   // Of each launch in turn, on matrix units; no tokens: not there.
   streamed::Shape shapes[3]{};
 };
 
-namespace decoded {
+namespace dequant {
 namespace {
 
 // ---- What is taken
@@ -34,8 +34,8 @@ Support supports_input(std::int64_t in, InputQuantization quantization) {
 Support supports_few(std::int64_t num_tokens, std::int64_t in, InputQuantization quantization,
                      const DeviceCaps& caps) {
   if (const Support s = supports_input(in, quantization); !s) return s;
-  if (num_tokens > kDecodedTokens)
-    return Support::no(fmt::format("{} tokens: this kernel takes up to {}", num_tokens, kDecodedTokens));
+  if (num_tokens > kDequantTokens)
+    return Support::no(fmt::format("{} tokens: this kernel takes up to {}", num_tokens, kDequantTokens));
   if (staged_bytes(1, in) > kMaxStagedBytes)
     return Support::no(fmt::format("{} input features: more than {} KiB of shared memory a token", in,
                                    kMaxStagedBytes >> 10));
@@ -120,18 +120,17 @@ void add_part(Args& a, const Weight& w, const TensorView& values, const TensorVi
                    : values.dim(0) == 0 ? 0
                                         : (values.dim(0) - 1) * values.stride(0) + values.dim(1);
   a.weights[a.num_parts] = d;
-  small::add_part(a, w.layout, bias, out);
+  gemv::add_part(a, w.layout, bias, out);
 }
 
 void launch_kind(const Args& a, const TensorView& on, const RunContext& ctx, bool tiles) {
   const Weights& w = a.weights[0];
   const auto go = [&](auto few, auto many) { return tiles ? many(a, on, ctx) : few(a, on, ctx); };
-  if (w.mask) return go(launch_small_sparse, launch_tiles_sparse);
-  if (needs_scales(w.dtype)) return go(launch_small_scaled, launch_tiles_scaled);
-  if (w.dtype == DType::q4_k || w.dtype == DType::q6_k)
-    return go(launch_small_k_blocks, launch_tiles_k_blocks);
-  if (dtype_info(w.dtype).is_block) return go(launch_small_blocks, launch_tiles_blocks);
-  return go(launch_small_plain, launch_tiles_plain);
+  if (w.mask) return go(launch_gemv_sparse, launch_gemm_sparse);
+  if (needs_scales(w.dtype)) return go(launch_gemv_scaled, launch_gemm_scaled);
+  if (w.dtype == DType::q4_k || w.dtype == DType::q6_k) return go(launch_gemv_k_blocks, launch_gemm_k_blocks);
+  if (dtype_info(w.dtype).is_block) return go(launch_gemv_blocks, launch_gemm_blocks);
+  return go(launch_gemv_plain, launch_gemm_plain);
 }
 
 // How matrix units share out weights that are read alike, where they take them.
@@ -149,17 +148,17 @@ streamed::Shape shape_of(const TensorView& x, std::initializer_list<const Weight
   return {};
 }
 
-std::shared_ptr<DecodedState> state_of(const PlanContext& ctx) {
-  auto s = std::make_shared<DecodedState>();
+std::shared_ptr<DequantState> state_of(const PlanContext& ctx) {
+  auto s = std::make_shared<DequantState>();
   s->constant_weights = ctx.packs != nullptr;
   return s;
 }
 
 // On matrix units, or as many tokens a launch as fit.
-void launch_few(Args a, const DecodedState& s, int number, const TensorView& x, const RunContext& ctx) {
+void launch_few(Args a, const DequantState& s, int number, const TensorView& x, const RunContext& ctx) {
   if (a.num_tokens == 0) return;
   a.constant_weights = s.constant_weights;
-  a.wide = small::input_is_wide(a);
+  a.wide = gemv::input_is_wide(a);
   a.aligned = true;
   for (int i = 0; i < a.num_parts; ++i)
     a.aligned = a.aligned && reinterpret_cast<std::uintptr_t>(a.weights[i].data) % 16 == 0 &&
@@ -169,12 +168,12 @@ void launch_few(Args a, const DecodedState& s, int number, const TensorView& x, 
       return streamed::launch_coded(a, s.shapes[number], x, ctx);
   int most = kTokens;
   while (most > 1 && staged_bytes(most, a.in) > kMaxStagedBytes) most /= 2;
-  small::by_tokens(a, most, [&](const Args& some) { launch_kind(some, x, ctx, false); });
+  gemv::by_tokens(a, most, [&](const Args& some) { launch_kind(some, x, ctx, false); });
 }
 
 Args args_of(const TensorView& x, const Prologue& prologue) {
   Args a{};
-  static_cast<small::Args&>(a) = small::args_of(x, prologue);
+  static_cast<gemv::Args&>(a) = gemv::args_of(x, prologue);
   return a;
 }
 
@@ -185,17 +184,17 @@ Support supports(const LinearParams& p, const PlanContext& ctx) {
   const Weight w = weight_of(p);
   return supports_weights(p.x, {&w});
 }
-std::shared_ptr<DecodedState> prepare(const LinearParams& p, const PlanContext& ctx, std::size_t*) {
+std::shared_ptr<DequantState> prepare(const LinearParams& p, const PlanContext& ctx, std::size_t*) {
   const Weight w = weight_of(p);
   auto s = state_of(ctx);
   s->shapes[0] = shape_of(p.x, {&w}, false, ctx);
   return s;
 }
-void run(const LinearParams& p, const DecodedState& s, const RunContext& ctx) {
+void run(const LinearParams& p, const DequantState& s, const RunContext& ctx) {
   Args a = args_of(p.x, p.prologue);
   add_part(a, weight_of(p), p.weight, p.bias, p.out);
   a.activation = p.activation;
-  small::set_residual(a, p.residual);
+  gemv::set_residual(a, p.residual);
   launch_few(a, s, 0, p.x, ctx);
 }
 
@@ -205,7 +204,7 @@ Support supports(const QkvLinearParams& p, const PlanContext& ctx) {
   return supports_weights(p.x, {&w.q, &w.k, &w.v});
 }
 // A launch for neighbours that are read alike.
-std::shared_ptr<DecodedState> prepare(const QkvLinearParams& p, const PlanContext& ctx, std::size_t*) {
+std::shared_ptr<DequantState> prepare(const QkvLinearParams& p, const PlanContext& ctx, std::size_t*) {
   const QkvWeights w(p);
   auto s = state_of(ctx);
   streamed::Shape* shape = s->shapes;
@@ -219,7 +218,7 @@ std::shared_ptr<DecodedState> prepare(const QkvLinearParams& p, const PlanContex
   }
   return s;
 }
-void run(const QkvLinearParams& p, const DecodedState& s, const RunContext& ctx) {
+void run(const QkvLinearParams& p, const DequantState& s, const RunContext& ctx) {
   const QkvWeights w(p);
   const Weight* const weights[] = {&w.q, &w.k, &w.v};
   const TensorView *const values[] = {&p.q_weight, &p.k_weight, &p.v_weight},
@@ -245,19 +244,19 @@ Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
                                    dtype_name(w.gate.layout.dtype), dtype_name(w.up.layout.dtype)));
   return Support::yes();
 }
-std::shared_ptr<DecodedState> prepare(const GatedFfnParams& p, const PlanContext& ctx,
+std::shared_ptr<DequantState> prepare(const GatedFfnParams& p, const PlanContext& ctx,
                                       std::size_t* workspace_bytes) {
   const FfnWeights w(p);
-  const TensorView h = small::intermediate(p, w.intermediate(), nullptr);
+  const TensorView h = gemv::intermediate(p, w.intermediate(), nullptr);
   *workspace_bytes = h.nbytes();
   auto s = state_of(ctx);
   s->shapes[0] = shape_of(p.x, {&w.gate, &w.up}, true, ctx);
   s->shapes[1] = shape_of(h, {&w.down}, false, ctx);
   return s;
 }
-void run(const GatedFfnParams& p, const DecodedState& s, const RunContext& ctx) {
+void run(const GatedFfnParams& p, const DequantState& s, const RunContext& ctx) {
   const FfnWeights w(p);
-  const TensorView h = small::intermediate(p, w.intermediate(), ctx.workspace);
+  const TensorView h = gemv::intermediate(p, w.intermediate(), ctx.workspace);
   Args a = args_of(p.x, p.prologue);
   add_part(a, w.gate, p.gate_weight, {}, h);
   add_part(a, w.up, p.up_weight, {}, {});
@@ -266,7 +265,7 @@ void run(const GatedFfnParams& p, const DecodedState& s, const RunContext& ctx) 
   launch_few(a, s, 0, p.x, ctx);
   Args b = args_of(h, {});
   add_part(b, w.down, p.down_weight, {}, p.out);
-  small::set_residual(b, p.residual);
+  gemv::set_residual(b, p.residual);
   launch_few(b, s, 1, h, ctx);
 }
 
@@ -275,22 +274,22 @@ Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
   const Weight w = weight_of(p);
   return supports_weights(p.x, {&w});
 }
-std::shared_ptr<DecodedState> prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx,
+std::shared_ptr<DequantState> prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx,
                                       std::size_t* workspace_bytes) {
-  small::prepare_largest(p, ctx, workspace_bytes);
+  gemv::prepare_largest(p, ctx, workspace_bytes);
   const Weight w = weight_of(p);
   auto s = state_of(ctx);
   s->shapes[0] = shape_of(p.x, {&w}, false, ctx);
   return s;
 }
-void run(const LmHeadArgmaxParams& p, const DecodedState& s, const RunContext& ctx) {
+void run(const LmHeadArgmaxParams& p, const DequantState& s, const RunContext& ctx) {
   Args a = args_of(p.x, p.prologue);
   add_part(a, weight_of(p), p.weight, {}, {});
-  small::set_largest(a, p, ctx.workspace);
+  gemv::set_largest(a, p, ctx.workspace);
   launch_few(a, s, 0, p.x, ctx);
 }
 
-Support supports_tiles(const LinearParams& p, const PlanContext&) {
+Support supports_gemm(const LinearParams& p, const PlanContext&) {
   if (const Support s = supports_input(p.x.dim(1), p.input_quantization); !s) return s;
   if (!p.prologue.empty()) return Support::no("a prologue: this kernel multiplies x as it is");
   constexpr std::int64_t kMostTokens = 64 * 65535;
@@ -298,11 +297,11 @@ Support supports_tiles(const LinearParams& p, const PlanContext&) {
     return Support::no(fmt::format("{} tokens: this kernel takes up to {}", p.x.dim(0), kMostTokens));
   return supports_weight(weight_of(p));
 }
-void run_tiles(const LinearParams& p, const SmallState&, const RunContext& ctx) {
+void run_gemm(const LinearParams& p, const GemvState&, const RunContext& ctx) {
   Args a = args_of(p.x, {});
   add_part(a, weight_of(p), p.weight, p.bias, p.out);
   a.activation = p.activation;
-  small::set_residual(a, p.residual);
+  gemv::set_residual(a, p.residual);
   if (a.num_tokens > 0) launch_kind(a, p.x, ctx, true);
 }
 
@@ -310,17 +309,17 @@ Support supports_unfused(const LinearParams& p, const PlanContext& ctx) {
   if (p.residual.present()) return Support::no("a residual: this row is the unfused linear layer");
   if (p.activation != Activation::none)
     return Support::no("an activation: this row is the unfused linear layer");
-  return supports_tiles(p, ctx);
+  return supports_gemm(p, ctx);
 }
-std::shared_ptr<DecodedState> prepare_unfused(const LinearParams& p, const PlanContext& ctx,
+std::shared_ptr<DequantState> prepare_unfused(const LinearParams& p, const PlanContext& ctx,
                                               std::size_t* workspace_bytes) {
   auto s = prepare(p, ctx, workspace_bytes);
   s->few = supports_few(p.x.dim(0), p.x.dim(1), p.input_quantization, ctx.caps).operator bool();
   return s;
 }
-void run_unfused(const LinearParams& p, const DecodedState& s, const RunContext& ctx) {
-  return s.few ? run(p, s, ctx) : run_tiles(p, s, ctx);
+void run_unfused(const LinearParams& p, const DequantState& s, const RunContext& ctx) {
+  return s.few ? run(p, s, ctx) : run_gemm(p, s, ctx);
 }
 
-}  // namespace decoded
+}  // namespace dequant
 }  // namespace kf::cuda

@@ -1,6 +1,6 @@
-#include "backends/cuda/linear/decoded.cuh"
+#include "backends/cuda/linear/dequant_gemv.cuh"
 
-namespace kf::cuda::decoded {
+namespace kf::cuda::dequant {
 namespace {
 
 template <class F>
@@ -18,6 +18,6 @@ void with_blocks(DType dtype, F&& f) {
 }
 
 }  // namespace
-}  // namespace kf::cuda::decoded
+}  // namespace kf::cuda::dequant
 
-KF_DEFINE_DECODED(blocks, with_blocks)
+KF_DEFINE_DEQUANT(blocks, with_blocks)

@@ -7,9 +7,9 @@
 #include "backends/cuda/device/copies.cuh"
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/rows.cuh"
-#include "backends/cuda/linear/around.cuh"
+#include "backends/cuda/linear/prologue_epilogue.cuh"
 
-namespace kf::cuda::small {
+namespace kf::cuda::gemv {
 
 // Of a vector of W inputs, the first half lies in one plane and the second in another, so that the accesses of neighbouring
 // lanes, 16 bytes each, are neighbours.
@@ -73,7 +73,7 @@ struct Ring {
 
 // Blocks stay for several groups a warp, so that the inputs are staged once.
 template <class T, int W, int kTokens, int kRows, bool kGated>
-__global__ void __launch_bounds__(kThreads, kBlocks) small_kernel(const Args args) {
+__global__ void __launch_bounds__(kThreads, kBlocks) gemv_kernel(const Args args) {
   const Args& a = first_argument(args);
   constexpr int kStreams = kGated ? 2 * kRows : kRows;  // weight rows that the warp reads
   using R = Ring<T, W, kStreams>;
@@ -218,7 +218,7 @@ void launch_rows(Args a, const TensorView& on, const RunContext& ctx) {
   a.num_groups = 0;
   for (int i = 0; i < a.num_parts; ++i) a.num_groups += groups_of<kRows>(a.parts[i]);
   if (a.num_groups == 0) return;
-  const auto kernel = small_kernel<T, W, kTokens, kRows, kGated>;
+  const auto kernel = gemv_kernel<T, W, kTokens, kRows, kGated>;
   using R = Ring<T, W, kGated ? 2 * kRows : kRows>;
   const std::size_t bytes = shared_bytes(kTokens, a.in) + kWarps * R::kBytes;
   // As many warps as run at once, or fewer: each with as many groups as every other.
@@ -254,4 +254,4 @@ void launch(const Args& a, const TensorView& on, const RunContext& ctx) {
   return launch_tokens<T, 4>(a, on, ctx);
 }
 
-}  // namespace kf::cuda::small
+}  // namespace kf::cuda::gemv

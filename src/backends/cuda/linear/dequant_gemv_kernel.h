@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "backends/cuda/linear/small_kernel.h"
+#include "backends/cuda/linear/gemv_kernel.h"
 
-namespace kf::cuda::decoded {
+namespace kf::cuda::dequant {
 
 // A weight, with what it is read with.
 struct Weights {
@@ -30,7 +30,7 @@ struct Weights {
 };
 
 // Parts of one format. Gated: the second is multiplied with the activated first.
-struct Args : small::Args {
+struct Args : gemv::Args {
   Weights weights[3];
   bool gated;
   bool aligned;  // rows of all weights, to 16 bytes
@@ -49,14 +49,14 @@ inline constexpr std::int64_t kMaxStagedBytes =
     kCopiesAside ? 140 << 10 : kMostShared;  // beside the rings of weights, cut for kMostShared
 
 // Few tokens, and any number of them, by what the weights are; the format is that of the first part's.
-#define KF_DECODED(kind)                                                                \
-  void launch_small_##kind(const Args& a, const TensorView& on, const RunContext& ctx); \
-  void launch_tiles_##kind(const Args& a, const TensorView& on, const RunContext& ctx);
-KF_DECODED(scaled)    // int4, i8, fp8
-KF_DECODED(blocks)    // q4_0, q4_1, q5_0, q8_0
-KF_DECODED(k_blocks)  // q4_k, q6_k
-KF_DECODED(plain)     // f32, f16, bf16
-KF_DECODED(sparse)
-#undef KF_DECODED
+#define KF_DEQUANT(kind)                                                               \
+  void launch_gemv_##kind(const Args& a, const TensorView& on, const RunContext& ctx); \
+  void launch_gemm_##kind(const Args& a, const TensorView& on, const RunContext& ctx);
+KF_DEQUANT(scaled)    // int4, i8, fp8
+KF_DEQUANT(blocks)    // q4_0, q4_1, q5_0, q8_0
+KF_DEQUANT(k_blocks)  // q4_k, q6_k
+KF_DEQUANT(plain)     // f32, f16, bf16
+KF_DEQUANT(sparse)
+#undef KF_DEQUANT
 
-}  // namespace kf::cuda::decoded
+}  // namespace kf::cuda::dequant

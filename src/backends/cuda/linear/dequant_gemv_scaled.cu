@@ -1,6 +1,6 @@
-#include "backends/cuda/linear/decoded.cuh"
+#include "backends/cuda/linear/dequant_gemv.cuh"
 
-namespace kf::cuda::decoded {
+namespace kf::cuda::dequant {
 namespace {
 
 template <class F>
@@ -18,6 +18,6 @@ void with_scaled(DType dtype, F&& f) {
 }
 
 }  // namespace
-}  // namespace kf::cuda::decoded
+}  // namespace kf::cuda::dequant
 
-KF_DEFINE_DECODED(scaled, with_scaled)
+KF_DEFINE_DEQUANT(scaled, with_scaled)

@@ -9,15 +9,15 @@
 #include "backends/cuda/device/copies.cuh"
 #include "backends/cuda/device/launch.cuh"
 #include "backends/cuda/device/rows.cuh"
-#include "backends/cuda/linear/around.cuh"
+#include "backends/cuda/linear/prologue_epilogue.cuh"
 #include "backends/cuda/linear/scales.cuh"
 #include "backends/cuda/linear/sparse_decoder.cuh"
 
-namespace kf::cuda::decoded {
+namespace kf::cuda::dequant {
 
-using small::activated;
-using small::kThreads;
-using small::kWarps;
+using gemv::activated;
+using gemv::kThreads;
+using gemv::kWarps;
 
 template <class D>
 constexpr bool kIsSparse = std::is_same_v<D, SparseDecoder>;
@@ -37,7 +37,7 @@ constexpr int kRowsOf = kWarp == 32 ? D::kRows : 2;
 // Blocks that a multiprocessor is to hold, of which waves of 64 lanes leave each lane half the registers: not where a chunk is large,
 // nor where the inputs of 4 tokens leave room for one.
 template <class D, int kT>
-constexpr int kBlocksOf = kWarp == 32 || (kT < 4 && sizeof(D) <= 64) ? small::kBlocks : 1;
+constexpr int kBlocksOf = kWarp == 32 || (kT < 4 && sizeof(D) <= 64) ? gemv::kBlocks : 1;
 template <class D>
 constexpr bool kHasRing = kCopiesAside && !kIsSparse<D>;
 template <class D>
@@ -61,7 +61,7 @@ __host__ __device__ inline int groups_of(const Args& a, int rows_per_group, int 
 }
 
 template <class D, int kT>
-__global__ void __launch_bounds__(kThreads, (kBlocksOf<D, kT>)) small_kernel(const Args args) {
+__global__ void __launch_bounds__(kThreads, (kBlocksOf<D, kT>)) gemv_kernel(const Args args) {
   const Args& a = first_argument(args);
   constexpr int kRows = kRowsOf<D>, kStepBytes = step_bytes<D>(), kSlot = slot_bytes<D>();
   constexpr int kRing = kRingSteps * kRows * kSlot;
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocksOf<D, kT>)) small_kernel(con
   if (const int i = a.in + static_cast<int>(threadIdx.x); i < (a.in + kChunk - 1) / kChunk * kChunk)
     for (int t = 0; t < kT; ++t) staged[t * padded + staged_at(i)] = 0;
   const auto stage = [&]<int W>(std::integral_constant<int, W>) {
-    small::stage<W>(
+    gemv::stage<W>(
         a, [&](int t, int i, float(&v)[W]) { load_any(a.dtype, a.x, t * a.x_stride + i, v); },
         [&](int t, int i, const float(&v)[W]) {
           float scaled[W];
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocksOf<D, kT>)) small_kernel(con
 #pragma unroll
       for (int t = 0; t < kT; ++t) sums[r][t] = lanes_reduce<Sum>(sums[r][t], kWarp);
 
-    const small::Part& p = a.parts[done.part];
+    const gemv::Part& p = a.parts[done.part];
     // A lane a result.
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
@@ -309,12 +309,12 @@ __global__ void __launch_bounds__(kThreads, (kBlocksOf<D, kT>)) small_kernel(con
 }
 
 template <class D, int kT>
-void launch_small_tokens(Args a, const TensorView& on, const RunContext& ctx) {
+void launch_gemv_tokens(Args a, const TensorView& on, const RunContext& ctx) {
   a.num_groups = 0;
   const int own_rows = a.gated ? kRowsOf<D> / 2 : kRowsOf<D>;
   for (int i = 0; i < (a.gated ? 1 : a.num_parts); ++i) a.num_groups += groups_of(a, own_rows, i);
   if (a.num_groups == 0) return;
-  const auto kernel = small_kernel<D, kT>;
+  const auto kernel = gemv_kernel<D, kT>;
   const std::size_t bytes = static_cast<std::size_t>(staged_bytes(kT, a.in)) +
                             std::size_t{kWarps} * kRingSteps * kRowsOf<D> * slot_bytes<D>();
   const int blocks_fit =
@@ -331,10 +331,10 @@ void launch_small_tokens(Args a, const TensorView& on, const RunContext& ctx) {
 }
 
 template <class D>
-void launch_small_as(const Args& a, const TensorView& on, const RunContext& ctx) {
-  if (a.num_tokens == 1) return launch_small_tokens<D, 1>(a, on, ctx);
-  if (a.num_tokens == 2) return launch_small_tokens<D, 2>(a, on, ctx);
-  return launch_small_tokens<D, 4>(a, on, ctx);
+void launch_gemv_as(const Args& a, const TensorView& on, const RunContext& ctx) {
+  if (a.num_tokens == 1) return launch_gemv_tokens<D, 1>(a, on, ctx);
+  if (a.num_tokens == 2) return launch_gemv_tokens<D, 2>(a, on, ctx);
+  return launch_gemv_tokens<D, 4>(a, on, ctx);
 }
 
 // ---- Any number of tokens: a block's outputs are kTile tokens by kTile rows of the weight, of which it decodes kDepth columns at
@@ -345,13 +345,13 @@ constexpr int kShare = kThreads * kChunk / (kTile * kDepth);
 static_assert(kTile * kDepth * kShare == kThreads * kChunk && kTile * kTile == kThreads * kEach * kEach);
 
 template <class D>
-__global__ void __launch_bounds__(kThreads) tiles_kernel(const Args args) {
+__global__ void __launch_bounds__(kThreads) gemm_kernel(const Args args) {
   const Args& a = first_argument(args);
   KF_DYNAMIC_SHARED(float4, shared);
   float* const w_tile = reinterpret_cast<float*>(shared);  // [kDepth, kPadded]
   float* const x_tile = w_tile + kDepth * kPadded;         // likewise
   wait_for_predecessor();
-  const small::Part& p = a.parts[0];
+  const gemv::Part& p = a.parts[0];
   const Weights& w = a.weights[0];
   const int first_row = static_cast<int>(blockIdx.x) * kTile;
   const int first_token = static_cast<int>(blockIdx.y) * kTile;
@@ -417,26 +417,26 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(const Args args) {
 }
 
 template <class D>
-void launch_tiles_as(const Args& a, const TensorView& on, const RunContext& ctx) {
+void launch_gemm_as(const Args& a, const TensorView& on, const RunContext& ctx) {
   if (a.parts[0].rows == 0) return;
   constexpr std::size_t kBytes = std::size_t{2} * kDepth * kPadded * sizeof(float);
   const Launch launch(on, ctx);
-  launch.allow_shared(reinterpret_cast<const void*>(tiles_kernel<D>), kBytes);
+  launch.allow_shared(reinterpret_cast<const void*>(gemm_kernel<D>), kBytes);
   const auto tiles = [](int n) { return static_cast<unsigned>((n + kTile - 1) / kTile); };
-  launch(tiles_kernel<D>, dim3(tiles(a.parts[0].rows), tiles(a.num_tokens)), dim3(kThreads), kBytes, a);
+  launch(gemm_kernel<D>, dim3(tiles(a.parts[0].rows), tiles(a.num_tokens)), dim3(kThreads), kBytes, a);
 }
 
-}  // namespace kf::cuda::decoded
+}  // namespace kf::cuda::dequant
 
 // The launches of one kind of weights; with_decoder(dtype, f) calls f(std::type_identity<D>()).
-#define KF_DEFINE_DECODED(kind, with_decoder)                                              \
-  namespace kf::cuda::decoded {                                                            \
-  void launch_small_##kind(const Args& a, const TensorView& on, const RunContext& ctx) {   \
-    with_decoder(a.weights[0].dtype,                                                       \
-                 [&]<class D>(std::type_identity<D>) { launch_small_as<D>(a, on, ctx); }); \
-  }                                                                                        \
-  void launch_tiles_##kind(const Args& a, const TensorView& on, const RunContext& ctx) {   \
-    with_decoder(a.weights[0].dtype,                                                       \
-                 [&]<class D>(std::type_identity<D>) { launch_tiles_as<D>(a, on, ctx); }); \
-  }                                                                                        \
+#define KF_DEFINE_DEQUANT(kind, with_decoder)                                             \
+  namespace kf::cuda::dequant {                                                           \
+  void launch_gemv_##kind(const Args& a, const TensorView& on, const RunContext& ctx) {   \
+    with_decoder(a.weights[0].dtype,                                                      \
+                 [&]<class D>(std::type_identity<D>) { launch_gemv_as<D>(a, on, ctx); }); \
+  }                                                                                       \
+  void launch_gemm_##kind(const Args& a, const TensorView& on, const RunContext& ctx) {   \
+    with_decoder(a.weights[0].dtype,                                                      \
+                 [&]<class D>(std::type_identity<D>) { launch_gemm_as<D>(a, on, ctx); }); \
+  }                                                                                       \
   }

@@ -1,6 +1,6 @@
-#include "backends/cuda/linear/decoded.cuh"
+#include "backends/cuda/linear/dequant_gemv.cuh"
 
-namespace kf::cuda::decoded {
+namespace kf::cuda::dequant {
 namespace {
 
 template <class F>
@@ -14,6 +14,6 @@ void with_k_blocks(DType dtype, F&& f) {
 }
 
 }  // namespace
-}  // namespace kf::cuda::decoded
+}  // namespace kf::cuda::dequant
 
-KF_DEFINE_DECODED(k_blocks, with_k_blocks)
+KF_DEFINE_DEQUANT(k_blocks, with_k_blocks)

@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "backends/cuda/linear/small_kernel.h"
+#include "backends/cuda/linear/gemv_kernel.h"
 #include "kf/kernel.h"
 #include "kf/ops/linear.h"
 
-namespace kf::cuda::small {
+namespace kf::cuda::gemv {
 
 // x and the prologue.
 Args args_of(const TensorView& x, const Prologue& prologue);
@@ -59,4 +59,4 @@ bool input_is_wide(const Args& a);
 // The gated FFN's activated products, between two launches.
 TensorView intermediate(const GatedFfnParams& p, std::int64_t features, void* workspace);
 
-}  // namespace kf::cuda::small
+}  // namespace kf::cuda::gemv

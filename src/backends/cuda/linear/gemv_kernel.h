@@ -7,7 +7,7 @@
 #include "backends/cuda/sampling/largest.h"
 #include "kf/ops/common.h"
 
-namespace kf::cuda::small {
+namespace kf::cuda::gemv {
 
 // One weight matrix, and where its products go.
 struct Part {
@@ -76,4 +76,4 @@ inline std::size_t shared_bytes(std::int64_t num_tokens, std::int64_t in) {
   return static_cast<std::size_t>(padded * in) * sizeof(float);
 }
 
-}  // namespace kf::cuda::small
+}  // namespace kf::cuda::gemv

@@ -1,19 +1,19 @@
 #include <fmt/format.h>
 
-#include "backends/cuda/linear/around.h"
+#include "backends/cuda/linear/gemv_kernel.h"
 #include "backends/cuda/linear/linear.h"
-#include "backends/cuda/linear/small_kernel.h"
+#include "backends/cuda/linear/prologue_epilogue.h"
 #include "backends/cuda/runtime.h"
 #include "backends/cuda/supports.h"
 
-namespace kf::cuda::small {
+namespace kf::cuda::gemv {
 namespace {
 
 Support supports_input(const TensorView& x, InputQuantization quantization, const PlanContext& ctx) {
   if (quantization != InputQuantization::none)
     return Support::no("input_quantization int8: this kernel multiplies x unrounded");
-  if (x.dim(0) > kSmallTokens)
-    return Support::no(fmt::format("{} tokens: this kernel takes up to {}", x.dim(0), kSmallTokens));
+  if (x.dim(0) > kGemvTokens)
+    return Support::no(fmt::format("{} tokens: this kernel takes up to {}", x.dim(0), kGemvTokens));
   if (x.dim(1) == 0) return Support::no("no input features: this kernel takes at least one");
   if (shared_bytes(x.dim(0), x.dim(1)) > kMaxSharedBytes)
     return Support::no(fmt::format("{} tokens of {} features: more than {} KiB of shared memory", x.dim(0),
@@ -45,7 +45,7 @@ Support supports_weight(const TensorView& x, const TensorView& weight, const Spa
 }
 
 void launch_by_tokens(const Args& a, const TensorView& x, bool constant_weights, const RunContext& ctx) {
-  int most = kSmallTokens;
+  int most = kGemvTokens;
   while (most > 1 && shared_bytes(most, a.in) > kMaxSharedBytes) most /= 2;
   by_tokens(a, most, [&](const Args& some) { launch(some, x, constant_weights, ctx); });
 }
@@ -54,7 +54,7 @@ Support supports(const LinearParams& p, const PlanContext& ctx) {
   if (const Support s = supports_input(p.x, p.input_quantization, ctx); !s) return s;
   return supports_weight(p.x, p.weight, p.weight_sparsity);
 }
-void run(const LinearParams& p, const SmallState& s, const RunContext& ctx) {
+void run(const LinearParams& p, const GemvState& s, const RunContext& ctx) {
   launch(args_of(p), p.x, s.constant_weights, ctx);
 }
 
@@ -64,7 +64,7 @@ Support supports(const QkvLinearParams& p, const PlanContext& ctx) {
   if (const Support s = supports_weight(p.x, p.k_weight, p.k_weight_sparsity); !s) return s;
   return supports_weight(p.x, p.v_weight, p.v_weight_sparsity);
 }
-void run(const QkvLinearParams& p, const SmallState& s, const RunContext& ctx) {
+void run(const QkvLinearParams& p, const GemvState& s, const RunContext& ctx) {
   launch(args_of(p), p.x, s.constant_weights, ctx);
 }
 
@@ -75,12 +75,12 @@ Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
   if (const Support s = supports_weight(p.x, p.down_weight, p.down_weight_sparsity); !s) return s;
   return supports_input(intermediate(p, p.gate_weight.dim(0), nullptr), p.input_quantization, ctx);
 }
-std::shared_ptr<SmallState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx,
-                                        std::size_t* workspace_bytes) {
+std::shared_ptr<GemvState> prepare_ffn(const GatedFfnParams& p, const PlanContext& ctx,
+                                       std::size_t* workspace_bytes) {
   *workspace_bytes = intermediate(p, p.gate_weight.dim(0), nullptr).nbytes();
   return prepare(p, ctx, workspace_bytes);
 }
-void run(const GatedFfnParams& p, const SmallState& s, const RunContext& ctx) {
+void run(const GatedFfnParams& p, const GemvState& s, const RunContext& ctx) {
   const TensorView h = intermediate(p, p.gate_weight.dim(0), ctx.workspace);
   launch(args_of(p, h), p.x, s.constant_weights, ctx);
   launch(down_args_of(p, h), h, s.constant_weights, ctx);
@@ -90,13 +90,13 @@ Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
   if (const Support s = supports_input(p.x, p.input_quantization, ctx); !s) return s;
   return supports_weight(p.x, p.weight, p.weight_sparsity);
 }
-std::shared_ptr<SmallState> prepare_largest(const LmHeadArgmaxParams& p, const PlanContext& ctx,
-                                            std::size_t* workspace_bytes) {
+std::shared_ptr<GemvState> prepare_largest(const LmHeadArgmaxParams& p, const PlanContext& ctx,
+                                           std::size_t* workspace_bytes) {
   *workspace_bytes = largest_bytes(multiprocessors(ctx.caps.device.index));
   return prepare(p, ctx, workspace_bytes);
 }
-void run(const LmHeadArgmaxParams& p, const SmallState& s, const RunContext& ctx) {
+void run(const LmHeadArgmaxParams& p, const GemvState& s, const RunContext& ctx) {
   launch(args_of(p, ctx.workspace), p.x, s.constant_weights, ctx);
 }
 
-}  // namespace kf::cuda::small
+}  // namespace kf::cuda::gemv

@@ -5,9 +5,9 @@
 #include "backends/cuda/device/largest.cuh"
 #include "backends/cuda/device/math.cuh"
 #include "backends/cuda/device/norm.cuh"
-#include "backends/cuda/linear/small_kernel.h"
+#include "backends/cuda/linear/gemv_kernel.h"
 
-namespace kf::cuda::small {
+namespace kf::cuda::gemv {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 
@@ -56,4 +56,4 @@ __device__ inline float activated(const Args& a, const Part& p, int row, float s
   return v[0];
 }
 
-}  // namespace kf::cuda::small
+}  // namespace kf::cuda::gemv

@@ -1,6 +1,6 @@
-#include "backends/cuda/linear/decoded.cuh"
+#include "backends/cuda/linear/dequant_gemv.cuh"
 
-namespace kf::cuda::decoded {
+namespace kf::cuda::dequant {
 namespace {
 
 template <class F>
@@ -16,6 +16,6 @@ void with_plain(DType dtype, F&& f) {
 }
 
 }  // namespace
-}  // namespace kf::cuda::decoded
+}  // namespace kf::cuda::dequant
 
-KF_DEFINE_DECODED(plain, with_plain)
+KF_DEFINE_DEQUANT(plain, with_plain)
