@@ -60,9 +60,11 @@ nb::list check_case(const std::string& name, const std::string& backend) {
 }
 
 nb::dict time_case(const std::string& name, const Selection& baseline, const Selection& optimized,
-                   double seconds) {
-  const cases::Timing t = unlocked(
-      [&] { return cases::time_case(find_case(name), default_dispatcher(), baseline, optimized, seconds); });
+                   double seconds, const std::string& backend) {
+  const cases::Timing t = unlocked([&] {
+    Dispatcher dispatcher(backend_by_name(backend));
+    return cases::time_case(find_case(name), dispatcher, baseline, optimized, seconds);
+  });
   nb::dict d = comparison_dict(t.check);
   d["baseline"] = t.baseline;
   d["optimized"] = t.optimized;
@@ -102,8 +104,8 @@ void bind_cases(nb::module_& m) {
   m.def("check_case", &check_case, nb::arg("name"), nb::arg("backend") = "cpu",
         "Every kernel of the case's op in a backend against the reference of the CPU.");
   m.def("time_case", &time_case, nb::arg("name"), nb::arg("baseline"), nb::arg("optimized"),
-        nb::arg("seconds"),
-        "Two kernels on the same operands, interleaved, the results compared in the same run.");
+        nb::arg("seconds"), nb::arg("backend") = "cpu",
+        "Two kernels of a backend on the same operands, interleaved, the results compared in the same run.");
   m.def("model_shape", &model_shape, nb::arg("name"),
         "The configuration of a model that benchmarks build with random weights; raises with the names that "
         "there are.");

@@ -47,9 +47,9 @@ def baseline_of(name: str) -> Selection:
     return Selection(kernel=name)
 
 
-def run_case(case: dict, seconds: float, baseline: Selection = VANILLA) -> OpResult:
+def run_case(case: dict, seconds: float, baseline: Selection = VANILLA, backend: str = "cpu") -> OpResult:
     try:
-        timing = _kf.time_case(case["name"], baseline.bound(), FUSED.bound(), seconds)
+        timing = _kf.time_case(case["name"], baseline.bound(), FUSED.bound(), seconds, backend)
     except NotServedError as error:
         return OpResult(case["name"], case["op"], None, str(error).splitlines()[0])
     except KernelFusionError as error:
@@ -58,10 +58,14 @@ def run_case(case: dict, seconds: float, baseline: Selection = VANILLA) -> OpRes
 
 
 def run_cases(
-    cases: Sequence[dict], seconds: float, on_result: Callable[[OpResult], None], baseline: Selection = VANILLA
+    cases: Sequence[dict],
+    seconds: float,
+    on_result: Callable[[OpResult], None],
+    baseline: Selection = VANILLA,
+    backend: str = "cpu",
 ) -> list[OpResult]:
     results = []
     for case in cases:
-        results.append(run_case(case, seconds, baseline))
+        results.append(run_case(case, seconds, baseline, backend))
         on_result(results[-1])
     return results

@@ -11,13 +11,14 @@ from ..vendors.vendor import REGISTERED
 from .environment import environment
 
 
-def usable_backend(name: str) -> dict:
-    """The backend of this name or alias as `backends()` has it. Raises where it cannot be used here."""
+def usable_backend(name: str, where: str = "selfcheck") -> dict:
+    """The backend of this name or alias as `backends()` has it. Raises where it cannot be used here; `where`: what
+    asked for it."""
     name = ALIASES.get(name, name)
     if name not in _kf.backend_names() and name in KernelFusionBackendRegistry.names():
         KernelFusionBackendRegistry.backend_class(name)  # of another distribution: loaded now
     if name not in _kf.backend_names():
-        raise refusing(f"selfcheck: backend: expected one of {', '.join(_kf.backend_names())}, got {name}")
+        raise refusing(f"{where}: backend: expected one of {', '.join(_kf.backend_names())}, got {name}")
     [row] = _kf.backends(name)
     if not row["available"]:
         raise UnavailableError(f"backend {name}: {row['reason']}", {"backend": name})

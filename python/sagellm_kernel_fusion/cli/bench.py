@@ -29,6 +29,9 @@ def bench_op(
     baseline: Annotated[
         str, typer.Option(metavar="FAMILY|KERNEL", help="What to compare with: a kernel family, or a kernel by name.")
     ] = "vanilla",
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose kernels, on its device: cpu, or another that kf info lists.")
+    ] = "cpu",
     list_only: Annotated[bool, typer.Option("--list", help="List the cases and stop.")] = False,
     as_json: _Json = False,
     out: _Out = None,
@@ -36,6 +39,7 @@ def bench_op(
     """Operators: the kernel that the library chooses against the unfused one, or another."""
     from ..bench.environment import environment
     from ..bench.op_bench import baseline_of, run_cases, select_cases
+    from ..bench.selfcheck import usable_backend
     from ..reports import op_document, op_json
 
     cases = select_cases(names or [])
@@ -43,11 +47,12 @@ def bench_op(
         for case in cases:
             print(case["name"])
         return
+    there = usable_backend(backend, "bench op")["name"]
     compared_with = baseline_of(baseline)
     make_folder(out)
     with Steps(len(cases)) as steps:
-        results = run_cases(cases, seconds, lambda r: steps.next(r.case), compared_with)
-    here = environment()
+        results = run_cases(cases, seconds, lambda r: steps.next(r.case), compared_with, there)
+    here = environment(there)
     finish(op_document(results, here, baseline), op_json(results, here, seconds), as_json, out)
     if any(r.timing and not r.timing["ok"] for r in results):
         raise typer.Exit(1)

@@ -4,6 +4,7 @@ of its own by test_vendors.py."""
 from __future__ import annotations
 
 import inspect
+import json
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from on_device import (
     DTYPES,
     F16,
     all_there,
+    benchmarks,
     both,
     close,
     dense,
@@ -28,9 +30,11 @@ from on_device import (
     unfused_forms,
     writes_slots,
 )
+from typer.testing import CliRunner
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion.bench.selfcheck import selfcheck
+from sagellm_kernel_fusion.cli.app import app
 from sagellm_kernel_fusion.kernels import MLUFlashAttention
 from sagellm_kernel_fusion.vendors.cambricon import operators, table
 
@@ -195,11 +199,22 @@ def test_selfcheck_runs_the_cases_on_the_device():
     assert rows["mlu::rms_norm"]["served"] and rows["mlu::rope"]["served"]
 
 
+def test_kf_bench_op_on_the_device():
+    command = ["bench", "op", "rms_norm/f32/1x576_residual", "--backend", "cambricon", "--seconds", "0.01", "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["device"] == "Simulated" and report["comparisons"][0]["optimized_name"] == "mlu::rms_norm"
+
+
 def test_every_row_says_what_it_saves_and_how_far_it_was_checked():
     for row in table.ROWS:
-        assert row.saves and row.level == "contract" and row.devices == ("mlu",), row.name
+        assert row.saves and isinstance(row.saves, str) and row.level == "contract" and row.devices == ("mlu",), (
+            row.name
+        )
 
 
 def test_unfused_forms_and_what_reports_hold_against_them(m):
     unfused_forms("mlu")
     reports_gains(m)
+    benchmarks("mlu", "mlu::")

@@ -11,6 +11,7 @@ import torch
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion import _kf
+from sagellm_kernel_fusion.bench.op_bench import run_case, select_cases
 
 F16, BF16 = torch.float16, torch.bfloat16
 DTYPES = (torch.float32, F16, BF16)
@@ -135,6 +136,9 @@ def unfused_forms(backend):
         assert form in served, (pattern, served)
 
 
+_BENCHMARK = "rms_norm/f32/1x576_residual"
+
+
 def reports_gains(m, placed=there):
     """After calls on the device, where `placed` puts tensors, a report has what they gain over the unfused forms, which
     ran there."""
@@ -146,3 +150,11 @@ def reports_gains(m, placed=there):
     for name in ("attention_speedup", "ffn_speedup", "e2e_speedup"):
         assert report[name] > 0, report
     assert report["kernel_calls_reduction"] > 0 and report["memory_saving"] >= 0, report
+
+
+def benchmarks(backend, prefix):
+    """A row, whose name has the prefix, timed on the device beside the unfused form there."""
+    [case] = select_cases([_BENCHMARK])
+    timing = run_case(case, 0.01, backend=backend).timing
+    assert timing["ok"] and timing["optimized_ms"] > 0 and timing["baseline_ms"] > 0
+    assert timing["optimized"].startswith(prefix) and timing["baseline"].endswith("::rms_norm_unfused"), timing

@@ -190,10 +190,8 @@ ROWS = (
         "ascend::gated_ffn", "gated_ffn", "library", needing("npu_rms_norm", "npu_swiglu"),
         f"silu; {_ANY}, a residual after",
         _gated_ffn, _declines, fixed={"activation": ("silu",)}, devices=("ascend",), graph_safe=True, launches=5,
-        saves=(
-            "activation and product in one launch (3 of 5 passes over the intermediate); the residual in the last "
-            "product's",
-        )
+        saves="activation and product in one launch (3 of 5 passes over the intermediate); the residual in the last "
+        "product's",
     ),
     VendorRow(
         "ascend::gated_ffn_plain", "gated_ffn", "library", needing("npu_rms_norm"), f"{_ANY}, a residual after",
