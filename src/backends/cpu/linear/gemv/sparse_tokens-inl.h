@@ -155,7 +155,7 @@ HWY_NOINLINE void PassRows(const Weight& w, std::int64_t begin, std::int64_t row
   const auto* const mask = w.sparsity.mask.template as<const std::uint8_t>();
   const std::int64_t in = w.layout.dim(1), mask_stride = w.sparsity.mask.stride(0);
   const auto stored = static_cast<std::int64_t>(ShareStored(w) * static_cast<double>(kColumns)) + 1;
-  const std::int64_t bytes = Values::Address(nullptr, stored) - static_cast<const std::uint8_t*>(nullptr);
+  const std::int64_t bytes = Values::Address(values, stored) - values;
   SparseRow<kType> row;
   row.GoOn(w, begin, 0);
   for (std::int64_t i = 0; i < rows; ++i) next[i] = first_value(w.layout, w.sparsity, begin + i);
