@@ -60,11 +60,11 @@ class KernelFusionManager(KernelFusionProtocol):
 
     def fuse_attention(
         self, q, k, v, config: KernelFusionConfig | None = None, *, causal: bool = True,
-        softmax_scale: float | None = None, window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
+        softmax_scale: float | None = None, window_size: tuple[int, int] = operators.EVERY_KEY, softcap: float = 0.0,
         alibi_slopes=None, attn_mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_k=None,
         max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, block_tables=None, context_lens=None,
         kv_layout: str = "HND", k_scales=None, v_scales=None, k_zeros=None, v_zeros=None, out=None,
-        return_lse: bool = False, stream=None, block_layout=None, block_size: tuple[int, int] = (0, 0),
+        return_lse: bool = False, stream=None, block_layout=None, block_size: tuple[int, int] = operators.NO_BLOCKS,
         keep: tuple[int, int] | None = None,
     ):  # fmt: skip
         """softmax(softmax_scale q k^T) v, causal from the bottom right, with GQA read from the tensors.

@@ -45,12 +45,16 @@ def _is_plain(x) -> bool:
 
 # Attention
 
+# Defaults, which calls that leave them are known by, without a comparison.
+EVERY_KEY = (-1, -1)
+NO_BLOCKS = (0, 0)
+
 
 def attention(
-    config, q, k, v, causal=True, softmax_scale=None, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+    config, q, k, v, causal=True, softmax_scale=None, window_size=EVERY_KEY, softcap=0.0, alibi_slopes=None,
     attn_mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None,
     block_tables=None, context_lens=None, kv_layout="HND", k_scales=None, v_scales=None, k_zeros=None, v_zeros=None,
-    out=None, return_lse=False, block_layout=None, block_size=(0, 0), keep=None,
+    out=None, return_lse=False, block_layout=None, block_size=NO_BLOCKS, keep=None,
 ) -> tuple:  # fmt: skip
     leading = None
     fields = {"causal": causal, "k": k, "v": v}
@@ -76,12 +80,12 @@ def attention(
         _check_longest("max_seqlen_q", max_seqlen_q, cu_seqlens_q)
     if max_seqlen_k is not None:
         _check_longest("max_seqlen_k", max_seqlen_k, cu_seqlens_k)
-    if type(window_size) is not tuple or window_size != (-1, -1):
+    if window_size is not EVERY_KEY:
         try:
             fields["window_left"], fields["window_right"] = window_size
         except (TypeError, ValueError):
             raise refusing(f"attention: window_size: expected (left, right), got {window_size!r}") from None
-    if block_layout is not None or block_size != (0, 0):
+    if block_layout is not None or (block_size is not NO_BLOCKS and block_size != NO_BLOCKS):
         fields["block_layout"] = block_layout
         fields["block_size_q"], fields["block_size_k"] = _pair("block_size", "(query tokens, keys)", block_size)
     if keep is not None:
