@@ -41,6 +41,7 @@ def libfuzzer(seconds: float) -> None:
             f"build-fuzz/kf_fuzz_{program}",
             f"-max_total_time={int(seconds / len(PROGRAMS))}",
             "-max_len=4096",
+            "-len_control=0",  # runs are few a second: inputs would stay a few bytes long
             "-timeout=60",
             f"-artifact_prefix={found}/",
             str(corpus),

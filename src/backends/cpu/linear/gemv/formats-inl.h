@@ -5,11 +5,11 @@
 //   kStepBytes     of a row
 //   kInputFloats   of x for a step: its vectors, then what Close needs
 //   kFetchesAll    whether every line of a row is asked for ahead, or only what follows the ends of pages (tiles-inl.h)
-#if defined(KF_CPU_LINEAR_SMALL_FORMATS_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef KF_CPU_LINEAR_SMALL_FORMATS_INL_H_
-#undef KF_CPU_LINEAR_SMALL_FORMATS_INL_H_
+#if defined(KF_CPU_LINEAR_GEMV_FORMATS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KF_CPU_LINEAR_GEMV_FORMATS_INL_H_
+#undef KF_CPU_LINEAR_GEMV_FORMATS_INL_H_
 #else
-#define KF_CPU_LINEAR_SMALL_FORMATS_INL_H_
+#define KF_CPU_LINEAR_GEMV_FORMATS_INL_H_
 #endif
 
 #include <cstddef>

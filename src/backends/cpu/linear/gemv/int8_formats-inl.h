@@ -4,11 +4,11 @@
 // Codes of a weight are multiplied as unsigned bytes where the instructions want them so: u = q + kOffset, and
 //   sum q c = sum u c - kOffset sum c,
 // the last of which the sums start from.
-#if defined(KF_CPU_LINEAR_SMALL_INT8_FORMATS_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef KF_CPU_LINEAR_SMALL_INT8_FORMATS_INL_H_
-#undef KF_CPU_LINEAR_SMALL_INT8_FORMATS_INL_H_
+#if defined(KF_CPU_LINEAR_GEMV_INT8_FORMATS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KF_CPU_LINEAR_GEMV_INT8_FORMATS_INL_H_
+#undef KF_CPU_LINEAR_GEMV_INT8_FORMATS_INL_H_
 #else
-#define KF_CPU_LINEAR_SMALL_INT8_FORMATS_INL_H_
+#define KF_CPU_LINEAR_GEMV_INT8_FORMATS_INL_H_
 #endif
 
 #include <cstddef>

@@ -1,9 +1,9 @@
 // Scales and zeros beside the rows of a weight, some groups at a time.
-#if defined(KF_CPU_LINEAR_SMALL_SCALES_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef KF_CPU_LINEAR_SMALL_SCALES_INL_H_
-#undef KF_CPU_LINEAR_SMALL_SCALES_INL_H_
+#if defined(KF_CPU_LINEAR_GEMV_SCALES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KF_CPU_LINEAR_GEMV_SCALES_INL_H_
+#undef KF_CPU_LINEAR_GEMV_SCALES_INL_H_
 #else
-#define KF_CPU_LINEAR_SMALL_SCALES_INL_H_
+#define KF_CPU_LINEAR_GEMV_SCALES_INL_H_
 #endif
 
 #include <algorithm>

@@ -1,9 +1,9 @@
 // Tiles of dot products: some rows of a weight by some tokens, walked in the steps of a format (formats-inl.h).
-#if defined(KF_CPU_LINEAR_SMALL_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef KF_CPU_LINEAR_SMALL_TILES_INL_H_
-#undef KF_CPU_LINEAR_SMALL_TILES_INL_H_
+#if defined(KF_CPU_LINEAR_GEMV_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KF_CPU_LINEAR_GEMV_TILES_INL_H_
+#undef KF_CPU_LINEAR_GEMV_TILES_INL_H_
 #else
-#define KF_CPU_LINEAR_SMALL_TILES_INL_H_
+#define KF_CPU_LINEAR_GEMV_TILES_INL_H_
 #endif
 
 #include <algorithm>
