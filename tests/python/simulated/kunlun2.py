@@ -162,7 +162,7 @@ def xpu(monkeypatch):
     versions = SimpleNamespace(XPU2="XPU2", XPU3="XPU3")
 
     def install(count=1, version="XPU2", kernels=xpu2.LIST):
-        monkeypatch.setattr(vendors_paddle, "version", lambda distribution: "3.3.1")
+        monkeypatch.setattr("importlib.metadata.version", lambda distribution: "3.3.1")
         monkeypatch.setattr(core, "XPUVersion", versions, raising=False)
         monkeypatch.setattr(core, "get_xpu_device_count", lambda: count, raising=False)
         monkeypatch.setattr(core, "get_xpu_device_version", lambda index: version, raising=False)
