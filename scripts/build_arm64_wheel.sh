@@ -20,13 +20,15 @@ if [ "$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')" != "
   echo "build_arm64_wheel: .venv has to have the Python that Debian has for arm64, $tag: make it with /usr/bin/python3" >&2
   exit 1
 fi
+# (Debian's pip knows --config-settings by no shorter name.)
 echo "== building a wheel for arm64 ($tag, $build_type)"
 _PYTHON_HOST_PLATFORM=linux-aarch64 SETUPTOOLS_EXT_SUFFIX=$suffix CCACHE_BASEDIR=$PWD \
   LD_LIBRARY_PATH=$root/host/usr/lib/$(gcc -print-multiarch 2>/dev/null || echo x86_64-linux-gnu) \
   "$python" -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w "$work/raw" . \
-  -C cmake.toolchain-file=cmake/arm64.cmake -C cmake.define.KF_ARM64_ROOT="$root" -C cmake.python-hints=false \
-  -C cmake.build-type="$build_type" -C build-dir="build-python-{wheel_tag}-$build_type" \
-  -C cmake.define.nanobind_DIR="$("$python" -m nanobind --cmake_dir)"
+  --config-settings cmake.toolchain-file=cmake/arm64.cmake --config-settings cmake.define.KF_ARM64_ROOT="$root" \
+  --config-settings cmake.python-hints=false --config-settings cmake.build-type="$build_type" \
+  --config-settings build-dir="build-python-{wheel_tag}-$build_type" \
+  --config-settings cmake.define.nanobind_DIR="$("$python" -m nanobind --cmake_dir)"
 PATH=$PWD/.venv/bin:$PATH "$python" -m auditwheel repair --ldpaths "$root/target/usr/lib/aarch64-linux-gnu:$root/target/lib/aarch64-linux-gnu" \
   -w "$work/repaired" "$work/raw"/*.whl 2>"$work/log" || { cat "$work/log"; exit 1; }
 "$python" -m wheel unpack -d "$work" "$work/repaired"/*.whl >/dev/null

@@ -1,6 +1,6 @@
 // What cases cannot say of attention: what a row may not attend has no part in it, not even as zero times NaN, and need
 // not be there; and what several calls give together. (The unfused composition, which multiplies whole matrices, does
-// not keep the first, and neither does an eager framework.)
+// not keep the first, and neither does an eager framework; of the second it reads nothing.)
 
 #include <gtest/gtest.h>
 
@@ -118,7 +118,7 @@ TEST(Attention, PagesBehindTheWindowNeedNotBeThere) {
                       .window_left = 90 - 48 - seqlen_q};  // the first row sees key 48 on: page 3
     Dispatcher d(backend_by_name("cpu"));
     d.run(p);
-    for (const unsigned families : {unsigned{kFused}, unsigned{kReference}}) {
+    for (const unsigned families : {unsigned{kFused}, unsigned{kVanilla}, unsigned{kReference}}) {
       AttentionParams without = p;
       without.tables.block_tables = released;
       without.out = m.filled(DType::f32, {seqlen_q, 4, 32}, 9);
@@ -230,7 +230,7 @@ TEST(Attention, PagesThatNoHeadListsNeedNotBeThere) {
     for (std::int64_t i = 0; i < 6; ++i) cases::set_element(p.sparsity.block_layout, i, lists[i]);
     Dispatcher d(backend_by_name("cpu"));
     d.run(p);
-    for (const unsigned families : {unsigned{kFused}, unsigned{kReference}}) {
+    for (const unsigned families : {unsigned{kFused}, unsigned{kVanilla}, unsigned{kReference}}) {
       AttentionParams without = p;
       without.tables.block_tables = m.table({{1, -1, -1, 2, -1, 4}});
       without.out = m.filled(DType::f32, {seqlen_q, 4, 32}, 9);

@@ -61,8 +61,13 @@ class HeadMatrices {
   void read(const ops::KeyRows& rows, std::int64_t before, std::int64_t count, std::int64_t head) const {
     if (count == 0 || in_place(rows, count)) return;
     const Matrix to = matrix(rows, before, count, head);
-    for (std::int64_t j = 0; j < count; ++j)
-      convert_row(x_.dtype, x_.at(rows.offset(j, head)), DType::f32, to.data + j * to.stride, x_.dim(-1));
+    for (std::int64_t j = 0; j < count; ++j) {
+      float* const row = to.data + j * to.stride;
+      if (is_there(rows, j))
+        convert_row(x_.dtype, x_.at(rows.offset(j, head)), DType::f32, row, x_.dim(-1));
+      else
+        std::fill_n(row, x_.dim(-1), 0.0f);
+    }
   }
   // Of quantized keys or values.
   void read(const ops::KeyRows& rows, const KvScales& scales, std::int64_t before, std::int64_t count,
@@ -71,6 +76,10 @@ class HeadMatrices {
     const Matrix to = matrix(rows, before, count, head);
     const std::int64_t size = scales.group_size();
     for (std::int64_t j = 0; j < count; ++j) {
+      if (!is_there(rows, j)) {
+        std::fill_n(to.data + j * to.stride, x_.dim(-1), 0.0f);
+        continue;
+      }
       const std::int64_t offset = rows.offset(j, head);
       const KvScales::Row row = scales.row(j, head);
       for (std::int64_t g = 0, i = 0; i < x_.dim(-1); ++g, i += size)
@@ -95,7 +104,20 @@ class HeadMatrices {
     return false;
   }
   bool in_place(const ops::KeyRows& rows, std::int64_t count) const {
-    return !copied_ || (x_.dtype == DType::f32 && rows.token_stride >= x_.dim(-1) && rows.is_one_run(count));
+    return !copied_ || (x_.dtype == DType::f32 && rows.token_stride >= x_.dim(-1) && rows.is_one_run(count) &&
+                        are_there(rows, count));
+  }
+  // Attention asks for the pages alone that its rows see; as a composition it reads all keys, and those of a page that is
+  // not there, which the mask hides, as zeros.
+  bool is_there(const ops::KeyRows& rows, std::int64_t key) const {
+    if (rows.pages == nullptr) return true;
+    const std::int32_t page = rows.pages[key / rows.page_size];
+    return page >= 0 && page < x_.dim(0);
+  }
+  bool are_there(const ops::KeyRows& rows, std::int64_t count) const {
+    for (std::int64_t key = 0; rows.pages != nullptr && key < count; key += rows.page_size)
+      if (!is_there(rows, key)) return false;
+    return true;
   }
 
   const TensorView& x_;
