@@ -85,7 +85,7 @@ void add_int8_inputs(CaseList& list) {
                       {.norm = NormKind::layer, .bias = true});
       add_int8_linear(list, DType::f32, w, {num_tokens, 320, 71}, {.before = Activation::gelu});
     }
-    for (const std::int64_t num_tokens : {1, 37, 261}) {
+    for (const std::int64_t num_tokens : {0, 1, 37, 261}) {
       add_int8_ffn(list, DType::f32, w, {num_tokens, odd, 320}, NormKind::none, Activation::silu, true);
       add_int8_ffn(list, DType::f32, w, {num_tokens, 288, 416}, NormKind::rms, Activation::gelu_tanh, true);
       if (num_tokens > 37) continue;

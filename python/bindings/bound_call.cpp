@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include "core/fields.h"
+#include "core/operands.h"
 #include "exchange_api.h"
 #include "kf/error.h"
 
@@ -159,10 +160,17 @@ BoundCall::BoundCall(const OpInfo& info, const nb::dict& fields, const Given& gi
   info.visit(params_.data(), binder);
   info.infer(params_.data());
   for (const Output& o : outputs_) {
-    if (!o.wanted) *o.view = TensorView{};
-    // infer() leaves an output absent where the operands' ranks are wrong; validate() says which.
-    else if (!o.view->present())
-      info.validate(params_.data());
+    if (!o.wanted) {
+      *o.view = TensorView{};
+      continue;
+    }
+    // infer() leaves an output absent where the operands' ranks are wrong, and takes sizes from attributes as they are;
+    // validate() says which, if it can.
+    if (!o.object.is_none()) continue;
+    const std::string problem = o.view->present() ? layout_problem(*o.view) : "memory";
+    if (problem.empty()) continue;
+    info.validate(params_.data());
+    if (o.view->present()) fail_operand(info.name, o.name, problem, to_string(*o.view));
   }
 }
 

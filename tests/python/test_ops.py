@@ -270,6 +270,20 @@ def test_the_three_primitives_make_attention(rng):
     assert_close(got, ops.attention(q, k, v), np.float32, terms=9)
 
 
+@pytest.mark.parametrize("array", [np.asarray, pytest.param("torch", id="torch")])
+def test_sizes_that_attributes_name_are_checked_before_memory_is_made(rng, array):
+    if array == "torch":
+        array = pytest.importorskip("torch").from_numpy
+    q, k = array(normal(rng, (1, 5, 4, 32))), array(normal(rng, (1, 9, 2, 32)))
+    with pytest.raises(kf.InvalidArgumentError, match="seqlen_k_max: expected at least 9"):
+        ops.attention_scores(q, k, seqlen_k_max=-1)
+    tables = {"block_tables": array(np.zeros((5, 1), np.int32)), "context_lens": array(np.zeros(5, np.int32))}
+    with pytest.raises(kf.InvalidArgumentError, match="scores: expected dimensions of 0 or more"):
+        ops.attention_scores(q[0], array(normal(rng, (1, 2, 4, 32))), seqlen_k_max=-1, **tables)
+    with pytest.raises(kf.InvalidArgumentError, match="expected less than 2\\^63 bytes"):
+        ops.attention_scores(q, k, seqlen_k_max=2**62)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rope(rng, interleaved):
     x, positions = normal(rng, (5, 3, 16)), np.array([0, 3, 1, 7, 2], np.int32)

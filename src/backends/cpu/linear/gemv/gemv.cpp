@@ -174,6 +174,8 @@ P some_tokens(P p, std::int64_t begin, std::int64_t end) {
 template <class P>
 void run_passes(const P& p, const RunContext& ctx, void (*run)(const P&, const RunContext&)) {
   const std::int64_t tokens = p.x.dim(0), step = pass_tokens(p);
+  // Without tokens nothing of x lies in the workspace, by which the passes tell its forms.
+  if (tokens == 0) return;
   if (step == tokens) return run(p, ctx);
   for (std::int64_t begin = 0; begin < tokens; begin += step)
     run(some_tokens(p, begin, std::min(tokens, begin + step)), ctx);
