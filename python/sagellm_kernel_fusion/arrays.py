@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _kf
+from .checks import sizes
 from .errors import refusing
 
 # Element types of the library as NumPy's.
@@ -40,7 +41,9 @@ class GgufTensor(_kf.TypedArray):
     """
 
     def __init__(self, data, dtype: str, shape: Sequence[int]):
-        super().__init__(data, dtype, tuple(shape))
+        if not isinstance(dtype, str):
+            raise refusing(f"GgufTensor: dtype: expected the name of a format, as q4_1, got {dtype!r}")
+        super().__init__(data, dtype, sizes("GgufTensor: shape", shape))
         self.data = data
 
 
@@ -48,9 +51,7 @@ def layout(dtype: str, shape: Sequence[int]) -> _kf.TypedArray:
     """A tensor's dtype and shape without memory: what `explain` takes. dtype: the library's name, as "f32"."""
     if not isinstance(dtype, str):
         raise refusing(f"layout: dtype: expected one of {', '.join(NUMPY_DTYPES)}, got {dtype!r}")
-    if not isinstance(shape, Sequence) or not all(isinstance(size, (int, np.integer)) for size in shape):
-        raise refusing(f"layout: shape: expected a sequence of integers, got {shape!r}")
-    return _kf.TypedArray(None, dtype, tuple(shape))
+    return _kf.TypedArray(None, dtype, sizes("layout: shape", shape))
 
 
 def allocate(dtype: str, shape: tuple[int, ...], like):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from inspect import Parameter, Signature
 
 from . import _kf
+from .checks import one_of
 from .errors import refusing
 from .quantized import as_quantized
 from .sparse import SparseTensor
@@ -24,6 +25,13 @@ class Selection:
     kernel: str = ""
     allow_fallback: bool = False
     batch_invariant: bool = False
+
+    def __post_init__(self):
+        names = self.families
+        if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+            raise refusing(f'Selection: families: expected a tuple of names, as ("fused",), got {names!r}')
+        if not isinstance(self.kernel, str):
+            raise refusing(f"Selection: kernel: expected the name of a row, got {self.kernel!r}")
 
     def bound(self) -> _kf.Selection:
         return _kf.Selection(list(self.families), self.kernel, self.allow_fallback, self.batch_invariant)
@@ -104,4 +112,5 @@ def explain(op: str, selection: Selection | None = None, **fields) -> list[dict]
 
     Operands may be arrays or `layout(dtype, shape)`. A row has kernel, families, selected, supported, allowed, reason.
     """
+    one_of("explain: op", op, _kf.ops())
     return _kf.explain(op, _with_companions(fields), _bound(selection))

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import _kf
 from .arrays import NUMPY_DTYPES, GgufTensor, allocate, as_kind_of, layout, to_numpy
+from .checks import shape_of, sizes
 from .config import KernelFusionConfig
 from .errors import ResourceExhaustedError, refusing
 from .paged import tables_and_lengths
@@ -119,7 +120,7 @@ def _rank(x) -> int:
     try:
         return x.ndim
     except AttributeError:
-        return len(x.shape)
+        return len(shape_of("attention: q", x))
 
 
 def _set_keys_or_values(fields: dict, config: KernelFusionConfig, name: str, x, scales, zeros) -> None:
@@ -152,6 +153,8 @@ def _check_longest(name: str, longest: int, offsets) -> None:
         offsets = offsets if isinstance(offsets, np.ndarray) else np.from_dlpack(offsets)
     except (AttributeError, TypeError, RuntimeError, BufferError):
         return  # on a device, which is not waited for; or no array, as the op says
+    if offsets.ndim != 1:
+        return  # as the op says
     lengths = np.diff(offsets)
     if lengths.size and lengths.max() > longest:
         raise refusing(f"attention: {name}: the longest sequence has {lengths.max()} tokens, got {longest}")
@@ -333,6 +336,8 @@ OPERATORS = {
 
 def call_of(operator: str, config: KernelFusionConfig, operands: dict) -> Call:
     """The call of an operator of the manager's, or of an op of the library's under its own operands."""
+    if not isinstance(operator, str):
+        raise refusing(f"op: expected the name of an operator, got {operator!r}")
     if make := OPERATORS.get(operator):
         try:
             return Call(*make(config, **operands))
@@ -372,8 +377,7 @@ def with_leading(results, leading: tuple[int, ...]):
 
 def zeros(dtype: str, shape: tuple[int, ...], like):
     """A zeroed array of the kind of `like`."""
-    if not all(isinstance(size, (int, np.integer)) and size >= 0 for size in shape):
-        raise refusing(f"make_kv_cache: expected sizes of at least 0, got a shape {list(shape)}")
+    shape = sizes("make_kv_cache", shape)
     try:
         array = allocate(dtype, shape, like)
     except (MemoryError, ValueError, RuntimeError) as error:  # NumPy's for a size that no address reaches; torch's

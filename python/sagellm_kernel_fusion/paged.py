@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,18 +59,24 @@ def tables_and_lengths(block_tables, context_lens, pool, page_axis: int) -> tupl
             raise refusing(f"attention: k: expected a page pool of 4 dimensions with block_tables, got {rank}")
         context_lens = _full_pages(block_tables, int(pool.shape[page_axis]))
     elif isinstance(context_lens, (list, tuple)):
-        context_lens = np.asarray(context_lens, np.int32)
+        context_lens = _numbers("context_lens", context_lens)
     return block_tables, context_lens
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    try:
-        tables = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
-        for table, row in zip(tables, rows, strict=True):
-            table[: len(row)] = row
-    except (TypeError, ValueError, OverflowError) as error:
-        raise refusing(f"block_tables: expected a list of page numbers for each sequence: {error}") from error
+    if not all(isinstance(row, Sequence) or getattr(row, "ndim", 0) == 1 for row in rows):
+        raise refusing(f"block_tables: expected a list of page numbers for each sequence, got {rows!r}")
+    tables = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
+    for table, row in zip(tables, rows, strict=True):
+        table[: len(row)] = _numbers("block_tables", row)
     return tables
+
+
+def _numbers(what: str, values: Sequence[int]) -> np.ndarray:
+    try:
+        return np.asarray([operator.index(value) for value in values], np.int32)
+    except (TypeError, OverflowError) as error:
+        raise refusing(f"{what}: expected integers of 32 bits, got {values!r}: {error}") from error
 
 
 def _full_pages(block_tables, page_size: int):

@@ -3,13 +3,13 @@ files of AWQ and GPTQ."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import _kf
 from .arrays import NUMPY_DTYPES
+from .checks import integer, one_of, shape_of, sizes
 from .errors import NotServedError, refusing
 
 # By the names that people use.
@@ -22,19 +22,13 @@ CODE_DTYPES = {
     "fp8_e5m2": "fp8_e5m2",
 }
 _DEFAULT_GROUPS = {"int4": 128}
+_SCALES_DTYPES = ("f32", "f16", "bf16")
 # The column that nibble i of a word of AWQ's holds, among the word's eight.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def shape_of(what: str, x) -> tuple[int, ...]:
-    """Of an array of any library."""
-    if (shape := getattr(x, "shape", None)) is None:
-        raise refusing(f"{what}: expected an array, got {'none' if x is None else type(x).__name__}")
-    return tuple(int(size) for size in shape)
-
-
 def _dtype_named(name: str) -> str:
-    if name not in CODE_DTYPES:
+    if not isinstance(name, str) or name not in CODE_DTYPES:
         raise refusing(f"dtype: expected int4, int8, fp8 (that is fp8_e4m3) or fp8_e5m2, got {name}")
     return CODE_DTYPES[name]
 
@@ -59,6 +53,7 @@ class QuantizedTensor:
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", _dtype_named(self.dtype))
+        object.__setattr__(self, "group_size", integer("QuantizedTensor: group_size", self.group_size))
         shape_of("QuantizedTensor: data", self.data)
         if len(self.data.shape) not in (2, 3, 4):
             raise refusing(
@@ -111,22 +106,19 @@ def quantize(
     dtype, shape = _dtype_named(dtype), shape_of("quantize: x", x)
     if len(shape) != 2:
         raise refusing(f"quantize: x: expected a matrix, got shape {list(shape)}")
-    if scales_dtype not in ("f32", "f16", "bf16"):
-        raise refusing(f"quantize: scales_dtype: expected f32, f16 or bf16, got {scales_dtype}")
-    group_size = _DEFAULT_GROUPS.get(dtype, 0) if group_size is None else group_size
-    if not isinstance(group_size, (int, np.integer)):
-        raise refusing(f"quantize: group_size: expected an integer, got {group_size!r}")
+    one_of("quantize: scales_dtype", scales_dtype, _SCALES_DTYPES)
+    group_size = integer("quantize: group_size", _DEFAULT_GROUPS.get(dtype, 0) if group_size is None else group_size)
     rows, n = shape
     if dtype == "int4" and n % 2:
         raise refusing(f"quantize: x: expected an even number of columns for int4, got {n}")
-    if rows_per_scale not in (0, 1, 128):
+    if integer("quantize: rows_per_scale", rows_per_scale) not in (0, 1, 128):
         raise refusing(f"quantize: rows_per_scale: expected 0 (all), 1 or 128, got {rows_per_scale}")
     groups = 1 if group_size <= 0 else -(-n // group_size)
     scale_rows = 1 if rows_per_scale == 0 else -(-rows // rows_per_scale)
     data = np.zeros((rows, n // 2 if dtype == "int4" else n), np.uint8)
     scales = np.zeros((scale_rows, groups), NUMPY_DTYPES[scales_dtype])
     zeros = None if symmetric else np.zeros((scale_rows, groups), np.int8)
-    _kf.quantize(x, data, dtype, scales, zeros, int(group_size))
+    _kf.quantize(x, data, dtype, scales, zeros, group_size)
     return QuantizedTensor(
         data if dtype == "int4" else data.view(NUMPY_DTYPES[dtype]), scales, zeros, group_size, dtype
     )
@@ -171,13 +163,10 @@ def quantized_cache(
     per "row" and "token": scales are computed for each token (and head) that is appended. "head" and "tensor": they
     are given, and all 1 until they are set (`cache.scales[:] = ...`). The rest is as of `quantize_kv`.
     """
-    if not isinstance(shape, Sequence) or not all(isinstance(size, (int, np.integer)) for size in shape):
-        raise refusing(f"quantized_cache: shape: expected 4 integers, got {shape!r}")
-    shape = tuple(int(size) for size in shape)
+    shape = sizes("quantized_cache: shape", shape)
     if len(shape) != 4:
         raise refusing(f"quantized_cache: shape: expected 4 dimensions, got {list(shape)}")
-    if kv_layout not in ("HND", "NHD"):
-        raise refusing(f"quantized_cache: kv_layout: expected HND or NHD, got {kv_layout}")
+    one_of("quantized_cache: kv_layout", kv_layout, ("HND", "NHD"))
     heads_axis = 1 if kv_layout == "HND" else 2
     made = _empty_kv("quantized_cache", shape, dtype, per, group_size, symmetric, heads_axis, scales_dtype)
     made.scales[...] = 1
@@ -188,10 +177,10 @@ def _empty_kv(function, shape, dtype, per, group_size, symmetric, heads_axis, sc
     dtype = _dtype_named(dtype)
     if len(shape) not in (3, 4):
         raise refusing(f"{function}: x: expected 3 or 4 dimensions, got shape {list(shape)}")
-    if per not in ("tensor", "head", "token", "row"):
-        raise refusing(f"{function}: per: expected tensor, head, token or row, got {per}")
-    if scales_dtype not in ("f32", "f16", "bf16"):
-        raise refusing(f"{function}: scales_dtype: expected f32, f16 or bf16, got {scales_dtype}")
+    one_of(f"{function}: per", per, ("tensor", "head", "token", "row"))
+    one_of(f"{function}: scales_dtype", scales_dtype, _SCALES_DTYPES)
+    group_size = integer(f"{function}: group_size", group_size)
+    heads_axis = integer(f"{function}: heads_axis", heads_axis)
     outer, head_dim = len(shape) - 1, shape[-1]
     if heads_axis % len(shape) == outer or not -len(shape) <= heads_axis < len(shape):
         raise refusing(f"{function}: heads_axis: expected a dimension before the last, got {heads_axis}")
@@ -213,7 +202,7 @@ def _empty_kv(function, shape, dtype, per, group_size, symmetric, heads_axis, sc
         data if dtype == "int4" else data.view(NUMPY_DTYPES[dtype]),
         np.zeros(scales_shape, NUMPY_DTYPES[scales_dtype]),
         None if symmetric else np.zeros(scales_shape, np.int8),
-        int(group_size),
+        group_size,
         dtype,
     )
 
@@ -236,7 +225,7 @@ def _nibbles(words: np.ndarray) -> np.ndarray:
 
 def _of_columns(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> QuantizedTensor:
     """Unsigned codes [in, out], scales and zeros [groups, out], x @ W as AWQ and GPTQ store it, turned to [out, in]."""
-    n, groups = codes.shape[0], scales.shape[0]
+    n, groups = codes.shape[0], scales.shape[0] if scales.ndim else 0
     if scales.shape != zeros.shape or scales.shape[1:] != codes.shape[1:] or groups == 0 or n % groups:
         raise refusing(
             f"expected scales and zeros of whole groups for a weight of {list(codes.shape)}, "
@@ -265,7 +254,7 @@ def from_awq(qweight, scales, qzeros) -> QuantizedTensor:
     def columns(words):
         in_order = np.empty((*words.shape, 8), np.int16)
         in_order[..., _AWQ_ORDER] = _nibbles(words)
-        return in_order.reshape(words.shape[0], -1)
+        return in_order.reshape(words.shape[0], 8 * words.shape[1])
 
     return _of_columns(columns(_words("qweight", qweight)), np.asarray(scales), columns(_words("qzeros", qzeros)))
 
@@ -278,10 +267,10 @@ def from_gptq(qweight, scales, qzeros, g_idx=None, *, zeros_less_one: bool = Tru
     g_idx, the group of each row, must be in order: with act-order rows of a group lie apart, which no kernel reads.
     """
     qweight, qzeros, scales = _words("qweight", qweight), _words("qzeros", qzeros), np.asarray(scales)
-    codes = _nibbles(qweight).transpose(0, 2, 1).reshape(-1, qweight.shape[1])
-    zeros = _nibbles(qzeros).reshape(qzeros.shape[0], -1) + int(zeros_less_one)
+    codes = _nibbles(qweight).transpose(0, 2, 1).reshape(8 * qweight.shape[0], qweight.shape[1])
+    zeros = _nibbles(qzeros).reshape(qzeros.shape[0], 8 * qzeros.shape[1]) + bool(zeros_less_one)
     if g_idx is not None:
-        size = -(-codes.shape[0] // max(scales.shape[0], 1))
+        size = -(-codes.shape[0] // max(len(zeros), 1))
         if not np.array_equal(np.asarray(g_idx), np.arange(codes.shape[0]) // size):
             raise NotServedError(
                 "g_idx: the weight was quantized with act-order (desc_act), under which rows of a group lie apart; "
@@ -296,6 +285,9 @@ def from_codes(codes, scales, zeros=None, group_size: int = 0, dtype: str = "int
     codes, scales, dtype = np.asarray(codes), np.asarray(scales), _dtype_named(dtype)
     if dtype not in ("int4", "i8"):
         raise refusing(f"dtype: expected int4 or int8 for integer codes, got {dtype}")
+    if codes.dtype.kind not in "iu":
+        raise refusing(f"codes: expected integers [out, in], got {codes.dtype} of shape {list(codes.shape)}")
+    group_size = integer("group_size", group_size)
     shift = 8 if dtype == "int4" and codes.size and codes.min() >= 0 and codes.max() > 7 else 0
     groups = scales.size // codes.shape[0] if codes.ndim == 2 and codes.shape[0] else 0
     if groups == 0 or scales.size % codes.shape[0] or (zeros is not None and np.size(zeros) != scales.size):
@@ -313,7 +305,7 @@ def from_codes(codes, scales, zeros=None, group_size: int = 0, dtype: str = "int
         zeros = np.ascontiguousarray(zeros, np.int8)
     data = pack_int4(codes.astype(np.int16) - shift) if dtype == "int4" else np.ascontiguousarray(codes, np.int8)
     whole_row = scales.shape[1] == 1 and (group_size <= 0 or group_size >= codes.shape[1])
-    return QuantizedTensor(data, scales, zeros, 0 if whole_row else int(group_size), dtype)
+    return QuantizedTensor(data, scales, zeros, 0 if whole_row else group_size, dtype)
 
 
 def kv_of_codes(what: str, codes, scales, zeros=None) -> QuantizedTensor:
@@ -325,7 +317,7 @@ def kv_of_codes(what: str, codes, scales, zeros=None) -> QuantizedTensor:
             f"{what}: expected int8, uint8 (int4, two a byte) or an 8-bit float with scales, got {name or codes}"
         )
     head_dim = int(codes.shape[-1]) * (2 if name == "uint8" else 1)
-    groups = 1 if scales is None else int(scales.shape[-1])
+    groups = 1 if scales is None else (1, *shape_of(f"{what}_scales", scales))[-1]
     return QuantizedTensor(codes, scales, zeros, head_dim // groups if groups > 1 else 0, dtypes[name])
 
 

@@ -9,10 +9,12 @@ import numpy as np
 
 from . import _kf
 from .arrays import NUMPY_DTYPES
+from .checks import integer, one_of, shape_of, sizes
 from .errors import refusing
-from .quantized import QuantizedTensor, quantize, shape_of
+from .quantized import QuantizedTensor, quantize
 
 _SCALED = ("int4", "i8", "fp8_e4m3", "fp8_e5m2")
+_DTYPES = ("f32", "f16", "bf16", *_SCALED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +41,15 @@ class SparseTensor:
     group_size: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
-        if len(self.shape) != 2 or len(self.mask.shape) != 2 or int(self.mask.shape[0]) != self.shape[0]:
+        object.__setattr__(self, "shape", sizes("SparseTensor: shape", self.shape))
+        for name in ("n", "m", "group_size"):
+            object.__setattr__(self, name, integer(f"SparseTensor: {name}", getattr(self, name)))
+        one_of("SparseTensor: dtype", self.dtype, _DTYPES)
+        shape_of("SparseTensor: data", self.data)
+        mask = shape_of("SparseTensor: mask", self.mask)
+        if len(self.shape) != 2 or len(mask) != 2 or mask[0] != self.shape[0]:
             raise refusing(
-                f"SparseTensor: mask: expected a row for each of a matrix {list(self.shape)}, "
-                f"got shape {list(self.mask.shape)}"
+                f"SparseTensor: mask: expected a row for each of a matrix {list(self.shape)}, got shape {list(mask)}"
             )
         if (self.scales is not None) != (self.dtype in _SCALED):
             raise refusing(
@@ -97,12 +103,13 @@ class SparseTensor:
 
 
 def _pattern_named(pattern: str, n: int, m: int) -> tuple[int, int]:
-    if pattern == "unstructured":
-        return 0, 0
-    if pattern == "n:m":
-        return n, m
-    if match := re.fullmatch(r"(\d+):(\d+)", pattern):
-        return int(match[1]), int(match[2])
+    if isinstance(pattern, str):
+        if pattern == "unstructured":
+            return 0, 0
+        if pattern == "n:m":
+            return integer("sparsify: n", n), integer("sparsify: m", m)
+        if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", pattern):
+            return int(match[1]), int(match[2])
     raise refusing(f'sparsify: pattern: expected "n:m", one like "2:4", or "unstructured", got {pattern!r}')
 
 
@@ -132,6 +139,8 @@ def sparsify(
     if len(shape_of("sparsify: x", x)) != 2:
         raise refusing(f"sparsify: x: expected a matrix, got shape {list(x.shape)}")
     n, m = _pattern_named(pattern, n, m)
+    if not isinstance(sparsity, (int, float)):
+        raise refusing(f"sparsify: sparsity: expected a share from 0 to 1, got {sparsity!r}")
     rows, columns = (int(size) for size in x.shape)
     mask = np.zeros((rows, -(-columns // 8)), np.uint8)
     count, kind = _kf.choose(x, n, m, sparsity, mask)

@@ -11,6 +11,7 @@ import pytest
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion import ops
+from sagellm_kernel_fusion.quantized import from_awq, from_codes, from_gptq
 from sagellm_kernel_fusion.queues import current_queue
 
 
@@ -238,6 +239,12 @@ def test_gguf_tensor(data, dtype, shape, words):
             kf.GgufTensor(data, dtype, shape)
 
 
+MANAGER = kf.KernelFusionManager()
+F32 = np.ones((4, 32), np.float32)
+MASK, WORDS = np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.int32)
+Q, I8, POOL = np.ones((1, 1, 2, 16), np.float32), np.ones((1, 3, 2, 16), np.int8), np.ones((2, 2, 4, 16), np.float32)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -245,8 +252,49 @@ def test_gguf_tensor(data, dtype, shape, words):
         (lambda: kf.layout(np.float32, (2,)), "layout: dtype: expected one of f32, f16, .* got <class"),
         (lambda: kf.layout("f32", 2), "layout: shape: expected a sequence of integers, got 2"),
         (lambda: kf.densify(3), "densify: weight: expected a SparseTensor, got int"),
-        (lambda: kf.quantized_cache(3, "int8"), "quantized_cache: shape: expected 4 integers, got 3"),
+        (lambda: kf.quantized_cache(3, "int8"), "quantized_cache: shape: expected a sequence of integers, got 3"),
         (lambda: kf.measure_performance(None), "model: expected one of load_model's, got NoneType"),
+        (lambda: kf.layout("f32", (2, 2**63)), "layout: shape: expected sizes of at least 0 and less than 2"),
+        (lambda: kf.GgufTensor(b"", "q4_1", 32), "GgufTensor: shape: expected a sequence of integers, got 32"),
+        (lambda: kf.GgufTensor(b"", None, (1, 32)), "GgufTensor: dtype: expected the name of a format"),
+        (lambda: kf.Selection(families="fused"), "Selection: families: expected a tuple of names, .* got 'fused'"),
+        (lambda: kf.Selection(kernel=None), "Selection: kernel: expected the name of a row, got None"),
+        (lambda: kf.explain(None), "explain: op: expected one of linear, .* got None"),
+        (lambda: MANAGER.plan(["ffn"]), "op: expected the name of an operator, got \\['ffn'\\]"),
+        (lambda: kf.quantize(F32, {}), "dtype: expected int4, int8"),
+        (lambda: kf.quantize(F32, "int8", group_size=2**70), "quantize: group_size: expected an integer of 64 bits"),
+        (lambda: kf.quantize_kv(F32[None], "int8", group_size="16"), "group_size: expected an integer, got '16'"),
+        (lambda: kf.quantize_kv(F32[None], "int8", heads_axis=None), "heads_axis: expected an integer, got None"),
+        (lambda: kf.QuantizedTensor(F32, F32, group_size="32"), "group_size: expected an integer, got '32'"),
+        (lambda: kf.sparsify(F32, 24), 'pattern: expected "n:m", one like "2:4", or "unstructured", got 24'),
+        (lambda: kf.sparsify(F32, n="2"), "sparsify: n: expected an integer, got '2'"),
+        (lambda: kf.sparsify(F32, "unstructured", sparsity="0.7"), "sparsity: expected a share from 0 to 1, got '0.7'"),
+        (lambda: kf.SparseTensor(F32, None, (4, 32)), "SparseTensor: mask: expected an array, got none"),
+        (lambda: kf.SparseTensor([1.0], MASK, (4, 32)), "SparseTensor: data: expected an array, got list"),
+        (lambda: kf.SparseTensor(F32, MASK, 4), "SparseTensor: shape: expected a sequence of integers, got 4"),
+        (lambda: kf.SparseTensor(F32, MASK, (4, 32), dtype=None), "SparseTensor: dtype: expected one of f32, .* None"),
+        (lambda: from_awq(WORDS, 3.0, WORDS), "expected scales and zeros of whole groups"),
+        (lambda: from_awq(WORDS, F32, WORDS[:0]), "expected scales and zeros of whole groups"),
+        (lambda: from_gptq(WORDS, 3.0, WORDS, np.arange(32) // 8), "expected scales and zeros of whole groups"),
+        (lambda: from_codes(["a"], F32), "codes: expected integers"),
+        (lambda: MANAGER.fuse_attention(Q, I8, I8, k_scales=0.5), "k_scales: expected an array, got float"),
+        (lambda: MANAGER.fuse_attention([1.0], POOL, POOL, block_tables=[[0]]), "q: expected an array, got list"),
+        (
+            lambda: MANAGER.fuse_attention(Q[0], POOL, POOL, block_tables=[[0]], context_lens=[1.5]),
+            r"context_lens: expected integers of 32 bits, got \[1.5\]",
+        ),
+        (
+            lambda: MANAGER.fuse_attention(Q[0], POOL, POOL, block_tables=[[0.5]], context_lens=[1]),
+            r"block_tables: expected integers of 32 bits, got \[0.5\]",
+        ),
+        (
+            lambda: MANAGER.fuse_attention(Q[0], POOL, POOL, block_tables=[0], context_lens=[1]),
+            r"block_tables: expected a list of page numbers for each sequence, got \[0\]",
+        ),
+        (
+            lambda: MANAGER.fuse_attention(Q[0], POOL, POOL, block_tables=[[0]], context_lens=[2**40]),
+            "context_lens: expected integers of 32 bits",
+        ),
     ],
 )
 def test_what_is_of_another_type_is_refused(call, words):

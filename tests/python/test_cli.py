@@ -57,6 +57,7 @@ def test_explain_op():
     failing("--attr eps: expected a float", "explain", "rms_norm", "-a", "eps=small")
     failing("weight: expected 576", "explain", "rms_norm", "-s", "x=512x576", "-s", "weight=5")
     failing("x: expected an array, got none", "explain", "rms_norm")
+    failing("shape: expected sizes of at least 0 and less than 2^63", "explain", "rms_norm", "-s", f"x={10**20}x576")
 
 
 def test_explain_model_draws_both_graphs(tiny_gguf, tmp_path):

@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused(rng):
         ops.attention(q, good[0].data, good[1].data)
     with pytest.raises(kf.InvalidArgumentError, match="3 or 4 dimensions"):
         kf.quantize_kv(k[0, 0], "int8")
-    with pytest.raises(kf.InvalidArgumentError, match="expected tensor, head"):
+    with pytest.raises(kf.InvalidArgumentError, match="per: expected one of tensor, head"):
         kf.quantize_kv(k, "int8", per="channel")
     with pytest.raises(kf.InvalidArgumentError, match="group_size"):
         kf.quantize_kv(k, "int8", group_size=24)

@@ -1,0 +1,44 @@
+"""What arguments have to be, said in words where they are not."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+from .errors import refusing
+
+_END = 2**63  # of the library's integers
+
+
+def shape_of(what: str, x) -> tuple[int, ...]:
+    """Of an array of any library."""
+    if (shape := getattr(x, "shape", None)) is None:
+        raise refusing(f"{what}: expected an array, got {'none' if x is None else type(x).__name__}")
+    return tuple(int(size) for size in shape)
+
+
+def integer(what: str, value) -> int:
+    """An integer of any library's."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise refusing(f"{what}: expected an integer, got {value!r}") from None
+    if not -_END <= number < _END:
+        raise refusing(f"{what}: expected an integer of 64 bits, got {number}")
+    return number
+
+
+def sizes(what: str, shape) -> tuple[int, ...]:
+    try:
+        dims = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise refusing(f"{what}: expected a sequence of integers, got {shape!r}") from None
+    if not all(0 <= size < _END for size in dims):
+        raise refusing(f"{what}: expected sizes of at least 0 and less than 2^63, got {dims}")
+    return dims
+
+
+def one_of(what: str, value, names: Iterable[str]) -> str:
+    if not isinstance(value, str) or value not in names:
+        raise refusing(f"{what}: expected one of {', '.join(names)}, got {value!r}")
+    return value
