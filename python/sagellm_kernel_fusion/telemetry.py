@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import _kf
 from .errors import KernelFusionError, NotServedError, refusing
+from .files import write_or_refuse
 
 _log = logging.getLogger("sagellm_kernel_fusion")
 _BUDGET_SECONDS = 1.0  # of one report
@@ -163,5 +164,5 @@ def write_chrome_trace(path: str | os.PathLike, spans: list[tuple]) -> int:
         }
         for op, kernel, shapes, start, seconds, thread in spans
     ]
-    Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+    write_or_refuse({Path(path): json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})})
     return len(events)

@@ -13,7 +13,8 @@ from .. import _kf
 from ..arrays import layout
 from ..call import Selection
 from ..call import explain as explain_call
-from ..errors import ResourceExhaustedError, refusing
+from ..errors import refusing
+from ..files import write_or_refuse
 from ..reports import Table
 from .console import out, print_table
 
@@ -123,9 +124,13 @@ def _explain_model(path: Path, tokens: int, context: int, fusion: str, svg: Path
     shape = engine.shape_of("ids", tokens, 1, 1, context)
     before, after, applied = engine.graph("ids"), engine.fused_graph(shape), engine.applied(shape)
     if svg is not None:
-        _write_svg(svg, engine.graph("ids", "svg"))
-        _write_svg(svg.with_stem(f"{svg.stem}-fused"), engine.fused_graph(shape, "svg"))
-        _write_svg(svg.with_stem(f"{svg.stem}-both"), engine.before_after_svg(shape))
+        write_or_refuse(
+            {
+                svg: engine.graph("ids", "svg"),
+                svg.with_stem(f"{svg.stem}-fused"): engine.fused_graph(shape, "svg"),
+                svg.with_stem(f"{svg.stem}-both"): engine.before_after_svg(shape),
+            }
+        )
     if as_json:
         print(
             json.dumps({"before": before, "after": after, "applied": applied, "steps": engine.explain(shape)}, indent=1)
@@ -137,10 +142,3 @@ def _explain_model(path: Path, tokens: int, context: int, fusion: str, svg: Path
         print(text)
     rows = [[a["rule"], a["label"], "kept" if a["kept"] else "not kept", a["reason"]] for a in applied]
     print_table(Table(["rule", "place", "", "why"], rows, "What became of each rule", 4))
-
-
-def _write_svg(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, "utf-8")
-    except OSError as error:
-        raise ResourceExhaustedError(f"{path}: cannot be written: {error.strerror or error}") from error

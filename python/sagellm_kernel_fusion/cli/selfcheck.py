@@ -20,9 +20,10 @@ def selfcheck(
 ) -> None:
     """Checks every kernel of a device against the CPU's reference on the test cases; exit code 1 where one is wrong."""
     from ..bench.selfcheck import select, selfcheck, usable_backend
+    from ..files import write_or_refuse
     from ..registry import KernelFusionBackendRegistry
     from ..reports import Table
-    from ..reports.write import cannot_write, to_json
+    from ..reports.write import to_json
 
     name = usable_backend(backend or KernelFusionBackendRegistry.detect_backend())["name"]
     with Steps(len(select(op or [], every))) as steps:
@@ -36,10 +37,7 @@ def selfcheck(
     for failure in report["failures"][:20]:
         out().print(f"{failure['case']} on {failure['kernel']}: {failure['detail']}", markup=False)
     if json_file is not None:
-        try:
-            json_file.write_text(to_json(report))
-        except OSError as error:
-            raise cannot_write(json_file, error) from error
+        write_or_refuse({json_file: to_json(report)})
     verdict = "every kernel is right" if report["ok"] else f"{len(report['failures'])} wrong results"
     if not any(r["served"] for r in report["rows"] if not r["kernel"].endswith("_reference")):
         verdict = "no kernel served any case"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 
 import jinja2
 
 from ..errors import ResourceExhaustedError
+from ..files import write_all
 from .document import Document
 from .markdown import to_markdown
 
@@ -36,31 +34,6 @@ def to_html(document: Document) -> str:
     return environment.from_string(template).render(document=document)
 
 
-def _write_beside(path: Path, text: str, partial: list[str]) -> None:
-    """A file of that text beside `path`, its name added to `partial` as soon as it is there."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    partial.append(name)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(name, 0o644)
-
-
-def _write_all(texts: dict[Path, str]) -> None:
-    """Every file is written out before the first takes its place: a full disk leaves the older report whole."""
-    partial: list[str] = []
-    try:
-        for path, text in texts.items():
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "a folder is where the file should be", str(path))
-            _write_beside(path, text, partial)
-        for path in texts:
-            os.replace(partial[0], path)
-            del partial[0]
-    finally:
-        for name in partial:
-            os.unlink(name)
-
-
 def cannot_write(folder: Path, error: OSError) -> ResourceExhaustedError:
     return ResourceExhaustedError(
         f"{folder}: the report cannot be written: {error.strerror or error}; give another folder with --out",
@@ -77,7 +50,7 @@ def write_report(document: Document, values: dict, folder: Path) -> list[Path]:
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_all(texts)
+        write_all(texts)
     except OSError as error:
         raise cannot_write(folder, error) from error
     return list(texts)
