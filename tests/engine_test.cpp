@@ -69,10 +69,30 @@ TEST_F(EngineTest, OptionsOutOfRangeAreRefused) {
   refused([](EngineOptions& o) { o.num_threads = 100'000; });
   refused([](EngineOptions& o) { o.cache.page_size = -1; });
   refused([](EngineOptions& o) { o.cache.page_size = std::numeric_limits<std::int64_t>::max(); });
-  // Beyond its window a model would need another attention.
   ModelConfig windowed = model.config;
-  windowed.sliding_window = 32;
+  windowed.sliding_window = -1;
   EXPECT_THROW(Engine(windowed, model.weights, small_options()), Error);
+}
+
+// A token whose window reaches as far as the text is the same token; one that sees less is not.
+TEST_F(EngineTest, AWindowCutsWhatIsAttended) {
+  ModelConfig windowed = model.config;
+  windowed.sliding_window = 12;
+  const auto logits = [&](const ModelConfig& config, const EngineOptions& options, std::size_t count) {
+    Engine e(config, model.weights, options);
+    const SequenceId sequence = e.cache().create();
+    const std::vector<std::int32_t> ids = tokens(count);
+    const StepInput in{sequence, ids};
+    const TensorView out = e.step({&in, 1}, StepOutput::logits);
+    return std::vector<float>(out.as<float>(), out.as<float>() + out.numel());
+  };
+  EXPECT_EQ(logits(windowed, small_options(), 12), logits(model.config, small_options(), 12));
+  const std::vector<float> fused = logits(windowed, small_options(), 16);
+  const std::vector<float> unfused = logits(windowed, EngineOptions::unfused(64), 16);
+  for (std::size_t i = 0; i < fused.size(); ++i) EXPECT_NEAR(fused[i], unfused[i], 1e-3) << i;
+  EXPECT_NE(fused, logits(model.config, small_options(), 16));
+  windowed.first_windowed_layer = model.config.num_layers;  // none has it
+  EXPECT_EQ(logits(windowed, small_options(), 16), logits(model.config, small_options(), 16));
 }
 
 TEST_F(EngineTest, TheBaselineTakesTheModelsLength) {

@@ -32,9 +32,9 @@ struct ModelConfig {
   std::int64_t num_kv_heads = 0;
   std::int64_t head_dim = 0;
   std::int64_t vocab_size = 0;
-  std::int64_t max_positions = 0;  // longest sequence that the model was made for
-  std::int64_t sliding_window =
-      0;  // 0: none. Sequences within the window need no other attention; longer are refused
+  std::int64_t max_positions = 0;         // longest sequence that the model was made for
+  std::int64_t sliding_window = 0;        // keys that a token attends, its own included; 0: all before it
+  std::int64_t first_windowed_layer = 0;  // the layers before it attend all
   float rms_norm_eps = 1e-5f;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
@@ -48,8 +48,6 @@ struct ModelConfig {
   static ModelConfig of(Architecture architecture);
   // Throws invalid_argument unless the sizes are positive, within what 32-bit ids can name, and fit together.
   void validate() const;
-  // The longest sequence that attention without a window computes rightly.
-  std::int64_t longest_sequence() const;
 };
 
 // Weights by canonical name, as Hugging Face calls them ("model.layers.3.self_attn.q_proj.weight"). The

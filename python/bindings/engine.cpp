@@ -30,6 +30,7 @@ ModelConfig config_from(const nb::dict& values) {
       .read("vocab_size", c.vocab_size)
       .read("max_positions", c.max_positions)
       .read("sliding_window", c.sliding_window)
+      .read("first_windowed_layer", c.first_windowed_layer)
       .read("rms_norm_eps", c.rms_norm_eps)
       .read("rope_theta", c.rope_theta)
       .read("rope_interleaved", c.rope_interleaved)

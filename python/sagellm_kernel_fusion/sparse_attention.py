@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 
+from .checks import integer, one_of
 from .config import KernelFusionConfig
 from .errors import refusing
 from .manager import KernelFusionManager
@@ -45,12 +46,8 @@ class FusedSparseAttention:
         self, sparsity_pattern: str = "n:m", n: int = 2, m: int = 4, use_flash_attention: bool = True, *,
         block_layout=None, block_size: int | tuple[int, int] = 64,
     ):  # fmt: skip
-        if sparsity_pattern not in _PATTERNS:
-            raise refusing(
-                f"FusedSparseAttention: sparsity_pattern: expected {', '.join(_PATTERNS)}, got {sparsity_pattern!r}"
-            )
-        if not (isinstance(n, int) and isinstance(m, int)):
-            raise refusing(f"FusedSparseAttention: n, m: expected integers, got {n!r}, {m!r}")
+        one_of("FusedSparseAttention: sparsity_pattern", sparsity_pattern, _PATTERNS)
+        n, m = integer("FusedSparseAttention: n", n), integer("FusedSparseAttention: m", m)
         if sparsity_pattern == "n:m" and not 1 <= n <= m:
             raise refusing(f"FusedSparseAttention: n, m: expected 1 <= n <= m, got {n}, {m}")
         if block_layout is not None and sparsity_pattern != "block":
@@ -60,7 +57,12 @@ class FusedSparseAttention:
         self.sparsity_pattern, self.n, self.m = sparsity_pattern, n, m
         self.use_flash_attention = use_flash_attention
         self.block_layout = block_layout
-        self.block_size = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
+        one = "FusedSparseAttention: block_size"
+        self.block_size = (
+            tuple(integer(one, size) for size in block_size)
+            if isinstance(block_size, (tuple, list))
+            else (integer(one, block_size),) * 2
+        )
 
     def __call__(self, q, k, v, *, block_layout=None, page_lists=None, **options):
         """q [batch, seqlen_q, num_heads, head_dim], k and v [batch, seqlen_k, num_kv_heads, head_dim], or the other

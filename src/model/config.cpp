@@ -67,14 +67,9 @@ void ModelConfig::validate() const {
     throw_invalid(fmt::format("model config: rms_norm_eps must be finite and >= 0, got {}", rms_norm_eps));
   if (!(rope_theta > 0) || std::isinf(rope_theta))
     throw_invalid(fmt::format("model config: rope_theta must be finite and positive, got {}", rope_theta));
-  if (sliding_window < 0) {
-    throw_invalid(
-        fmt::format("model config: sliding_window must be 0 (none) or more, got {}", sliding_window));
-  }
-}
-
-std::int64_t ModelConfig::longest_sequence() const {
-  return sliding_window > 0 ? std::min(max_positions, sliding_window) : max_positions;
+  for (const auto& [name, value] :
+       {std::pair{"sliding_window", sliding_window}, {"first_windowed_layer", first_windowed_layer}})
+    if (value < 0) throw_invalid(fmt::format("model config: {} must be 0 or more, got {}", name, value));
 }
 
 }  // namespace kf

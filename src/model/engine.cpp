@@ -35,13 +35,8 @@ void require(const char* name, std::int64_t value, std::int64_t least, std::int6
 
 EngineOptions with_defaults(EngineOptions o, const ModelConfig& config) {
   config.validate();
-  const std::int64_t longest = config.longest_sequence();
-  if (o.max_seq_len == 0) o.max_seq_len = std::min(longest, kDefaultMaxSeqLen);
-  if (o.max_seq_len < 1 || o.max_seq_len > longest) {
-    throw_invalid(fmt::format("engine: max_seq_len must be 1 to {}{}, got {}", longest,
-                              longest < config.max_positions ? " (the model's sliding window)" : "",
-                              o.max_seq_len));
-  }
+  if (o.max_seq_len == 0) o.max_seq_len = std::min(config.max_positions, kDefaultMaxSeqLen);
+  require("max_seq_len", o.max_seq_len, 1, config.max_positions);
   require("max_batch_size", o.max_batch_size, 1, kMaxSize);
   require("max_step_tokens", o.max_step_tokens, o.max_batch_size, kMaxSize);
   require("num_threads", o.num_threads, 0, kMaxThreads);

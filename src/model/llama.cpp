@@ -93,7 +93,7 @@ class LlamaBuilder {
     }
     q = rope(q, "rope_q");
     k = rope(k, "rope_k");
-    const ValueId out = g_.reshape(attend(q, append(k, v, n)), {num_tokens_, c_.num_heads * c_.head_dim});
+    const ValueId out = g_.reshape(attend(q, append(k, v, n), n), {num_tokens_, c_.num_heads * c_.head_dim});
     return linear(out, attn + "o_proj", "o");
   }
 
@@ -110,7 +110,7 @@ class LlamaBuilder {
   }
 
   // Scores, mask, softmax, values: attention as its definition, every intermediate a value of its own.
-  ValueId attend(ValueId q, const Caches& caches) {
+  ValueId attend(ValueId q, const Caches& caches, std::int64_t n) {
     const Bindings tables = {
         {"cu_seqlens_q", cu_seqlens_q_}, {"block_tables", block_tables_}, {"context_lens", context_lens_}};
     const auto with_tables = [&](Bindings inputs, std::string_view scales_name, ValueId scales) {
@@ -123,6 +123,7 @@ class LlamaBuilder {
     scores.seqlen_k_max = g_.symbol(symbols::kSeqlenKMax);
     AttentionMaskParams mask;
     mask.tables.kv_layout = cache_.layout;
+    if (c_.sliding_window > 0 && n >= c_.first_windowed_layer) mask.window_left = c_.sliding_window - 1;
     AttentionValuesParams values;
     values.tables.kv_layout = cache_.layout;
     values.out_dtype = static_cast<int>(activation_dtype_);

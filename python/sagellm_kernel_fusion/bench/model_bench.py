@@ -323,8 +323,6 @@ def check_options(file: ModelFile, effort: Effort, precisions: Sequence[str], fu
     if fusion_mode(fusion)[0] == "none":
         raise refusing("fusion: expected measured, all or rules, which are measured against none; got none")
     longest, needed = file.config["max_positions"], _options(effort, 0)["max_seq_len"]
-    if window := file.config["sliding_window"]:
-        longest = min(longest, window)
     if needed > longest:
         prompt = max(effort.prompts)
         raise refusing(

@@ -96,6 +96,10 @@ def _config(meta: Metadata, names: set[str], vocab_size: int) -> dict:
         raise NotServedError(f"{meta.path}: expected rotary positions over all {head_dim} of a head, got {rotary}")
     if (scaling := meta.text(key("rope.scaling.type"), default="none")) != "none":
         raise NotServedError(f"{meta.path}: {key('rope.scaling.type')}: expected none, got {scaling}")
+    window = meta.integer(key("attention.sliding_window"), default=0, at_least=0)
+    positions = meta.integer(key("context_length"))
+    if window and architecture != "llama":  # the file does not say which layers have it: what is shorter needs none
+        positions, window = min(positions, window), 0
     return {
         "architecture": architecture,
         "hidden_size": hidden,
@@ -105,8 +109,8 @@ def _config(meta: Metadata, names: set[str], vocab_size: int) -> dict:
         "num_kv_heads": meta.integer(key("attention.head_count_kv"), default=heads),
         "head_dim": head_dim,
         "vocab_size": vocab_size,
-        "max_positions": meta.integer(key("context_length")),
-        "sliding_window": meta.integer(key("attention.sliding_window"), default=0, at_least=0),
+        "max_positions": positions,
+        "sliding_window": window,
         "rms_norm_eps": meta.number(key("attention.layer_norm_rms_epsilon"), default=1e-5),
         "rope_theta": meta.number(key("rope.freq_base"), default=10000.0),
         "rope_interleaved": architecture == "llama",  # its converter permutes the rows of q and k

@@ -120,7 +120,7 @@ def config_of(meta: Metadata) -> dict:
         "head_dim": meta.integer("head_dim", default=hidden // heads or 1),
         "vocab_size": meta.integer("vocab_size"),
         "max_positions": meta.integer("max_position_embeddings"),
-        "sliding_window": _sliding_window(meta, architecture),
+        **_sliding_window(meta, architecture),
         "rms_norm_eps": meta.number("rms_norm_eps", default=1e-6),
         "rope_theta": rope.number("rope_theta", default=10000.0),
         "rope_interleaved": False,
@@ -133,11 +133,20 @@ def config_of(meta: Metadata) -> dict:
     return config
 
 
-def _sliding_window(meta: Metadata, architecture: str) -> int:
-    # Qwen's files name a window that they switch off.
+def _sliding_window(meta: Metadata, architecture: str) -> dict:
+    # Qwen's files name a window that they switch off; where it is on, the first layers have none.
     if not meta.flag("use_sliding_window", default=architecture == "mistral"):
-        return 0
-    return meta.integer("sliding_window", default=0, at_least=0)
+        return {"sliding_window": 0}
+    window = meta.integer("sliding_window", default=0, at_least=0)
+    first = 0 if architecture == "mistral" else meta.integer("max_window_layers", default=0, at_least=0)
+    if meta.values.get("layer_types") is not None:
+        kinds = meta.texts("layer_types")
+        first = kinds.index("sliding_attention") if "sliding_attention" in kinds else len(kinds)
+        if kinds != ["full_attention"] * first + ["sliding_attention"] * (len(kinds) - first):
+            raise NotServedError(
+                f"{meta.path}: layer_types: expected full_attention first, then sliding_attention, got {kinds}"
+            )
+    return {"sliding_window": window, "first_windowed_layer": first}
 
 
 def read_safetensors(folder: Path) -> ModelFile:
