@@ -1,4 +1,4 @@
-// What the CPU offers. Environment: KF_ISA (baseline, avx2, avx512, neon, best) lowers the instruction set, KF_NUM_THREADS sets
+// What the CPU offers. Environment: KF_ISA (baseline, avx2, avx512, amx, neon, best) lowers the instruction set, KF_NUM_THREADS sets
 // the default number of threads; both are read once.
 
 #include "backends/cpu/cpu_backend.h"
@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 #include <omp.h>
 
+#include "backends/cpu/simd/matrix_units.h"
 #include "backends/cpu/simd/targets.h"
 #include "core/fork.h"
 #include "hwy/targets.h"
@@ -28,11 +29,13 @@ std::string env(const char* name) {
 
 struct Isa {
   const char* name;
-  std::int64_t targets;  // Highway targets of this level
+  std::int64_t targets;                      // Highway targets of this level
+  bool (*has_more)() = [] { return true; };  // what it needs besides them
 };
 // Best first.
 constexpr Isa kIsas[] = {
 #if HWY_ARCH_X86
+    {kMatrixIsa, HWY_AVX3 | HWY_AVX3_DL, has_matrix_units},
     {"avx512", HWY_AVX3 | HWY_AVX3_DL},
     {"avx2", HWY_AVX2},
 #endif
@@ -49,20 +52,24 @@ std::string choose_isa() {
   const std::string wanted = env("KF_ISA");
   bool found = wanted.empty() || wanted == "best";
   std::string names = "best";
-  std::int64_t disabled = 0;
+  std::int64_t disabled = 0, kept = 0;
   if (!found)
     for (const Isa& isa : kIsas) {
       found = found || wanted == isa.name;
-      if (!found) disabled |= isa.targets;
+      (found ? kept : disabled) |= isa.targets;
       names += std::string(", ") + isa.name;
     }
   if (!found)
     throw Error(ErrorCode::invalid_argument,
                 fmt::format("KF_ISA: expected one of {}, got {}", names, wanted));
+  disabled &= ~kept;
   if (disabled != 0) hwy::DisableTargets(disabled);
   const std::int64_t supported = hwy::SupportedTargets() & HWY_TARGETS;
-  for (const Isa& isa : kIsas)
-    if (supported & isa.targets) return isa.name;
+  bool allowed = wanted.empty() || wanted == "best";
+  for (const Isa& isa : kIsas) {
+    allowed = allowed || wanted == isa.name;
+    if (allowed && (supported & isa.targets) && isa.has_more()) return isa.name;
+  }
   return "baseline";
 }
 

@@ -44,6 +44,11 @@ Support always(const P&, const PlanContext&) {
 // What full_precision() takes.
 constexpr const char* kUnrounded = "any call without input_quantization";
 
+// What gemm::supports_matrix() takes.
+constexpr const char* kOnMatrixUnits =
+    "AMX with bf16; from 8 tokens with 16-bit floats as weights, else from 16, of f32 from 64; dense or "
+    "low-bit weights; no adapter, no input_quantization";
+
 // A row of whose outputs no sum, and no choice of its order, goes by the other rows of a call.
 Kernel invariant(Kernel k) {
   k.batch_invariant = true;
@@ -75,16 +80,23 @@ std::vector<Kernel> kernels() {
           "cpu::linear_gemv_unfused", kVanilla,
           gemv::condition() + ", 16-bit, low-bit or sparse weight; no prologue, activation or residual",
           gemv::supports_primitive, gemv::run, gemv::workspace),
+      make_kernel<LinearParams, GemmState>("cpu::linear_amx", kFused, kOnMatrixUnits, gemm::supports_matrix,
+                                           gemm::prepare_matrix<LinearParams>, gemm::run),
       invariant(make_kernel<LinearParams, GemmState>("cpu::linear_fused", kFused, kUnrounded,
-                                                     full_precision<LinearParams>, gemm::prepare, gemm::run)),
+                                                     full_precision<LinearParams>,
+                                                     gemm::prepare_vector<LinearParams>, gemm::run)),
       make_kernel<LinearParams, MatmulState>(
           "cpu::linear_onednn", kVanilla,
           "f32 (bf16 where the processor has it), dense; no prologue, activation or residual",
           onednn::supports, onednn::prepare, onednn::run),
+      make_kernel<LinearParams, GemmState>(
+          "cpu::linear_amx_unfused", kVanilla,
+          "16-bit or low-bit operands; no prologue, activation or residual; AMX with bf16",
+          gemm::supports_matrix_primitive, gemm::prepare_matrix<LinearParams>, gemm::run),
       invariant(make_kernel<LinearParams, GemmState>(
           "cpu::linear_lowbit_unfused", kVanilla,
           "16-bit, low-bit or sparse operands; no prologue, activation or residual", gemm::supports_primitive,
-          gemm::prepare, gemm::run)),
+          gemm::prepare_vector<LinearParams>, gemm::run)),
       invariant(make_kernel<LinearParams>("cpu::linear_int8", kFused, gemv::int8_condition(),
                                           gemv::supports_int8, gemv::run, gemv::workspace)),
       invariant(make_kernel<LinearParams>("cpu::linear_int8_unfused", kVanilla,
@@ -95,26 +107,35 @@ std::vector<Kernel> kernels() {
       // --- qkv_linear, gated_ffn, lm_head_argmax ---
       make_kernel<QkvLinearParams>("cpu::qkv_linear_gemv", kFused, gemv::condition(), gemv::supports,
                                    gemv::run, gemv::workspace),
+      make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_amx", kFused, kOnMatrixUnits,
+                                              gemm::supports_matrix, gemm::prepare_matrix<QkvLinearParams>,
+                                              gemm::run),
       invariant(make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_fused", kFused, kUnrounded,
-                                                        full_precision<QkvLinearParams>, gemm::prepare,
-                                                        gemm::run)),
+                                                        full_precision<QkvLinearParams>,
+                                                        gemm::prepare_vector<QkvLinearParams>, gemm::run)),
       invariant(make_kernel<QkvLinearParams>("cpu::qkv_linear_int8", kFused, gemv::int8_condition(),
                                              gemv::supports_int8, gemv::run, gemv::workspace)),
       reference_row<QkvLinearParams>("cpu::qkv_linear_reference", reference::qkv_linear,
                                      reference::workspace),
       make_kernel<GatedFfnParams>("cpu::gated_ffn_gemv", kFused, gemv::condition(), gemv::supports, gemv::run,
                                   gemv::workspace),
+      make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_amx", kFused, kOnMatrixUnits,
+                                             gemm::supports_matrix, gemm::prepare_matrix<GatedFfnParams>,
+                                             gemm::run),
       invariant(make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_fused", kFused, kUnrounded,
-                                                       full_precision<GatedFfnParams>, gemm::prepare,
-                                                       gemm::run)),
+                                                       full_precision<GatedFfnParams>,
+                                                       gemm::prepare_vector<GatedFfnParams>, gemm::run)),
       invariant(make_kernel<GatedFfnParams>("cpu::gated_ffn_int8", kFused, gemv::int8_condition(),
                                             gemv::supports_int8, gemv::run, gemv::workspace)),
       reference_row<GatedFfnParams>("cpu::gated_ffn_reference", reference::gated_ffn, reference::workspace),
       make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_gemv", kFused, gemv::condition(), gemv::supports,
                                       gemv::run, gemv::workspace),
-      invariant(make_kernel<LmHeadArgmaxParams, GemmState>("cpu::lm_head_argmax_fused", kFused, kUnrounded,
-                                                           full_precision<LmHeadArgmaxParams>, gemm::prepare,
-                                                           gemm::run)),
+      make_kernel<LmHeadArgmaxParams, GemmState>("cpu::lm_head_argmax_amx", kFused, kOnMatrixUnits,
+                                                 gemm::supports_matrix,
+                                                 gemm::prepare_matrix<LmHeadArgmaxParams>, gemm::run),
+      invariant(make_kernel<LmHeadArgmaxParams, GemmState>(
+          "cpu::lm_head_argmax_fused", kFused, kUnrounded, full_precision<LmHeadArgmaxParams>,
+          gemm::prepare_vector<LmHeadArgmaxParams>, gemm::run)),
       invariant(make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_int8", kFused, gemv::int8_condition(),
                                                 gemv::supports_int8, gemv::run, gemv::workspace)),
       reference_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_reference", reference::lm_head_argmax,

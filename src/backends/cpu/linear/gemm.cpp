@@ -5,8 +5,10 @@
 #include <memory>
 #include <string>
 
+#include <fmt/format.h>
 #include <omp.h>
 
+#include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/linear/kernels.h"
 #include "backends/cpu/linear/weights.h"
 #include "backends/cpu/workspace.h"
@@ -14,10 +16,13 @@
 
 namespace kf::cpu {
 
+using gemm::Units;
+
 struct GemmState {
   std::shared_ptr<void> packs[3];  // of the op's weights in their order; null where a weight is not packed
   std::int64_t rows_per_pass = 0;
-  std::int64_t wide = 0;  // rows of a wide panel, where all weights are sparse
+  PanelLayout layout;  // wide where all weights are sparse
+  int weight_pieces = 0;
   int num_threads = 1;
 };
 
@@ -27,49 +32,71 @@ namespace {
 // Plan
 
 // A plain weight as strips, made once where weights are constant. Low-bit and sparse weights stay as they lie.
-std::shared_ptr<void> pack_weight(const Weight& w, const PlanContext& ctx) {
+std::shared_ptr<void> pack_weight(const Weight& w, const PlanContext& ctx, Units units) {
   const TensorView& weight = w.layout;
   if (ctx.packs == nullptr || w.sparsity.present() || !is_activation_dtype(weight.dtype) ||
       weight.numel() == 0)
     return nullptr;
+  const bool tiles = units == Units::matrix && weight.dtype == DType::bf16;
   const std::int64_t lanes = strip_lanes();
-  return ctx.packs->get<void>({&weight}, "strips" + std::to_string(lanes), [&](std::size_t* bytes) {
+  const std::string format = tiles ? "tiles" : "strips" + std::to_string(lanes);
+  return ctx.packs->get<void>({&weight}, format, [&](std::size_t* bytes) {
     const std::int64_t strips = ceil_div(weight.dim(0), lanes);
-    const std::size_t strip_bytes =
-        static_cast<std::size_t>(weight.dim(1) * lanes * dtype_info(weight.dtype).block_bytes);
+    const std::size_t strip_bytes = static_cast<std::size_t>(
+        tiles ? ceil_div(weight.dim(1), kTileDepth) * kTileBytes
+              : weight.dim(1) * lanes * static_cast<std::int64_t>(dtype_info(weight.dtype).block_bytes));
     *bytes = static_cast<std::size_t>(strips) * strip_bytes;
     std::shared_ptr<void> packed = allocate_host(*bytes);
 #pragma omp parallel for num_threads(ctx.num_threads)
-    for (std::int64_t s = 0; s < strips; ++s)
-      pack_strip(weight, s, static_cast<char*>(packed.get()) + static_cast<std::size_t>(s) * strip_bytes);
+    for (std::int64_t s = 0; s < strips; ++s) {
+      char* const to = static_cast<char*>(packed.get()) + static_cast<std::size_t>(s) * strip_bytes;
+      tiles ? pack_tiles(weight, s, to) : pack_strip(weight, s, to);
+    }
     return packed;
   });
 }
 
 // Equal passes, few enough rows that what is packed of them takes at most half of the last cache.
-std::int64_t rows_per_pass(std::int64_t rows, std::size_t packed_bytes_per_row, const DeviceCaps& caps) {
+std::int64_t rows_per_pass(std::int64_t rows, std::size_t packed_bytes_per_row, std::int64_t unit,
+                           const DeviceCaps& caps) {
   const auto fit = static_cast<std::int64_t>(caps.l3_bytes / 2 / packed_bytes_per_row);
   const std::int64_t most = std::clamp(fit / kChunkRows * kChunkRows, kChunkRows, kMaxRowsPerPass);
   if (rows == 0) return 0;
-  return std::min(rows, ceil_div(ceil_div(rows, ceil_div(rows, most)), kPanelUnit) * kPanelUnit);
+  return std::min(rows, ceil_div(ceil_div(rows, ceil_div(rows, most)), unit) * unit);
 }
 
-// Bytes that a pass's rows take for a reduction of this length.
-std::size_t packed_row_bytes(std::int64_t in) {
-  return PackedRows::bytes(kPanelUnit, cut_blocks(in)) / kPanelUnit;
+// Bytes that a row takes for a reduction of this length.
+std::size_t packed_row_bytes(const Blocks& blocks, const PanelLayout& layout) {
+  return layout.bytes(layout.item_unit(), blocks) / static_cast<std::size_t>(layout.item_unit());
+}
+std::size_t packed_row_bytes(std::int64_t in, const PanelLayout& layout) {
+  return packed_row_bytes(cut_blocks(in), layout);
 }
 
-std::shared_ptr<GemmState> make_state(std::initializer_list<const Weight*> weights, std::int64_t num_tokens,
-                                      std::size_t packed_bytes_per_row, const PlanContext& ctx,
+// Pieces of x that count for its dtype: a 16-bit float's own, of f32 all.
+int pieces_of(DType x) { return x == DType::bf16 ? 1 : x == DType::f16 ? 2 : kMaxPieces; }
+
+PanelLayout layout_of(DType x, Units units) {
+  PanelLayout layout;
+  if (units == Units::matrix) layout.pieces = pieces_of(x);
+  return layout;
+}
+
+std::shared_ptr<GemmState> make_state(std::initializer_list<const Weight*> weights, const TensorView& x,
+                                      Units units, std::size_t packed_bytes_per_row, const PlanContext& ctx,
                                       const Lora& lora = {}) {
   auto s = std::make_shared<GemmState>();
   std::size_t i = 0;
-  for (const Weight* w : weights) s->packs[i++] = pack_weight(*w, ctx);
-  s->rows_per_pass = rows_per_pass(num_tokens, packed_bytes_per_row, ctx.caps);
+  for (const Weight* w : weights) s->packs[i++] = pack_weight(*w, ctx, units);
+  s->layout = layout_of(x.dtype, units);
+  // Two pieces of a weight are more than a result in bf16 shows.
+  s->weight_pieces = x.dtype == DType::bf16 ? 2 : kMaxPieces;
+  const std::int64_t unit = units == Units::matrix ? s->layout.item_unit() : kPanelUnit;
+  s->rows_per_pass = rows_per_pass(x.dim(0), packed_bytes_per_row, unit, ctx.caps);
   // An adapter's matrices are dense, and read the same x.
-  if (!lora.present() &&
+  if (units == Units::vector && !lora.present() &&
       std::all_of(weights.begin(), weights.end(), [](const Weight* w) { return w->sparsity.present(); }))
-    s->wide = wide_rows(s->rows_per_pass);
+    s->layout.wide = wide_rows(s->rows_per_pass);
   s->num_threads = ctx.num_threads;
   return s;
 }
@@ -77,13 +104,13 @@ std::shared_ptr<GemmState> make_state(std::initializer_list<const Weight*> weigh
 // ---------------------------------------------------------------------------------------------------------------
 // Workspace: the rows of a pass, then what each thread has for itself.
 
-PackedRows take_rows(Workspace& parts, std::int64_t rows, const Blocks& blocks, std::int64_t wide = 0) {
+PackedRows take_rows(Workspace& parts, std::int64_t rows, const Blocks& blocks, const PanelLayout& layout) {
   PackedRows packed;
   packed.rows = rows;
-  packed.capacity = PackedRows::capacity_for(rows, wide);
-  packed.wide = wide;
+  packed.capacity = layout.capacity_for(rows);
+  packed.layout = layout;
   packed.blocks = blocks;
-  packed.data = parts.take<float>(PackedRows::bytes(rows, packed.blocks, wide) / sizeof(float));
+  packed.data = parts.take<char>(layout.bytes(rows, blocks));
   return packed;
 }
 
@@ -93,11 +120,15 @@ struct ThreadPart {
   float* max;
   std::int32_t* index;
 
-  ThreadPart(Workspace& parts, std::int64_t rows) {
+  ThreadPart(Workspace& parts, std::int64_t rows, const GemmState& s) {
     const auto lanes = static_cast<std::size_t>(strip_lanes());
     const auto n = static_cast<std::size_t>(rows);
-    item.strips = parts.take<float>(kMaxPairsPerItem * 2 * kMaxDepth * lanes);
-    item.sums = parts.take<float>(kMaxPairsPerItem * n * 2 * lanes);
+    const auto pairs = static_cast<std::size_t>(s.layout.pairs_per_item());
+    const bool has_tiles = s.layout.pieces != 0;
+    item.strips = parts.take<float>((has_tiles ? 1 : 2 * pairs) * kMaxDepth * lanes);
+    if (has_tiles) item.tiles = parts.take<std::uint16_t>(2 * pairs * kMaxPieces * kMaxDepth * lanes);
+    item.weight_pieces = s.weight_pieces;
+    item.sums = parts.take<float>(pairs * n * 2 * lanes);
     max = parts.take<float>(n);
     index = parts.take<std::int32_t>(n);
   }
@@ -119,23 +150,24 @@ class GemmSpace {
 
   GemmSpace(void* workspace, const GemmState& s, std::int64_t in, std::int64_t intermediate = -1,
             const Lora& lora = {})
-      : rows_(s.rows_per_pass), capacity_(PackedRows::capacity_for(rows_, s.wide)) {
+      : state_(s), rows_(s.rows_per_pass), capacity_(s.layout.capacity_for(rows_)) {
     Workspace parts(workspace);
-    a = take_rows(parts, rows_, cut_blocks(in), s.wide);
-    if (intermediate >= 0) hidden = take_rows(parts, rows_, cut_blocks(intermediate), s.wide);
-    if (lora.present()) low = take_rows(parts, rows_, blocks_of(lora));
+    a = take_rows(parts, rows_, cut_blocks(in), s.layout);
+    if (intermediate >= 0) hidden = take_rows(parts, rows_, cut_blocks(intermediate), s.layout);
+    if (lora.present()) low = take_rows(parts, rows_, blocks_of(lora), {});
     threads_ = parts.take<char>(0);
     Workspace own(nullptr);
-    [[maybe_unused]] const ThreadPart counted(own, capacity_);
+    [[maybe_unused]] const ThreadPart counted(own, capacity_, s);
     bytes_per_thread_ = own.bytes();
     bytes = parts.bytes() + bytes_per_thread_ * static_cast<std::size_t>(s.num_threads);
   }
   ThreadPart of_thread(int thread) const {
     Workspace own(threads_ + static_cast<std::size_t>(thread) * bytes_per_thread_);
-    return ThreadPart(own, capacity_);
+    return ThreadPart(own, capacity_, state_);
   }
 
  private:
+  const GemmState& state_;
   std::int64_t rows_, capacity_;
   char* threads_;
   std::size_t bytes_per_thread_;
@@ -147,8 +179,8 @@ class GemmSpace {
 
 void pack_pass(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, const PackedRows& a) {
 #pragma omp for schedule(dynamic)
-  for (std::int64_t row = 0; row < a.rows; row += a.pack_unit())
-    pack_rows(x, prologue, row_offset, row, std::min(a.rows, row + a.pack_unit()), a);
+  for (std::int64_t row = 0; row < a.rows; row += a.layout.pack_unit())
+    pack_rows(x, prologue, row_offset, row, std::min(a.rows, row + a.layout.pack_unit()), a);
 }
 
 LowRank low_rank_of(const Lora& lora, PackedRows low, std::int64_t rows, std::int64_t first_row) {
@@ -179,12 +211,13 @@ struct Items {
   std::int64_t rows_per_item = 1, pairs_per_item = 1;
 
   Items() = default;
-  Items(std::int64_t rows, std::int64_t unit, std::int64_t pairs, int threads)
+  Items(std::int64_t rows, const PanelLayout& layout, std::int64_t pairs, int threads)
       : rows(rows),
         pairs(pairs),
         rows_per_item(std::max<std::int64_t>(1, rows)),
-        pairs_per_item(kMaxPairsPerItem) {
-    const std::int64_t wanted = threads == 1 ? 1 : 8 * threads;
+        pairs_per_item(layout.pairs_per_item()) {
+    const std::int64_t unit = layout.item_unit(),
+                       wanted = threads == 1 ? 1 : (layout.pieces != 0 ? 4 : 8) * threads;
     while (count() < wanted && pairs_per_item > 1) pairs_per_item /= 2;
     while (count() < wanted && rows_per_item >= kChunkRows)
       rows_per_item = ceil_div(rows_per_item, 2 * unit) * unit;
@@ -205,7 +238,7 @@ void multiply_pass(GemmItem item, const Epilogue (&products)[kProducts]) {
   Items items[kProducts];
   std::int64_t count = 0;
   for (std::size_t p = 0; p < kProducts; ++p) {
-    items[p] = Items(item.a.rows, item.a.item_unit(), pairs_of(products[p]), omp_get_num_threads());
+    items[p] = Items(item.a.rows, item.a.layout, pairs_of(products[p]), omp_get_num_threads());
     count += items[p].count();
   }
 #pragma omp for schedule(dynamic)
@@ -255,11 +288,50 @@ Support gemm::supports_primitive(const LinearParams& p, const PlanContext& ctx) 
   return Support::yes();
 }
 
-std::shared_ptr<GemmState> gemm::prepare(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes) {
+namespace {
+
+// Tokens from which tiles are faster than vectors, by what the weights are.
+constexpr std::int64_t kFewestOfFloats = 8, kFewestOfLowBit = 16, kFewestOfF32 = 64;
+
+Support on_matrix_units(const TensorView& x, std::initializer_list<const Weight*> weights,
+                        const PlanContext& ctx) {
+  if (ctx.caps.isa != kMatrixIsa)
+    return Support::no(
+        fmt::format("instruction set {}: this kernel takes {} (AMX with bf16)", ctx.caps.isa, kMatrixIsa));
+  for (const Weight* w : weights)
+    if (w->sparsity.present()) return Support::no("a sparse weight: this kernel multiplies whole tiles");
+  // Fewer do not pay for cutting the weights: 16-bit floats are hardly cut.
+  const bool floats = std::all_of(weights.begin(), weights.end(), [](const Weight* w) {
+    return w->layout.dtype == DType::bf16 || w->layout.dtype == DType::f16;
+  });
+  const std::int64_t least = floats                  ? kFewestOfFloats
+                             : x.dtype == DType::f32 ? kFewestOfF32
+                                                     : kFewestOfLowBit;
+  if (x.dim(0) < least)
+    return Support::no(
+        fmt::format("{} tokens: for these dtypes this kernel takes at least {}", x.dim(0), least));
+  return Support::yes();
+}
+
+}  // namespace
+
+Support gemm::supports_matrix(const LinearParams& p, const PlanContext& ctx) {
+  if (const Support s = full_precision(p, ctx); !s) return s;
+  if (p.lora.present()) return Support::no("an adapter: this kernel multiplies one weight");
   const Weight weight = weight_of(p);
-  const std::size_t low_bytes =
-      p.lora.present() ? PackedRows::bytes(kPanelUnit, blocks_of(p.lora)) / kPanelUnit : 0;
-  auto s = make_state({&weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)) + low_bytes, ctx, p.lora);
+  return on_matrix_units(p.x, {&weight}, ctx);
+}
+Support gemm::supports_matrix_primitive(const LinearParams& p, const PlanContext& ctx) {
+  if (const Support s = supports_primitive(p, ctx); !s) return s;
+  return supports_matrix(p, ctx);
+}
+
+std::shared_ptr<GemmState> gemm::prepare(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes,
+                                         Units units) {
+  const Weight weight = weight_of(p);
+  const std::size_t low_bytes = p.lora.present() ? packed_row_bytes(blocks_of(p.lora), {}) : 0;
+  auto s = make_state({&weight}, p.x, units,
+                      packed_row_bytes(p.x.dim(1), layout_of(p.x.dtype, units)) + low_bytes, ctx, p.lora);
   *bytes = GemmSpace(nullptr, *s, p.x.dim(1), -1, p.lora).bytes;
   return s;
 }
@@ -283,10 +355,17 @@ void gemm::run(const LinearParams& p, const GemmState& s, const RunContext& ctx)
 // ---------------------------------------------------------------------------------------------------------------
 // qkv_linear
 
-std::shared_ptr<GemmState> gemm::prepare(const QkvLinearParams& p, const PlanContext& ctx,
-                                         std::size_t* bytes) {
+Support gemm::supports_matrix(const QkvLinearParams& p, const PlanContext& ctx) {
+  if (const Support s = full_precision(p, ctx); !s) return s;
   const QkvWeights w(p);
-  auto s = make_state({&w.q, &w.k, &w.v}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
+  return on_matrix_units(p.x, {&w.q, &w.k, &w.v}, ctx);
+}
+
+std::shared_ptr<GemmState> gemm::prepare(const QkvLinearParams& p, const PlanContext& ctx, std::size_t* bytes,
+                                         Units units) {
+  const QkvWeights w(p);
+  auto s = make_state({&w.q, &w.k, &w.v}, p.x, units,
+                      packed_row_bytes(p.x.dim(1), layout_of(p.x.dtype, units)), ctx);
   *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
   return s;
 }
@@ -305,12 +384,19 @@ void gemm::run(const QkvLinearParams& p, const GemmState& s, const RunContext& c
 // ---------------------------------------------------------------------------------------------------------------
 // gated_ffn: the hidden rows of a pass are written packed, as the A of the down product.
 
-std::shared_ptr<GemmState> gemm::prepare(const GatedFfnParams& p, const PlanContext& ctx,
-                                         std::size_t* bytes) {
+Support gemm::supports_matrix(const GatedFfnParams& p, const PlanContext& ctx) {
+  if (const Support s = full_precision(p, ctx); !s) return s;
+  const FfnWeights w(p);
+  return on_matrix_units(p.x, {&w.gate, &w.up, &w.down}, ctx);
+}
+
+std::shared_ptr<GemmState> gemm::prepare(const GatedFfnParams& p, const PlanContext& ctx, std::size_t* bytes,
+                                         Units units) {
   const FfnWeights w(p);
   const std::int64_t in = p.x.dim(1), intermediate = w.gate.layout.dim(0);
-  auto s = make_state({&w.gate, &w.up, &w.down}, p.x.dim(0),
-                      packed_row_bytes(in) + packed_row_bytes(intermediate), ctx);
+  const PanelLayout layout = layout_of(p.x.dtype, units);
+  auto s = make_state({&w.gate, &w.up, &w.down}, p.x, units,
+                      packed_row_bytes(in, layout) + packed_row_bytes(intermediate, layout), ctx);
   *bytes = GemmSpace(nullptr, *s, in, intermediate).bytes;
   return s;
 }
@@ -335,10 +421,16 @@ void gemm::run(const GatedFfnParams& p, const GemmState& s, const RunContext& ct
 // lm_head_argmax: each thread keeps the maximum of what it has seen of every row; then the threads' are
 // compared.
 
-std::shared_ptr<GemmState> gemm::prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx,
-                                         std::size_t* bytes) {
+Support gemm::supports_matrix(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
+  if (const Support s = full_precision(p, ctx); !s) return s;
   const Weight weight = weight_of(p);
-  auto s = make_state({&weight}, p.x.dim(0), packed_row_bytes(p.x.dim(1)), ctx);
+  return on_matrix_units(p.x, {&weight}, ctx);
+}
+
+std::shared_ptr<GemmState> gemm::prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx,
+                                         std::size_t* bytes, Units units) {
+  const Weight weight = weight_of(p);
+  auto s = make_state({&weight}, p.x, units, packed_row_bytes(p.x.dim(1), layout_of(p.x.dtype, units)), ctx);
   *bytes = GemmSpace(nullptr, *s, p.x.dim(1)).bytes;
   return s;
 }

@@ -6,6 +6,8 @@
 //           of an item.
 //   panel   as many rows of x as a register tile has, stored [in][rows] in f32 with the prologue applied, so that a
 //           tile reads one stream and no two of its rows fall into the same sets of the cache.
+//   tiles   of A and of strips in bf16, in pieces that add up to f32, where the processor has matrix units (gemm_tiles-inl.h,
+//           simd/matrix_units.h).
 //   wide    panel: as many rows of x as some vectors have lanes, where all weights are sparse (gemm_sparse-inl.h): there
 //           a lane is a row of x, and not a feature.
 //   block   the part of the reduction dimension that is summed in registers. Blocks depend on the shape alone, so
@@ -20,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "backends/cpu/simd/matrix_units.h"
 #include "core/sparse.h"
 #include "kf/ops/common.h"
 
@@ -32,6 +35,12 @@ inline constexpr std::int64_t kPanelUnit = 12;
 // Rows of A that stay in L2 while the strips of an item pass by.
 inline constexpr std::int64_t kChunkRows = 96;
 inline constexpr std::int64_t kMaxPairsPerItem = 4;
+// The same of tiles, of so many pieces of the weight: matrix units are done with what they read so soon that it is to be read seldom,
+// and strips must leave room for A in L2.
+inline constexpr std::int64_t kMaxTilePairs = 16;
+inline constexpr std::int64_t tile_pairs_per_item(int pieces) {
+  return pieces == 1 ? kMaxTilePairs : kMaxTilePairs / 2;
+}
 inline constexpr std::int64_t kMaxRowsPerPass = 576;
 // Rows of a wide panel, and those that are packed together.
 inline constexpr std::int64_t kMaxWideRows = 64, kWideUnit = 16;
@@ -53,32 +62,50 @@ inline Blocks cut_blocks(std::int64_t in) {
   return b;
 }
 
-// Rows of A in f32 in the workspace: [block][panel][depth][rows of a panel].
-struct PackedRows {
-  float* data = nullptr;
-  std::int64_t rows = 0;
-  std::int64_t capacity = 0;  // rows that there is room for: whole panels
-  std::int64_t wide = 0;      // rows of a wide panel; 0: panels are a tile's
-  Blocks blocks;
+// How rows of A lie: as panels of a register tile's rows, unless one of these says otherwise.
+struct PanelLayout {
+  std::int64_t wide = 0;  // rows of a wide panel
+  int pieces = 0;         // of bf16 that an element is cut into, as tiles of matrix units
 
   // Rows that are packed together, and rows that items are cut at.
-  std::int64_t pack_unit() const { return wide == 0 ? kPanelUnit : std::min(wide, kWideUnit); }
-  std::int64_t item_unit() const { return wide == 0 ? kPanelUnit : wide; }
-
-  // The panel whose first row is `row`.
-  float* panel(std::int64_t block, std::int64_t row) const {
-    return data + (block * capacity + row) * blocks.depth;
+  std::int64_t pack_unit() const {
+    if (pieces != 0) return kTileRowsOfA;
+    return wide == 0 ? kPanelUnit : std::min(wide, kWideUnit);
   }
-  static std::int64_t capacity_for(std::int64_t rows, std::int64_t wide = 0) {
-    const std::int64_t unit = wide == 0 ? kPanelUnit : wide;
-    return ceil_div(rows, unit) * unit;
+  std::int64_t item_unit() const {
+    if (pieces != 0) return 2 * kTileRowsOfA;
+    return wide == 0 ? kPanelUnit : wide;
   }
-  static std::size_t bytes(std::int64_t rows, const Blocks& blocks, std::int64_t wide = 0) {
-    return static_cast<std::size_t>(blocks.count * capacity_for(rows, wide) * blocks.depth) * sizeof(float);
+  std::int64_t pairs_per_item() const { return pieces != 0 ? tile_pairs_per_item(pieces) : kMaxPairsPerItem; }
+  std::int64_t element_bytes() const {
+    return pieces != 0 ? 2 * pieces : static_cast<std::int64_t>(sizeof(float));
+  }
+  std::int64_t capacity_for(std::int64_t rows) const { return ceil_div(rows, item_unit()) * item_unit(); }
+  std::size_t bytes(std::int64_t rows, const Blocks& blocks) const {
+    return static_cast<std::size_t>(blocks.count * capacity_for(rows) * blocks.depth * element_bytes());
   }
 };
 
-// A weight as strips. Packed strips keep the weight's dtype: [strip][in][lanes], missing features zero.
+// Rows of A in the workspace: panels in f32, [block][panel][depth][rows of a panel], or tiles,
+// [block][panel of 16 rows][step of 32][piece][16 rows][32].
+struct PackedRows {
+  char* data = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t capacity = 0;  // rows that there is room for: whole panels
+  PanelLayout layout;
+  Blocks blocks;
+
+  // The panel whose first row is `row`.
+  float* panel(std::int64_t block, std::int64_t row) const {
+    return reinterpret_cast<float*>(at(block, row));
+  }
+  char* at(std::int64_t block, std::int64_t row) const {
+    return data + (block * capacity + row) * blocks.depth * layout.element_bytes();
+  }
+};
+
+// A weight as strips. Packed strips keep the weight's dtype: [strip][in][lanes], missing features zero; those of a bf16 weight for
+// matrix units are tiles, [strip][step][16][16][2].
 struct StripWeight : Weight {
   const void* packed = nullptr;  // null: strips are made from the weight as they are needed
 
@@ -108,7 +135,10 @@ struct GemmItem {
   const LowRank* low_rank = nullptr;          // of StoreEpilogue's, where there are adapters
   std::int64_t row_begin = 0, row_end = 0;    // rows of the pass
   std::int64_t pair_begin = 0, pair_end = 0;  // pairs of strips
-  float* strips = nullptr;                    // thread's own: kMaxPairsPerItem pairs of one block
+  float* strips =
+      nullptr;  // thread's own: kMaxPairsPerItem pairs of one block, where there are tiles one strip
+  std::uint16_t* tiles = nullptr;  // thread's own, where there are tiles: as many pairs in pieces
+  int weight_pieces = 0;           // at most, of what is no 16-bit float
   float* sums =
       nullptr;  // thread's own: [pair][row][2 * lanes]; of wide panels [panel][pair][2 * lanes][wide]
 };
@@ -150,11 +180,13 @@ std::int64_t strip_lanes();
 // Rows of the wide panels that a pass of so many rows is cut into.
 std::int64_t wide_rows(std::int64_t rows);
 // Rows [begin, end) of x, counted from row_offset + begin there, with the prologue applied. `begin` is a multiple of
-// PackedRows::pack_unit(); of a wide panel they are at most that many.
+// PanelLayout::pack_unit(); of wide panels and tiles they are at most that many.
 void pack_rows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
                std::int64_t end, const PackedRows& packed);
 // One strip of a plain weight: [in][lanes] in the weight's dtype.
 void pack_strip(const TensorView& weight, std::int64_t strip, void* packed);
+// The same of a bf16 weight as tiles.
+void pack_tiles(const TensorView& weight, std::int64_t strip, void* packed);
 void multiply(const GemmItem& item, const StoreEpilogue& epilogue);
 void multiply(const GemmItem& item, const GateEpilogue& epilogue);
 void multiply(const GemmItem& item, const ArgmaxEpilogue& epilogue);

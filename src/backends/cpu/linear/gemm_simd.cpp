@@ -10,6 +10,7 @@
 #include "backends/cpu/linear/epilogue-inl.h"
 #include "backends/cpu/linear/gemm.h"
 #include "backends/cpu/linear/gemm_sparse-inl.h"
+#include "backends/cpu/linear/gemm_tiles-inl.h"
 #include "backends/cpu/linear/rows-inl.h"
 #include "backends/cpu/linear/strips-inl.h"
 #include "backends/cpu/linear/weights.h"
@@ -175,7 +176,8 @@ void Multiply(const GemmItem& item, const Epilogue& epilogue) {
 
 template <class Epilogue>
 HWY_INLINE void MultiplyAny(const GemmItem& item, const Epilogue& e) {
-  if (item.a.wide != 0) return MultiplySparse(item, e);
+  if (item.a.layout.wide != 0) return MultiplySparse(item, e);
+  if (item.a.layout.pieces != 0) return MultiplyTiles(item, e);
   Multiply(item, e);
 }
 void MultiplyStore(const GemmItem& item, const StoreEpilogue& e) { MultiplyAny(item, e); }
@@ -186,7 +188,9 @@ void MultiplyLowRank(const GemmItem& item, const LowRankEpilogue& e) { Multiply(
 void PackRows(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, std::int64_t begin,
               std::int64_t end, const PackedRows& packed) {
   constexpr auto kRows = static_cast<std::int64_t>(kTileRows);
-  if (packed.wide != 0) return PackWide(x, prologue, row_offset + begin, begin, end - begin, packed);
+  if (packed.layout.wide != 0) return PackWide(x, prologue, row_offset + begin, begin, end - begin, packed);
+  if (packed.layout.pieces != 0)
+    return PackTileRows(x, prologue, row_offset + begin, begin, end - begin, packed);
   for (std::int64_t row = begin; row < end; row += kRows)
     PackPanel(x, prologue, row_offset + row, row, std::min(kRows, end - row), packed);
 }
@@ -196,6 +200,10 @@ void PackStrip(const TensorView& weight, std::int64_t strip, void* packed) {
     GatherStrip(weight, strip, 0, weight.dim(1), static_cast<float*>(packed));
   else
     GatherStrip(weight, strip, 0, weight.dim(1), static_cast<std::uint16_t*>(packed));
+}
+
+void PackTiles(const TensorView& weight, std::int64_t strip, void* packed) {
+  PackWeightTiles(weight, strip, packed);
 }
 
 std::int64_t WideRows(std::int64_t rows) {
@@ -219,6 +227,7 @@ HWY_EXPORT(MultiplyArgmax);
 HWY_EXPORT(MultiplyLowRank);
 HWY_EXPORT(PackRows);
 HWY_EXPORT(PackStrip);
+HWY_EXPORT(PackTiles);
 HWY_EXPORT(StripLanes);
 HWY_EXPORT(WideRows);
 
@@ -232,6 +241,10 @@ void pack_rows(const TensorView& x, const Prologue& prologue, std::int64_t row_o
 
 void pack_strip(const TensorView& weight, std::int64_t strip, void* packed) {
   HWY_DYNAMIC_DISPATCH(PackStrip)(weight, strip, packed);
+}
+
+void pack_tiles(const TensorView& weight, std::int64_t strip, void* packed) {
+  HWY_DYNAMIC_DISPATCH(PackTiles)(weight, strip, packed);
 }
 
 void multiply(const GemmItem& item, const StoreEpilogue& e) { HWY_DYNAMIC_DISPATCH(MultiplyStore)(item, e); }

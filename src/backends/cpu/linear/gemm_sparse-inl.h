@@ -259,7 +259,7 @@ HWY_INLINE void FinishWide(const Epilogue& e, std::int64_t pair, std::int64_t ro
 template <class Epilogue>
 void MultiplySparse(const GemmItem& item, const Epilogue& epilogue) {
   constexpr auto kLanes = static_cast<std::int64_t>(kSparseLanes);
-  const std::int64_t wide = item.a.wide, features = (item.pair_end - item.pair_begin) * 2 * kLanes;
+  const std::int64_t wide = item.a.layout.wide, features = (item.pair_end - item.pair_begin) * 2 * kLanes;
   const std::int64_t item_rows = item.row_end - item.row_begin;
   const Blocks& blocks = item.a.blocks;
   std::int64_t next[kMaxFeatures];

@@ -16,10 +16,32 @@ namespace gemm {
 // The primitive form, as an eager framework calls it for weights that its library does not take.
 Support supports_primitive(const LinearParams& p, const PlanContext& ctx);
 
-std::shared_ptr<GemmState> prepare(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes);
-std::shared_ptr<GemmState> prepare(const QkvLinearParams& p, const PlanContext& ctx, std::size_t* bytes);
-std::shared_ptr<GemmState> prepare(const GatedFfnParams& p, const PlanContext& ctx, std::size_t* bytes);
-std::shared_ptr<GemmState> prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx, std::size_t* bytes);
+// On the processor's matrix units.
+Support supports_matrix(const LinearParams& p, const PlanContext& ctx);
+Support supports_matrix(const QkvLinearParams& p, const PlanContext& ctx);
+Support supports_matrix(const GatedFfnParams& p, const PlanContext& ctx);
+Support supports_matrix(const LmHeadArgmaxParams& p, const PlanContext& ctx);
+Support supports_matrix_primitive(const LinearParams& p, const PlanContext& ctx);
+
+// What multiplies: vectors in f32, or the processor's matrix units.
+enum class Units { vector, matrix };
+std::shared_ptr<GemmState> prepare(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes,
+                                   Units units);
+std::shared_ptr<GemmState> prepare(const QkvLinearParams& p, const PlanContext& ctx, std::size_t* bytes,
+                                   Units units);
+std::shared_ptr<GemmState> prepare(const GatedFfnParams& p, const PlanContext& ctx, std::size_t* bytes,
+                                   Units units);
+std::shared_ptr<GemmState> prepare(const LmHeadArgmaxParams& p, const PlanContext& ctx, std::size_t* bytes,
+                                   Units units);
+// As the table takes them.
+template <class P>
+std::shared_ptr<GemmState> prepare_vector(const P& p, const PlanContext& ctx, std::size_t* bytes) {
+  return prepare(p, ctx, bytes, Units::vector);
+}
+template <class P>
+std::shared_ptr<GemmState> prepare_matrix(const P& p, const PlanContext& ctx, std::size_t* bytes) {
+  return prepare(p, ctx, bytes, Units::matrix);
+}
 void run(const LinearParams& p, const GemmState& s, const RunContext& ctx);
 void run(const QkvLinearParams& p, const GemmState& s, const RunContext& ctx);
 void run(const GatedFfnParams& p, const GemmState& s, const RunContext& ctx);

@@ -162,7 +162,7 @@ HWY_INLINE void PackPanel(const TensorView& x, const Prologue& prologue, std::in
 // The same for rows of a wide panel, at most a unit of them. Lanes of the panel behind the last row are zeros.
 HWY_INLINE void PackWide(const TensorView& x, const Prologue& prologue, std::int64_t x_row, std::int64_t row,
                          std::int64_t count, const PackedRows& packed) {
-  const std::int64_t wide = packed.wide, unit = packed.pack_unit();
+  const std::int64_t wide = packed.layout.wide, unit = packed.layout.pack_unit();
   ForEachLines<kWideUnit>(x, prologue, x_row, count, packed.blocks,
                           [&](std::int64_t b, std::int64_t k, const float* lines, std::int64_t stride,
                               std::int64_t columns) HWY_ATTR {

@@ -1,0 +1,286 @@
+// The GEMM on the processor's matrix units: x and weights are cut into pieces of bf16 (simd/matrix_units.h), which are what AMX
+// multiplies. A strip of AVX-512 has as many features as a tile of B.
+//
+// Infinities. A value that is not finite goes whole into its last piece, which is multiplied with the first piece of the other side
+// alone: beside other pieces it would meet values of either sign. Where x has but one piece, both pieces of a weight have its sign.
+#if defined(KF_CPU_LINEAR_GEMM_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KF_CPU_LINEAR_GEMM_TILES_INL_H_
+#undef KF_CPU_LINEAR_GEMM_TILES_INL_H_
+#else
+#define KF_CPU_LINEAR_GEMM_TILES_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "backends/cpu/linear/epilogue-inl.h"
+#include "backends/cpu/linear/gemm.h"
+#include "backends/cpu/linear/rows-inl.h"
+#include "backends/cpu/linear/strips-inl.h"
+#include "backends/cpu/simd/matrix_units.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kf::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+#if HWY_TARGET <= HWY_AVX3
+
+inline constexpr std::int64_t kTileElements = kTileBytes / 2;
+
+// How a value is cut in two: to the nearest, so that the second piece is as small as may be; or so that both have its sign, and none
+// is zero unless it is.
+enum class Cut { nearest, same_sign };
+
+// Calls body(piece, vector whose lanes' upper halves are that piece) for every piece but the last, and returns what is left for it.
+template <int kPieces, Cut kCut, class Body>
+HWY_INLINE F32Vec CutHeads(F32Vec v, const Body& body) {
+  const F32Tag d;
+  const WordTag du;
+  if constexpr (kPieces > 1) {
+    // What rounds to no finite bf16 has no head, and neither has zero where it is made from the next smaller number.
+    const auto magnitude = hn::And(hn::BitCast(du, v), hn::Set(du, 0x7FFFFFFFu));
+    const auto has_head = kCut == Cut::nearest
+                              ? hn::Lt(magnitude, hn::Set(du, 0x7F7F8000u))
+                              : hn::Lt(hn::Sub(magnitude, hn::Set(du, 1u)), hn::Set(du, 0x7F7FFFFFu));
+    for (int piece = 0; piece + 1 < kPieces; ++piece) {
+      const auto bits = hn::BitCast(du, v);
+      const auto near =
+          kCut == Cut::nearest ? hn::Add(bits, hn::Set(du, 0x8000u)) : hn::Sub(bits, hn::Set(du, 1u));
+      const auto head = hn::IfThenElseZero(has_head, hn::And(near, hn::Set(du, 0xFFFF0000u)));
+      body(piece, head);
+      v = hn::Sub(v, hn::BitCast(d, head));
+    }
+  }
+  return v;
+}
+
+HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, F32Tag>> ToBf16(F32Vec v) {
+  return kf::HWY_NAMESPACE::Narrow(F32Tag(), v, kf::HWY_NAMESPACE::Bf16Converted{});
+}
+
+// Sixteen elements of a row of A to its pieces, which are a tile apart.
+template <int kPieces>
+HWY_INLINE void StorePieces(F32Vec v, std::uint16_t* to) {
+  const hn::Rebind<std::uint16_t, F32Tag> d16;
+  const F32Vec rest = CutHeads<kPieces, Cut::nearest>(v, [&](int piece, WordVec bits) HWY_ATTR {
+    const hn::RebindToSigned<F32Tag> di;
+    hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, hn::ShiftRight<16>(bits))), d16, to + piece * kTileElements);
+  });
+  hn::StoreU(ToBf16(rest), d16, to + (kPieces - 1) * kTileElements);
+}
+
+// A block of a strip, [depth][16] in f32, to tiles of B: pairs of columns side by side, zeros behind the last column.
+template <int kPieces, Cut kCut>
+HWY_INLINE void CutStrip(const float* strip, std::int64_t depth, std::uint16_t* to) {
+  const F32Tag d;
+  const WordTag du;
+  for (std::int64_t k = 0; k < depth; k += kTileDepth, to += kPieces * kTileElements)
+    for (std::int64_t i = 0; i < kTileDepth; i += 2) {
+      const auto column = [&](std::int64_t at)
+                              HWY_ATTR { return at < depth ? hn::LoadU(d, strip + at * 16) : hn::Zero(d); };
+      WordVec heads[kMaxPieces];
+      const F32Vec even = CutHeads<kPieces, kCut>(
+          column(k + i), [&](int piece, WordVec bits) HWY_ATTR { heads[piece] = hn::ShiftRight<16>(bits); });
+      const F32Vec odd = CutHeads<kPieces, kCut>(column(k + i + 1), [&](int piece, WordVec bits) HWY_ATTR {
+        heads[piece] = hn::Or(heads[piece], bits);
+      });
+      heads[kPieces - 1] =
+          hn::Or(hn::PromoteTo(du, ToBf16(even)), hn::ShiftLeft<16>(hn::PromoteTo(du, ToBf16(odd))));
+      for (int piece = 0; piece < kPieces; ++piece)
+        hn::StoreU(heads[piece], du, reinterpret_cast<std::uint32_t*>(to + piece * kTileElements + i * 16));
+    }
+}
+
+template <class Body>
+HWY_INLINE void WithPieces(int pieces, const Body& body) {
+  if (pieces == 1) return body(std::integral_constant<int, 1>());
+  if (pieces == 2) return body(std::integral_constant<int, 2>());
+  body(std::integral_constant<int, 3>());
+}
+
+// Where elements [k, k + 16) of a row lie in the first piece.
+HWY_INLINE std::uint16_t* InTile(const PackedRows& a, std::int64_t block, std::int64_t row, std::int64_t k) {
+  const std::int64_t panel = row / kTileRowsOfA * kTileRowsOfA;
+  return reinterpret_cast<std::uint16_t*>(a.at(block, panel)) +
+         k / kTileDepth * a.layout.pieces * kTileElements + (row - panel) * kTileDepth + k % kTileDepth;
+}
+
+// bf16 as it is.
+HWY_INLINE void CopyTileRows(const TensorView& x, std::int64_t x_row, std::int64_t row, std::int64_t count,
+                             const PackedRows& packed) {
+  const Blocks& blocks = packed.blocks;
+  const Bf16* const from = x.as<const Bf16>() + x_row * x.stride(0);
+  for (std::int64_t b = 0; b < blocks.count; ++b) {
+    const std::int64_t begin = b * blocks.depth, depth = std::min(blocks.in - begin, blocks.depth);
+    for (std::int64_t k = 0; k < depth; k += kTileDepth) {
+      const auto bytes = static_cast<std::size_t>(std::min(kTileDepth, depth - k)) * sizeof(Bf16);
+      for (std::int64_t r = 0; r < count; ++r) {
+        std::uint16_t* const to = InTile(packed, b, row + r, k);
+        if (bytes < 64) std::memset(to, 0, 64);
+        std::memcpy(to, from + r * x.stride(0) + begin + k, bytes);
+      }
+    }
+  }
+}
+
+// Rows [row, row + count) of the pass, at most a tile's, from row `x_row` of x on. Rows of a tile behind the last one are arbitrary.
+HWY_INLINE void PackTileRows(const TensorView& x, const Prologue& prologue, std::int64_t x_row,
+                             std::int64_t row, std::int64_t count, const PackedRows& packed) {
+  if (prologue.empty() && x.dtype == DType::bf16) return CopyTileRows(x, x_row, row, count, packed);
+  const F32Tag d;
+  const Blocks& blocks = packed.blocks;
+  WithPieces(packed.layout.pieces, [&]<int kPieces>(std::integral_constant<int, kPieces>) HWY_ATTR {
+    ForEachLines<kTileRowsOfA>(
+        x, prologue, x_row, count, blocks,
+        [&](std::int64_t b, std::int64_t k, const float* lines, std::int64_t stride, std::int64_t columns)
+            HWY_ATTR {
+              const std::int64_t there = std::min(blocks.in - b * blocks.depth, blocks.depth) - k;
+              for (std::int64_t i = 0; i < ceil_div(columns, kTileDepth) * kTileDepth; i += 16) {
+                const auto present =
+                    hn::FirstN(d, static_cast<std::size_t>(std::clamp<std::int64_t>(there - i, 0, 16)));
+                for (std::int64_t r = 0; r < count; ++r)
+                  StorePieces<kPieces>(hn::IfThenElseZero(present, hn::Load(d, lines + r * stride + i)),
+                                       InTile(packed, b, row + r, k + i));
+              }
+            });
+  });
+}
+
+// A strip of a bf16 weight of any strides as tiles, [step][16 pairs][16 features][2].
+HWY_INLINE void PackWeightTiles(const TensorView& weight, std::int64_t strip, void* packed) {
+  const std::int64_t in = weight.dim(1), rows = std::min<std::int64_t>(16, weight.dim(0) - strip * 16);
+  auto* to = static_cast<std::uint16_t*>(packed);
+  std::memset(to, 0, static_cast<std::size_t>(ceil_div(in, kTileDepth) * kTileBytes));
+  for (std::int64_t lane = 0; lane < rows; ++lane) {
+    const std::uint16_t* const row =
+        weight.as<const std::uint16_t>() + (strip * 16 + lane) * weight.stride(0);
+    for (std::int64_t k = 0; k < in; ++k) to[k / 2 * 32 + lane * 2 + k % 2] = row[k * weight.stride(1)];
+  }
+}
+
+// hidden, which is tiles, too.
+HWY_INLINE void FinishTiles(const GateEpilogue& e, std::int64_t pair, std::int64_t row_begin,
+                            std::int64_t rows, const float* sums) {
+  const F32Tag d;
+  const std::int64_t column = pair * 16, block = column / e.hidden.blocks.depth,
+                     k = column - block * e.hidden.blocks.depth;
+  // Of the last step no pair may write the upper half.
+  const bool alone = k % kTileDepth == 0 && column + 16 >= e.hidden.blocks.in;
+  WithPieces(e.hidden.layout.pieces, [&]<int kPieces>(std::integral_constant<int, kPieces>) HWY_ATTR {
+    for (std::int64_t r = 0; r < rows; ++r, sums += 32) {
+      const auto gate = Activated(e.activation, hn::Load(d, sums));
+      std::uint16_t* const to = InTile(e.hidden, block, row_begin + r, k);
+      StorePieces<kPieces>(hn::Mul(gate, hn::Load(d, sums + 16)), to);
+      if (alone) StorePieces<kPieces>(hn::Zero(d), to + 16);
+    }
+  });
+}
+template <class Epilogue>
+HWY_INLINE void FinishTiles(const Epilogue& e, std::int64_t pair, std::int64_t row_begin, std::int64_t rows,
+                            const float* sums) {
+  Finish(e, pair, row_begin, rows, sums);
+}
+
+// Two strips in pieces.
+struct TilePair {
+  const char* at[2] = {};
+  int pieces = 1;
+};
+
+HWY_INLINE int PiecesOf(const StripWeight& w, int otherwise) {
+  if (w.layout.dtype == DType::bf16) return 1;
+  return w.layout.dtype == DType::f16 ? 2 : otherwise;
+}
+
+template <class Epilogue>
+HWY_NOINLINE TilePair MakeTilePair(const GemmItem& item, const Epilogue& epilogue, std::int64_t pair,
+                                   std::int64_t k_begin, std::int64_t depth) {
+  const StripOf sides[] = {StripAt(epilogue, pair, 0), StripAt(epilogue, pair, 1)};
+  TilePair both;
+  for (const StripOf& of : sides)
+    if (of.weight != nullptr) both.pieces = std::max(both.pieces, PiecesOf(*of.weight, item.weight_pieces));
+  for (int side = 0; side < 2; ++side) {
+    const StripOf& of = sides[side];
+    if (of.weight == nullptr) {
+      both.at[side] = both.at[0];
+      continue;
+    }
+    StripWeight w = *of.weight;
+    const bool are_tiles = w.layout.dtype == DType::bf16 && w.packed != nullptr;
+    if (are_tiles && both.pieces == 1) {
+      both.at[side] = static_cast<const char*>(w.packed) +
+                      (of.strip * ceil_div(item.a.blocks.in, kTileDepth) + k_begin / kTileDepth) * kTileBytes;
+      continue;
+    }
+    if (are_tiles) w.packed = nullptr;
+    std::uint16_t* const to =
+        item.tiles + (2 * (pair - item.pair_begin) + side) * kMaxPieces * kMaxDepth * 16;
+    const float* const strip = StripBlock(w, of.strip, k_begin, depth, item.strips);
+    WithPieces(both.pieces, [&]<int kPieces>(std::integral_constant<int, kPieces>) HWY_ATTR {
+      item.a.layout.pieces == 1 ? CutStrip<kPieces, Cut::same_sign>(strip, depth, to)
+                                : CutStrip<kPieces, Cut::nearest>(strip, depth, to);
+    });
+    both.at[side] = reinterpret_cast<const char*>(to);
+  }
+  return both;
+}
+
+// Loop order as Multiply()'s.
+template <class Epilogue>
+void MultiplyTiles(const GemmItem& item, const Epilogue& epilogue) {
+  const F32Tag d;
+  constexpr std::int64_t kRows = 2 * kTileRowsOfA, kColumns = 32;
+  // Of the sums: a tile is stored whole.
+  const std::int64_t item_rows = ceil_div(item.row_end - item.row_begin, kRows) * kRows;
+  const PackedRows& a = item.a;
+  const Blocks& blocks = a.blocks;
+  const int pieces = a.layout.pieces;
+  const TileRegisters registers;
+  for (std::int64_t block = 0; block < blocks.count; ++block) {
+    const std::int64_t k_begin = block * blocks.depth, depth = std::min(blocks.depth, blocks.in - k_begin);
+    const std::int64_t steps = ceil_div(depth, kTileDepth);
+    TilePair strips[kMaxTilePairs];
+    for (std::int64_t pair = item.pair_begin; pair < item.pair_end; ++pair)
+      strips[pair - item.pair_begin] = MakeTilePair(item, epilogue, pair, k_begin, depth);
+    for (std::int64_t chunk = item.row_begin; chunk < item.row_end; chunk += kChunkRows) {
+      const std::int64_t chunk_end = std::min(item.row_end, chunk + kChunkRows);
+      for (std::int64_t pair = item.pair_begin; pair < item.pair_end; ++pair) {
+        const std::int64_t p = pair - item.pair_begin;
+        const TilePair& b = strips[p];
+        for (std::int64_t row = chunk; row < chunk_end; row += kRows) {
+          const std::int64_t rows = std::min(kRows, chunk_end - row);
+          float* const sums =
+              blocks.count == 1 ? item.sums : item.sums + (p * item_rows + row - item.row_begin) * kColumns;
+          if (block == blocks.count - 1) PrefetchFinish(epilogue, pair, row, rows);
+          const char* const a0 = a.at(block, row);
+          const char* const a1 = rows > kTileRowsOfA ? a.at(block, row + kTileRowsOfA) : nullptr;
+          // What is there is added to a finished sum of f32, as in MultiplyTile().
+          const bool apart = block > 0 && pieces == kMaxPieces;
+          HWY_ALIGN float part[kRows * kColumns];
+          multiply_tiles(a0, a1, pieces, b.at[0], b.at[1], b.pieces, steps, apart ? part : sums,
+                         block > 0 && !apart);
+          for (std::int64_t i = 0; apart && i < rows * kColumns; i += 16)
+            hn::Store(hn::Add(hn::Load(d, sums + i), hn::Load(d, part + i)), d, sums + i);
+          if (block == blocks.count - 1) FinishTiles(epilogue, pair, row, rows, sums);
+        }
+      }
+    }
+  }
+}
+
+#else  // no matrix units: never called
+
+template <class Epilogue>
+void MultiplyTiles(const GemmItem&, const Epilogue&) {}
+HWY_INLINE void PackTileRows(const TensorView&, const Prologue&, std::int64_t, std::int64_t, std::int64_t,
+                             const PackedRows&) {}
+HWY_INLINE void PackWeightTiles(const TensorView&, std::int64_t, void*) {}
+
+#endif
+
+}  // namespace kf::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif
