@@ -97,7 +97,10 @@ class TableBounds {
         if (s.name == "block_layout") layout_columns = t.dim(3);
       }
       if (const auto size = get_attr(n.params, "block_size_k")) key_block = std::get<std::int64_t>(*size);
-      if (n.op() == Op::attention_scores) seqlen_k_max = n.params.as<AttentionScoresParams>().scores.dim(-1);
+      // The matrix of an unfused form has a column for each key.
+      if (n.op() == Op::attention_scores) narrow(n.params.as<AttentionScoresParams>().scores);
+      if (n.op() == Op::attention_mask) narrow(n.params.as<AttentionMaskParams>().scores);
+      if (n.op() == Op::attention_values) narrow(n.params.as<AttentionValuesParams>().probs);
     }
   }
 
@@ -114,6 +117,8 @@ class TableBounds {
   }
 
  private:
+  void narrow(const TensorView& matrix) { seqlen_k_max = std::min(seqlen_k_max, matrix.dim(-1)); }
+
   static std::int64_t page_rows(const Node& n, const TensorView& pool) {
     const bool hnd = get_attr(n.params, "kv_layout") == AttrValue(std::string_view("HND"));
     return pool.rank == 4 ? pool.dim(hnd ? 2 : 1) : 1;

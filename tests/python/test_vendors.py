@@ -136,6 +136,24 @@ def test_a_plug_in_that_is_too_old_names_no_device(plug_in):
     assert cause("ascend") == "torch_npu registers no device npu with PyTorch: too old, or not whole"
 
 
+def test_a_paddle_that_is_too_old_or_half_there_is_a_cause(monkeypatch, tmp_path):
+    """Paddle's builds are one package: another installed over that for XPUs, or what is left of one."""
+    (tmp_path / "paddle").mkdir()
+    (tmp_path / "paddle/__init__.py").write_text("")
+    info = tmp_path / "paddlepaddle_xpu-2.4.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: paddlepaddle-xpu\nVersion: 2.4.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert cause("kunlun2").startswith(
+            "paddlepaddle-xpu cannot look for devices: ModuleNotFoundError: No module named 'paddle.base'; "
+        )
+        assert Registry.detect_backend() == "cpu"
+    finally:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "paddle"]:
+            del sys.modules[name]
+
+
 def test_of_two_plug_ins_the_one_that_pytorch_took_is_chosen(plug_in):
     plug_in("torch_npu", "npu")
     plug_in("torch_mlu", "mlu")  # PyTorch's device of plug-ins is mlu now

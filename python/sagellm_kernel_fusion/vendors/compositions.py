@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..adapters.conditions import dtypes
+
 
 def softmax(x, lse=None, mask=None, scale=1.0):
     """In f32; a row of -inf alone gives zeros and lse -inf, one with inf NaNs."""
@@ -32,6 +34,11 @@ def binary(a, b, kind="add"):
 
 def embedding(ids, table):
     return table.index_select(0, ids.reshape(-1)).view(*ids.shape, table.shape[-1])
+
+
+def floats_of_table(table, **rest) -> str | None:
+    """Why a table is none that PyTorch indexes: the core has tables of GGUF's block formats, too."""
+    return dtypes({"table": table}, ("f32", "f16", "bf16"))
 
 
 def argmax(logits, max=None):

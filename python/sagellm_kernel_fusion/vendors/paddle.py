@@ -32,15 +32,15 @@ class PaddleVendor(Vendor):
         return self.import_problem() or self._device_problem()
 
     def _device_problem(self) -> str | None:
-        core = _core()
         try:
+            core = _core()
             if core.get_xpu_device_count() == 0:
                 return f"{self.distribution} is there, but finds no device: {self.advice}"
-            got = core.get_xpu_device_version(0)
+            got, wanted = core.get_xpu_device_version(0), getattr(core.XPUVersion, self.generation)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
             return f"{self.distribution} cannot look for devices: {problem}; {self.advice}"
-        if got != getattr(core.XPUVersion, self.generation):
+        if got != wanted:
             return f"{self.device}:0 is {got}: this backend is for {self.generation}"
         return None
 

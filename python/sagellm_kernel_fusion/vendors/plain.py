@@ -92,7 +92,8 @@ def _scores(
 ):  # fmt: skip
     scale = softmax_scale or q.shape[-1] ** -0.5
     if q.dim() == 4:
-        scores.copy_(q.float().transpose(1, 2) @ _repeated(k, q.shape[2]).transpose(-1, -2) * scale)
+        scores[..., k.shape[1] :] = -float("inf")
+        scores[..., : k.shape[1]] = q.float().transpose(1, 2) @ _repeated(k, q.shape[2]).transpose(-1, -2) * scale
         return
     scores.fill_(-float("inf"))
     for i, (q0, q1, k0, n) in enumerate(sequences(q.shape[0], cu_seqlens_q, cu_seqlens_k, context_lens)):
@@ -134,7 +135,7 @@ def _values(
     out_dtype="f32",
 ):  # fmt: skip
     if probs.dim() == 4:
-        out.copy_((probs @ _repeated(v, probs.shape[1])).transpose(1, 2))
+        out.copy_((probs[..., : v.shape[1]] @ _repeated(v, probs.shape[1])).transpose(1, 2))
         return
     for i, (q0, q1, k0, n) in enumerate(sequences(probs.shape[1], cu_seqlens_q, cu_seqlens_k, context_lens)):
         values = _repeated(_of_sequence(v, i, k0, n, block_tables, kv_layout), probs.shape[0])

@@ -20,10 +20,12 @@ from on_device import (
     both,
     close,
     dense,
+    in_place,
     packed,
     paged,
     random,
     reports_gains,
+    selfchecks_well,
     served,
     there,
     unfused_forms,
@@ -478,3 +480,34 @@ def test_unfused_forms_and_what_reports_hold_against_them(m):
     unfused_forms("ascend")
     reports_gains(m)
     benchmarks("ascend", "ascend::")
+
+
+@since_8
+def test_a_result_in_the_memory_of_the_residual():
+    in_place()
+
+
+@since_8
+def test_selfcheck_of_what_has_refusals_of_its_own():
+    selfchecks_well("ascend", linear=67, embedding=7, attention_scores=11, attention_values=11, lm_head_argmax=7, append_kv=7)
+
+
+@pytest.mark.parametrize("slots", [[], [-1, -1]])
+def test_a_cache_to_which_nothing_is_appended_stays_as_it_is(m, slots):
+    cache = there(torch.ones(2, 128, 2, 64, dtype=F16))
+    new = there(torch.zeros(len(slots), 2, 64, dtype=F16))
+    m.append_kv(new, new, cache, cache.clone(), there(torch.tensor(slots, dtype=torch.int32)), kv_layout="NHD")
+    assert bool((cache.cpu() == 1).all())
+
+
+@since_8
+def test_low_bit_weights_take_no_empty_operands():
+    codes, scales = there(torch.zeros(48, 96, dtype=torch.int8)), there(torch.ones(48, 1, dtype=F16))
+    with pytest.raises(kf.NotServedError, match=r"ascend::linear_w8: x has shape \[0, 96\]"):
+        kf.ops.linear(there(random(0, 96)), codes, weight_scales=scales)
+
+
+def test_tokens_are_not_chosen_among_logits_of_bf16():
+    x, w = there(random(3, 64, dtype=BF16)), there(random(99, 64, dtype=BF16))
+    with pytest.raises(kf.NotServedError, match="x is bf16: the logits of this kernel are rounded"):
+        kf.ops.lm_head_argmax(x, w)

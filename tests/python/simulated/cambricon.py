@@ -19,12 +19,14 @@ from on_device import (
     both,
     close,
     dense,
+    in_place,
     linear_layers,
     packed,
     paged,
     random,
     reports_gains,
     rotates,
+    selfchecks_well,
     served,
     there,
     unfused_forms,
@@ -218,3 +220,11 @@ def test_unfused_forms_and_what_reports_hold_against_them(m):
     unfused_forms("mlu")
     reports_gains(m)
     benchmarks("mlu", "mlu::")
+
+
+def test_a_result_in_the_memory_of_the_residual():
+    in_place()
+
+
+def test_selfcheck_of_what_has_refusals_of_its_own():
+    selfchecks_well("mlu", linear=67, attention_scores=11, attention_values=11, append_kv=7)

@@ -12,6 +12,7 @@ import torch
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion import _kf
 from sagellm_kernel_fusion.bench.op_bench import run_case, select_cases
+from sagellm_kernel_fusion.bench.selfcheck import selfcheck
 
 F16, BF16 = torch.float16, torch.bfloat16
 DTYPES = (torch.float32, F16, BF16)
@@ -109,6 +110,25 @@ def writes_slots(m, page, slots):
     m.append_kv(there(k), there(v), *on_device, there(slots))
     kf.ops.append_kv(k, v, slot_mapping=slots, k_cache=caches[0], v_cache=caches[1])
     assert all(torch.equal(g.cpu(), e) for g, e in zip(on_device, caches, strict=True))
+
+
+def in_place():
+    """A linear layer whose result lies in the memory of the residual, which is read after the product is made."""
+    x, w, bias, residual = random(5, 64), random(48, 64) / 8, random(48), random(5, 48)
+    for activation in ("none", "silu"):
+        to = there(residual.clone())
+        options = {"activation": activation}
+        kf.ops.linear(there(x), there(w), bias=there(bias), residual=to, out=to, **options)
+        close(to, kf.ops.linear(x, w, bias=bias, residual=residual, **options))
+
+
+def selfchecks_well(backend, **every):
+    """`kf selfcheck` of these ops, one case in so many: each has rows of the backend that serve some, and all are
+    right."""
+    for op, step in every.items():
+        report = selfcheck(backend, (op,), every=step)
+        assert report["ok"], (op, report["failures"][:3])
+        assert any(r["served"] for r in report["rows"]), op
 
 
 _UNFUSED = {  # cases by name, one in so many, and the unfused form that they are to reach

@@ -233,7 +233,7 @@ def _append(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND"):
     slots = slot_mapping[kept].long().unsqueeze(1)
     scatter = ALL("npu_scatter_nd_update_")
     for new, cache_ in ((k, k_cache), (v, v_cache)):
-        rows = new[kept].reshape(slots.shape[0], -1)
+        rows = new[kept].flatten(1)
         if rows.shape[0]:
             scatter(cache_.view(-1, rows.shape[1]), slots, rows)
 

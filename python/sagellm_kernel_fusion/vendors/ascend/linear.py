@@ -43,7 +43,7 @@ def _before(x, norm, norm_weight, norm_bias, eps, pre_activation):
 
 
 def product(x, weight, bias, out):
-    """x @ weight^T + bias into out, one launch; bias may be a matrix."""
+    """x @ weight^T + bias into out (None: a new tensor), one launch; bias may be a matrix."""
     import torch
 
     if bias is None:
@@ -55,15 +55,19 @@ def _linear(
     x, weight, out, bias=None, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
     pre_activation="none", activation="none",
 ):  # fmt: skip
+    import torch
+
     y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
     if residual is not None and bias is None and activation == "none":
         product(y, weight, residual, out)
         return
-    product(y, weight, bias, out)
-    if activation != "none":
-        out.copy_(activate(out, activation))
-    if residual is not None:
-        out.add_(residual)
+    if residual is None:
+        product(y, weight, bias, out)
+        if activation != "none":
+            out.copy_(activate(out, activation))
+        return
+    between = product(y, weight, bias, None)  # out may be the residual's memory, which is read last
+    torch.add(between if activation == "none" else activate(between, activation), residual, out=out)
 
 
 def _qkv(
@@ -97,6 +101,12 @@ def _gated_ffn_plain(
     product(activate(y @ gate_weight.t(), activation) * (y @ up_weight.t()), down_weight, residual, out)
 
 
+def _argmax_declines(x, **rest) -> str | None:
+    if x.dtype == "bf16":
+        return "x is bf16: the logits of this kernel are rounded to x's dtype, in which many are equal; it takes f32, f16"
+    return _declines(x, **rest)
+
+
 def _lm_head_argmax(
     x, weight, max=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none"
 ):
@@ -120,7 +130,8 @@ def _low_bit_declines(x, weight, weight_scales=None, weight_zeros=None, weight_g
 
 
 def _prologue_dtypes(x, **rest) -> str | None:
-    return _gelu_problem(**rest) or dtypes({"x": x} | prologue_and_epilogue(**rest), FLOATS)
+    operands = {"x": x} | prologue_and_epilogue(**rest)
+    return _gelu_problem(**rest) or dtypes(operands, FLOATS) or not_empty(operands)
 
 
 def _linear_w8(
@@ -199,8 +210,8 @@ ROWS = (
         saves="the residual in the last product's launch",
     ),
     VendorRow(
-        "ascend::lm_head_argmax", "lm_head_argmax", "library", needing("npu_rms_norm"), _ANY, _lm_head_argmax,
-        _declines, devices=("ascend",), graph_safe=True, launches=3, saves="nothing: norm, product and argmax",
+        "ascend::lm_head_argmax", "lm_head_argmax", "library", needing("npu_rms_norm"),
+        "f32 and f16, all operands of one dtype; a norm or an activation before", _lm_head_argmax, _argmax_declines, devices=("ascend",), graph_safe=True, launches=3, saves="nothing: norm, product and argmax",
     ),
     VendorRow(
         "ascend::linear_w8a8", "linear", "library", needing("npu_dynamic_quant", "npu_quant_matmul", "npu_rms_norm"),

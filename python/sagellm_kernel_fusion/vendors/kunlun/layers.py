@@ -4,7 +4,7 @@ kunlun_ops where it has them and else by PyTorch's own operators."""
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
-from ..compositions import activate, argmax, binary, embedding, softmax
+from ..compositions import activate, argmax, binary, embedding, floats_of_table, softmax
 from ..layers import Layers, operands_of_layer
 from ..layouts import prologue_and_epilogue, whole_heads
 from ..row import VendorRow
@@ -139,6 +139,12 @@ def _hidden(y, gate_weight, up_weight, activation):
 LAYERS = Layers(activate, rms_norm, layer_norm, product, _hidden)
 
 
+def _argmax_declines(x, **rest) -> str | None:
+    if x.dtype == "bf16":
+        return "x is bf16: the logits of this kernel are rounded to x's dtype, in which many are equal; it takes f32, f16"
+    return _declines(x, **rest)
+
+
 def _lm_head_argmax(
     x, weight, max=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none"
 ):
@@ -209,7 +215,8 @@ ROWS = (
         "product's",
     ),
     VendorRow(
-        "kunlun::lm_head_argmax", "lm_head_argmax", "library", needing("rmsnorm"), _ANY, _lm_head_argmax, _declines,
+        "kunlun::lm_head_argmax", "lm_head_argmax", "library", needing("rmsnorm"),
+        "f32 and f16, all operands of one dtype; a norm or an activation before", _lm_head_argmax, _argmax_declines,
         devices=("kunlun",), graph_safe=True, launches=3, saves="nothing: norm, product and argmax",
     ),
     VendorRow(
@@ -243,8 +250,8 @@ ROWS = (
         saves=_ONE,
     ),
     VendorRow(
-        "kunlun::embedding", "embedding", "library", needing(), "f32, f16 and bf16", embedding, devices=("kunlun",),
-        graph_safe=True, saves=_ONE,
+        "kunlun::embedding", "embedding", "library", needing(), "f32, f16 and bf16", embedding, floats_of_table,
+        devices=("kunlun",), graph_safe=True, saves=_ONE,
     ),
     VendorRow(
         "kunlun::argmax", "argmax", "library", needing(), "always", argmax, devices=("kunlun",), graph_safe=True,

@@ -71,7 +71,10 @@ def _scores(
 
     heads, width = scores.shape[-3], scores.shape[-1]
     if len(q.shape) == 4:
-        scores.copy_(_products(*(x.transpose([0, 2, 1, 3]) for x in (q, k)), softmax_scale), False)
+        seen = _products(*(x.transpose([0, 2, 1, 3]) for x in (q, k)), softmax_scale)
+        if wider := width - k.shape[1]:
+            seen = paddle.concat([seen, paddle.full([*seen.shape[:-1], wider], -float("inf"), seen.dtype)], -1)
+        scores.copy_(seen, False)
         return
     parts = []
     for i, (q0, q1, k0, n) in enumerate(sequences(q.shape[0], cu_seqlens_q, cu_seqlens_k, context_lens)):
@@ -123,7 +126,7 @@ def _values(
 
     heads = probs.shape[-3]
     if len(probs.shape) == 4:
-        sums = ALL("matmul")(x=probs, y=_repeated(v.transpose([0, 2, 1, 3]), heads))
+        sums = ALL("matmul")(x=probs[..., : v.shape[1]], y=_repeated(v.transpose([0, 2, 1, 3]), heads))
         out.copy_(sums.transpose([0, 2, 1, 3]).astype(out.dtype), False)
         return
     parts = []
