@@ -1,4 +1,5 @@
-"""Attention against float64 PyTorch: dense, packed and paged, every feature, lengths from 0, unused table entries."""
+"""Attention against float64 PyTorch: dense, packed and paged, every feature together, low-bit keys and values, lengths
+from 0, unused table entries."""
 
 from __future__ import annotations
 
@@ -19,7 +20,16 @@ from sagellm_kernel_fusion import ops  # noqa: E402
 lengths = st.one_of(st.sampled_from([0, 1, 2, 15, 16, 17, 127, 128, 129, 255, 257]), st.integers(0, 300))
 
 
-def reference(q, k, v, features, mask, blocks):
+def largest_of_each_group(s, seen, n, m):
+    """Of every m neighbours the n largest that are seen, the earlier of equals: [heads, sq, sk] booleans."""
+    sk = s.shape[-1]
+    s = torch.nn.functional.pad(s.masked_fill(~seen, -math.inf), (0, -sk % m), value=-math.inf)
+    groups = s.unflatten(-1, (s.shape[-1] // m, m))
+    places = torch.sort(groups, dim=-1, descending=True, stable=True).indices[..., :n]
+    return torch.zeros(groups.shape, dtype=torch.bool).scatter_(-1, places, True).flatten(-2)[..., :sk]
+
+
+def reference(q, k, v, features, mask, blocks, slopes):
     """One sequence: q [sq, heads, d], k and v [sk, kv_heads, d], blocks [heads, sq, sk]; out and lse in float64."""
     sq, sk, group = q.shape[0], k.shape[0], q.shape[1] // k.shape[1]
     k, v = (t.double().repeat_interleave(group, 1) for t in (k, v))
@@ -27,8 +37,8 @@ def reference(q, k, v, features, mask, blocks):
     if features["softcap"]:
         s = features["softcap"] * torch.tanh(s / features["softcap"])
     p, j = torch.arange(sq)[:, None] + sk - sq, torch.arange(sk)[None]
-    if features["alibi_slopes"] is not None:
-        s = s - features["alibi_slopes"].double()[:, None, None] * (p - j).abs()
+    if slopes is not None:
+        s = s - slopes.double()[:, None, None] * (p - j).abs()
     if mask is not None:
         s = s.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else s + mask.double()
     seen = torch.ones(sq, sk, dtype=torch.bool)
@@ -39,6 +49,8 @@ def reference(q, k, v, features, mask, blocks):
         seen &= j <= p + right
     if blocks is not None:
         seen = seen & blocks
+    if features["keep_m"] and sk:
+        seen = seen & largest_of_each_group(s, seen.expand_as(s), features["keep_n"], features["keep_m"])
     s = s.masked_fill(~seen, -math.inf)
     joined = s
     if features["sinks"] is not None:
@@ -59,7 +71,12 @@ def calls(draw):
         "window_right": draw(st.sampled_from([-1, -1, 0, 5, 100])),
         "softcap": draw(st.sampled_from([0.0, 0.0, 20.0])),
         "softmax_scale": draw(st.sampled_from([d**-0.5, 0.01, -0.3])),
+        "keep_n": 0,
+        "keep_m": 0,
     }
+    if draw(st.integers(0, 5)) == 0:  # scores that are exact: they tie in every kernel, or in none
+        features |= {"softcap": 0.0, "softmax_scale": 0.25, "keep_m": draw(st.sampled_from([2, 4, 16]))}
+        features["keep_n"] = draw(st.integers(1, features["keep_m"]))
     batch = draw(st.integers(1, 3))
     if form == "dense":
         pairs = [(draw(lengths), draw(lengths))] * batch
@@ -68,28 +85,64 @@ def calls(draw):
     return form, kv_heads, group, d, features, pairs
 
 
+@st.composite
+def quantizations(draw, head_dim):
+    """Arguments of quantize_kv."""
+    dtype = draw(st.sampled_from(["int4", "int8", "fp8", "fp8_e5m2"]))
+    return {
+        "dtype": dtype,
+        "per": draw(st.sampled_from(["row", "token", "head", "tensor"])),
+        "group_size": draw(st.sampled_from([0, *(g for g in (16, 32) if head_dim % g == 0)])),
+        "symmetric": dtype.startswith("fp8") or draw(st.booleans()),
+        "scales_dtype": draw(st.sampled_from(["f32", "f16", "bf16"])),
+    }
+
+
 @FUZZ
 @given(st.data(), seeds, calls(), dtypes, st.sampled_from([kf.FUSED, kf.VANILLA, kf.REFERENCE]))
 def test_attention(data, seed, call, dtype, selection):
     draw, g = data.draw, generator(seed)
     form, kv_heads, group, d, features, pairs = call
     heads, batch = kv_heads * group, len(pairs)
-    features["alibi_slopes"] = torch.rand(heads, generator=g) if draw(st.integers(0, 3)) == 0 else None
+    exact_scores = features["keep_m"] > 0
+    slopes = None
+    if draw(st.integers(0, 3)) == 0:
+        slopes = torch.rand((batch, heads), generator=g)
+        slopes = (8 * slopes).round() / 8 if exact_scores else slopes
+        slopes = slopes if draw(st.booleans()) else slopes[:1].expand(batch, heads)
     # Only the fused kernel and the reference have sinks.
     sinks = selection is not kf.VANILLA and draw(st.integers(0, 3)) == 0
     features["sinks"] = torch.randn(heads, generator=g) if sinks else None
     total_q, longest = sum(sq for sq, _ in pairs), max(sk for _, sk in pairs)
+    d_v = draw(st.sampled_from([d, d, 8, 40]))
     qs = [array(draw, g, dtype, sq, heads, d, hostile=False) for sq, _ in pairs]
-    ks, vs = ([array(draw, g, dtype, sk, kv_heads, d, hostile=False) for _, sk in pairs] for _ in range(2))
+    ks = [array(draw, g, dtype, sk, kv_heads, d, hostile=False) for _, sk in pairs]
+    vs = [array(draw, g, dtype, sk, kv_heads, d_v, hostile=False) for _, sk in pairs]
+    for t in (*qs, *ks) if exact_scores else ():
+        t.mul_(4).round_().div_(4)
+    low_bit = None
+    if not exact_scores and draw(st.integers(0, 2)) == 0:
+        low_bit = draw(quantizations(d)), draw(quantizations(d_v))
+        low_bit[1]["dtype"] = low_bit[0]["dtype"]
+        low_bit[1]["symmetric"] |= low_bit[0]["dtype"].startswith("fp8")
     masks = [None] * batch
     options = {k: v for k, v in features.items() if v is not None}
+    if slopes is not None:
+        options["alibi_slopes"] = slopes.contiguous()
     if draw(st.integers(0, 3)) == 0 and longest:
-        masks = [torch.rand(sq, sk, generator=g) < 0.8 for sq, sk in pairs]
-        wide = [torch.nn.functional.pad(m, (0, longest - m.shape[1])) for m in masks]
-        options["attn_mask"] = torch.stack(wide)[:, None] if form == "dense" else torch.cat(wide)[None]
+        mask_heads = draw(st.sampled_from([1, heads]))
+        masks = [torch.rand(mask_heads, sq, sk, generator=g) for sq, sk in pairs]
+        if draw(st.booleans()):
+            masks = [m < 0.8 for m in masks]
+        else:  # added; of any type, exactly
+            added = draw(dtypes)
+            masks = [torch.where(m < 0.1, -math.inf, (8 * m).round() / 4).to(added) for m in masks]
+        wide = [torch.nn.functional.pad(m, (0, longest - m.shape[2])) for m in masks]
+        options["attn_mask"] = torch.stack(wide) if form == "dense" else torch.cat(wide, 1)
     blocks = [None] * batch
     if draw(st.integers(0, 3)) == 0 and longest and total_q:
-        block_q, block_k = draw(st.sampled_from([0, 1, 7, 16])), draw(st.sampled_from([1, 5, 16, 64]))
+        block_q = draw(st.sampled_from([0, 1, 7, 16]))
+        block_k = draw(st.sampled_from([16, 64] if exact_scores else [1, 5, 16, 64]))  # whole groups
         layout_heads = draw(st.sampled_from([1, kv_heads, heads]))
         rows = -(-max(sq for sq, _ in pairs) // block_q) if block_q else 1
         layout = torch.rand(batch, layout_heads, rows, -(-longest // block_k), generator=g) < 0.5
@@ -114,7 +167,8 @@ def test_attention(data, seed, call, dtype, selection):
         width = -(-longest // page) + draw(st.integers(0, 2))
         used = [-(-sk // page) for _, sk in pairs]
         order = torch.randperm(sum(used) + 1, generator=g)
-        pools = [torch.full((len(order), page, kv_heads, d), math.nan, dtype=dtype) for _ in range(2)]
+        unused = 0 if low_bit else math.nan  # would be part of a scale
+        pools = [torch.full((len(order), page, kv_heads, n), unused, dtype=dtype) for n in (d, d_v)]
         # What a sequence does not use holds what padding, a stranger's page or nothing would.
         table = torch.full((batch, width), draw(st.sampled_from([-1, 0, len(order) - 1])), dtype=torch.int32)
         at = 0
@@ -128,11 +182,26 @@ def test_attention(data, seed, call, dtype, selection):
         k, v = (p if layout == "NHD" else p.transpose(1, 2).contiguous() for p in pools)
         options |= {"kv_layout": layout, "block_tables": table}
         options["context_lens"] = torch.tensor([sk for _, sk in pairs], dtype=torch.int32)
+    if low_bit:
+        axis = 1 if options.get("kv_layout") == "HND" else -2
+        k, v = (kf.quantize_kv(t, heads_axis=axis, **how) for t, how in zip((k, v), low_bit, strict=True))
+        k_means, v_means = (torch.from_numpy(t.dequantize()) for t in (k, v))
+        if options.get("kv_layout") == "HND":
+            k_means, v_means = k_means.transpose(1, 2), v_means.transpose(1, 2)
+        at = 0
+        for b, (_, sk) in enumerate(pairs):
+            for kept, means in ((ks, k_means), (vs, v_means)):
+                if form == "packed":
+                    kept[b] = means[at : at + sk]
+                else:
+                    kept[b] = (means[b] if form == "dense" else means[table[b, : used[b]].long()].flatten(0, 1))[:sk]
+            at += sk
     out, lse = ops.attention(q, k, v, lse=True, selection=selection, **options)
-    out = out.reshape(total_q, heads, d)
+    out = out.reshape(total_q, heads, d_v)
     at = 0
     for b, (sq, _) in enumerate(pairs):
-        exact, exact_lse = reference(qs[b], ks[b], vs[b], features, masks[b], blocks[b])
+        own_slopes = None if slopes is None else slopes[b]
+        exact, exact_lse = reference(qs[b], ks[b], vs[b], features, masks[b], blocks[b], own_slopes)
         got = out[at : at + sq]
         own_lse = lse[b] if form == "dense" else lse[:, at : at + sq]
         at += sq
