@@ -489,7 +489,8 @@ def test_a_result_in_the_memory_of_the_residual():
 
 @since_8
 def test_selfcheck_of_what_has_refusals_of_its_own():
-    selfchecks_well("ascend", linear=67, embedding=7, attention_scores=11, attention_values=11, lm_head_argmax=7, append_kv=7)
+    selfchecks_well("ascend", linear=67, embedding=7, attention_scores=11, attention_values=11, lm_head_argmax=7)
+    selfchecks_well("ascend", append_kv=7)
 
 
 @pytest.mark.parametrize("slots", [[], [-1, -1]])

@@ -119,6 +119,31 @@ def test_the_cache_is_written_where_slots_are_not_negative(m):
     writes_slots(m, 16, [19, -1, 0, 31])
 
 
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_a_cache_of_eight_bits_is_written_and_attended(m, dtype):
+    k, v = random(51, 2, 64, dtype=dtype), random(51, 2, 64, dtype=dtype)
+    slots = torch.arange(51, dtype=torch.int32) + 16
+    slots[7] = -1
+    tables = torch.tensor([[1, 2, -1], [3, 4, -1]], dtype=torch.int32)
+    lengths, q = torch.tensor([19, 0], dtype=torch.int32), random(2, 6, 64, dtype=dtype)
+    got = {}
+    for name, place in (("cpu", lambda t: t), ("mlu", there)):
+        pools = [place(torch.zeros(5, 2, 16, 64, dtype=torch.int8)) for _ in range(2)]
+        scales = [place(torch.ones(5, 2, 16, 1)) for _ in range(2)]
+        caches = [kf.QuantizedTensor(p, s, dtype="int8") for p, s in zip(pools, scales, strict=True)]
+        manager = m if name == "mlu" else kf.KernelFusionManager()
+        config = kf.KernelFusionConfig(fuse_with_quant=True)
+        manager.append_kv(place(k), place(v), *caches, place(slots), config)
+        tables_there = {"block_tables": place(tables), "context_lens": place(lengths)}
+        out = manager.fuse_attention(place(q), *caches, config, **tables_there)
+        got[name] = [t.cpu().float() for t in (out, *scales, *pools)]
+    assert served(m, "attention") == ["mlu::attention_decode_i8"] and served(m, "append_kv") == ["mlu::append_kv_i8"]
+    close(got["mlu"][0], got["cpu"][0], dtype)
+    for g, e in zip(got["mlu"][1:3], got["cpu"][1:3], strict=True):
+        torch.testing.assert_close(g, e)
+    assert all(float((g - e).abs().max()) <= 1 for g, e in zip(got["mlu"][3:], got["cpu"][3:], strict=True))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_and_elementwise(m, dtype):
     x, residual, weight = random(3, 7, 96, dtype=dtype), random(3, 7, 96, dtype=dtype), random(96, dtype=dtype)

@@ -103,7 +103,7 @@ def _gated_ffn_plain(
 
 def _argmax_declines(x, **rest) -> str | None:
     if x.dtype == "bf16":
-        return "x is bf16: the logits of this kernel are rounded to x's dtype, in which many are equal; it takes f32, f16"
+        return "x is bf16: the logits of this kernel are rounded to bf16, in which many are equal; it takes f32, f16"
     return _declines(x, **rest)
 
 
@@ -211,7 +211,8 @@ ROWS = (
     ),
     VendorRow(
         "ascend::lm_head_argmax", "lm_head_argmax", "library", needing("npu_rms_norm"),
-        "f32 and f16, all operands of one dtype; a norm or an activation before", _lm_head_argmax, _argmax_declines, devices=("ascend",), graph_safe=True, launches=3, saves="nothing: norm, product and argmax",
+        "f32 and f16, all operands of one dtype; a norm or an activation before", _lm_head_argmax,
+        _argmax_declines, devices=("ascend",), graph_safe=True, launches=3, saves="nothing: norm, product and argmax",
     ),
     VendorRow(
         "ascend::linear_w8a8", "linear", "library", needing("npu_dynamic_quant", "npu_quant_matmul", "npu_rms_norm"),

@@ -118,6 +118,52 @@ def _decode(
     out.masked_fill_((context_lens == 0)[:, None, None], 0)
 
 
+# Keys and values of i8, a scale for each token and head
+
+
+def _scales_problem(**scales) -> str | None:
+    """Why these are no scales [pages, heads, page size, 1] in f32 of whole pools."""
+    for name, s in scales.items():
+        if s is None or s.dtype != "f32" or 1 in s.shape[:3] or s.shape[3] != 1 or not is_contiguous(s):
+            given = "none" if s is None else f"{s.dtype} {list(s.shape)}"
+            return f"{name}: {given}: this kernel takes a scale in f32 for each token and head"
+    return None
+
+
+def _decode_i8_declines(
+    q, k, v, cu_seqlens_q=None, block_tables=None, kv_layout="HND", k_scales=None, v_scales=None, **rest
+) -> str | None:
+    if k.dtype != "i8" or v.dtype != "i8":
+        return f"k is {k.dtype}, v {v.dtype}: this kernel takes i8 with scales"
+    if reason := _scales_problem(k_scales=k_scales, v_scales=v_scales):
+        return reason
+    if cu_seqlens_q is not None:
+        return "cu_seqlens_q with block_tables: this kernel takes one query token a sequence"
+    if (group := q.shape[1] // k.shape[1]) > 128:
+        return f"{group} query heads a K/V head: this kernel takes at most 128"
+    if block_tables is not None and k.shape[2] not in (16, 32, 64):
+        return f"page size {k.shape[2]}: this kernel takes 16, 32 and 64"
+    return (
+        hnd_pages(k, v, block_tables, kv_layout)
+        or dtypes({"q": q}, _F16)
+        or bf16_problem(q)
+        or not_empty({"q": q, "k": k, "v": v})
+        or head_dims(q, v, multiple=8, at_most=256)
+    )
+
+
+def _decode_i8(
+    q, k, v, out, block_tables=None, context_lens=None, kv_layout="HND", softmax_scale=0.0, causal=True, k_scales=None,
+    v_scales=None, k_group_size=0, v_group_size=0,
+):  # fmt: skip
+    ALL("single_query_cached_kv_attn")(
+        q.unsqueeze(1).contiguous(), k, v, out.unsqueeze(1), block_tables.clamp_min(0), context_lens,
+        k_scales.squeeze(-1), v_scales.squeeze(-1), None, block_tables.shape[1] * k.shape[2], -1, -1,
+        softmax_scale or q.shape[-1] ** -0.5, kv_cache_quant_bit_size=8,
+    )  # fmt: skip
+    out.masked_fill_((context_lens == 0)[:, None, None], 0)
+
+
 def _several_declines(q, k, v, cu_seqlens_q=None, **rest) -> str | None:
     if cu_seqlens_q is None:
         return "one query token a sequence: this kernel takes several, with cu_seqlens_q"
@@ -165,6 +211,35 @@ def _append(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND"):
     ALL("reshape_paged_cache")(k.contiguous(), v.contiguous(), k_cache, v_cache, slot_mapping.to(torch.int32))
 
 
+def _append_i8_declines(
+    k, v, k_cache, v_cache, kv_layout="HND", k_cache_scales=None, v_cache_scales=None, **rest
+) -> str | None:
+    if k_cache.dtype != "i8" or v_cache.dtype != "i8":
+        return f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}: this kernel takes i8 with scales"
+    if kv_layout != "HND":
+        return f"kv_layout {kv_layout}: this kernel takes HND; make the cache so (make_kv_cache(kv_layout='HND'))"
+    if not is_contiguous(k_cache) or not is_contiguous(v_cache):
+        return "a cache that is not contiguous: this kernel takes whole pools"
+    return (
+        _scales_problem(k_cache_scales=k_cache_scales, v_cache_scales=v_cache_scales)
+        or dtypes({"k": k, "v": v}, ("f32", *_F16))
+        or bf16_problem(k)
+    )
+
+
+def _append_i8(
+    k, v, k_cache, v_cache, slot_mapping, kv_layout="HND", k_cache_scales=None, v_cache_scales=None,
+    k_cache_group_size=0, v_cache_group_size=0,
+):  # fmt: skip
+    """The operator makes the scales, the largest of a token's head over 127; slots below 0 are left out."""
+    import torch
+
+    ALL("quant_to_paged_cache")(
+        k.contiguous(), v.contiguous(), k_cache, v_cache, k_cache_scales.squeeze(-1), v_cache_scales.squeeze(-1),
+        slot_mapping.to(torch.int32),
+    )  # fmt: skip
+
+
 _ANY = "f16 and bf16; head_dim a multiple of 8 up to 256"
 _ONE = "one operator for the scores, mask, softmax and sums: no scores in memory"
 ROWS = (
@@ -186,6 +261,19 @@ ROWS = (
         "mlu::attention_paged", "attention", "library", needing("flash_attention"),
         f"paged, HND, several query tokens a sequence; {_ANY}; pages of a multiple of 16", _several, _several_declines,
         devices=("mlu",), saves=_ONE,
+    ),
+    VendorRow(
+        "mlu::attention_decode_i8", "attention", "library",
+        needing("single_query_cached_kv_attn", single_query_cached_kv_attn=("kv_cache_quant_bit_size",)),
+        "paged, HND, one query token a sequence, keys and values of i8 with a scale for each token and head; f16 and "
+        "bf16; head_dim a multiple of 8 up to 256; pages of 16, 32 and 64",
+        _decode_i8, _decode_i8_declines, devices=("mlu",), graph_safe=True, launches=3,
+        saves=_ONE + "; half the bytes of a 16-bit cache",
+    ),
+    VendorRow(
+        "mlu::append_kv_i8", "append_kv", "library", needing("quant_to_paged_cache"),
+        "HND, into i8 with a scale for each token and head; f32, f16 and bf16", _append_i8, _append_i8_declines,
+        devices=("mlu",), graph_safe=True, saves="one launch for scales, codes, keys and values",
     ),
     VendorRow(
         "mlu::append_kv", "append_kv", "library", needing("reshape_paged_cache"), "HND; f32, f16 and bf16", _append,

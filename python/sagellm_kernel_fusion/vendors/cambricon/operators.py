@@ -19,6 +19,9 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
         "q", "k_cache", "v_cache", "out", "block_tables", "context_lens", "k_cache_quant_scale", "v_cache_quant_scale",
         "alibi_slopes", "max_contxt_len", "windows_size_left", "windows_size_right", "softmax_scale",
     ),
+    "quant_to_paged_cache": (
+        "k", "v", "k_cache", "v_cache", "k_cache_quant_scale", "v_cache_quant_scale", "slot_mapping",
+    ),
     "reshape_paged_cache": ("k", "v", "k_cache", "v_cache", "slot_mapping"),
     "fused_rms_norm": ("x", "residual", "gamma", "beta", "bias", "eps", "store_output_before_norm"),
     "fused_layer_norm": ("x", "residual", "gamma", "beta", "bias", "eps", "store_output_before_norm"),
@@ -44,9 +47,9 @@ class MluOps(Library):
 
 
 @cache
-def needing(*names: str) -> MluOps:
-    """The library of a row that calls these."""
-    functions = {name: () for name in names}
+def needing(*names: str, **by_name: tuple[str, ...]) -> MluOps:
+    """The library of a row that calls these. by_name: parameters of a function that are given by their names."""
+    functions = {name: by_name.get(name, ()) for name in names}
     return MluOps("torch_mlu_ops", "it comes with Cambricon's Neuware SDK", SOURCE, functions)
 
 

@@ -141,7 +141,7 @@ LAYERS = Layers(activate, rms_norm, layer_norm, product, _hidden)
 
 def _argmax_declines(x, **rest) -> str | None:
     if x.dtype == "bf16":
-        return "x is bf16: the logits of this kernel are rounded to x's dtype, in which many are equal; it takes f32, f16"
+        return "x is bf16: the logits of this kernel are rounded to bf16, in which many are equal; it takes f32, f16"
     return _declines(x, **rest)
 
 

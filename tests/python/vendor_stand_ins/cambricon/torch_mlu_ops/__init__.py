@@ -86,7 +86,7 @@ def flash_attention(
 def single_query_cached_kv_attn(
     q, k_cache, v_cache, out, block_tables, context_lens, k_cache_quant_scale, v_cache_quant_scale, alibi_slopes,
     max_contxt_len, windows_size_left, windows_size_right, softmax_scale, q_quant_scale=None, head_size_v=-1,
-    compute_dtype=torch.float32, mask=None,
+    compute_dtype=torch.float32, mask=None, kv_cache_quant_bit_size=-1,
 ):  # fmt: skip
     _called("single_query_cached_kv_attn", q, k_cache, v_cache, out, block_tables, context_lens)
     _require(q.dim() == 4 and q.shape[1] == 1 and q.is_contiguous(), "q [batch, 1, heads, head_dim]")
@@ -94,9 +94,15 @@ def single_query_cached_kv_attn(
     _require(windows_size_right == -1, "windows_size_right must be -1")
     _require(block_tables.dtype is torch.int32 and context_lens.dtype is torch.int32, "int32 tables")
     _require(bool((block_tables >= 0).all() and (block_tables < k_cache.shape[0]).all()), "a block that is not there")
-    _require(
-        k_cache_quant_scale is None and v_cache_quant_scale is None and alibi_slopes is None, "not in this stand-in"
-    )
+    _require(alibi_slopes is None, "not in this stand-in")
+    if kv_cache_quant_bit_size == 8:
+        for cache, scale in ((k_cache, k_cache_quant_scale), (v_cache, v_cache_quant_scale)):
+            _require(cache.dtype is torch.int8 and scale.dtype is torch.float32, "int8 with scales in f32")
+            _require(scale.shape == cache.shape[:3], "scales [blocks, heads, block_size]")
+        k_cache = k_cache.float() * k_cache_quant_scale[..., None]
+        v_cache = v_cache.float() * v_cache_quant_scale[..., None]
+    else:
+        _require(k_cache_quant_scale is None and v_cache_quant_scale is None, "scales without a bit size")
     _require(q.shape[2] // k_cache.shape[1] <= (256 if q.dtype is torch.bfloat16 else 128), "heads a K/V head")
     _require(not _share(out, q), "out is q")
     for i, n in enumerate(context_lens.tolist()):
@@ -115,6 +121,21 @@ def reshape_paged_cache(k, v, k_cache, v_cache, slot_mapping, direction=False):
         if slot >= 0:
             block, row = divmod(slot, k_cache.shape[2])
             k_cache[block, :, row], v_cache[block, :, row] = k[i], v[i]
+
+
+def quant_to_paged_cache(k, v, k_cache, v_cache, k_cache_quant_scale, v_cache_quant_scale, slot_mapping):
+    """Cambricon's documentation of 1.x: a scale for each token and head, the largest over 127."""
+    _called("quant_to_paged_cache", k, v, k_cache, v_cache, k_cache_quant_scale, v_cache_quant_scale, slot_mapping)
+    _require(slot_mapping.dtype is torch.int32 and slot_mapping.dim() == 1, "slots are int32")
+    for new, cache, scales in ((k, k_cache, k_cache_quant_scale), (v, v_cache, v_cache_quant_scale)):
+        _require(cache.dtype is torch.int8 and scales.dtype is torch.float32, "int8 with scales in f32")
+        _require(scales.shape == cache.shape[:3] and cache.is_contiguous(), "scales [blocks, heads, block_size]")
+        for i, slot in enumerate(slot_mapping.tolist()):
+            if slot >= 0:
+                block, row = divmod(slot, cache.shape[2])
+                scale = new[i].float().abs().amax(-1) / 127
+                codes = (new[i].float() / scale.clamp_min(1e-30)[:, None]).round().clamp(-128, 127)
+                cache[block, :, row], scales[block, :, row] = codes.to(torch.int8), scale
 
 
 # Norms
