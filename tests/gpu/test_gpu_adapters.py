@@ -203,7 +203,7 @@ def test_gated_activation(kind, dtype):
     """By Liger where it is installed, else by ours."""
     operands = {"gate": random(33, 1000, dtype=dtype), "up": random(33, 1000, dtype=dtype) + 1}
     m = manager("liger")
-    name = "liger::gated_activation" if "liger" in INSTALLED else "cuda::gated_activation"
+    name = "liger::gated_activation" if "liger" in INSTALLED else "cuda::gated_activation_fused"
     assert selected(m, "gated_activation", operands | {"kind": kind}) == name
     got = m._core.call("gated_activation", operands | {"kind": kind}, m.config.bound())
     expected = kf.ops.gated_activation(**on_the_cpu(operands), kind=kind)

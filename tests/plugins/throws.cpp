@@ -1,4 +1,5 @@
 // Lets an exception out, which it must not.
+#include <cstdint>
 #include <stdexcept>
 
 #include <kf/kf_c.h>
