@@ -301,6 +301,14 @@ def test_hostile_values_of_rows(dtype):
         assert torch.equal(got[moderate].isinf(), pytorch[moderate].isinf())
 
 
+def test_the_largest_values_of_a_product(g):
+    """A finite product of the largest f32 is finite, whatever units multiply."""
+    x, weight = torch.randn(64, 96, generator=g), torch.randn(40, 96, generator=g) * 1e-3
+    x[3, 5], x[7, 9] = torch.finfo(torch.float32).max, -3.3962e38
+    exact = x.double() @ weight.double().T
+    assert ((ops.linear(x, weight).double() - exact).abs() <= 1e-6 * (x.double().abs() @ weight.double().abs().T)).all()
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 7, 11, 13, 31, 61, 127, 251, 509])
 def test_lengths_of_nothing_one_and_primes(n, dtype, g):
     rows = rows_of(n) if n else 3

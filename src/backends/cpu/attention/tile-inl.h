@@ -20,7 +20,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 using kf::HWY_NAMESPACE::F32Tag;
 using kf::HWY_NAMESPACE::F32Vec;
 using kf::HWY_NAMESPACE::First;
-using kf::HWY_NAMESPACE::kTileRows;
 using kf::HWY_NAMESPACE::MultiplyTile;
 using kf::HWY_NAMESPACE::Transpose4x4;
 

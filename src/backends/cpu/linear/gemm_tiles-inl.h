@@ -40,15 +40,16 @@ HWY_INLINE F32Vec CutHeads(F32Vec v, const Body& body) {
   const F32Tag d;
   const WordTag du;
   if constexpr (kPieces > 1) {
-    // What rounds to no finite bf16 has no head, and neither has zero where it is made from the next smaller number.
+    // What is not finite has no head, and neither has zero where it is made from the next smaller number.
     const auto magnitude = hn::And(hn::BitCast(du, v), hn::Set(du, 0x7FFFFFFFu));
     const auto has_head = kCut == Cut::nearest
-                              ? hn::Lt(magnitude, hn::Set(du, 0x7F7F8000u))
+                              ? hn::Lt(magnitude, hn::Set(du, 0x7F800000u))
                               : hn::Lt(hn::Sub(magnitude, hn::Set(du, 1u)), hn::Set(du, 0x7F7FFFFFu));
+    // Half of what a head's last bit counts; nothing where that would round to infinity.
+    const auto half = hn::IfThenElseZero(hn::Lt(magnitude, hn::Set(du, 0x7F7F8000u)), hn::Set(du, 0x8000u));
     for (int piece = 0; piece + 1 < kPieces; ++piece) {
       const auto bits = hn::BitCast(du, v);
-      const auto near =
-          kCut == Cut::nearest ? hn::Add(bits, hn::Set(du, 0x8000u)) : hn::Sub(bits, hn::Set(du, 1u));
+      const auto near = kCut == Cut::nearest ? hn::Add(bits, half) : hn::Sub(bits, hn::Set(du, 1u));
       const auto head = hn::IfThenElseZero(has_head, hn::And(near, hn::Set(du, 0xFFFF0000u)));
       body(piece, head);
       v = hn::Sub(v, hn::BitCast(d, head));
