@@ -3,8 +3,10 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <optional>
 #include <type_traits>
 
+#include "backends/cpu/cpu_backend.h"
 #include "core/half.h"
 
 #include "backends/cpu/simd/targets.h"
@@ -14,6 +16,7 @@
 #include "hwy/highway.h"
 
 #include "backends/cpu/attention/keep_largest-inl.h"
+#include "backends/cpu/attention/matrix-inl.h"
 #include "backends/cpu/attention/online_softmax-inl.h"
 #include "backends/cpu/attention/score_rows-inl.h"
 #include "backends/cpu/attention/stream-inl.h"
@@ -39,8 +42,9 @@ struct Work {
   // in their own unit, so that what is equal stays so, and in units of log2 only afterwards.
   const bool keeps;
   const float score_factor, unit;
+  const bool on_matrix_units;
 
-  Work(const AttentionParams& params, const AttentionTask& t)
+  Work(const AttentionParams& params, const AttentionTask& t, bool has_matrix = false)
       : p(params),
         task(t),
         sequences(params),
@@ -52,7 +56,9 @@ struct Work {
         rows(t.kv_heads * head_rows),
         keeps(params.sparsity.keep_m > 0),
         score_factor(static_cast<float>(ops::score_scale(params.softmax_scale, head_dim))),
-        unit(keeps ? 1.0f : kLog2E) {}
+        unit(keeps ? 1.0f : kLog2E),
+        on_matrix_units(has_matrix && head_rows > kStreamRows && p.q.dtype == DType::bf16 &&
+                        p.k.dtype == DType::bf16 && p.v.dtype == DType::bf16) {}
 
   std::int64_t token(int row) const { return (task.row_begin + row % head_rows) / task.query_heads; }
   std::int64_t head(int row) const {
@@ -70,6 +76,13 @@ void LoadQueries(const Work& w, AttentionScratch& s) {
   with_activation_type(w.p.q.dtype, [&]<class T>(std::type_identity<T>) {
     for (int r = 0; r < w.rows; ++r) {
       const T* const source = w.p.q.as<T>() + q_rows.offset(w.token(r), w.head(r));
+#if HWY_TARGET <= HWY_AVX3
+      if constexpr (std::is_same_v<T, Bf16>)
+        if (w.on_matrix_units) {
+          PlaceQuery(source, r, w.head_dim, s);
+          continue;
+        }
+#endif
       float* const to = s.q + r * kQueryStride;
       ForEachVector(w.head_dim, [&](std::int64_t i, auto extent) {
         hn::Store(hn::Mul(LoadF32(d, source + i, extent), factor), d, to + i);
@@ -83,7 +96,7 @@ void LoadQueries(const Work& w, AttentionScratch& s) {
     const ops::KeyRange keys = w.span.visible_keys(w.token(std::min(r, w.rows - 1)), window);
     s.key_begin[r] = static_cast<std::int32_t>(keys.begin);
     s.key_end[r] = static_cast<std::int32_t>(keys.end);
-    if (r >= w.rows) std::fill_n(s.q + r * kQueryStride, w.head_dim, 0.0f);
+    if (r >= w.rows && !w.on_matrix_units) std::fill_n(s.q + r * kQueryStride, w.head_dim, 0.0f);
   }
 }
 
@@ -154,11 +167,34 @@ int GatherKeys(const Work& w, const ops::KeyBlocks& blocks, int key, AttentionSc
   return static_cast<int>(run.begin);
 }
 
+#if HWY_TARGET <= HWY_AVX3
+// The same on matrix units.
+void AttendOnMatrixUnits(const Work& w, const KvSource<Bf16>& k, const KvSource<Bf16>& v, bool biased,
+                         AttentionScratch& s) {
+  const std::int64_t head = w.task.kv_head;
+  const std::uint8_t* rows[kKeyBlock];
+  PlaceRows(k, head, w.head_dim, s, rows);
+  KeysToTiles(rows, s.columns, w.head_dim, s.key_tiles);
+  MatrixScores(w.rows, w.head_dim, w.keeps ? 1.0f : w.score_factor * kLog2E, s);
+  if (biased) BiasScores(w, s);
+  SoftmaxStep(w.rows, RoundUp(s.columns, StripWidth()), s);
+  PlaceRows(v, head, w.value_dim, s, rows);
+  if (ValuesToTiles(rows, s.columns, w.value_dim, s.value_tiles)) return MatrixValues(w.rows, w.value_dim, s);
+  // A zero probability does not keep out an infinity or a NaN: row by row where not all rows see them.
+  for (int i = 0; i < s.num_runs; ++i) PackValues(v, head, s.runs[i], w.value_dim, s.values);
+  TileValues(RoundUp(w.rows, kTile), w.value_dim, s);
+}
+#endif
+
 // The gathered keys attended by all rows.
 template <class T>
 void AttendBlock(const Work& w, const KvSource<T>& k, const KvSource<T>& v, AttentionScratch& s) {
   const int padded = RoundUp(w.rows, kTile);
   const bool biased = w.keeps || w.p.softcap > 0.0f || w.p.alibi_slopes.present() || w.p.attn_mask.present();
+#if HWY_TARGET <= HWY_AVX3
+  if constexpr (std::is_same_v<T, Bf16>)
+    if (w.on_matrix_units) return AttendOnMatrixUnits(w, k, v, biased, s);
+#endif
   const int columns = RoundUp(s.columns, StripWidth());
   const std::int64_t head = w.task.kv_head;
   if (w.head_rows <= kStreamRows) {
@@ -224,8 +260,10 @@ void WriteRow(const Work& w, std::int64_t token, std::int64_t head, const float*
 }
 
 void Attend(const AttentionParams& p, const AttentionTask& task, const AttentionPartials& partials,
-            AttentionScratch& s) {
-  const Work w(p, task);
+            bool has_matrix, AttentionScratch& s) {
+  const Work w(p, task, has_matrix);
+  std::optional<TileRegisters> registers;
+  if (w.on_matrix_units) registers.emplace();
   LoadQueries(w, s);
   ClearSums(w, s);
   const ops::KeyRows key_rows = w.sequences.key_rows(p.k, w.span),
@@ -300,7 +338,8 @@ HWY_EXPORT(MergePartials);
 
 void attend(const AttentionParams& p, const AttentionTask& task, const AttentionPartials& partials,
             AttentionScratch& scratch) {
-  HWY_DYNAMIC_DISPATCH(Attend)(p, task, partials, scratch);
+  static const bool has_matrix = capabilities(0).isa == kMatrixIsa;
+  HWY_DYNAMIC_DISPATCH(Attend)(p, task, partials, has_matrix, scratch);
 }
 
 void merge_partials(const AttentionParams& p, const AttentionMerge& merge,

@@ -22,7 +22,7 @@ struct KeyRun {
   int key, column, count;
 };
 
-// f32 memory of one thread. A block of keys and values is converted and packed once for all rows of the task,
+// Memory of one thread. A block of keys and values is converted and packed once for all rows of the task,
 // and everything together stays within the second-level cache.
 struct AttentionScratch {
   alignas(64) float q[kRowBlock * kQueryStride];    // scaled by softmax_scale * log2(e)
@@ -31,7 +31,12 @@ struct AttentionScratch {
   alignas(64) float keys[kKeyBlock * kMaxHeadDim];  // strips of keys: [strip][head_dim][keys of the strip]
   // Strips of dimensions: [strip][key][dimensions of the strip].
   alignas(64) float values[kValueStrip * kMaxHeadDim];
-  alignas(64) float row_max[kRowBlock];  // of the scores so far, in units of log2
+  // bf16 as tiles of matrix units (matrix-inl.h).
+  alignas(64) std::uint16_t query_tiles[kRowBlock * kMaxHeadDim];
+  alignas(64) std::uint16_t key_tiles[kKeyBlock * kMaxHeadDim];
+  alignas(64) std::uint16_t value_tiles[kKeyBlock * kMaxHeadDim];
+  alignas(64) std::uint16_t probability_tiles[2 * 32 * kKeyBlock];  // two pieces
+  alignas(64) float row_max[kRowBlock];                             // of the scores so far, in units of log2
   alignas(64) float row_sum[kRowBlock];
   alignas(64) float rescale[kRowBlock];  // what the last block multiplied the row's sums by
   std::int32_t key_begin[kRowBlock];     // the keys that the row may attend: [key_begin, key_end)

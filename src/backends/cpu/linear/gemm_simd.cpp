@@ -203,7 +203,7 @@ void PackStrip(const TensorView& weight, std::int64_t strip, void* packed) {
 }
 
 void PackTiles(const TensorView& weight, std::int64_t strip, void* packed) {
-  PackWeightTiles(weight, strip, packed);
+  PackWeightTiles(weight, strip, 0, weight.dim(1), static_cast<std::uint16_t*>(packed));
 }
 
 std::int64_t WideRows(std::int64_t rows) {

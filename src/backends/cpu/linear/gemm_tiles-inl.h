@@ -20,6 +20,7 @@
 #include "backends/cpu/linear/rows-inl.h"
 #include "backends/cpu/linear/strips-inl.h"
 #include "backends/cpu/simd/matrix_units.h"
+#include "backends/cpu/simd/words-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -150,15 +151,35 @@ HWY_INLINE void PackTileRows(const TensorView& x, const Prologue& prologue, std:
   });
 }
 
-// A strip of a bf16 weight of any strides as tiles, [step][16 pairs][16 features][2].
-HWY_INLINE void PackWeightTiles(const TensorView& weight, std::int64_t strip, void* packed) {
-  const std::int64_t in = weight.dim(1), rows = std::min<std::int64_t>(16, weight.dim(0) - strip * 16);
-  auto* to = static_cast<std::uint16_t*>(packed);
-  std::memset(to, 0, static_cast<std::size_t>(ceil_div(in, kTileDepth) * kTileBytes));
-  for (std::int64_t lane = 0; lane < rows; ++lane) {
+// Columns [begin, begin + depth) of a strip of a bf16 weight of any strides as tiles, [step][16 pairs][16 features][2].
+HWY_INLINE void PackWeightTiles(const TensorView& weight, std::int64_t strip, std::int64_t begin,
+                                std::int64_t depth, std::uint16_t* to) {
+  const WordTag du;
+  const std::uint8_t* rows[16];
+  std::int64_t k = 0;
+  if (weight.stride(1) == 1) {
+    // Pairs of neighbours are words.
+    const std::int64_t first = strip * 16, count = std::min<std::int64_t>(16, weight.dim(0) - first);
+    for (std::int64_t lane = 0; lane < 16; ++lane)
+      rows[lane] = reinterpret_cast<const std::uint8_t*>(
+          weight.as<const std::uint16_t>() + (first + std::min(lane, count - 1)) * weight.stride(0) + begin);
+    const auto present = hn::FirstN(du, static_cast<std::size_t>(count));
+    for (; k + kTileDepth <= depth; k += kTileDepth, to += kTileElements)
+      for (std::int64_t quarter = 0; quarter < 4; ++quarter) {
+        const RowWords words = LoadWords(rows, static_cast<std::size_t>(2 * k + 16 * quarter));
+        for (std::int64_t w = 0; w < 4; ++w)
+          hn::StoreU(hn::IfThenElseZero(present, words.w[w]), du,
+                     reinterpret_cast<std::uint32_t*>(to + (4 * quarter + w) * 32));
+      }
+  }
+  if (k == depth) return;
+  std::memset(to, 0, static_cast<std::size_t>(ceil_div(depth - k, kTileDepth) * kTileBytes));
+  const std::int64_t count = std::min<std::int64_t>(16, weight.dim(0) - strip * 16);
+  for (std::int64_t lane = 0; lane < count; ++lane) {
     const std::uint16_t* const row =
         weight.as<const std::uint16_t>() + (strip * 16 + lane) * weight.stride(0);
-    for (std::int64_t k = 0; k < in; ++k) to[k / 2 * 32 + lane * 2 + k % 2] = row[k * weight.stride(1)];
+    for (std::int64_t i = 0; k + i < depth; ++i)
+      to[i / 2 * 32 + lane * 2 + i % 2] = row[(begin + k + i) * weight.stride(1)];
   }
 }
 
@@ -216,15 +237,19 @@ HWY_NOINLINE TilePair MakeTilePair(const GemmItem& item, const Epilogue& epilogu
                       (of.strip * ceil_div(item.a.blocks.in, kTileDepth) + k_begin / kTileDepth) * kTileBytes;
       continue;
     }
-    if (are_tiles) w.packed = nullptr;
     std::uint16_t* const to =
         item.tiles + (2 * (pair - item.pair_begin) + side) * kMaxPieces * kMaxDepth * 16;
+    both.at[side] = reinterpret_cast<const char*>(to);
+    if (both.pieces == 1) {
+      PackWeightTiles(w.layout, of.strip, k_begin, depth, to);
+      continue;
+    }
+    if (are_tiles) w.packed = nullptr;
     const float* const strip = StripBlock(w, of.strip, k_begin, depth, item.strips);
     WithPieces(both.pieces, [&]<int kPieces>(std::integral_constant<int, kPieces>) HWY_ATTR {
       item.a.layout.pieces == 1 ? CutStrip<kPieces, Cut::same_sign>(strip, depth, to)
                                 : CutStrip<kPieces, Cut::nearest>(strip, depth, to);
     });
-    both.at[side] = reinterpret_cast<const char*>(to);
   }
   return both;
 }
@@ -261,7 +286,7 @@ void MultiplyTiles(const GemmItem& item, const Epilogue& epilogue) {
           // What is there is added to a finished sum of f32, as in MultiplyTile().
           const bool apart = block > 0 && pieces == kMaxPieces;
           HWY_ALIGN float part[kRows * kColumns];
-          multiply_tiles(a0, a1, pieces, b.at[0], b.at[1], b.pieces, steps, apart ? part : sums,
+          multiply_tiles(a0, a1, pieces, b.at[0], b.at[1], b.pieces, steps, apart ? part : sums, kColumns,
                          block > 0 && !apart);
           for (std::int64_t i = 0; apart && i < rows * kColumns; i += 16)
             hn::Store(hn::Add(hn::Load(d, sums + i), hn::Load(d, part + i)), d, sums + i);
@@ -278,7 +303,8 @@ template <class Epilogue>
 void MultiplyTiles(const GemmItem&, const Epilogue&) {}
 HWY_INLINE void PackTileRows(const TensorView&, const Prologue&, std::int64_t, std::int64_t, std::int64_t,
                              const PackedRows&) {}
-HWY_INLINE void PackWeightTiles(const TensorView&, std::int64_t, void*) {}
+HWY_INLINE void PackWeightTiles(const TensorView&, std::int64_t, std::int64_t, std::int64_t, std::uint16_t*) {
+}
 
 #endif
 

@@ -113,15 +113,17 @@ template <class Products, std::size_t i, bool kBothRows>
 
 template <int kPiecesA, int kPiecesB, bool kBothRows>
 void multiply(const char* a0, const char* a1, const char* b0, const char* b1, std::int64_t steps, float* c,
-              bool accumulate) {
-  constexpr std::size_t kRow = 128, kLower = 16 * kRow / sizeof(float), kRight = 16;
+              std::int64_t stride, bool accumulate) {
+  const auto row = static_cast<std::size_t>(stride) * sizeof(float);
+  float* const lower = c + 16 * stride;
+  constexpr std::int64_t kRight = 16;
   constexpr std::int64_t kStepA = kPiecesA * kTileBytes, kStepB = kPiecesB * kTileBytes;
   if (accumulate) {
-    _tile_loadd(0, c, kRow);
-    _tile_loadd(1, c + kRight, kRow);
+    _tile_loadd(0, c, row);
+    _tile_loadd(1, c + kRight, row);
     if constexpr (kBothRows) {
-      _tile_loadd(2, c + kLower, kRow);
-      _tile_loadd(3, c + kLower + kRight, kRow);
+      _tile_loadd(2, lower, row);
+      _tile_loadd(3, lower + kRight, row);
     }
   } else {
     _tile_zero(0);
@@ -146,15 +148,16 @@ void multiply(const char* a0, const char* a1, const char* b0, const char* b1, st
     load_b(b0 + s * kStepB, b1 + s * kStepB);
     add_products<kBothRows>();
   }
-  _tile_stored(0, c, kRow);
-  _tile_stored(1, c + kRight, kRow);
+  _tile_stored(0, c, row);
+  _tile_stored(1, c + kRight, row);
   if constexpr (kBothRows) {
-    _tile_stored(2, c + kLower, kRow);
-    _tile_stored(3, c + kLower + kRight, kRow);
+    _tile_stored(2, lower, row);
+    _tile_stored(3, lower + kRight, row);
   }
 }
 
-using Multiply = void (*)(const char*, const char*, const char*, const char*, std::int64_t, float*, bool);
+using Multiply = void (*)(const char*, const char*, const char*, const char*, std::int64_t, float*,
+                          std::int64_t, bool);
 template <bool kBothRows>
 constexpr Multiply kMultiply[kMaxPieces][kMaxPieces] = {
     {multiply<1, 1, kBothRows>, multiply<1, 2, kBothRows>, multiply<1, 3, kBothRows>},
@@ -167,11 +170,11 @@ TileRegisters::TileRegisters() { _tile_loadconfig(&kShapes); }
 TileRegisters::~TileRegisters() { _tile_release(); }
 
 void multiply_tiles(const void* a0, const void* a1, int pieces_a, const void* b0, const void* b1,
-                    int pieces_b, std::int64_t steps, float* c, bool accumulate) {
+                    int pieces_b, std::int64_t steps, float* c, std::int64_t stride, bool accumulate) {
   const Multiply multiply = a1 != nullptr ? kMultiply<true>[pieces_a - 1][pieces_b - 1]
                                           : kMultiply<false>[pieces_a - 1][pieces_b - 1];
   multiply(static_cast<const char*>(a0), static_cast<const char*>(a1), static_cast<const char*>(b0),
-           static_cast<const char*>(b1), steps, c, accumulate);
+           static_cast<const char*>(b1), steps, c, stride, accumulate);
 }
 
 }  // namespace kf::cpu

@@ -28,10 +28,10 @@ class TileRegisters {
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
-// c = [a0; a1] @ [b0 | b1], or that added to c: 32 x 32, 128 bytes a row; 16 x 32 where a1 is null.
+// c = [a0; a1] @ [b0 | b1], or that added to c: 32 x 32, rows `stride` floats apart; 16 x 32 where a1 is null.
 //   a0, a1   [step][piece][16 rows][32]
 //   b0, b1   [step][piece][16 pairs of the reduction][16 features][2]
 void multiply_tiles(const void* a0, const void* a1, int pieces_a, const void* b0, const void* b1,
-                    int pieces_b, std::int64_t steps, float* c, bool accumulate);
+                    int pieces_b, std::int64_t steps, float* c, std::int64_t stride, bool accumulate);
 
 }  // namespace kf::cpu
