@@ -35,7 +35,9 @@ class Case:
         return "-".join([self.op, *(f"{k}{v}" for k, v in self.shape.items()), self.precision])
 
 
-def attention(heads: int, kv_heads: int, head_dim: int, seqlen_q: int, seqlen_k: int) -> Case:
+def attention(
+    heads: int, kv_heads: int, head_dim: int, seqlen_q: int, seqlen_k: int, dtype: torch.dtype = torch.float32
+) -> Case:
     """Causal (bottom-right) attention over q, k, v [1, seqlen, heads, head_dim]; one query row sees every key."""
     seen = seqlen_q * (seqlen_k - seqlen_q) + seqlen_q * (seqlen_q + 1) / 2
 
@@ -47,7 +49,7 @@ def attention(heads: int, kv_heads: int, head_dim: int, seqlen_q: int, seqlen_k:
         q, k, v = (x[name].transpose(1, 2) for name in "qkv")  # the layout F.scaled_dot_product_attention takes
         decode, groups, scale = seqlen_q == 1, heads // kv_heads, head_dim**-0.5
         # Query heads of one K/V head folded into rows: GQA without repeating K/V, the best case for the unfused form.
-        mask = torch.full((seqlen_q, seqlen_k), float("-inf")).triu(seqlen_k - seqlen_q + 1).repeat(groups, 1)
+        mask = torch.full((seqlen_q, seqlen_k), float("-inf"), dtype=case.dtype).triu(seqlen_k - seqlen_q + 1).repeat(groups, 1)
         k_wide, v_wide = (t.repeat_interleave(groups, 1) for t in (k, v))  # ahead of time: a present to the peer
 
         def fused():
@@ -72,8 +74,8 @@ def attention(heads: int, kv_heads: int, head_dim: int, seqlen_q: int, seqlen_k:
         return found | ({"fused-packed": fused_packed} if decode else {})
 
     shape = {"heads": heads, "kv": kv_heads, "dim": head_dim, "q": seqlen_q, "k": seqlen_k}
-    size = 4 * head_dim * (2 * seqlen_q * heads + 2 * seqlen_k * kv_heads)
-    return Case("attention", shape, torch.float32, 4 * heads * head_dim * seen, size, inputs, peers)
+    size = dtype.itemsize * head_dim * (2 * seqlen_q * heads + 2 * seqlen_k * kv_heads)
+    return Case("attention", shape, dtype, 4 * heads * head_dim * seen, size, inputs, peers)
 
 
 def rowwise(op: str, dtype: torch.dtype) -> Case:
@@ -117,19 +119,20 @@ def rowwise(op: str, dtype: torch.dtype) -> Case:
     return Case(op, {"rows": ROWS, "cols": COLS}, dtype, 0, size, inputs, peers)
 
 
-def linear(tokens: int, in_features: int, out_features: int) -> Case:
+def linear(tokens: int, in_features: int, out_features: int, dtype: torch.dtype = torch.float32) -> Case:
     """x @ W.T with torch.nn.Linear's weight layout, without bias."""
 
     def inputs(case):
-        return {"x": torch.randn(tokens, in_features), "weight": torch.randn(out_features, in_features) / 16}
+        x, weight = torch.randn(tokens, in_features), torch.randn(out_features, in_features) / 16
+        return {"x": x.to(dtype), "weight": weight.to(dtype)}
 
     def peers(case, t):
-        x, weight, out = t["x"], t["weight"], torch.empty(tokens, out_features)
+        x, weight, out = t["x"], t["weight"], torch.empty(tokens, out_features, dtype=case.dtype)
         return {"eager": lambda: F.linear(x, weight), "out": lambda: torch.mm(x, weight.T, out=out)}
 
-    size = 4 * (tokens * in_features + in_features * out_features + tokens * out_features)
+    size = dtype.itemsize * (tokens * in_features + in_features * out_features + tokens * out_features)
     shape = {"tokens": tokens, "in": in_features, "out": out_features}
-    return Case("linear", shape, torch.float32, 2.0 * tokens * in_features * out_features, size, inputs, peers)
+    return Case("linear", shape, dtype, 2.0 * tokens * in_features * out_features, size, inputs, peers)
 
 
 CASES = [
@@ -139,9 +142,11 @@ CASES = [
     attention(9, 3, 64, 2048, 2048),
     attention(32, 8, 128, 1, 4096),
     attention(9, 3, 64, 1, 512),
+    *(attention(*heads, n, n, torch.bfloat16) for heads in ((32, 8, 128), (9, 3, 64)) for n in (512, 2048)),
     rowwise("read", torch.float32),
     *(rowwise(op, dtype) for dtype in (torch.float32, torch.bfloat16)
       for op in ("copy", "rms_norm", "layer_norm", "softmax", "gelu", "silu_mul")),
     *(linear(*shape) for shape in ((2048, 2048, 2048), (512, 4096, 4096), (512, 576, 1536), (512, 1536, 576),
                                    (1, 4096, 4096), (1, 576, 49152))),
+    *(linear(*shape, torch.bfloat16) for shape in ((2048, 2048, 2048), (512, 4096, 4096), (512, 576, 1536))),
 ]  # fmt: skip

@@ -30,6 +30,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 #if HWY_TARGET <= HWY_AVX3
 
 inline constexpr std::int64_t kTileElements = kTileBytes / 2;
+// Of a pair of strips in one piece: 16 KB.
+inline constexpr std::int64_t kStepsInL1 = 8;
 
 // How a value is cut in two: to the nearest, so that the second piece is as small as may be; or so that both have its sign, and none
 // is zero unless it is.
@@ -276,21 +278,31 @@ void MultiplyTiles(const GemmItem& item, const Epilogue& epilogue) {
       for (std::int64_t pair = item.pair_begin; pair < item.pair_end; ++pair) {
         const std::int64_t p = pair - item.pair_begin;
         const TilePair& b = strips[p];
-        for (std::int64_t row = chunk; row < chunk_end; row += kRows) {
-          const std::int64_t rows = std::min(kRows, chunk_end - row);
-          float* const sums =
-              blocks.count == 1 ? item.sums : item.sums + (p * item_rows + row - item.row_begin) * kColumns;
-          if (block == blocks.count - 1) PrefetchFinish(epilogue, pair, row, rows);
-          const char* const a0 = a.at(block, row);
-          const char* const a1 = rows > kTileRowsOfA ? a.at(block, row + kTileRowsOfA) : nullptr;
-          // What is there is added to a finished sum of f32, as in MultiplyTile().
-          const bool apart = block > 0 && pieces == kMaxPieces;
-          HWY_ALIGN float part[kRows * kColumns];
-          multiply_tiles(a0, a1, pieces, b.at[0], b.at[1], b.pieces, steps, apart ? part : sums, kColumns,
-                         block > 0 && !apart);
-          for (std::int64_t i = 0; apart && i < rows * kColumns; i += 16)
-            hn::Store(hn::Add(hn::Load(d, sums + i), hn::Load(d, part + i)), d, sums + i);
-          if (block == blocks.count - 1) FinishTiles(epilogue, pair, row, rows, sums);
+        // Strips of one piece are multiplied in parts that stay in L1 for the rows of the chunk.
+        const std::int64_t chain =
+            pieces == 1 && b.pieces == 1 ? kStepsInL1 : std::max<std::int64_t>(steps, 1);
+        const bool is_once = blocks.count == 1 && chain >= steps;
+        // What is there is added to a finished sum of f32, as in MultiplyTile().
+        const bool apart = block > 0 && pieces == kMaxPieces;
+        for (std::int64_t s = 0; s < steps || s == 0; s += chain) {
+          const std::int64_t some = std::min(chain, steps - s);
+          const bool is_last = block == blocks.count - 1 && s + chain >= steps;
+          for (std::int64_t row = chunk; row < chunk_end; row += kRows) {
+            const std::int64_t rows = std::min(kRows, chunk_end - row);
+            float* const sums =
+                is_once ? item.sums : item.sums + (p * item_rows + row - item.row_begin) * kColumns;
+            if (is_last) PrefetchFinish(epilogue, pair, row, rows);
+            const char* const a0 = a.at(block, row) + s * pieces * kTileBytes;
+            const char* const a1 =
+                rows > kTileRowsOfA ? a.at(block, row + kTileRowsOfA) + s * pieces * kTileBytes : nullptr;
+            const std::int64_t skip = s * b.pieces * kTileBytes;
+            HWY_ALIGN float part[kRows * kColumns];
+            multiply_tiles(a0, a1, pieces, b.at[0] + skip, b.at[1] + skip, b.pieces, some,
+                           apart ? part : sums, kColumns, (block > 0 || s > 0) && !apart);
+            for (std::int64_t i = 0; apart && i < rows * kColumns; i += 16)
+              hn::Store(hn::Add(hn::Load(d, sums + i), hn::Load(d, part + i)), d, sums + i);
+            if (is_last) FinishTiles(epilogue, pair, row, rows, sums);
+          }
         }
       }
     }
