@@ -26,6 +26,48 @@ HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// Where the rows of a strip begin, `skip` bytes into each. Returns how many there are; a lane without a row reads the
+// first one, and its scale then counts as zero.
+HWY_INLINE std::size_t RowsOfStrip(const TensorView& weight, std::int64_t strip, std::int64_t skip,
+                                   const std::uint8_t** rows) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32Tag()));
+  const std::int64_t first = strip * lanes, count = std::min(lanes, weight.dim(0) - first);
+  for (std::int64_t lane = 0; lane < lanes; ++lane)
+    rows[lane] =
+        static_cast<const std::uint8_t*>(weight.at((first + (lane < count ? lane : 0)) * weight.stride(0))) +
+        skip;
+  return static_cast<std::size_t>(count);
+}
+
+// The same of rows that are contiguous, 16 bytes of each at a time. Returns how many columns that made.
+template <class T>
+HWY_INLINE std::int64_t GatherWords(const TensorView& weight, std::int64_t strip, std::int64_t k_begin,
+                                    std::int64_t depth, T* HWY_RESTRICT to) {
+  const WordTag du;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(du));
+  constexpr std::int64_t kColumns = 16 / sizeof(T);
+  const std::uint8_t* rows[hn::MaxLanes(du)];
+  const auto present =
+      hn::FirstN(du, RowsOfStrip(weight, strip, k_begin * static_cast<std::int64_t>(sizeof(T)), rows));
+  std::int64_t k = 0;
+  for (; k + kColumns <= depth; k += kColumns, to += kColumns * lanes) {
+    const RowWords words = LoadWords(rows, static_cast<std::size_t>(k) * sizeof(T));
+    for (std::int64_t w = 0; w < 4; ++w) {
+      const auto word = hn::IfThenElseZero(present, words.w[w]);
+      if constexpr (sizeof(T) == 4) {
+        hn::StoreU(word, du, reinterpret_cast<std::uint32_t*>(to + w * lanes));
+      } else {  // two columns
+        const hn::Rebind<std::uint16_t, F32Tag> d16;
+        const hn::RebindToSigned<F32Tag> di;
+        const auto low = hn::And(word, hn::Set(du, 0xFFFFu)), high = hn::ShiftRight<16>(word);
+        hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, low)), d16, to + 2 * w * lanes);
+        hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, high)), d16, to + (2 * w + 1) * lanes);
+      }
+    }
+  }
+  return k;
+}
+
 // to[k][lane] = row `strip * lanes + lane` of the weight at column k_begin + k; zero where there is no such
 // row.
 template <class T>
@@ -41,9 +83,11 @@ HWY_INLINE void GatherStrip(const TensorView& weight, std::int64_t strip, std::i
       std::memcpy(to + k * lanes, from + k * k_stride, static_cast<std::size_t>(rows) * sizeof(T));
     return;
   }
+  std::int64_t begin = 0;
+  if (k_stride == 1) begin = GatherWords(weight, strip, k_begin, depth, to);
   for (std::int64_t lane = 0; lane < rows; ++lane) {
     const T* const row = from + lane * row_stride;
-    for (std::int64_t k = 0; k < depth; ++k) to[k * lanes + lane] = row[k * k_stride];
+    for (std::int64_t k = begin; k < depth; ++k) to[k * lanes + lane] = row[k * k_stride];
   }
 }
 
@@ -102,19 +146,6 @@ HWY_INLINE F32Vec NibbleInPlace(WordVec word, std::size_t n) {
 // The nibble itself, times its scale, plus the offset.
 HWY_INLINE F32Vec Nibble(WordVec word, std::size_t n, const NibbleScales& scales, F32Vec offset) {
   return hn::MulAdd(NibbleInPlace(word, n), scales.v[n % 4], offset);
-}
-
-// Where the rows of a strip begin, `skip` bytes into each. Returns how many there are; a lane without a row reads the
-// first one, and its scale then counts as zero.
-HWY_INLINE std::size_t RowsOfStrip(const TensorView& weight, std::int64_t strip, std::int64_t skip,
-                                   const std::uint8_t** rows) {
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32Tag()));
-  const std::int64_t first = strip * lanes, count = std::min(lanes, weight.dim(0) - first);
-  for (std::int64_t lane = 0; lane < lanes; ++lane)
-    rows[lane] =
-        static_cast<const std::uint8_t*>(weight.at((first + (lane < count ? lane : 0)) * weight.stride(0))) +
-        skip;
-  return static_cast<std::size_t>(count);
 }
 
 // Four bytes of every row are loaded as a vector of words, one row a lane, so that masks and shifts of it give vector
