@@ -135,6 +135,17 @@ def test_bench_model_of_named_rules(tiny_gguf):
     assert unfused - fused == 2 * (2 + 3)  # a layer: three linear layers to one, and four kernels of attention
 
 
+def test_the_benchmark_of_python_is_that_of_the_command(tiny_gguf):
+    """The same model, forms and counts; times are of two runs."""
+    args = ["--quick", "--prompts", "4", "--weights", "file", "--no-rules", "--fusion", "all", "--json"]
+    command = json.loads(run("bench", "model", tiny_gguf, *args).stdout)["comparisons"][0]
+    config = kf.KernelFusionConfig(fusion="all")
+    got = kf.benchmark_kernel_fusion(tiny_gguf, config, [[1, 2, 3, 4]], decode_tokens=4, rounds=1)
+    # The command's last kernel picks a token; here logits are compared: one call of 45 less, without fusion.
+    assert got["kernel_calls_reduction"] == pytest.approx(command["kernel_calls_reduction"], abs=0.01)
+    assert set(got) == {"attention_speedup", "ffn_speedup", "memory_saving", "kernel_calls_reduction", "e2e_speedup"}
+
+
 def test_bench_model_of_a_shape():
     args = ["--quick", "--prompts", "4", "--weights", "file", "--no-rules", "--fusion", "all"]
     values = json.loads(run("bench", "model", "--shape", "smollm2-135m", *args, "--json").stdout)
