@@ -49,7 +49,8 @@ def attention(
         q, k, v = (x[name].transpose(1, 2) for name in "qkv")  # the layout F.scaled_dot_product_attention takes
         decode, groups, scale = seqlen_q == 1, heads // kv_heads, head_dim**-0.5
         # Query heads of one K/V head folded into rows: GQA without repeating K/V, the best case for the unfused form.
-        mask = torch.full((seqlen_q, seqlen_k), float("-inf"), dtype=case.dtype).triu(seqlen_k - seqlen_q + 1).repeat(groups, 1)
+        hidden = torch.full((seqlen_q, seqlen_k), float("-inf"), dtype=case.dtype)
+        mask = hidden.triu(seqlen_k - seqlen_q + 1).repeat(groups, 1)
         k_wide, v_wide = (t.repeat_interleave(groups, 1) for t in (k, v))  # ahead of time: a present to the peer
 
         def fused():

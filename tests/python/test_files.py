@@ -43,7 +43,7 @@ def test_a_trace_that_cannot_be_written(tmp_path, rng):
     m = kf.KernelFusionManager(kf.KernelFusionConfig(profile_kernels=True))
     for _ in range(20):
         m.fuse_softmax(rng.standard_normal((2, 8), "f4"))
-    with full_disk(), pytest.raises(kf.ResourceExhaustedError, match="trace.json: cannot be written"):
+    with full_disk(), pytest.raises(kf.ResourceExhaustedError, match=r"trace\.json: cannot be written"):
         m.write_trace(tmp_path / "trace.json")
     assert contents(tmp_path) == {}
 

@@ -190,7 +190,9 @@ def hf_model(kind: str, folder):
         "qwen2": lambda: transformers.Qwen2Config(**{k: v for k, v in sizes.items() if k != "head_dim"}),
         "qwen2-window": lambda: transformers.Qwen2Config(
             **{k: v for k, v in sizes.items() if k != "head_dim"},
-            use_sliding_window=True, sliding_window=17, max_window_layers=1,
+            use_sliding_window=True,
+            sliding_window=17,
+            max_window_layers=1,
         ),
         "qwen3": lambda: transformers.Qwen3Config(**sizes),
     }
@@ -203,9 +205,7 @@ def hf_model(kind: str, folder):
     return model
 
 
-@pytest.mark.parametrize(
-    "kind", ["llama", "llama-tied", "mistral", "mistral-window", "qwen2", "qwen2-window", "qwen3"]
-)
+@pytest.mark.parametrize("kind", ["llama", "llama-tied", "mistral", "mistral-window", "qwen2", "qwen2-window", "qwen3"])
 def test_families_against_transformers(tmp_path, rng, kind):
     model = hf_model(kind, tmp_path)
     torch = pytest.importorskip("torch")

@@ -105,7 +105,22 @@ def shifted(a, by: int):
 def changed(draw, a: np.ndarray, others: list):
     axis = draw(st.integers(0, a.ndim - 1))
     kind = draw(
-        st.sampled_from("size rank dtype turned flipped repeated shifted read-only shared empty values scalar".split())
+        st.sampled_from(
+            [
+                "size",
+                "rank",
+                "dtype",
+                "turned",
+                "flipped",
+                "repeated",
+                "shifted",
+                "read-only",
+                "shared",
+                "empty",
+                "values",
+                "scalar",
+            ]
+        )
     )
     if kind == "size":
         shape = list(a.shape)
