@@ -120,6 +120,46 @@ TEST(Dispatch, PlansAreCachedByLayout) {
   EXPECT_NE(d.plan(a.params), d.plan(b.params));
 }
 
+TEST(Dispatch, RoundingToTf32IsAPlanOfItsOwnAndReachesTheKernel) {
+  Dispatcher d(backend_by_name("cpu"));
+  d.add_kernel(make_kernel<RmsNormParams>(
+      "custom::only_tf32", kCustom, "tf32",
+      +[](const RmsNormParams&, const PlanContext& ctx) {
+        return ctx.tf32 ? Support::yes() : Support::no("exact f32 is asked for");
+      },
+      write_seven));
+  Call c;
+  const auto exact = d.plan(c.params), rounded = d.plan(c.params, {.tf32 = true});
+  EXPECT_NE(exact->kernel().name, "custom::only_tf32");
+  EXPECT_EQ(rounded->kernel().name, "custom::only_tf32");
+  EXPECT_EQ(d.plan(c.params), exact);
+  EXPECT_TRUE(d.explain(Op::rms_norm, &c.params, {.tf32 = true}).front().selected);
+  EXPECT_FALSE(d.explain(Op::rms_norm, &c.params, {}).front().selected);
+}
+
+TEST(Dispatch, CompositionsPassRoundingToTf32On) {
+  Dispatcher d(backend_by_name("cpu"));
+  Kernel product = make_kernel<LinearParams>(
+      "cpu::product_tf32", kVanilla, "tf32",
+      +[](const LinearParams& p, const PlanContext& ctx) {
+        return ctx.tf32 && p.prologue.empty() && p.activation == Activation::none && !p.residual.present()
+                   ? Support::yes()
+                   : Support::no("a bare product in TF32");
+      },
+      +[](const LinearParams& p, const RunContext&) { p.out.as<float>()[0] = 7.0f; });
+  d.add_kernel(product);
+  Tensor x = Tensor::zeros(DType::f32, {2, 8}), w = Tensor::zeros(DType::f32, {4, 8}), out = Tensor::zeros(DType::f32, {2, 4});
+  LinearParams p{.x = x, .weight = w, .out = out};
+  p.activation = Activation::relu;
+  const Selection unfused{.families = kVanilla, .kernel = "cpu::linear_unfused"};
+  d.run(p, unfused);
+  EXPECT_EQ(out.as<float>()[0], 0.0f);
+  Selection rounded = unfused;
+  rounded.tf32 = true;
+  d.run(p, rounded);
+  EXPECT_EQ(out.as<float>()[0], 7.0f);
+}
+
 TEST(Dispatch, ThreadsAreCountedAndBounded) {
   for (const int threads : {-1, kMaxThreads + 1, 1 << 30}) {
     try {

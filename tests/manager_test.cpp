@@ -80,6 +80,13 @@ TEST(KernelFusionConfig, DefaultsAreTheSpecifications) {
   EXPECT_FALSE(c.num_kv_heads || c.quant_dtype || c.sparse_pattern);
 }
 
+TEST(KernelFusionConfig, TheSelectionHasItsTf32) {
+  const LinearParams p;
+  KernelFusionManager allows, exact({.enable_tf32 = false});
+  EXPECT_TRUE(allows.selection(Op::linear, &p).tf32);
+  EXPECT_FALSE(exact.selection(Op::linear, &p).tf32);
+}
+
 TEST(KernelFusionConfig, FieldsOutOfRangeAreRefused) {
   EXPECT_THROW(KernelFusionManager({.page_size = 0}), Error);
   EXPECT_THROW(KernelFusionManager({.num_kv_heads = 0}), Error);

@@ -25,6 +25,8 @@ struct Selection {
   bool graph_safe = false;  // only kernels whose launches may be recorded and replayed
   // Only kernels that give a row the same bits in every batch (Kernel::batch_invariant); no other is fallen back to.
   bool batch_invariant = false;
+  // Products of f32 operands may round them to TF32's 11 bits (a relative 2^-11), where matrix units take that; sums stay f32.
+  bool tf32 = false;
   bool operator==(const Selection&) const = default;
 };
 

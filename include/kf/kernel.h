@@ -80,6 +80,7 @@ struct PlanContext {
   Dispatcher& dispatcher;  // to plan the ops that a composition is made of
   int num_threads = 1;
   PackCache* packs = nullptr;  // non-null: weights are constant and may be packed
+  bool tf32 = false;           // Selection::tf32
 };
 
 // What run() works with.

@@ -62,7 +62,7 @@ struct KernelFusionConfig {
   bool use_triton = false;
   bool use_cuda_graph = false;
 
-  // Performance. On the CPU arithmetic is f32 whatever these say.
+  // Performance. On the CPU arithmetic is f32 whatever these say. enable_tf32: Selection::tf32 of the calls.
   FusionBackend backend =
       FusionBackend::cuda;  // where CUDA devices are concerned; the CPU's tensors run on the CPU
   bool enable_tf32 = true;

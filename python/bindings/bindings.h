@@ -37,7 +37,7 @@ nb::object lend(const TensorView& view);
 
 DType parse_dtype(const std::string& name);
 Selection make_selection(const std::vector<std::string>& families, const std::string& kernel,
-                         bool allow_fallback, bool batch_invariant = false);
+                         bool allow_fallback, bool batch_invariant = false, bool tf32 = false);
 std::vector<std::int64_t> shape_of(const TensorView& t);
 // Fields of KernelFusionConfig by name; those not given keep their defaults. Throws invalid_argument.
 KernelFusionConfig fusion_config_from(const nb::dict& values);

@@ -168,11 +168,12 @@ nb::list explained_rows(const std::vector<Explained>& rows) {
 }
 
 Selection make_selection(const std::vector<std::string>& families, const std::string& kernel,
-                         bool allow_fallback, bool batch_invariant) {
+                         bool allow_fallback, bool batch_invariant, bool tf32) {
   Selection s;
   s.kernel = kernel;
   s.allow_fallback = allow_fallback;
   s.batch_invariant = batch_invariant;
+  s.tf32 = tf32;
   s.families = 0;
   for (const std::string& name : families) {
     unsigned bit = 1;
@@ -191,14 +192,16 @@ void bind_ops(nb::module_& m) {
       .def(
           "__init__",
           [](Selection* self, const std::vector<std::string>& families, const std::string& kernel,
-             bool allow_fallback, bool batch_invariant) {
-            new (self) Selection(make_selection(families, kernel, allow_fallback, batch_invariant));
+             bool allow_fallback, bool batch_invariant, bool tf32) {
+            new (self) Selection(make_selection(families, kernel, allow_fallback, batch_invariant, tf32));
           },
           nb::arg("families") = std::vector<std::string>{"custom", "fused", "library"},
-          nb::arg("kernel") = "", nb::arg("allow_fallback") = false, nb::arg("batch_invariant") = false)
+          nb::arg("kernel") = "", nb::arg("allow_fallback") = false, nb::arg("batch_invariant") = false,
+          nb::arg("tf32") = false)
       .def_ro("kernel", &Selection::kernel)
       .def_ro("allow_fallback", &Selection::allow_fallback)
       .def_ro("batch_invariant", &Selection::batch_invariant)
+      .def_ro("tf32", &Selection::tf32)
       .def_prop_ro("families", [](const Selection& s) { return family_names(s.families); });
   m.def(
       "ops",

@@ -18,13 +18,15 @@ class Selection:
 
     families: among "reference", "vanilla" (unfused), "fused", "library", "custom"; kernel: a row's name, and no other
     will do; allow_fallback: what the families cannot serve is taken by the first other kernel that can, instead of
-    being an error; batch_invariant: only kernels that give a row the same bits whatever the batch and the threads.
+    being an error; batch_invariant: only kernels that give a row the same bits whatever the batch and the threads;
+    tf32: products of f32 may round their factors to TF32 (a relative 2^-11), where CUDA's matrix units take it.
     """
 
     families: tuple[str, ...] = ("custom", "fused", "library")
     kernel: str = ""
     allow_fallback: bool = False
     batch_invariant: bool = False
+    tf32: bool = False
 
     def __post_init__(self):
         names = self.families
@@ -34,7 +36,9 @@ class Selection:
             raise refusing(f"Selection: kernel: expected the name of a row, got {self.kernel!r}")
 
     def bound(self) -> _kf.Selection:
-        return _kf.Selection(list(self.families), self.kernel, self.allow_fallback, self.batch_invariant)
+        return _kf.Selection(
+            list(self.families), self.kernel, self.allow_fallback, self.batch_invariant, self.tf32
+        )
 
 
 FAMILIES = ("reference", "vanilla", "fused", "library", "custom")

@@ -8,7 +8,8 @@
     step = torch.compile(model, fullgraph=True)                        # a model that calls these
 
 For inference on the CPU or a CUDA device, in f32, f16 or bf16: there is no backward, which torch says when one is asked
-for. Each call is one kernel of the library, chosen as `ops` chooses, on torch's current stream.
+for. Each call is one kernel of the library, chosen as `ops` chooses, on torch's current stream. Products of f32 on CUDA may be
+TF32 where torch's own may (torch.backends.cuda.matmul.allow_tf32).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .call import call
+from .call import Selection, call
 from .errors import refusing
 
 __all__ = ["layer_norm", "rms_norm", "scaled_dot_product_attention", "swiglu"]
@@ -96,6 +97,7 @@ def _norm_weight(name: str, input: Tensor, normalized_shape, weight: Tensor | No
 
 
 _DEVICES = ("cpu", "cuda")
+_TF32 = Selection(tf32=True)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -124,7 +126,9 @@ def _attention(
 @torch.library.custom_op("kernel_fusion::gated_ffn", mutates_args=(), device_types=_DEVICES)
 def _gated_ffn(x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
     fields = {"x": _rows(x).reshape(-1, x.shape[-1]), "gate_weight": gate_weight, "up_weight": up_weight}
-    return call("gated_ffn", fields | {"down_weight": down_weight}).view(*x.shape[:-1], -1)
+    may_round = x.is_cuda and x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    selection = _TF32 if may_round else None
+    return call("gated_ffn", fields | {"down_weight": down_weight, "selection": selection}).view(*x.shape[:-1], -1)
 
 
 @_rms_norm.register_fake

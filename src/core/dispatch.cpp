@@ -114,7 +114,7 @@ Dispatcher::Dispatcher(const Backend& backend, DispatcherOptions options)
 std::vector<Explained> Dispatcher::explain(Op op, const void* params, const Selection& selection) {
   check_layouts(op, params, caps_.device);
   op_info(op).validate(params);
-  const PlanContext ctx{caps_, *this, num_threads_, nullptr};
+  const PlanContext ctx{caps_, *this, num_threads_, nullptr, selection.tf32};
   std::vector<Explained> rows;
   int first_allowed = -1, first_other = -1;
   for (const Kernel* k : kernels(op)) {
@@ -140,7 +140,7 @@ std::vector<Explained> Dispatcher::explain(Op op, const void* params, const Sele
 
 std::shared_ptr<const Plan> Dispatcher::make_plan(Op op, const void* params, const Selection& selection,
                                                   PackCache* packs) {
-  const PlanContext ctx{caps_, *this, num_threads_, packs};
+  const PlanContext ctx{caps_, *this, num_threads_, packs, selection.tf32};
   const std::vector<const Kernel*> rows = kernels(op);
   const Kernel* chosen = nullptr;
   const Kernel* other = nullptr;  // first that would serve, outside the configured families
@@ -185,7 +185,7 @@ std::shared_ptr<const Plan> Dispatcher::plan(Op op, const void* params, const Se
   append_plan_key(op, params, key);
   key.append(reinterpret_cast<const char*>(&selection.families), sizeof selection.families);
   key.push_back(static_cast<char>((selection.allow_fallback ? 1 : 0) | (selection.graph_safe ? 2 : 0) |
-                                  (selection.batch_invariant ? 4 : 0)));
+                                  (selection.batch_invariant ? 4 : 0) | (selection.tf32 ? 8 : 0)));
   key += selection.kernel;
   std::uint64_t table_version = 0;
   {

@@ -196,6 +196,7 @@ Selection KernelFusionManager::selection(const KernelFusionConfig& config, Op op
   s.allow_fallback = config.allow_fallback;
   s.graph_safe = config.use_cuda_graph;
   s.batch_invariant = config.deterministic;
+  s.tf32 = config.enable_tf32;
   s.families = op == Op::attention ? attention_families(config.attention_backend) : kAnyFused;
   if (config.backend == FusionBackend::triton && op != Op::attention &&
       device_of(op, params).type != DeviceType::cpu)

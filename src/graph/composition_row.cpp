@@ -23,9 +23,10 @@ struct Composition {
 constexpr std::size_t kMaxOperands = 32;  // more than any op has
 
 Composition compose(const Graph& graph, Op op, const PlanContext& ctx) {
-  Composition c{compile(graph, ctx.dispatcher, Selection{.families = kVanilla, .kernel = {}}, ctx.packs,
-                        OutputPlace::caller),
-                {}};
+  Composition c{
+      compile(graph, ctx.dispatcher, Selection{.families = kVanilla, .kernel = {}, .tf32 = ctx.tf32},
+              ctx.packs, OutputPlace::caller),
+      {}};
   c.fields.resize(c.compiled.base_offsets.size());
   for (const auto* externals : {&c.compiled.inputs, &c.compiled.outputs})
     for (const External& e : *externals) c.fields[e.base] = op_slots(op)[find_slot(op, e.name)].field;

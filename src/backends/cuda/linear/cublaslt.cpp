@@ -91,6 +91,7 @@ using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, GivenBack>;
 
 struct CublasLtState {
   ProductDescription product;
+  bool tf32 = false;             // f32 operands may be rounded
   const void* bias = nullptr;    // that it names
   Layout weight, x, added, out;  // added: a residual, or as out
   // For operands aligned to 16 bytes, and to their elements.
@@ -163,10 +164,11 @@ bool find_algorithm(const CublasLtState& s, std::int64_t depth, int device, std:
   return false;
 }
 
-ProductDescription product_of(const LinearParams& p) {
+ProductDescription product_of(const LinearParams& p, bool tf32) {
   const Library& lt = library();
   cublasLtMatmulDesc_t made = nullptr;
-  check_lt(lt.cublasLtMatmulDescCreate(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+  const auto compute = tf32 && p.x.dtype == DType::f32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+  check_lt(lt.cublasLtMatmulDescCreate(&made, compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
   ProductDescription product(made);
   const auto set = [&](cublasLtMatmulDescAttributes_t name, const auto& value) {
     check_lt(lt.cublasLtMatmulDescSetAttribute(product.get(), name, &value, sizeof value),
@@ -181,9 +183,10 @@ ProductDescription product_of(const LinearParams& p) {
   return product;
 }
 
-std::shared_ptr<CublasLtState> describe(const LinearParams& p) {
+std::shared_ptr<CublasLtState> describe(const LinearParams& p, bool tf32) {
   auto s = std::make_shared<CublasLtState>();
-  s->product = product_of(p);
+  s->product = product_of(p, tf32);
+  s->tf32 = tf32;
   s->bias = data_or_null(p.bias);
   s->weight = has_rows(p.weight)
                   ? layout(p.weight.dtype, p.weight.dim(0), p.weight.dim(1), row_stride(p.weight))
@@ -233,7 +236,7 @@ Support cublaslt::supports_residual(const LinearParams& p, const PlanContext& ct
     return Support::no(fmt::format("weight strides {}, {}: cuBLASLt takes dense rows or columns", row, col));
   try {
     cublasLtMatmulAlgo_t algorithm;
-    if (!find_algorithm(*describe(p), p.x.dim(1), ctx.caps.device.index, 16, &algorithm))
+    if (!find_algorithm(*describe(p, ctx.tf32), p.x.dim(1), ctx.caps.device.index, 16, &algorithm))
       return Support::no("cuBLASLt has no algorithm for this product");
   } catch (const Error& e) {  // cuBLASLt does not start on this device
     return Support::no(std::string("cuBLASLt: ") + e.what());
@@ -244,7 +247,7 @@ Support cublaslt::supports_residual(const LinearParams& p, const PlanContext& ct
 std::shared_ptr<CublasLtState> cublaslt::prepare(const LinearParams& p, const PlanContext& ctx,
                                                  std::size_t* workspace_bytes) {
   if (p.out.numel() == 0) return std::make_shared<CublasLtState>();
-  auto s = describe(p);
+  auto s = describe(p, ctx.tf32);
   const int device = ctx.caps.device.index;
   if (!find_algorithm(*s, p.x.dim(1), device, 16, &s->aligned))
     throw Error(ErrorCode::unavailable, "cuBLASLt has no algorithm for this product");
@@ -263,7 +266,7 @@ void cublaslt::run(const LinearParams& p, const CublasLtState& s, const RunConte
   if (!aligned && !s.has_unaligned)
     throw Error(ErrorCode::invalid_argument, "linear: cuBLASLt expected operands aligned to 16 bytes");
   // The bias is named by the description, which calls in other threads share: a call with another has its own.
-  const ProductDescription own = data_or_null(p.bias) == s.bias ? nullptr : product_of(p);
+  const ProductDescription own = data_or_null(p.bias) == s.bias ? nullptr : product_of(p, s.tf32);
   const float one = 1, kept = p.residual.present() ? 1.0f : 0.0f;
   const void* const added = p.residual.present() ? p.residual.data : p.out.data;
   check_lt(

@@ -139,8 +139,8 @@ std::shared_ptr<ProductsState> plan(const P& p, const PlanContext& ctx) {
   auto s = std::make_shared<ProductsState>();
   Scratch scratch(nullptr);
   for_each_step(p, scratch, [&](const auto& params) {
-    s->plans.push_back(
-        ctx.dispatcher.plan(params, Selection{.families = kFused | kVanilla | kLibrary}, ctx.packs));
+    s->plans.push_back(ctx.dispatcher.plan(
+        params, Selection{.families = kFused | kVanilla | kLibrary, .tf32 = ctx.tf32}, ctx.packs));
   });
   s->scratch_bytes = scratch.used();
   return s;
