@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .call import Selection, call
 from .errors import refusing
+from .torch_precision import allows_tf32
 
 __all__ = ["layer_norm", "rms_norm", "scaled_dot_product_attention", "swiglu"]
 
@@ -126,7 +127,7 @@ def _attention(
 @torch.library.custom_op("kernel_fusion::gated_ffn", mutates_args=(), device_types=_DEVICES)
 def _gated_ffn(x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
     fields = {"x": _rows(x).reshape(-1, x.shape[-1]), "gate_weight": gate_weight, "up_weight": up_weight}
-    may_round = x.is_cuda and x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    may_round = x.is_cuda and x.dtype == torch.float32 and allows_tf32()
     selection = _TF32 if may_round else None
     return call("gated_ffn", fields | {"down_weight": down_weight, "selection": selection}).view(*x.shape[:-1], -1)
 

@@ -60,11 +60,37 @@ def test_managers_take_it_from_the_configuration():
         assert within(error := ffn_error(got, **operands), ROUNDED if tf32 else EXACT), (tf32, error)
 
 
-def test_torchs_operators_follow_torch(monkeypatch):
+@pytest.fixture
+def allow_tf32():
+    """Sets torch's own setting, for a test."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    yield lambda allowed: setattr(matmul, "allow_tf32", allowed)
+    matmul.allow_tf32 = before
+
+
+def test_torchs_operators_follow_torch(allow_tf32):
     operands = ffn_operands()
     for tf32 in (True, False):
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+        allow_tf32(tf32)
         assert within(error := ffn_error(kft.swiglu(**operands), **operands), ROUNDED if tf32 else EXACT), (tf32, error)
+
+
+@pytest.mark.parametrize(("allowed", "config", "expected"), [
+    (True, None, True), (False, None, False), (False, {"enable_tf32": True}, True), (True, {"enable_tf32": False}, False),
+])  # fmt: skip
+def test_fused_models_follow_torch_unless_a_configuration_is_given(allow_tf32, allowed, config, expected):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=512, **sizes)).cuda().eval()
+    ids = torch.arange(64, device="cuda")[None]
+    exact = model.double()(ids).logits
+    model.float()
+    allow_tf32(allowed)
+    done = kf.fuse_model(model, None if config is None else kf.KernelFusionConfig(**config))
+    assert not done.refused, str(done)
+    assert within(error := relative_error(model(ids).logits, exact), ROUNDED if expected else EXACT), error
 
 
 def test_sixteen_bits_are_not_concerned():

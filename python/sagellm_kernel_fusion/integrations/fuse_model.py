@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from ..config import KernelFusionConfig
 from ..errors import KernelFusionError, refusing
 from ..manager import KernelFusionManager
+from ..torch_precision import allows_tf32
 from . import decoder_layer, modules
 from .attention_interface import NAME, register_attention
 from .calls import STATE, Calls
@@ -87,7 +88,7 @@ def fuse_model(
     torch's or transformers': RMS and layer norms, and gated FFNs. Before a kind of module is replaced, it is compared
     with its fused form on random operands, in f32.
 
-    config: as the manager's: what a switch turns off runs unfused; a manager of your own (with custom kernels) may be
+    config: as the manager's, TF32 where torch's own products may be where none is given: what a switch turns off runs unfused; a manager of your own (with custom kernels) may be
     given in its place. Weights are shared with the model, and read at every call. Returns what was fused, what was not
     and why, and the manager, whose report() tells what was gained. unfuse_model(model) restores the model.
 
@@ -99,6 +100,8 @@ def fuse_model(
         raise refusing("fuse_model: model: expected one that is not fused, got one that is: unfuse_model(model) first")
     if not isinstance(manager, KernelFusionManager | None):
         raise refusing(f"fuse_model: manager: expected a KernelFusionManager, got {type(manager).__name__}")
+    if config is None and manager is None:
+        config = KernelFusionConfig(enable_tf32=allows_tf32())
     manager = KernelFusionManager(config) if manager is None else manager
     calls = Calls(manager, manager.config if config is None else config)
     done = FusedModules(manager)
@@ -211,6 +214,9 @@ def _difference(form: _Form, module: nn.Module, plan: SimpleNamespace, calls: Ca
     # Of a layer, what it adds: its input would cover differences.
     change = expected - args[0] if form.what == "decoder layer" else expected
     difference, scale = float((got - expected).abs().max()), float(change.abs().max())
-    if difference <= (_TOLERANCE if on_cpu else _ROUGH[weight.dtype]) * scale:
+    rough = weight.dtype
+    if rough == torch.float32 and (calls.config.enable_tf32 or allows_tf32()):
+        rough = torch.float16  # TF32's factors have its 11 bits
+    if difference <= (_TOLERANCE if on_cpu else _ROUGH[rough]) * scale:
         return None
     return f"the fused form differs by {difference:g} of {scale:g} on random operands: its forward is another one"
