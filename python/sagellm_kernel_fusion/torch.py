@@ -8,8 +8,8 @@
     step = torch.compile(model, fullgraph=True)                        # a model that calls these
 
 For inference on the CPU or a CUDA device, in f32, f16 or bf16: there is no backward, which torch says when one is asked
-for. Each call is one kernel of the library, chosen as `ops` chooses, on torch's current stream. Products of f32 on CUDA may be
-TF32 where torch's own may (torch.backends.cuda.matmul.allow_tf32).
+for. Each call is one kernel of the library, chosen as `ops` chooses, on torch's current stream. Products of f32
+on CUDA may be TF32 where torch's own may (torch.backends.cuda.matmul.allow_tf32).
 """
 
 from __future__ import annotations

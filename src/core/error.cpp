@@ -4,16 +4,11 @@ namespace kf {
 
 const char* error_code_name(ErrorCode code) {
   switch (code) {
-    case ErrorCode::invalid_argument:
-      return "invalid_argument";
-    case ErrorCode::resource_exhausted:
-      return "resource_exhausted";
-    case ErrorCode::unavailable:
-      return "unavailable";
-    case ErrorCode::deadline_exceeded:
-      return "deadline_exceeded";
-    case ErrorCode::not_implemented:
-      return "not_implemented";
+    case ErrorCode::invalid_argument: return "invalid_argument";
+    case ErrorCode::resource_exhausted: return "resource_exhausted";
+    case ErrorCode::unavailable: return "unavailable";
+    case ErrorCode::deadline_exceeded: return "deadline_exceeded";
+    case ErrorCode::not_implemented: return "not_implemented";
   }
   return "unknown";
 }

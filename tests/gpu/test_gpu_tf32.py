@@ -15,8 +15,9 @@ ROUNDED, EXACT = (5e-5, 1e-3), (0.0, 5e-6)
 
 
 def ffn_operands():
-    weights = [random(*s, dtype=F32, scale=0.04) for s in ((1024, 512), (1024, 512), (512, 1024))]
-    return dict(zip(("gate_weight", "up_weight", "down_weight"), weights, strict=True)) | {"x": random(256, 512, dtype=F32)}
+    shapes = {"gate_weight": (1024, 512), "up_weight": (1024, 512), "down_weight": (512, 1024)}
+    weights = {name: random(*shape, dtype=F32, scale=0.04) for name, shape in shapes.items()}
+    return weights | {"x": random(256, 512, dtype=F32)}
 
 
 def ffn_error(got, x, gate_weight, up_weight, down_weight) -> float:
@@ -76,9 +77,15 @@ def test_torchs_operators_follow_torch(allow_tf32):
         assert within(error := ffn_error(kft.swiglu(**operands), **operands), ROUNDED if tf32 else EXACT), (tf32, error)
 
 
-@pytest.mark.parametrize(("allowed", "config", "expected"), [
-    (True, None, True), (False, None, False), (False, {"enable_tf32": True}, True), (True, {"enable_tf32": False}, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("allowed", "config", "expected"),
+    [
+        (True, None, True),
+        (False, None, False),
+        (False, {"enable_tf32": True}, True),
+        (True, {"enable_tf32": False}, False),
+    ],
+)
 def test_fused_models_follow_torch_unless_a_configuration_is_given(allow_tf32, allowed, config, expected):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)

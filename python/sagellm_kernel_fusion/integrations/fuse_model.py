@@ -88,9 +88,10 @@ def fuse_model(
     torch's or transformers': RMS and layer norms, and gated FFNs. Before a kind of module is replaced, it is compared
     with its fused form on random operands, in f32.
 
-    config: as the manager's, TF32 where torch's own products may be where none is given: what a switch turns off runs unfused; a manager of your own (with custom kernels) may be
-    given in its place. Weights are shared with the model, and read at every call. Returns what was fused, what was not
-    and why, and the manager, whose report() tells what was gained. unfuse_model(model) restores the model.
+    config: as the manager's: what a switch turns off runs unfused; a manager of your own (with custom kernels) may be
+    given in its place. With neither, products of f32 are TF32 where torch's own may be. Weights are shared with the
+    model, and read at every call. Returns what was fused, what was not and why, and the manager, whose report() tells
+    what was gained. unfuse_model(model) restores the model.
 
     While it is fused: calls under torch.no_grad() or inference_mode() (generate() is); no dropout, attention weights or
     pickling (state_dict and save_pretrained are as ever); hooks on modules within a fused one do not run."""
