@@ -1,12 +1,15 @@
 // kf_info: what this machine offers and every kernel that is compiled in.
 
 #include <cstdio>
+#include <exception>
 
 #include <fmt/format.h>
 
 #include "kf/kf.h"
 
-int main() {
+namespace {
+
+void print_info() {
   for (const kf::PluginReport& p : kf::plugin_reports())
     if (!p.error.empty()) fmt::print("plug-in not loaded: {}\n", p.error);
   for (const kf::Backend* b : kf::all_backends()) {
@@ -23,6 +26,17 @@ int main() {
       for (const kf::Kernel* k : d.kernels(op.op))
         fmt::print("  {:<36} {:<16} {}\n", k->name, kf::family_names(k->families), k->condition);
     }
+  }
+}
+
+}  // namespace
+
+int main() {
+  try {
+    print_info();
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "kf_info: {}\n", e.what());
+    return 1;
   }
   return 0;
 }
