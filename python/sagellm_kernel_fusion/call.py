@@ -36,9 +36,7 @@ class Selection:
             raise refusing(f"Selection: kernel: expected the name of a row, got {self.kernel!r}")
 
     def bound(self) -> _kf.Selection:
-        return _kf.Selection(
-            list(self.families), self.kernel, self.allow_fallback, self.batch_invariant, self.tf32
-        )
+        return _kf.Selection(list(self.families), self.kernel, self.allow_fallback, self.batch_invariant, self.tf32)
 
 
 FAMILIES = ("reference", "vanilla", "fused", "library", "custom")

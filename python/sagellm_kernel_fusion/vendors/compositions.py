@@ -41,6 +41,13 @@ def floats_of_table(table, **rest) -> str | None:
     return dtypes({"table": table}, ("f32", "f16", "bf16"))
 
 
+def rounded_logits(x, **rest) -> str | None:
+    """Why the largest of logits that are written in x's dtype is none to go by."""
+    if x.dtype == "bf16":
+        return "x is bf16: the logits of this kernel are rounded to bf16, in which many are equal; it takes f32, f16"
+    return None
+
+
 def argmax(logits, max=None):
     found = logits.argmax(-1)
     if max is not None:

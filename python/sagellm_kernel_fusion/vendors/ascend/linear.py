@@ -6,7 +6,7 @@ adds is an operator of its own."""
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
-from ..compositions import argmax
+from ..compositions import argmax, rounded_logits
 from ..layouts import prologue_and_epilogue
 from ..row import VendorRow
 from .elementwise import activate
@@ -102,9 +102,7 @@ def _gated_ffn_plain(
 
 
 def _argmax_declines(x, **rest) -> str | None:
-    if x.dtype == "bf16":
-        return "x is bf16: the logits of this kernel are rounded to bf16, in which many are equal; it takes f32, f16"
-    return _declines(x, **rest)
+    return rounded_logits(x) or _declines(x, **rest)
 
 
 def _lm_head_argmax(

@@ -4,7 +4,7 @@ kunlun_ops where it has them and else by PyTorch's own operators."""
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
-from ..compositions import activate, argmax, binary, embedding, floats_of_table, softmax
+from ..compositions import activate, argmax, binary, embedding, floats_of_table, rounded_logits, softmax
 from ..layers import Layers, operands_of_layer
 from ..layouts import prologue_and_epilogue, whole_heads
 from ..row import VendorRow
@@ -140,9 +140,7 @@ LAYERS = Layers(activate, rms_norm, layer_norm, product, _hidden)
 
 
 def _argmax_declines(x, **rest) -> str | None:
-    if x.dtype == "bf16":
-        return "x is bf16: the logits of this kernel are rounded to bf16, in which many are equal; it takes f32, f16"
-    return _declines(x, **rest)
+    return rounded_logits(x) or _declines(x, **rest)
 
 
 def _lm_head_argmax(

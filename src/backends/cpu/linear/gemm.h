@@ -6,7 +6,7 @@
 //           of an item.
 //   panel   as many rows of x as a register tile has, stored [in][rows] in f32 with the prologue applied, so that a
 //           tile reads one stream and no two of its rows fall into the same sets of the cache.
-//   tiles   of A and of strips in bf16, in pieces that add up to f32, where the processor has matrix units (gemm_tiles-inl.h,
+//   tiles   of A and of strips in bf16, in pieces that add up to f32, where the processor has matrix units (gemm_matrix-inl.h,
 //           simd/matrix_units.h).
 //   wide    panel: as many rows of x as some vectors have lanes, where all weights are sparse (gemm_sparse-inl.h): there
 //           a lane is a row of x, and not a feature.

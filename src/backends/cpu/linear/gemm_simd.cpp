@@ -9,8 +9,8 @@
 
 #include "backends/cpu/linear/epilogue-inl.h"
 #include "backends/cpu/linear/gemm.h"
+#include "backends/cpu/linear/gemm_matrix-inl.h"
 #include "backends/cpu/linear/gemm_sparse-inl.h"
-#include "backends/cpu/linear/gemm_tiles-inl.h"
 #include "backends/cpu/linear/rows-inl.h"
 #include "backends/cpu/linear/strips-inl.h"
 #include "backends/cpu/linear/weights.h"

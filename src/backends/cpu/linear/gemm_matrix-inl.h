@@ -3,11 +3,11 @@
 //
 // Infinities. A value that is not finite goes whole into its last piece, which is multiplied with the first piece of the other side
 // alone: beside other pieces it would meet values of either sign. Where x has but one piece, both pieces of a weight have its sign.
-#if defined(KF_CPU_LINEAR_GEMM_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
-#ifdef KF_CPU_LINEAR_GEMM_TILES_INL_H_
-#undef KF_CPU_LINEAR_GEMM_TILES_INL_H_
+#if defined(KF_CPU_LINEAR_GEMM_MATRIX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KF_CPU_LINEAR_GEMM_MATRIX_INL_H_
+#undef KF_CPU_LINEAR_GEMM_MATRIX_INL_H_
 #else
-#define KF_CPU_LINEAR_GEMM_TILES_INL_H_
+#define KF_CPU_LINEAR_GEMM_MATRIX_INL_H_
 #endif
 
 #include <algorithm>
