@@ -91,7 +91,7 @@ test-cuda-build: setup
 	@build-cuda-check/kf_tests --gtest_brief=1 --gtest_filter='Accelerators*:Cuda*'
 	@build-cuda-check/kf_info | grep -q 'cuda'
 
-## make test-hip-build  the ROCm backend's kernels compiled for gfx906 (Debian's hipcc), their registers and waves checked
+## make test-hip-build  the ROCm backend's kernels compiled for gfx906 and gfx90a (Debian's hipcc), their registers and waves checked
 test-hip-build: setup
 	@echo "== the kernels of the ROCm backend, without a device"
 	@scripts/test_hip_build.sh $(JOBS)

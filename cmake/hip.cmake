@@ -36,9 +36,10 @@ file(GLOB KF_HIP_OWN_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/backends/
 list(APPEND KF_HIP_SOURCES ${KF_HIP_OWN_SOURCES})
 set(folders ${CMAKE_SOURCE_DIR}/src/backends/hip/machine ${KF_HIP_INCLUDE})
 list(REMOVE_ITEM folders /usr/include)  # where compilers look last, as they must
+list(JOIN KF_HIP_ARCHITECTURES ", " architectures)  # a semicolon would end the definition
 set_source_files_properties(${KF_HIP_SOURCES} PROPERTIES
   INCLUDE_DIRECTORIES "${folders}"
-  COMPILE_DEFINITIONS "__HIP_PLATFORM_AMD__;KF_HIP_ARCHITECTURES=\"${KF_HIP_ARCHITECTURES}\"")
+  COMPILE_DEFINITIONS "__HIP_PLATFORM_AMD__;KF_HIP_ARCHITECTURES=\"${architectures}\"")
 set_source_files_properties(src/backends/backends.cpp PROPERTIES COMPILE_DEFINITIONS KF_HIP)
 set_source_files_properties(${KF_HIP_OBJECTS} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
 target_sources(kf PRIVATE ${KF_HIP_SOURCES} ${KF_HIP_OBJECTS})

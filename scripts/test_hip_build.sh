@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compiles the kernels of the ROCm backend as `cmake --preset hip-check` does, for gfx906, and checks what the compiler says of each:
-# waves of 64 lanes, nothing spilled, registers and shared memory within what a block may have. Then links the library, which has to
-# say for itself whether there is a device, and which of those that a stand-in for HIP has it can use.
+# Compiles the kernels of the ROCm backend as `cmake --preset hip-check` does, for gfx906 and gfx90a, and checks what the compiler says
+# of each: waves of 64 lanes, nothing spilled, registers and shared memory within what a block may have. Then links the library, which
+# has to say for itself whether there is a device, and which of those that a stand-in for HIP has it can use.
 #   scripts/test_hip_build.sh [jobs]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -36,6 +36,7 @@ expect() {
 }
 expect "" "no usable DCU or AMD GPU: no device (stand-in)"
 expect gfx906:sramecc+:xnack-/64 "stand-in, 60 compute units"
-expect gfx1030/32 "kernels are compiled for gfx906; there are gfx1030; build with KF_HIP_ARCHITECTURES"
-expect gfx90a:sramecc+:xnack-/64,gfx1030/32 "there are gfx90a, gfx1030"
+expect gfx90a:sramecc+:xnack-/64 "stand-in, 60 compute units"
+expect gfx1030/32 "kernels are compiled for gfx906, gfx90a; there are gfx1030; build with KF_HIP_ARCHITECTURES"
+expect gfx942:sramecc+:xnack-/64,gfx1030/32 "there are gfx942, gfx1030"
 echo "devices of a stand-in for HIP: as expected"

@@ -18,7 +18,7 @@ namespace {
 using cuda::check;
 using cuda::CurrentDevice;
 
-// Those that kernels are compiled for: "gfx906;gfx90a".
+// Those that kernels are compiled for: "gfx906, gfx90a".
 constexpr std::string_view kArchitectures = KF_HIP_ARCHITECTURES;
 
 // "gfx906" of "gfx906:sramecc+:xnack-".
@@ -28,7 +28,7 @@ std::string architecture(const hipDeviceProp_t& properties) {
 }
 
 bool is_compiled_for(const std::string& name) {
-  return fmt::format(";{};", kArchitectures).find(";" + name + ";") != std::string::npos;
+  return fmt::format(", {},", kArchitectures).find(", " + name + ",") != std::string::npos;
 }
 
 Support available() {
