@@ -171,9 +171,20 @@ TypedArray make_typed(nb::object data, const std::string& dtype_name_,
   return t;
 }
 
+// int4 as the bytes that hold it, two to a byte, as QuantizedTensor has it: no library's arrays have the type.
+TensorView in_bytes(const TensorView& t) {
+  if (t.dtype != DType::int4 || t.rank < 1) return t;
+  TensorView bytes = t;
+  bytes.dtype = DType::u8;
+  bytes.shape[t.rank - 1] /= 2;
+  for (int i = 0; i + 1 < t.rank; ++i) bytes.strides[i] /= 2;
+  return bytes;
+}
+
 // The memory as NumPy has it, written where it is written: the types that NumPy lacks as the integers that carry their
 // bits. `owner` keeps the memory.
-nb::object numpy_view(const TensorView& t, nb::handle owner) {
+nb::object numpy_view(const TensorView& elements, nb::handle owner) {
+  const TensorView t = in_bytes(elements);
   if (t.data == nullptr && t.numel() > 0)
     throw_invalid("numpy: expected an array with memory, got a layout " + to_string(t));
   if (t.device.type != DeviceType::cpu)
@@ -197,7 +208,8 @@ nb::object numpy_view(const TensorView& t, nb::handle owner) {
 // The memory as a library has it (without one: as what that library's from_dlpack takes), on whichever device it lies.
 // `owner` keeps the memory; null: it is lent, and somebody else does.
 template <typename... Library>
-nb::object library_view(const char* what, const TensorView& t, nb::handle owner) {
+nb::object library_view(const char* what, const TensorView& elements, nb::handle owner) {
+  const TensorView t = in_bytes(elements);
   if (t.data == nullptr && t.numel() > 0)
     throw_invalid(fmt::format("{}: expected an array with memory, got a layout {}", what, to_string(t)));
   const DLDataType own = dlpack_dtype(t.dtype);
@@ -303,16 +315,16 @@ void bind_arrays(nb::module_& m) {
       .def(
           "numpy",
           [](nb::handle self) { return numpy_view(nb::cast<const TypedArray&>(self).array.view, self); },
-          "The memory as NumPy has it; bf16 and fp8 as unsigned integers. Of an array lent to a custom "
-          "kernel it lives as\n"
-          "long as the call.")
+          "The memory as NumPy has it; bf16 and fp8 as unsigned integers, int4 as bytes of two. Of an array "
+          "lent to a\n"
+          "custom kernel it lives as long as the call.")
       .def(
           "torch",
           [](nb::handle self) {
             const auto& typed = nb::cast<const TypedArray&>(self);
             return library_view<nb::pytorch>("torch", typed.array.view, owner_of(self));
           },
-          "The memory as a torch tensor, on its device; as `numpy` for how long.")
+          "The memory as a torch tensor, on its device, int4 as bytes of two; as `numpy` for how long.")
       .def(
           "dlpack",
           [](nb::handle self) {

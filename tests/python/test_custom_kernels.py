@@ -50,6 +50,25 @@ def test_a_function_serves_an_operator(m, rng):
     assert selected(m.explain("gelu_linear", x=x, weight=w)) == "custom::gelu_linear"
 
 
+def test_weights_of_four_bits_come_as_bytes_of_two(m, rng):
+    w = kf.quantize(rng.standard_normal((5, 64)).astype(np.float32), "int4", group_size=32)
+    seen = []
+
+    def mine(x, weight, pre_activation, weight_scales=None, weight_group_size=0):
+        seen.append((weight.dtype, weight.shape))
+        codes = np.stack((weight & 15, weight >> 4), -1).astype(np.int8).reshape(weight.shape[0], -1)
+        values = np.where(codes > 7, codes - 16, codes) * np.repeat(weight_scales, weight_group_size, 1)
+        return x / (1 + np.exp(-x)) @ values.T
+
+    m.register_custom_kernel("mine", mine, op="linear")
+    x = rng.standard_normal((3, 64)).astype(np.float32)
+    config = kf.KernelFusionConfig(fuse_with_quant=True)
+    got = m.fuse_silu_linear(x, w, config=config, weight_layout="out_in")
+    np.testing.assert_allclose(got, kf.ops.linear(x, w, pre_activation="silu"), rtol=1e-4, atol=1e-5)
+    assert seen[-1] == (np.uint8, (5, 32))
+    assert "custom::mine" in m.get_stats()["ops"]["linear"]["kernels"]
+
+
 def test_what_it_does_not_name_goes_to_the_next_kernel(m, rng):
     m.register_custom_kernel("mine", lambda x, weight: gelu_tanh(x) @ weight, op="gelu_linear")
     x, w, b = (rng.standard_normal(s).astype(np.float32) for s in ((3, 8), (8, 5), 5))

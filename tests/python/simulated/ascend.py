@@ -55,6 +55,10 @@ def test_every_parameter_is_one_of_the_wheels_schemas():
         assert set(parameters) <= {a.name for a in schema.arguments}
         assert set(cann.KERNELS[name]) & set(wheel["kernels"]), name
         assert name in cann.SINCE
+    for row in table.ROWS:
+        for name, parameters in row.library.names.items():
+            schema = torch._C.parse_schema(wheel["schemas"][name])
+            assert set(parameters) <= {a.name for a in schema.arguments}, (row.name, name)
 
 
 def test_the_specifications_call_of_fusion_attention_is_refused():
@@ -183,6 +187,70 @@ def test_the_cache_is_written_where_slots_are_not_negative(m):
     assert served(m, "append_kv") == ["ascend::append_kv"]
 
 
+_SCALES = {"tensor": (1, 1, 1, 1), "head": (1, 1, 2, 1), "token": (5, 32, 1, 1), "row": (5, 32, 2, 1)}
+
+
+@pytest.mark.skipif(not cann.at_least(CANN, "8.1.RC1"), reason="of CANN 8.1")
+@pytest.mark.parametrize("per", list(_SCALES))
+@pytest.mark.parametrize("lengths", [(19, 63), (0, 40)])
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_a_cache_of_eight_bits_is_written_and_attended(m, per, lengths, dtype):
+    k, v = random(51, 2, 64, dtype=dtype), random(51, 2, 64, dtype=dtype)
+    slots = torch.arange(51, dtype=torch.int32) + 30
+    slots[7] = -1
+    tables = torch.tensor([[1, 2, -1], [3, 4, -1]], dtype=torch.int32)
+    q, of_token = random(2, 6, 64, dtype=dtype), per in ("token", "row")
+    got = {}
+    for name, place in (("cpu", lambda t: t), ("npu", there)):
+        g = torch.Generator().manual_seed(1)
+        pools = [torch.randint(-127, 128, (5, 32, 2, 64), generator=g, dtype=torch.int8) for _ in range(2)]
+        scales = [torch.rand(_SCALES[per], generator=g).to(torch.float32 if of_token else dtype) / 50 for _ in range(2)]
+        pools, scales = ([place(t) for t in group] for group in (pools, scales))
+        caches = [kf.QuantizedTensor(p, s, dtype="int8") for p, s in zip(pools, scales, strict=True)]
+        manager = m if name == "npu" else kf.KernelFusionManager()
+        config = kf.KernelFusionConfig(fuse_with_quant=True)
+        if of_token:
+            manager.append_kv(place(k), place(v), *caches, place(slots), config, kv_layout="NHD")
+        where = {"block_tables": place(tables), "context_lens": place(torch.tensor(lengths, dtype=torch.int32))}
+        out, lse = manager.fuse_attention(place(q), *caches, config, **where, kv_layout="NHD", return_lse=True)
+        got[name] = [t.cpu().float() for t in (out, lse, *scales, *pools)]
+    assert served(m, "attention") == ["ascend::attention_decode_i8"]
+    if of_token:
+        assert served(m, "append_kv") == ["ascend::append_kv_i8"]
+    for g, e in zip(got["npu"][:2], got["cpu"][:2], strict=True):
+        close(g, e, dtype)
+    for g, e in zip(got["npu"][2:4], got["cpu"][2:4], strict=True):
+        torch.testing.assert_close(g, e)
+    assert all(float((g - e).abs().max()) <= 1 for g, e in zip(got["npu"][4:], got["cpu"][4:], strict=True))
+
+
+def _of_eight_bits(page=32, width=64, scales=None, scales_dtype=torch.float32):
+    pools = [there(torch.zeros(5, page, 2, width, dtype=torch.int8)) for _ in range(2)]
+    shape = scales or (5, page, 2, 1)
+    return [kf.QuantizedTensor(p, there(torch.ones(shape, dtype=scales_dtype)), dtype="int8") for p in pools]
+
+
+@pytest.mark.parametrize(
+    ("caches", "reason"),
+    [
+        (lambda: _of_eight_bits(page=16), "page size 16: for one query a sequence over i8 this kernel takes"),
+        (lambda: _of_eight_bits(width=48), "head_dim 48: this kernel takes multiples of 32 up to 512"),
+        (lambda: _of_eight_bits(scales_dtype=F16), "k_scales is f16: this kernel takes whole ones in f32"),
+        (lambda: _of_eight_bits(scales=(1, 1, 2, 1)), "k_scales is f32: this kernel takes whole ones in f16"),
+        (lambda: _of_eight_bits(scales=(1, 32, 2, 1)), "this kernel takes one for each token, token and head, head"),
+    ],
+)
+def test_a_cache_of_eight_bits_that_it_does_not_take_says_why(m, caches, reason):
+    k, v = caches()
+    where = {"block_tables": there(torch.zeros(2, 1, dtype=torch.int32)),
+             "context_lens": there(torch.full((2,), 9, dtype=torch.int32))}  # fmt: skip
+    config = kf.KernelFusionConfig(fuse_with_quant=True)
+    if not cann.at_least(CANN, "8.1.RC1"):
+        reason = f"key_antiquant_mode came with CANN 8.1.RC1, installed is {CANN}"
+    with pytest.raises(kf.NotServedError, match=reason):
+        m.fuse_attention(there(random(2, 6, k.shape[-1])), k, v, config, **where, kv_layout="NHD")
+
+
 # Norms, activations, layers
 
 
@@ -299,6 +367,52 @@ def test_eight_bit_weights(m, group, zeros):
     if zeros:
         operands["weight_zeros"] = torch.randint(-9, 9, (48, groups), generator=g, dtype=torch.int8)
     both(m, "linear", "ascend::linear_w8", **operands)
+
+
+@since_8
+@pytest.mark.parametrize("group", [0, 32])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_four_bit_weights(m, group, symmetric, dtype):
+    w = kf.quantize(random(48, 96).numpy(), "int4", group_size=group, symmetric=symmetric, scales_dtype="f16")
+    parts = {n: None if (p := getattr(w, n)) is None else torch.from_numpy(p) for n in ("data", "scales", "zeros")}
+    x, bias, residual = random(5, 96, dtype=dtype), random(48, dtype=dtype), random(5, 48, dtype=dtype)
+    others = {"x": x, "bias": bias, "residual": residual, "norm": "rms", "norm_weight": random(96, dtype=dtype)}
+    on_device = kf.QuantizedTensor(**{n: there(p) for n, p in parts.items()}, group_size=group)
+    got = kf.ops.linear(**all_there(others), weight=on_device)
+    close(got, kf.ops.linear(**others, weight=w), dtype)
+    rows = m.explain("linear", **all_there(others), **on_device.fields("weight"))
+    assert [r["kernel"] for r in rows if r["selected"]] == ["ascend::linear_w4"]
+
+
+@since_8
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((48, 20), "int4", r"weight has shape \[48, 20\]: this kernel takes 2 outputs or more of a multiple of 8"),
+        ((48, 8), "int4", r"weight has shape \[48, 8\]: this kernel takes 2 outputs or more"),
+        ((1, 64), "int4", r"weight has shape \[1, 64\]: this kernel takes 2 outputs or more"),
+        ((65536, 16), "int4", r"weight has shape \[65536, 16\]: this kernel takes at most 65535 inputs and outputs"),
+        ((65536, 16), "i8", r"weight has shape \[65536, 16\]: this kernel takes at most 65535 inputs and outputs"),
+    ],
+)
+def test_low_bit_weights_beyond_the_operators_limits_say_why(shape, dtype, reason):
+    rows, wide = shape
+    data = torch.zeros(rows, wide // (2 if dtype == "int4" else 1), dtype=torch.int8 if dtype == "i8" else torch.uint8)
+    weight = kf.QuantizedTensor(there(data), there(torch.ones(rows, 1, dtype=F16)), dtype=dtype)
+    with pytest.raises(kf.NotServedError, match=reason):
+        kf.ops.linear(there(random(2, wide)), weight)
+    if dtype == "i8":
+        with pytest.raises(kf.NotServedError, match=reason):
+            kf.ops.linear(there(random(2, wide)), weight, input_quantization="int8")
+
+
+@since_8
+def test_inputs_with_gaps_between_their_rows_are_copied_for_low_bit_weights(m):
+    x, codes = random(5, 192), torch.ones(48, 96, dtype=torch.int8)
+    scales = torch.ones(48, 1, dtype=F16)
+    got = kf.ops.linear(there(x)[:, :96], there(codes), weight_scales=there(scales))
+    close(got, kf.ops.linear(x[:, :96], codes, weight_scales=scales))
 
 
 def test_what_eight_bit_weights_need_is_said(m):

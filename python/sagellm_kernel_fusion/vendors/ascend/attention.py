@@ -134,27 +134,37 @@ def _packed(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, lse=None, softmax_sca
 def _paged_declines(
     q, k, v, cu_seqlens_q=None, block_tables=None, context_lens=None, kv_layout="HND", **rest
 ) -> str | None:
+    several = cu_seqlens_q is not None
+    queries = "several queries a sequence" if several else "one query a sequence"
+    problem = _pool_problem(q, k, v, block_tables, kv_layout, 128 if several else 16, queries)
+    return problem or _common(q, k, v, k.shape[2])
+
+
+def _pool_problem(q, k, v, block_tables, kv_layout: str, multiple: int, queries: str) -> str | None:
+    """Why these are no paged cache in NHD, whole, with pages that such queries take."""
     if block_tables is None:
         return "not paged: this kernel takes block_tables"
     if kv_layout != "NHD":
         return f"kv_layout {kv_layout}: this kernel takes NHD; make the cache so (make_kv_cache(kv_layout='NHD'))"
-    several = cu_seqlens_q is not None
-    multiple = 128 if several else 16
     if k.shape[1] % multiple or k.shape[1] > _MAX_BLOCK:
-        of_what = "several queries a sequence" if several else "one query a sequence"
-        return f"page size {k.shape[1]}: for {of_what} this kernel takes multiples of {multiple} up to {_MAX_BLOCK}"
+        return f"page size {k.shape[1]}: for {queries} this kernel takes multiples of {multiple} up to {_MAX_BLOCK}"
     if k.shape[2] * k.shape[3] > _MAX_ROW:
         return f"{k.shape[2]} K/V heads of {k.shape[3]}: this kernel takes rows of at most {_MAX_ROW}"
     if not is_contiguous(k) or not is_contiguous(v):
         return "a cache that is not contiguous: this kernel takes whole pools"
-    return _common(q, k, v, k.shape[2])
+    return None
 
 
 def _paged(
     q, k, v, cu_seqlens_q=None, block_tables=None, context_lens=None, kv_layout="HND", lse=None, softmax_scale=0.0,
     causal=True,
 ):  # fmt: skip
-    """One call for one query a sequence, else one a sequence; queries that see no key get zeros."""
+    return _over_pages(q, k, v, cu_seqlens_q, block_tables, context_lens, lse, softmax_scale, causal)
+
+
+def _over_pages(q, k, v, cu_seqlens_q, block_tables, context_lens, lse, softmax_scale, causal, **codes):
+    """One call for one query a sequence, else one a sequence; queries that see no key get zeros. codes: what the
+    operator is told of keys and values that are no floats."""
     lengths = context_lens.tolist()
     tables = block_tables.clamp_min(0)  # what pads a row is never read
     of_q = list(range(1, len(lengths) + 1)) if cu_seqlens_q is None else _lengths(cu_seqlens_q)
@@ -162,7 +172,7 @@ def _paged(
     if lse is not None:
         lse.fill_(-float("inf"))
     if cu_seqlens_q is None and all(lengths):
-        _paged_call(q.unsqueeze(1), k, v, tables, lengths, out, lse, softmax_scale, causal)
+        _paged_call(q.unsqueeze(1), k, v, tables, lengths, out, lse, softmax_scale, causal, codes)
         return out
     begin = 0
     for i, (end, keys) in enumerate(zip(of_q, lengths, strict=True)):
@@ -170,12 +180,12 @@ def _paged(
         rows = slice(begin + blind, end)
         if rows.start < end:
             into = None if lse is None else lse[:, rows]
-            _paged_call(q[None, rows], k, v, tables[i : i + 1], [keys], out[rows], into, softmax_scale, causal)
+            _paged_call(q[None, rows], k, v, tables[i : i + 1], [keys], out[rows], into, softmax_scale, causal, codes)
         begin = end
     return out
 
 
-def _paged_call(q, k, v, tables, lengths: list[int], out, lse, softmax_scale: float, causal: bool) -> None:
+def _paged_call(q, k, v, tables, lengths: list[int], out, lse, softmax_scale: float, causal: bool, codes: dict) -> None:
     """q [batch, seqlen_q, num_heads, head_dim] into out [batch * seqlen_q, ...] and lse [num_heads,
     batch * seqlen_q]."""
     batch, seqlen, heads, width = q.shape
@@ -184,11 +194,82 @@ def _paged_call(q, k, v, tables, lengths: list[int], out, lse, softmax_scale: fl
         q.reshape(batch, seqlen, heads * width), k.view(-1, page, k.shape[2] * width),
         v.view(-1, page, k.shape[2] * width), input_layout="BSH", block_table=tables, block_size=page,
         actual_seq_lengths_kv=lengths,
-        softmax_lse_flag=lse is not None, **_options(q, k.shape[2], softmax_scale, causal, seqlen == 1),
+        softmax_lse_flag=lse is not None, **_options(q, k.shape[2], softmax_scale, causal, seqlen == 1), **codes,
     )  # fmt: skip
     out.copy_(got.view(out.shape))
     if lse is not None:  # [batch, num_heads, seqlen_q, 1]
         lse.copy_(sums.squeeze(-1).transpose(0, 1).reshape(lse.shape))
+
+
+# Keys and values of i8 in pages, with scales beside them
+
+_PER_TENSOR, _PER_HEAD, _PER_TOKEN, _PER_TOKEN_AND_HEAD = 0, 2, 4, 5  # key_antiquant_mode
+
+
+def _mode(pool, scales) -> int | None:
+    """How scales [pages, page size, heads, 1], each of full size or 1, are shared, as the operator counts it."""
+    if scales is None or scales.shape[3] != 1:
+        return None
+    pages, page, heads = pool.shape[:3]
+    modes = {(pages, page, 1): _PER_TOKEN, (pages, page, heads): _PER_TOKEN_AND_HEAD, (1, 1, heads): _PER_HEAD,
+             (1, 1, 1): _PER_TENSOR}  # fmt: skip
+    return modes.get(tuple(scales.shape[:3]))
+
+
+def _scales_problem(mode: int | None, dtype: str, **scales) -> str | None:
+    """dtype: of the queries, which scales of heads and of all have, too."""
+    if mode is None:
+        given = [None if s is None else list(s.shape) for s in scales.values()]
+        return (
+            f"{' and '.join(scales)} {' and '.join(map(str, given))}: this kernel takes one for each token, token and "
+            "head, head, or all"
+        )
+    wanted = dtype if mode in (_PER_TENSOR, _PER_HEAD) else "f32"
+    for name, s in scales.items():
+        if s.dtype != wanted or not is_contiguous(s):
+            return f"{name} is {s.dtype}: this kernel takes whole ones in {wanted}"
+    return None
+
+
+def _decode_i8_declines(
+    q, k, v, cu_seqlens_q=None, block_tables=None, kv_layout="HND", k_scales=None, v_scales=None, **rest
+) -> str | None:
+    if k.dtype != "i8" or v.dtype != "i8":
+        return f"k is {k.dtype}, v {v.dtype}: this kernel takes i8 with scales"
+    if reason := cann.lacking("key_antiquant_mode"):
+        return reason
+    if cu_seqlens_q is not None:
+        return "cu_seqlens_q with block_tables: this kernel takes one query token a sequence"
+    if reason := _pool_problem(q, k, v, block_tables, kv_layout, 32, "one query a sequence over i8"):
+        return reason
+    mode = _mode(k, k_scales)
+    if mode != _mode(v, v_scales):
+        return "k_scales and v_scales are not alike: this kernel takes them so"
+    return (
+        _scales_problem(mode, q.dtype, k_scales=k_scales, v_scales=v_scales)
+        or dtypes({"q": q}, _F16)
+        or not_empty({"q": q, "k": k, "v": v})
+        or head_dims(q, v, multiple=32, at_most=_MAX_HEAD_DIM)
+        or _heads(q, k.shape[2])
+    )
+
+
+def _decode_i8(
+    q, k, v, block_tables=None, context_lens=None, kv_layout="HND", lse=None, softmax_scale=0.0, causal=True,
+    k_scales=None, v_scales=None, k_group_size=0, v_group_size=0,
+):  # fmt: skip
+    mode = _mode(k, k_scales)
+    codes = {"key_antiquant_mode": mode, "value_antiquant_mode": mode}
+    for name, scales in (("key", k_scales), ("value", v_scales)):
+        codes[f"{name}_antiquant_scale"] = _as_the_operator_has(scales, mode)
+    return _over_pages(q, k, v, None, block_tables, context_lens, lse, softmax_scale, causal, **codes)
+
+
+def _as_the_operator_has(scales, mode: int):
+    """[pages, page size] of tokens, of tokens and heads [pages, heads, page size], which is a copy."""
+    if mode == _PER_TOKEN_AND_HEAD:
+        return scales.squeeze(-1).transpose(1, 2).contiguous()
+    return scales.reshape(scales.shape[:2] if mode == _PER_TOKEN else -1)
 
 
 # CANN 7.0 has npu_fusion_attention alone, which is for training.
@@ -219,23 +300,64 @@ def _fusion(q, k, v, lse=None, softmax_scale=0.0, causal=True, attn_mask=None):
 # The cache
 
 
-def _append_declines(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND", **rest) -> str | None:
+def _whole_pools(k_cache, v_cache, kv_layout: str) -> str | None:
     if kv_layout != "NHD":
         return f"kv_layout {kv_layout}: this kernel takes NHD; make the cache so (make_kv_cache(kv_layout='NHD'))"
     if not is_contiguous(k_cache) or not is_contiguous(v_cache):
         return "a cache that is not contiguous: this kernel takes whole pools"
-    return dtypes({"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}, ("f16", "bf16", "f32"))
+    return None
+
+
+def _append_declines(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND", **rest) -> str | None:
+    operands = {"k": k, "v": v, "k_cache": k_cache, "v_cache": v_cache}
+    return _whole_pools(k_cache, v_cache, kv_layout) or dtypes(operands, ("f16", "bf16", "f32"))
 
 
 def _append(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND"):
     """Slots below 0 are left out, which waits for the device."""
     kept = slot_mapping >= 0
     slots = slot_mapping[kept].long().unsqueeze(1)
-    scatter = ALL("npu_scatter_nd_update_")
     for new, cache_ in ((k, k_cache), (v, v_cache)):
-        rows = new[kept].flatten(1)
-        if rows.shape[0]:
-            scatter(cache_.view(-1, rows.shape[1]), slots, rows)
+        _put(cache_, slots, new[kept])
+
+
+def _put(pool, slots, rows) -> None:
+    """rows [tokens, heads, ...] into a pool [pages, page size, heads, ...]."""
+    if rows.shape[0]:
+        rows = rows.flatten(1)
+        ALL("npu_scatter_nd_update_")(pool.view(-1, rows.shape[1]), slots, rows)
+
+
+def _append_i8_declines(
+    k, v, k_cache, v_cache, kv_layout="HND", k_cache_scales=None, v_cache_scales=None, **rest
+) -> str | None:
+    if k_cache.dtype != "i8" or v_cache.dtype != "i8":
+        return f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}: this kernel takes i8 with scales"
+    if reason := _whole_pools(k_cache, v_cache, kv_layout):
+        return reason
+    for name, pool, scales in (("k", k_cache, k_cache_scales), ("v", v_cache, v_cache_scales)):
+        mode = _mode(pool, scales)
+        if mode not in (_PER_TOKEN, _PER_TOKEN_AND_HEAD):
+            return f"{name}_cache_scales: this kernel takes one for each token, or for each token and head"
+        if reason := _scales_problem(mode, "f32", **{f"{name}_cache_scales": scales}):
+            return reason
+    return dtypes({"k": k, "v": v}, _F16) or not_empty({"k": k, "v": v})
+
+
+def _append_i8(
+    k, v, k_cache, v_cache, slot_mapping, kv_layout="HND", k_cache_scales=None, v_cache_scales=None,
+    k_cache_group_size=0, v_cache_group_size=0,
+):  # fmt: skip
+    """The operator makes a scale of each row that it is given: a head's, or of all heads'."""
+    kept = slot_mapping >= 0
+    slots = slot_mapping[kept].long().unsqueeze(1)
+    if not slots.shape[0]:
+        return
+    for new, pool, scales in ((k, k_cache, k_cache_scales), (v, v_cache, v_cache_scales)):
+        rows = new[kept]
+        codes, of_rows = ALL("npu_dynamic_quant")(rows if scales.shape[2] > 1 else rows.flatten(1))
+        _put(pool, slots, codes.view(rows.shape))
+        _put(scales, slots, of_rows.view(rows.shape[0], -1))
 
 
 _INFER = needing("npu_fused_infer_attention_score")
@@ -262,6 +384,26 @@ ROWS = (
         "ascend::attention_fusion", "attention", "library", needing("npu_fusion_attention"),
         f"dense; {_ANY}; for a CANN before 8.0", _fusion, _fusion_declines, devices=("ascend",), graph_safe=True,
         saves=_ONE,
+    ),
+    VendorRow(
+        "ascend::attention_decode_i8", "attention", "library",
+        needing(
+            "npu_fused_infer_attention_score",
+            npu_fused_infer_attention_score=(
+                "key_antiquant_scale", "value_antiquant_scale", "key_antiquant_mode", "value_antiquant_mode",
+            ),
+        ),
+        "paged, NHD, one query a sequence, keys and values of i8 with a scale a token, token and head, head or tensor; "
+        "f16 and bf16; head_dim a multiple of 32 up to 512; up to 256 heads, 64 a K/V head; pages of a multiple of 32 "
+        "up to 512",
+        _decode_i8, _decode_i8_declines, devices=("ascend",), launches=3,
+        saves=_ONE + "; half the bytes of a 16-bit cache",
+    ),
+    VendorRow(
+        "ascend::append_kv_i8", "append_kv", "library", needing("npu_dynamic_quant", "npu_scatter_nd_update_"),
+        "NHD, into i8 with a scale a token, or token and head; f16 and bf16", _append_i8, _append_i8_declines,
+        devices=("ascend",), launches=6,
+        saves="one launch each for scales and codes, which are put in place by one more each",
     ),
     VendorRow(
         "ascend::append_kv", "append_kv", "library", needing("npu_scatter_nd_update_"), "NHD; f32, f16 and bf16",

@@ -8,6 +8,7 @@ import re
 from functools import cache
 
 # The function of libopapi.so that an operator calls, read in torch_npu 2.14.0 (libtorch_npu.so); any of them will do.
+# Of npu_fused_infer_attention_score's key_antiquant_mode the first whose documentation has every mode.
 KERNELS = {
     "npu_rms_norm": ("aclnnRmsNorm",),
     "npu_add_rms_norm": ("aclnnAddRmsNorm",),
@@ -23,6 +24,9 @@ KERNELS = {
     "npu_weight_quant_batchmatmul": ("aclnnWeightQuantBatchMatmulV2", "aclnnWeightQuantBatchMatmulV3"),
     "npu_quant_matmul": ("aclnnQuantMatmulV3", "aclnnQuantMatmulV4", "aclnnQuantMatmulV5"),
     "npu_dynamic_quant": ("aclnnDynamicQuant", "aclnnDynamicQuantV2"),
+    "key_antiquant_mode": (
+        "aclnnFusedInferAttentionScoreV3", "aclnnFusedInferAttentionScoreV4", "aclnnFusedInferAttentionScoreV5",
+    ),
 }  # fmt: skip
 
 # The first CANN with each, as Huawei's documentation of torch_npu has it; asked only where libopapi.so cannot be read.
@@ -39,6 +43,7 @@ SINCE = {
     "npu_dynamic_quant": "8.0.RC2",
     "npu_add_layer_norm": "8.0.RC2",
     "npu_gelu": "8.0.0",
+    "key_antiquant_mode": "8.1.RC1",
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
 from ..compositions import argmax, rounded_logits
-from ..layouts import prologue_and_epilogue
+from ..layouts import is_contiguous, prologue_and_epilogue
 from ..row import VendorRow
 from .elementwise import activate
 from .norms import layer_norm, rms_norm
@@ -113,12 +113,21 @@ def _lm_head_argmax(
 
 # Low-bit weights
 
+_MAX_SIZE = 65535  # of a weight, each way
 
-def _low_bit_declines(x, weight, weight_scales=None, weight_zeros=None, weight_group_size=0, **rest) -> str | None:
+
+def _codes_problem(weight, weight_scales, dtype: str) -> str | None:
+    """Why this is no weight of codes that the operators take: whole, so that it is given as one that is transposed."""
     if weight_scales is None:
-        return "weight has no scales: this kernel takes i8 with scales"
-    if weight.dtype != "i8":
-        return f"weight is {weight.dtype}: this kernel takes i8 with scales"
+        return f"weight has no scales: this kernel takes {dtype} with scales"
+    if weight.dtype != dtype:
+        return f"weight is {weight.dtype}: this kernel takes {dtype} with scales"
+    if max(weight.shape) > _MAX_SIZE:
+        return f"weight has shape {list(weight.shape)}: this kernel takes at most {_MAX_SIZE} inputs and outputs"
+    return None if is_contiguous(weight) else "weight is not contiguous: this kernel takes whole ones"
+
+
+def _groups_problem(x, weight, weight_scales, weight_group_size=0, **rest) -> str | None:
     wide = weight.shape[-1]
     if weight_group_size and weight_group_size != wide and (weight_group_size % 32 or weight_group_size > wide - 1):
         return f"groups of {weight_group_size}: this kernel takes whole rows, or multiples of 32 within them"
@@ -127,16 +136,35 @@ def _low_bit_declines(x, weight, weight_scales=None, weight_zeros=None, weight_g
     return dtypes({"x": x}, ("f16", "bf16")) or _prologue_dtypes(x, **rest)
 
 
+def _w8_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> str | None:
+    return _codes_problem(weight, weight_scales, "i8") or _groups_problem(x, weight, weight_scales, **rest)
+
+
+def _w4_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> str | None:
+    if reason := _codes_problem(weight, weight_scales, "int4"):
+        return reason
+    if weight.shape[-1] % 8 or weight.shape[-1] < 16 or weight.shape[0] < 2:  # below, which way it lies is not told
+        return (
+            f"weight has shape {list(weight.shape)}: this kernel takes 2 outputs or more of a multiple of 8 inputs "
+            "from 16"
+        )
+    return _groups_problem(x, weight, weight_scales, **rest)
+
+
 def _prologue_dtypes(x, **rest) -> str | None:
     operands = {"x": x} | prologue_and_epilogue(**rest)
     return _gelu_problem(**rest) or dtypes(operands, FLOATS) or not_empty(operands)
 
 
-def _linear_w8(
+def _linear_low_bit(
     x, weight, bias=None, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
     pre_activation="none", activation="none", weight_scales=None, weight_zeros=None, weight_group_size=0,
 ):  # fmt: skip
-    """(code - zero) * scale, as the operator has (code + offset) * scale; scales as [groups, out]."""
+    """(code - zero) * scale, as the operator has (code + offset) * scale; scales as [groups, out]. Of four bits it
+    has eight codes in an int32, the first in the lowest: so kf's lie, two in a byte."""
+    import torch
+
+    codes = weight.view(torch.int32) if weight.dtype is torch.uint8 else weight
     y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
     groups = weight_scales.shape[1] if weight_scales.dim() == 2 else 1
     scales = weight_scales.reshape(-1, groups).t().contiguous().to(x.dtype)
@@ -144,7 +172,7 @@ def _linear_w8(
     if groups == 1:
         scales, offsets = scales[0], None if offsets is None else offsets[0]
     y = ALL("npu_weight_quant_batchmatmul")(
-        y, weight.t(), scales, antiquant_offset=offsets, bias=_bias_of(bias),
+        y.contiguous(), codes.t(), scales, antiquant_offset=offsets, bias=_bias_of(bias),
         antiquant_group_size=0 if groups == 1 else weight_group_size,
     )  # fmt: skip
     if activation != "none":
@@ -160,8 +188,8 @@ def _bias_of(bias):
 
 
 def _w8a8_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> str | None:
-    if weight_scales is None or weight.dtype != "i8":
-        return "weight is not i8 with scales: this kernel takes that alone"
+    if reason := _codes_problem(weight, weight_scales, "i8"):
+        return reason
     if weight_zeros is not None or list(weight_scales.shape) not in ([weight.shape[0], 1], [weight.shape[0]]):
         return "weight has zeros or groups: this kernel takes a scale an output"
     return dtypes({"x": x}, ("f16", "bf16")) or _prologue_dtypes(x, **rest)
@@ -221,8 +249,15 @@ ROWS = (
     VendorRow(
         "ascend::linear_w8", "linear", "library", needing("npu_weight_quant_batchmatmul", "npu_rms_norm"),
         "i8 weights of a scale an output, or of groups of a multiple of 32; f16 and "
-        "bf16", _linear_w8, _low_bit_declines,
+        "bf16", _linear_low_bit, _w8_declines,
         devices=("ascend",), graph_safe=True, launches=2,
         saves="half the bytes of a 16-bit weight, never expanded in memory",
+    ),
+    VendorRow(
+        "ascend::linear_w4", "linear", "library", needing("npu_weight_quant_batchmatmul", "npu_rms_norm"),
+        "int4 weights of a scale an output, or of groups of a multiple of 32; f16 and bf16", _linear_low_bit,
+        _w4_declines,
+        devices=("ascend",), graph_safe=True, launches=2,
+        saves="a quarter of the bytes of a 16-bit weight, never expanded in memory",
     ),
 )  # fmt: skip

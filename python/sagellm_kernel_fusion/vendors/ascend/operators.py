@@ -32,11 +32,12 @@ PARAMETERS = {
 
 
 @cache
-def needing(*names: str) -> Operators:
-    """The library of a row that calls these."""
+def needing(*names: str, **also: tuple[str, ...]) -> Operators:
+    """The library of a row that calls these. also: parameters that older ones of an operator have not."""
     from . import ASCEND
 
-    return Operators(lambda: ASCEND, "npu", SOURCE, {name: PARAMETERS[name] for name in names}, cann.lacking)
+    parameters = {name: PARAMETERS[name] + also.get(name, ()) for name in names}
+    return Operators(lambda: ASCEND, "npu", SOURCE, parameters, cann.lacking)
 
 
 ALL = needing(*PARAMETERS)

@@ -160,11 +160,22 @@ def npu_fusion_attention(
 def npu_fused_infer_attention_score(
     query, key, value, *, atten_mask=None, actual_seq_lengths=None, actual_seq_lengths_kv=None, block_table=None,
     num_heads=1, scale=1.0, input_layout="BSH", num_key_value_heads=0, sparse_mode=0, block_size=0,
-    softmax_lse_flag=False, **others,
+    softmax_lse_flag=False, key_antiquant_scale=None, value_antiquant_scale=None, key_antiquant_mode=0,
+    value_antiquant_mode=0, **others,
 ):  # fmt: skip
     unknown = [n for n, v in others.items() if v not in (None, 0, 2147483647)]
     _require(not unknown, f"{unknown} are not in this stand-in")
-    _require(query.dtype in _F16 and query.dtype == key.dtype == value.dtype, "f16 or bf16, one dtype")
+    _require(query.dtype in _F16 and key.dtype == value.dtype, "queries of f16 or bf16, keys and values of one dtype")
+    if key.dtype is torch.int8:
+        _require(block_table is not None and query.shape[1] == 1, "int8 without pages, or of several queries")
+        _require(key_antiquant_mode == value_antiquant_mode, "modes of keys and values")
+        heads = num_key_value_heads or num_heads
+        key, value = (
+            _dequantized(x, scale, key_antiquant_mode, heads, query.dtype)
+            for x, scale in ((key, key_antiquant_scale), (value, value_antiquant_scale))
+        )
+    else:
+        _require(query.dtype == key.dtype, "one dtype")
     _require(all(x.is_contiguous() for x in (query, key, value)), "contiguous operands")
     kv_heads = num_key_value_heads or num_heads
     _require(num_heads <= 256 and num_heads % kv_heads == 0 and num_heads // kv_heads <= 64, "heads")
@@ -197,6 +208,20 @@ def npu_fused_infer_attention_score(
     return out, torch.cat(sums) if softmax_lse_flag else torch.zeros(1)
 
 
+def _dequantized(pool, scale, mode, heads, dtype):
+    """A pool [blocks, block size, H] of int8 in f32, by scales that are as the mode has them."""
+    blocks, size, wide = pool.shape
+    shapes = {0: (1,), 2: (heads,), 4: (blocks, size), 5: (blocks, heads, size)}
+    _require(scale is not None and scale.shape == shapes[mode], f"mode {mode}: scales")
+    _require(scale.dtype is (torch.float32 if mode > 2 else dtype) and scale.is_contiguous(), "the scales' dtype")
+    _require((wide // heads) % 32 == 0 and size % 32 == 0, "int8: head_dim and block_size are multiples of 32")
+    if mode == 4:
+        scale = scale[:, :, None]
+    elif mode == 5:
+        scale = scale.transpose(1, 2)
+    return (pool.view(blocks, size, heads, -1).float() * scale[..., None].float()).view(blocks, size, wide)
+
+
 def _pages(key, value, row, queries, batch, block_table, block_size, lengths):
     _require(key.dim() == 3 and key.shape[2] == row and key.shape == value.shape, "a cache [blocks, block_size, H]")
     _require(key.shape[1] == block_size and block_size <= 512, "block_size")
@@ -225,6 +250,8 @@ def npu_dynamic_quant(input, **options):
 
 def npu_quant_matmul(x1, x2, scale, *, pertoken_scale=None, bias=None, output_dtype=None, **others):
     _require(x1.dtype is torch.int8 and x2.dtype is torch.int8, "int8 operands")
+    _require(x2.is_contiguous() or x2.t().is_contiguous(), "x2 is neither contiguous nor transposed")
+    _require(max(x2.shape) <= 65535, "K and N up to 65535")
     _require(all(v is None for v in others.values()) and bias is None, "not in this stand-in")
     _require(scale.dtype is torch.float32 and scale.shape in ((x2.shape[1],), (1,)), "scale: f32, one or one an output")
     product = (x1.long() @ x2.long()).float() * scale
@@ -237,11 +264,28 @@ def npu_quant_matmul(x1, x2, scale, *, pertoken_scale=None, bias=None, output_dt
 _DTYPES = {5: torch.float16, 15: torch.bfloat16, 6: torch.float32}  # ScalarType's codes
 
 
+def _codes(weight):
+    """int8 [K, N] of a weight that is whole, or whole and transposed: of int32 eight codes each, the first in the
+    lowest bits, along K where it is transposed and along N where not."""
+    _require(weight.is_contiguous() or weight.t().is_contiguous(), "weight is neither contiguous nor transposed")
+    if weight.dtype is torch.int8:
+        return weight
+    _require(weight.dtype is torch.int32 and min(weight.shape) > 1, f"weight of {weight.dtype} {list(weight.shape)}")
+    transposed = weight.stride(0) == 1
+    rows = weight.t() if transposed else weight
+    fours = rows.unsqueeze(-1) >> torch.arange(0, 32, 4) & 15
+    codes = torch.where(fours > 7, fours - 16, fours).to(torch.int8).flatten(1)
+    return codes.t() if transposed else codes
+
+
 def npu_weight_quant_batchmatmul(
     x, weight, antiquant_scale, antiquant_offset=None, quant_scale=None, quant_offset=None, bias=None,
     antiquant_group_size=0, inner_precise=0, weight_dtype=None,
 ):  # fmt: skip
-    _require(x.dtype in _F16 and weight.dtype is torch.int8 and weight.dim() == 2, "x f16 or bf16, weight int8 [K, N]")
+    _require(x.dtype in _F16 and weight.dim() == 2, "x f16 or bf16, weight [K, N]")
+    weight = _codes(weight)
+    _require(x.is_contiguous() or x.t().is_contiguous(), "x is neither contiguous nor transposed")
+    _require(x.shape[1] == weight.shape[0] and max(weight.shape) <= 65535, "K and N up to 65535, K that of x")
     _require(antiquant_scale.dtype == x.dtype, "scales like x")
     _require(bias is None or bias.dtype == (torch.float32 if x.dtype is torch.bfloat16 else x.dtype), "bias")
     inner, outer = weight.shape
