@@ -44,7 +44,8 @@ struct Tolerance {
   double rtol = 0, atol = 0;
   int codes = 0;
   double code_floor = 1.0 / 128;
-  // Added to atol on a device whose matrix units take operands of 16 bits only, which an intermediate is rounded to.
+  // Added to atol on a device: what an intermediate is off by that its matrix units round to 16 bits, or its vendor's operators
+  // to the dtype or compute in a textbook's form.
   double device_atol = 0;
 };
 

@@ -17,7 +17,9 @@ from .arrays import to_numpy
 from .config import FusionChoice, KernelFusionConfig
 from .errors import NotServedError, ResourceExhaustedError, refusing
 from .quantized import CODE_DTYPES
+from .registry import device_named
 from .tokens import TextStream, TokenizerOf, load_tokenizer
+from .vendors import native_cache
 from .weights import ModelFile, open_model
 
 if TYPE_CHECKING:
@@ -234,14 +236,16 @@ def load_model(
     kernels that may be used, as in `Selection` (none: the fused ones and, for what no rule joins, the vanilla ones;
     for the baseline the vanilla ones). cache_dtype: of keys and values, "f32", "f16", "bf16", or quantized with a scale
     for each token and head: "int8", "int4", "fp8", "fp8_e5m2"; None: as the activations, which are f32 on the CPU, and
-    on a device f16 or bf16 where all weights are. device: where the model runs, "cpu" or, of a build with that backend,
-    "cuda" or "cuda:1"; weights are copied there once. verdicts: where measured fusions are kept (None: on disk, in the
-    user's cache).
+    on a device f16 or bf16 where all weights are. device: where the model runs, "cpu", of a build with that backend
+    "cuda" or "cuda:1", or a vendor's ("ascend"); weights are copied there once, and pages of the cache are as the
+    vendor's operators have them, but of a page_size that is asked for. verdicts: where measured fusions are kept (None:
+    on disk, in the user's cache).
     """
     file = path if isinstance(path, ModelFile) else open_model(path)
     config = KernelFusionConfig() if fusion_config is None else fusion_config
     if not isinstance(config, KernelFusionConfig):
         raise refusing(f"fusion_config: expected a KernelFusionConfig, got {type(config).__name__}")
+    device = device_named(device)
     mode, named = fusion_mode((config.fusion if fuse_kernels else "none") if fusion is None else fusion)
     if weights not in WEIGHTS:
         raise refusing(f"weights: expected {' or '.join(WEIGHTS)}, got {weights!r}")
@@ -260,10 +264,9 @@ def load_model(
         "num_threads": threads,
         "device": device,
         "allow_fallback": config.allow_fallback,
-        # The baseline's cache is contiguous: it has no use for pages.
         "cache": {
             "dtype": CODE_DTYPES.get(cache_dtype, cache_dtype),
-            "page_size": config.page_size if mode != "none" else 0,
+            **_pages(config, mode, device),
         },
         "fusion": {
             "mode": mode,
@@ -272,6 +275,15 @@ def load_model(
         },
     }
     return Model(file, tensors, options, verdicts, count_calls)
+
+
+def _pages(config: KernelFusionConfig, mode: str, device: str) -> dict:
+    """The baseline's cache is contiguous: it has no use for pages. A vendor's has the vendor's, unless other ones are
+    asked for."""
+    if mode == "none":
+        return {"page_size": 0}
+    chosen = {} if config.page_size == KernelFusionConfig.page_size else {"page_size": config.page_size}
+    return {"page_size": config.page_size} | native_cache(device) | chosen
 
 
 def activation_dtype_of(weights: dict, device: str) -> str:

@@ -21,6 +21,12 @@ ALIASES = {
 }
 
 
+def device_named(device: str) -> str:
+    """The core's name of a device, "ascend:1" of "npu:1"."""
+    kind, colon, index = device.partition(":")
+    return ALIASES.get(kind, kind) + colon + index
+
+
 class KernelFusionBackendRegistry:
     """Names to classes that implement KernelFusionProtocol.
 

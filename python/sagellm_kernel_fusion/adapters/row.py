@@ -52,11 +52,16 @@ class Row:
 
     def supports(self, fields: Mapping) -> str | None:
         """Why it does not serve a call, its operands given as layouts; the cheapest reasons first."""
+        reason = self.elsewhere(fields) or self.library.missing()
+        return reason or self.adapter.supports(fields) or self.library.problem
+
+    def elsewhere(self, fields: Mapping) -> str | None:
+        """Which operand's memory it does not read."""
         for name, value in fields.items():
             device = getattr(value, "device", None)
             if device is not None and device.partition(":")[0] not in self.devices:
                 return f"{name} is on {device}: this kernel runs on {' and '.join(self.devices)}"
-        return self.library.missing() or self.adapter.supports(fields) or self.library.problem
+        return None
 
     def run(self, fields: Mapping, stream: int) -> None:
         self.adapter.run(fields, stream)

@@ -85,12 +85,15 @@ def _count(row: dict, check: dict) -> None:
     row["max_error"] = max(row["max_error"], check["relative_error"])
 
 
+_PACKAGES = ("torch", "torch-npu", "torch-mlu", "torch-mlu-ops", "torch-xmlir", "kunlun-ops", "paddlepaddle-xpu")
+
+
 def _torch_versions() -> dict:
     """Of what is installed, without importing it."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for package in ("torch", "torch-npu", "torch-mlu", "torch-mlu-ops"):
+    for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -18,6 +18,8 @@ from .. import _kf
 from ..config import FusionChoice
 from ..errors import refusing
 from ..models import WEIGHTS, activation_dtype_of, fusion_mode, model_weights
+from ..registry import device_named
+from ..vendors import native_cache
 from ..weights import ModelFile
 from .model_bench import LOGIT_TOLERANCE, compare_logits
 
@@ -144,7 +146,7 @@ def measure_steps(
     say: Callable[[str], None] = lambda text: None,
 ) -> StepResult:
     """The forms in turns. Forms that the device does not serve raise, as they would at work."""
-    effort = effort or StepEffort()
+    effort, device = effort or StepEffort(), device_named(device)
     if weights not in WEIGHTS:
         raise refusing(f"weights: expected {' or '.join(WEIGHTS)}, got {weights!r}")
     mode, only = fusion_mode(fusion)
@@ -158,7 +160,8 @@ def measure_steps(
     tensors = model_weights(file, weights)
     label = activation_dtype_of(tensors, device)
     options = {
-        "device": device, "activation_dtype": label, "cache": {"dtype": label}, "max_seq_len": effort.longest,
+        "device": device, "activation_dtype": label, "cache": {"dtype": label} | native_cache(device),
+        "max_seq_len": effort.longest,
         "max_batch_size": effort.batch, "max_step_tokens": max(_CHUNK, effort.batch),
     }  # fmt: skip
     runners = []

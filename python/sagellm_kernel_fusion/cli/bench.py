@@ -75,14 +75,14 @@ def bench_model(
     ] = "measured",
     rules: Annotated[bool, typer.Option("--rules/--no-rules", help="Measure each fusion rule by itself too.")] = True,
     threads: Annotated[int, typer.Option(min=0, help="0: all cores.")] = 0,
-    device: Annotated[str, typer.Option(help="Where: cpu, or of a build with that backend cuda or cuda:1.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where: cpu, or another that kf info lists, as in cuda:1.")] = "cpu",
     batch: Annotated[str, typer.Option(help="On a device: sequences at once, as in 1,16.")] = "1",
     context: Annotated[int, typer.Option(help="On a device: tokens in the cache of each sequence.")] = 512,
     as_json: _Json = False,
     out: _Out = None,
 ) -> None:
     """A whole model: time to first token, time per token, memory, kernel calls, error, gain of every rule. On a
-    device: a step of one token a sequence, unfused, fused, and replayed as a CUDA graph."""
+    device: a step of one token a sequence, unfused, fused, and replayed from a recording where the device makes one."""
     from ..bench.environment import environment
     from ..bench.model_bench import QUICK, Effort, measure_model
     from ..bench.step_bench import StepEffort
@@ -124,9 +124,10 @@ def bench_model(
 def _bench_steps(file, named, device, efforts, weights, fusion, as_json, out) -> None:
     from ..bench.environment import environment
     from ..bench.step_bench import measure_steps
+    from ..registry import device_named
     from ..reports import step_document, step_json
 
-    here = environment(device.partition(":")[0])
+    here = environment(device_named(device).partition(":")[0])
     make_folder(out)
     with Steps(None) as steps:
         results = [

@@ -13,7 +13,8 @@ _COLUMNS = [
 ]  # fmt: skip
 _FORMS = (
     "Unfused: primitive ops over the best library kernels, launched one by one. Fused: the graph after its rules, "
-    "launched one by one. Replayed: the same from a recording of its launches. Kernels of a step are counted by CUPTI."
+    "launched one by one. Replayed: the same from a recording of its launches, where the device makes one. Kernels of "
+    "a step are counted by CUPTI."
 )
 
 
@@ -21,12 +22,16 @@ def _ratio(result: StepResult, form: StepForm) -> float | None:
     return result.forms[0].step() / form.step() if form.ok else None
 
 
+def _name(form: StepForm) -> str:
+    return "not replayed" if form.form == "replayed" and not form.replayed else form.form
+
+
 def _row(result: StepResult, form: StepForm) -> list[str]:
     counted = str(form.kernels) if form.kernels >= 0 else "–"
     time = f"{ms(form.step())} ms" if form.ok else "–"
     rate = f"{result.effort.batch * 1e3 / form.step():.0f}" if form.ok else "–"
     return [
-        str(result.effort.batch), form.form, time, rate, times(_ratio(result, form)), f"{ms(form.prompt_ms)} ms",
+        str(result.effort.batch), _name(form), time, rate, times(_ratio(result, form)), f"{ms(form.prompt_ms)} ms",
         str(form.launches), counted, f"{form.activation_mb:.1f} MB", f"{form.error:.1e}",
     ]  # fmt: skip
 

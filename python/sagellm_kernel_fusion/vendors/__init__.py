@@ -16,11 +16,11 @@ from .kunlun import KUNLUN
 from .kunlun2 import KUNLUN2
 from .plain import plain_rows
 from .row import VendorRow
-from .vendor import CUDA, Vendor
+from .vendor import CUDA, REGISTERED, Vendor
 
 __all__ = [
     "VENDORS", "Library", "Vendor", "VendorRow", "conditions", "detect", "device_problem", "name_device",
-    "plain_rows", "register_vendors",
+    "native_cache", "plain_rows", "register_vendors",
 ]  # fmt: skip
 
 VENDORS = (ASCEND, MLU, KUNLUN, KUNLUN2)  # in the order of detection
@@ -43,6 +43,14 @@ def device_problem(device: str) -> str | None:
             return _gpu_problem()
         return "fused modules run on the CPU, GPUs, Ascend, Cambricon and Kunlun"
     return problem
+
+
+def native_cache(device: str) -> dict:
+    """The page size and layout in which a vendor's operators have a paged cache, as an engine takes them; none where
+    the device is no vendor's."""
+    kind = device.partition(":")[0]
+    vendor = next((v for v in REGISTERED.values() if v.kind == kind and not v.on_host), None)
+    return {} if vendor is None else {"page_size": vendor.page_size, "layout": vendor.kv_layout}
 
 
 def _gpu_problem() -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 def is_contiguous(x) -> bool:
     """Of an operand as a row is asked about it: shape and strides."""
+    if 0 in x.shape:
+        return True
     step = 1
     for size, stride in zip(reversed(x.shape), reversed(x.strides), strict=True):
         if size != 1 and stride != step:
@@ -17,6 +19,16 @@ def prologue_and_epilogue(norm_weight=None, norm_bias=None, bias=None, residual=
     """Those of a layer's operands that are there, by name."""
     given = {"norm_weight": norm_weight, "norm_bias": norm_bias, "bias": bias, "residual": residual}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def scales_problem(x, weight_scales) -> str | None:
+    """Why an operator that has scales in x's dtype alone does not take these: rounded, they would be off by as much in
+    the whole of an output, which sums of it with a bias or a residual show."""
+    if weight_scales.dtype == x.dtype:
+        return None
+    return (
+        f"weight_scales is {weight_scales.dtype}, x {x.dtype}: this kernel takes one dtype (kf.quantize: scales_dtype)"
+    )
 
 
 def hnd_pages(k, v, block_tables, kv_layout: str, multiple: int = 16) -> str | None:

@@ -22,7 +22,7 @@ def _rms_norm(x, weight, eps=1e-6):
     import torch
 
     h = x.float()
-    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
 def _layer_norm(x, weight, bias=None, eps=1e-5):

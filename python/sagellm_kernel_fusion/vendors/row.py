@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,3 +25,18 @@ class VendorRow(Row):
     @property
     def words(self) -> str:
         return f"{self.condition} ({self.level})"
+
+    def supports(self, fields: Mapping) -> str | None:
+        if self._writes_nothing(fields):
+            return self.elsewhere(fields) or self.library.missing() or self.library.problem
+        return super().supports(fields)
+
+    def run(self, fields: Mapping, stream: int) -> None:
+        if not self._writes_nothing(fields):
+            super().run(fields, stream)
+
+    def _writes_nothing(self, fields: Mapping) -> bool:
+        """Whether a call has no elements of results, as steps of an engine without tokens, or without logits that
+        anybody wants, have. Operators are not asked: few say what they do then."""
+        written = ("k", "v") if self.op == "append_kv" else self.adapter.outputs
+        return all(0 in fields[name].shape for name in written if fields[name] is not None)

@@ -25,6 +25,8 @@ from on_device import (
     paged,
     random,
     reports_gains,
+    roundings_are_allowed_for,
+    runs_models,
     selfchecks_well,
     served,
     there,
@@ -376,6 +378,8 @@ def test_eight_bit_weights(m, group, zeros):
 def test_four_bit_weights(m, group, symmetric, dtype):
     w = kf.quantize(random(48, 96).numpy(), "int4", group_size=group, symmetric=symmetric, scales_dtype="f16")
     parts = {n: None if (p := getattr(w, n)) is None else torch.from_numpy(p) for n in ("data", "scales", "zeros")}
+    parts["scales"] = parts["scales"].to(dtype)
+    w = kf.QuantizedTensor(**parts, group_size=group)
     x, bias, residual = random(5, 96, dtype=dtype), random(48, dtype=dtype), random(5, 48, dtype=dtype)
     others = {"x": x, "bias": bias, "residual": residual, "norm": "rms", "norm_weight": random(96, dtype=dtype)}
     on_device = kf.QuantizedTensor(**{n: there(p) for n, p in parts.items()}, group_size=group)
@@ -405,6 +409,13 @@ def test_low_bit_weights_beyond_the_operators_limits_say_why(shape, dtype, reaso
     if dtype == "i8":
         with pytest.raises(kf.NotServedError, match=reason):
             kf.ops.linear(there(random(2, wide)), weight, input_quantization="int8")
+
+
+@since_8
+def test_scales_of_another_dtype_would_be_rounded():
+    codes = there(torch.ones(48, 96, dtype=torch.int8))
+    with pytest.raises(kf.NotServedError, match="weight_scales is f32, x f16: this kernel takes one dtype"):
+        kf.ops.linear(there(random(2, 96)), codes, weight_scales=there(torch.ones(48, 1)))
 
 
 @since_8
@@ -597,6 +608,17 @@ def test_unfused_forms_and_what_reports_hold_against_them(m):
 
 
 @since_8
+def test_roundings_between_operators_are_within_the_cases_tolerances():
+    roundings_are_allowed_for("ascend")
+
+
+@since_8
+def test_whole_models_on_the_device():
+    rows = ("attention_paged", "append_kv", "rope", "qkv_linear", "linear", "gated_ffn", "embedding")
+    runs_models("npu", *(f"ascend::{row}" for row in rows))
+
+
+@since_8
 def test_a_result_in_the_memory_of_the_residual():
     in_place()
 
@@ -616,10 +638,22 @@ def test_a_cache_to_which_nothing_is_appended_stays_as_it_is(m, slots):
 
 
 @since_8
-def test_low_bit_weights_take_no_empty_operands():
+def test_a_call_without_results_asks_no_operator(m, monkeypatch):
+    from sagellm_kernel_fusion.vendors.operators import Operators
+
+    monkeypatch.setattr(Operators, "__call__", lambda self, name: pytest.fail(name))
     codes, scales = there(torch.zeros(48, 96, dtype=torch.int8)), there(torch.ones(48, 1, dtype=F16))
-    with pytest.raises(kf.NotServedError, match=r"ascend::linear_w8: x has shape \[0, 96\]"):
-        kf.ops.linear(there(random(0, 96)), codes, weight_scales=scales)
+    assert kf.ops.linear(there(random(0, 96)), codes, weight_scales=scales).shape == (0, 48)
+    assert m.fuse_rmsnorm(there(random(0, 64)), there(random(64))).shape == (0, 64)
+    empty = all_there(dense(queries=0))
+    assert m.fuse_attention(**empty).shape == empty["q"].shape
+
+
+@since_8
+def test_results_of_nothing_are_refused():
+    codes, scales = there(torch.zeros(48, 0, dtype=torch.int8)), there(torch.ones(48, 1, dtype=F16))
+    with pytest.raises(kf.NotServedError, match=r"ascend::linear_w8: x has shape \[5, 0\]"):
+        kf.ops.linear(there(random(5, 0)), codes, weight_scales=scales)
 
 
 def test_tokens_are_not_chosen_among_logits_of_bf16():

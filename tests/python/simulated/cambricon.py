@@ -26,6 +26,8 @@ from on_device import (
     random,
     reports_gains,
     rotates,
+    roundings_are_allowed_for,
+    runs_models,
     selfchecks_well,
     served,
     there,
@@ -184,6 +186,9 @@ def test_eight_bit_weights(m):
     operands = {"x": x, "weight": codes, "weight_scales": torch.rand(48, 1, generator=g).half() / 100}
     both(m, "linear", "mlu::linear_w8", **operands, bias=bias, residual=residual)
     both(m, "linear", "mlu::linear_w8a8", **operands, bias=bias, input_quantization="int8")
+    operands["weight_scales"] = operands["weight_scales"].float()
+    with pytest.raises(kf.NotServedError, match="weight_scales is f32, x f16: this kernel takes one dtype"):
+        kf.ops.linear(**all_there(operands))
 
 
 def test_a_function_that_a_version_lacks_is_a_reason(m, monkeypatch):
@@ -245,6 +250,15 @@ def test_unfused_forms_and_what_reports_hold_against_them(m):
     unfused_forms("mlu")
     reports_gains(m)
     benchmarks("mlu", "mlu::")
+
+
+def test_roundings_between_operators_are_within_the_cases_tolerances():
+    roundings_are_allowed_for("mlu")
+
+
+def test_whole_models_on_the_device():
+    rows = ("attention_paged", "append_kv", "rope", "qkv_linear", "linear", "gated_ffn")
+    runs_models("cambricon", *(f"mlu::{row}" for row in rows))
 
 
 def test_a_result_in_the_memory_of_the_residual():

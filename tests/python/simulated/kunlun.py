@@ -25,6 +25,8 @@ from on_device import (
     random,
     reports_gains,
     rotates,
+    roundings_are_allowed_for,
+    runs_models,
     selfchecks_well,
     served,
     there,
@@ -220,6 +222,15 @@ def test_unfused_forms_and_what_reports_hold_against_them(m):
     unfused_forms("kunlun")
     reports_gains(m)
     benchmarks("kunlun", "kunlun::")
+
+
+def test_roundings_between_operators_are_within_the_cases_tolerances():
+    roundings_are_allowed_for("kunlun")
+
+
+def test_whole_models_on_the_device():
+    rows = ("attention_paged", "append_kv", "rope", "qkv_linear", "linear", "gated_ffn", "embedding")
+    runs_models("xpu", *(f"kunlun::{row}" for row in rows))
 
 
 def test_a_result_in_the_memory_of_the_residual():

@@ -13,6 +13,8 @@ import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion import _kf
 from sagellm_kernel_fusion.bench.op_bench import run_case, select_cases
 from sagellm_kernel_fusion.bench.selfcheck import selfcheck
+from sagellm_kernel_fusion.bench.step_bench import StepEffort, measure_steps
+from sagellm_kernel_fusion.weights import open_model
 
 F16, BF16 = torch.float16, torch.bfloat16
 DTYPES = (torch.float32, F16, BF16)
@@ -131,6 +133,19 @@ def selfchecks_well(backend, **every):
         assert any(r["served"] for r in report["rows"]), op
 
 
+# What roundings between operators, and a textbook's tanh, are seen in.
+_ROUNDED = (
+    "activation/gelu_tanh/f32/5x1021", "gated_activation/gelu_tanh/f32/5x1021", "linear/f16/f16/37x320x71/bias",
+    "linear/f16/i8-row-f32/1x675x45/bias", "rms_norm/f16/2150x520_residual_own_weight_apart",
+)  # fmt: skip
+
+
+def roundings_are_allowed_for(backend):
+    for name in _ROUNDED:
+        for r in _kf.check_case(name, backend):
+            assert r["ok"] or not r["supported"], (name, r["kernel"], r["detail"])
+
+
 _UNFUSED = {  # cases by name, one in so many, and the unfused form that they are to reach
     r"attention/f32/(dense|packed|paged)[^/]*/[^/]*/h6-2-d64(-causal)?(-window\d+_-1)?$": (23, "attention_unfused"),
     r"linear/f32/f32/[^/]*/rms_norm/bias/silu/residual$": (9, "linear_unfused"),
@@ -170,6 +185,31 @@ def reports_gains(m, placed=there):
     for name in ("attention_speedup", "ffn_speedup", "e2e_speedup"):
         assert report[name] > 0, report
     assert report["kernel_calls_reduction"] > 0 and report["memory_saving"] >= 0, report
+
+
+def runs_models(backend, *kernels):
+    """A whole model on the device, unfused and fused by these kernels among others: the CPU's logits, and the benchmark
+    of it."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=99, hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=256,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        file = open_model(transformers.LlamaForCausalLM(config).to(F16))
+    effort = StepEffort(batch=2, context=7, tokens=2, rounds=1)
+    unfused, fused, replayed = measure_steps(file, device=backend, effort=effort, fusion="all").forms
+    assert unfused.ok and fused.ok and fused.launches * 2 < unfused.launches and not replayed.replayed
+    ids = np.arange(3, 12, dtype=np.int32)
+    model = kf.load_model(file, device=backend, fusion="all", count_calls=True)
+    got, expected = model.logits(ids), kf.load_model(file).logits(ids)
+    assert np.abs(got - expected).max() < 4e-3 * np.abs(expected).max()
+    model.decode(3)
+    called = {call["kernel"] for call in model.engine.calls()}
+    assert set(kernels) <= called, called
+    assert not [k for k in called if k.endswith(("_unfused", "_reference"))], called
 
 
 def benchmarks(backend, prefix):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
 from ..compositions import argmax, rounded_logits
-from ..layouts import is_contiguous, prologue_and_epilogue
+from ..layouts import is_contiguous, prologue_and_epilogue, scales_problem
 from ..row import VendorRow
 from .elementwise import activate
 from .norms import layer_norm, rms_norm
@@ -133,6 +133,8 @@ def _groups_problem(x, weight, weight_scales, weight_group_size=0, **rest) -> st
         return f"groups of {weight_group_size}: this kernel takes whole rows, or multiples of 32 within them"
     if weight_scales.shape[0] != weight.shape[0]:
         return f"scales {list(weight_scales.shape)}: this kernel takes a row of them for each output"
+    if reason := scales_problem(x, weight_scales):
+        return reason
     return dtypes({"x": x}, ("f16", "bf16")) or _prologue_dtypes(x, **rest)
 
 
@@ -167,7 +169,7 @@ def _linear_low_bit(
     codes = weight.view(torch.int32) if weight.dtype is torch.uint8 else weight
     y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
     groups = weight_scales.shape[1] if weight_scales.dim() == 2 else 1
-    scales = weight_scales.reshape(-1, groups).t().contiguous().to(x.dtype)
+    scales = weight_scales.reshape(-1, groups).t().contiguous()
     offsets = None if weight_zeros is None else -weight_zeros.reshape(-1, groups).t().contiguous().to(x.dtype)
     if groups == 1:
         scales, offsets = scales[0], None if offsets is None else offsets[0]

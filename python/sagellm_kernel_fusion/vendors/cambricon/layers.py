@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...adapters.conditions import dtypes, not_empty
 from ..compositions import activate, binary, softmax
 from ..layers import Layers, operands_of_layer
-from ..layouts import prologue_and_epilogue, whole_heads
+from ..layouts import prologue_and_epilogue, scales_problem, whole_heads
 from ..row import VendorRow
 from .operators import ALL, bf16_problem, needing
 
@@ -123,7 +123,11 @@ LAYERS = Layers(activate, rms_norm, layer_norm, product, _hidden)
 # Low-bit weights
 
 
-def _w8_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> str | None:
+def _w8_declines(x, weight, weight_scales=None, **rest) -> str | None:
+    return _w8a8_declines(x, weight, weight_scales, **rest) or scales_problem(x, weight_scales)
+
+
+def _w8a8_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> str | None:
     if weight_scales is None or weight.dtype != "i8":
         return f"weight is {weight.dtype}: this kernel takes i8 with scales"
     if weight_zeros is not None or list(weight_scales.shape) not in ([weight.shape[0], 1], [weight.shape[0]]):
@@ -137,7 +141,7 @@ def _linear_w8(
     pre_activation="none", activation="none", weight_scales=None, weight_group_size=0,
 ):  # fmt: skip
     y = LAYERS.before(x, norm, norm_weight, norm_bias, eps, pre_activation).contiguous()
-    scales = weight_scales.reshape(-1).to(x.dtype)
+    scales = weight_scales.reshape(-1)
     y = ALL("weight_only_quant_matmul")(y, weight.contiguous(), scales, None, bias, None, "none", 8)
     return LAYERS.after(y, None, residual, activation)
 
@@ -186,7 +190,7 @@ ROWS = (
     ),
     VendorRow(
         "mlu::linear_w8a8", "linear", "library", needing("per_token_smooth_quantize", "smooth_quant_matmul", *_NORMS),
-        "i8 weights of a scale an output, inputs rounded to i8; f16 and bf16", _linear_w8a8, _w8_declines,
+        "i8 weights of a scale an output, inputs rounded to i8; f16 and bf16", _linear_w8a8, _w8a8_declines,
         fixed={"input_quantization": ("int8",)}, devices=("mlu",), graph_safe=True, launches=3,
         saves="products of integers; half the bytes of a 16-bit weight",
     ),

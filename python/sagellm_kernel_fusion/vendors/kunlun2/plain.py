@@ -16,7 +16,7 @@ def _linear(x, weight, bias=None):
 def _rms_norm(x, weight, eps=1e-6):
     h = x.astype("float32")
     scale = ALL("rsqrt")(x=ALL("mean")(x=h * h, axis=-1, keepdim=True) + eps)
-    return (h * scale).astype(x.dtype) * weight
+    return (h * scale * weight.astype("float32")).astype(x.dtype)
 
 
 def _rope(x, positions, cos, sin, interleaved=False):
