@@ -22,9 +22,17 @@ ALIASES = {
 
 
 def device_named(device: str) -> str:
-    """The core's name of a device, "ascend:1" of "npu:1"."""
+    """The core's name of a device, by the name or alias of a backend: "ascend:1" of "npu:1", "kunlun" of "r300"."""
+    from .vendors.vendor import REGISTERED
+
     kind, colon, index = device.partition(":")
-    return ALIASES.get(kind, kind) + colon + index
+    kind = ALIASES.get(kind, kind)
+    vendor = REGISTERED.get(kind)
+    if vendor is not None and vendor.kind != kind and not vendor.on_host:  # two backends of one type of devices
+        if problem := vendor.unusable():
+            raise UnavailableError(f"backend {kind}: {problem}", {"backend": kind})
+        kind = vendor.kind
+    return kind + colon + index
 
 
 class KernelFusionBackendRegistry:
@@ -125,9 +133,10 @@ class KernelFusionBackendRegistry:
 
     @classmethod
     def detect_backend(cls) -> str:
-        """The accelerator that PyTorch has here: "ascend", "mlu", "kunlun", "rocm" or "cuda", in this order (the first
-        three come as plug-ins that may also show CUDA devices); else "cpu". The environment variable KF_BACKEND names
-        another; what it names must be usable. Why the others are not it, `kf info` says."""
+        """The accelerator that PyTorch (for "kunlun2" Paddle) has here: "ascend", "mlu", "kunlun", "kunlun2", "rocm" or
+        "cuda", in this order (the first three come as plug-ins that may also show CUDA devices); else "cpu". The
+        environment variable KF_BACKEND names another; what it names must be usable. Why the others are not it, `kf
+        info` says."""
         from .vendors.detection import detect
 
         return next(found.backend for found in detect() if found.cause is None)

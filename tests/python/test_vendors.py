@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 import sagellm_kernel_fusion as kf
 from repository import ROOT
 from sagellm_kernel_fusion.cli.app import app
-from sagellm_kernel_fusion.vendors import VENDORS, detect, detection, vendor
+from sagellm_kernel_fusion.registry import device_named
+from sagellm_kernel_fusion.vendors import VENDORS, detect, detection, native_cache, vendor
 
 pytest.importorskip("torch")
 Registry = kf.KernelFusionBackendRegistry
@@ -96,6 +97,16 @@ def test_a_backend_whose_plug_in_is_not_here_says_so(name):
     with pytest.raises(kf.UnavailableError, match="is not installed") as caught:
         Registry.get(name)
     assert caught.value.is_retryable()
+
+
+def test_devices_go_by_the_names_and_aliases_of_backends(monkeypatch):
+    assert [device_named(d) for d in ("npu:1", "cambricon", "cuda:1", "cpu")] == ["ascend:1", "mlu", "cuda:1", "cpu"]
+    with pytest.raises(kf.UnavailableError, match="backend kunlun2: paddlepaddle-xpu is not installed"):
+        device_named("r300")
+    monkeypatch.setattr(vendor.Vendor, "unusable", lambda self: None)
+    monkeypatch.setattr(type(VENDORS[3]), "unusable", lambda self: None)
+    assert device_named("r300:1") == "kunlun:1" and native_cache("kunlun:1") == {"page_size": 64, "layout": "HND"}
+    assert native_cache("npu") == {} == native_cache("cuda:0")
 
 
 def test_a_plug_in_without_a_device_says_where_to_look(plug_in):

@@ -31,6 +31,14 @@ def scales_problem(x, weight_scales) -> str | None:
     )
 
 
+def eight_bits(**operands) -> str | None:
+    """Why these two are no keys and values, or caches of them, of i8."""
+    if all(o.dtype == "i8" for o in operands.values()):
+        return None
+    (k, of_k), (v, of_v) = operands.items()
+    return f"{k} is {of_k.dtype}, {v} {of_v.dtype}: this kernel takes i8 with scales"
+
+
 def hnd_pages(k, v, block_tables, kv_layout: str, multiple: int = 16) -> str | None:
     """Why these are no paged cache in HND, whole, with pages of a multiple of this."""
     if block_tables is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 
 from ...adapters.conditions import dtypes, head_dims, not_empty
-from ..layouts import is_contiguous
+from ..layouts import eight_bits, is_contiguous
 from ..row import VendorRow
 from . import cann
 from .operators import ALL, needing
@@ -234,9 +234,7 @@ def _scales_problem(mode: int | None, dtype: str, **scales) -> str | None:
 def _decode_i8_declines(
     q, k, v, cu_seqlens_q=None, block_tables=None, kv_layout="HND", k_scales=None, v_scales=None, **rest
 ) -> str | None:
-    if k.dtype != "i8" or v.dtype != "i8":
-        return f"k is {k.dtype}, v {v.dtype}: this kernel takes i8 with scales"
-    if reason := cann.lacking("key_antiquant_mode"):
+    if reason := eight_bits(k=k, v=v) or cann.lacking("key_antiquant_mode"):
         return reason
     if cu_seqlens_q is not None:
         return "cu_seqlens_q with block_tables: this kernel takes one query token a sequence"
@@ -331,9 +329,7 @@ def _put(pool, slots, rows) -> None:
 def _append_i8_declines(
     k, v, k_cache, v_cache, kv_layout="HND", k_cache_scales=None, v_cache_scales=None, **rest
 ) -> str | None:
-    if k_cache.dtype != "i8" or v_cache.dtype != "i8":
-        return f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}: this kernel takes i8 with scales"
-    if reason := _whole_pools(k_cache, v_cache, kv_layout):
+    if reason := eight_bits(k_cache=k_cache, v_cache=v_cache) or _whole_pools(k_cache, v_cache, kv_layout):
         return reason
     for name, pool, scales in (("k", k_cache, k_cache_scales), ("v", v_cache, v_cache_scales)):
         mode = _mode(pool, scales)

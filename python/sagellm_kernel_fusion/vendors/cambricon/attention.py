@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...adapters.conditions import blind_rows_are_zeros, dtypes, head_dims, longest, not_empty
-from ..layouts import hnd_pages, is_contiguous
+from ..layouts import eight_bits, hnd_pages, is_contiguous
 from ..row import VendorRow
 from .operators import ALL, bf16_problem, needing
 
@@ -133,9 +133,7 @@ def _scales_problem(**scales) -> str | None:
 def _decode_i8_declines(
     q, k, v, cu_seqlens_q=None, block_tables=None, kv_layout="HND", k_scales=None, v_scales=None, **rest
 ) -> str | None:
-    if k.dtype != "i8" or v.dtype != "i8":
-        return f"k is {k.dtype}, v {v.dtype}: this kernel takes i8 with scales"
-    if reason := _scales_problem(k_scales=k_scales, v_scales=v_scales):
+    if reason := eight_bits(k=k, v=v) or _scales_problem(k_scales=k_scales, v_scales=v_scales):
         return reason
     if cu_seqlens_q is not None:
         return "cu_seqlens_q with block_tables: this kernel takes one query token a sequence"
@@ -214,8 +212,8 @@ def _append(k, v, k_cache, v_cache, slot_mapping, kv_layout="HND"):
 def _append_i8_declines(
     k, v, k_cache, v_cache, kv_layout="HND", k_cache_scales=None, v_cache_scales=None, **rest
 ) -> str | None:
-    if k_cache.dtype != "i8" or v_cache.dtype != "i8":
-        return f"k_cache is {k_cache.dtype}, v_cache {v_cache.dtype}: this kernel takes i8 with scales"
+    if reason := eight_bits(k_cache=k_cache, v_cache=v_cache):
+        return reason
     if kv_layout != "HND":
         return f"kv_layout {kv_layout}: this kernel takes HND; make the cache so (make_kv_cache(kv_layout='HND'))"
     if not is_contiguous(k_cache) or not is_contiguous(v_cache):
