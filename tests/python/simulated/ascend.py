@@ -136,6 +136,19 @@ def test_paged_attention(m, operands):
     assert served(m, "attention") == ["ascend::attention_paged"]
 
 
+@since_8
+@pytest.mark.parametrize(("chunks", "calls"), [(None, 1), ((1, 1), 1), ((2, 1), 2)])
+def test_one_query_a_sequence_is_one_call_for_all(m, monkeypatch, chunks, calls):
+    from sagellm_kernel_fusion.vendors.operators import Operators
+
+    operands = paged("NHD", 128, (131, 200), chunks)
+    m.fuse_attention(**all_there(operands))  # checked
+    asked, ask = [], Operators.__call__
+    monkeypatch.setattr(Operators, "__call__", lambda self, name: asked.append(name) or ask(self, name))
+    close(m.fuse_attention(**all_there(operands)), kf.ops.attention(**operands))
+    assert asked == ["npu_fused_infer_attention_score"] * calls
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

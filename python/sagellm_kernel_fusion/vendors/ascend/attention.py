@@ -167,11 +167,12 @@ def _over_pages(q, k, v, cu_seqlens_q, block_tables, context_lens, lse, softmax_
     operator is told of keys and values that are no floats."""
     lengths = context_lens.tolist()
     tables = block_tables.clamp_min(0)  # what pads a row is never read
-    of_q = list(range(1, len(lengths) + 1)) if cu_seqlens_q is None else _lengths(cu_seqlens_q)
+    one_each = list(range(1, len(lengths) + 1))
+    of_q = one_each if cu_seqlens_q is None else _lengths(cu_seqlens_q)
     out = q.new_zeros(*q.shape[:-1], v.shape[-1])
     if lse is not None:
         lse.fill_(-float("inf"))
-    if cu_seqlens_q is None and all(lengths):
+    if of_q == one_each and all(lengths):
         _paged_call(q.unsqueeze(1), k, v, tables, lengths, out, lse, softmax_scale, causal, codes)
         return out
     begin = 0
