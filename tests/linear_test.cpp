@@ -57,8 +57,10 @@ TEST(LinearThreads, SameBits) {
     const TensorView up = m.normal(DType::q4_1, {320, 640}, 0.05f),
                      gate = m.normal(DType::f32, {320, 640}, 0.05f);
     const TensorView down = m.normal(DType::bf16, {640, 320}, 0.05f);
+    // Hidden features that several threads bring into the order of nibbles, the last of them less than a unit.
+    const TensorView down4 = m.normal(DType::q4_1, {640, 320}, 0.05f);
     const TensorView norm = m.filled(DType::f32, {640}, 1.0f);
-    std::vector<unsigned char> linear_bytes, ffn_bytes, ids_bytes;
+    std::vector<unsigned char> linear_bytes, ffn_bytes, ffn4_bytes, ids_bytes;
     for (const int threads : {1, 2, 5}) {
       Dispatcher d(backend_by_name("cpu"), {.num_threads = threads});
       LinearParams layer{.x = x, .weight = up, .out = m.filled(DType::f32, {num_tokens, 320}, 0.0f)};
@@ -67,15 +69,21 @@ TEST(LinearThreads, SameBits) {
       GatedFfnParams ffn{.x = x, .gate_weight = gate, .up_weight = up, .down_weight = down};
       ffn.out = m.filled(DType::f32, {num_tokens, 640}, 0.0f);
       d.run(ffn);
+      GatedFfnParams ffn4 = ffn;
+      ffn4.down_weight = down4;
+      ffn4.out = m.filled(DType::f32, {num_tokens, 640}, 0.0f);
+      d.run(ffn4);
       LmHeadArgmaxParams head{.x = x, .weight = gate};
       head.ids = m.integers(DType::i32, std::vector<std::int64_t>(static_cast<std::size_t>(num_tokens), -1));
       d.run(head);
       if (threads == 1) {
         linear_bytes = bytes_of(layer.out);
         ffn_bytes = bytes_of(ffn.out);
+        ffn4_bytes = bytes_of(ffn4.out);
         ids_bytes = bytes_of(head.ids);
       }
       EXPECT_EQ(bytes_of(layer.out), linear_bytes) << threads << " threads, " << num_tokens << " tokens";
+      EXPECT_EQ(bytes_of(ffn4.out), ffn4_bytes) << threads << " threads, " << num_tokens << " tokens";
       EXPECT_EQ(bytes_of(ffn.out), ffn_bytes) << threads << " threads, " << num_tokens << " tokens";
       EXPECT_EQ(bytes_of(head.ids), ids_bytes) << threads << " threads, " << num_tokens << " tokens";
     }

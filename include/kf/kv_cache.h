@@ -27,10 +27,13 @@ using SequenceId = std::int64_t;
 // Not safe for concurrent changes. Every member that throws leaves the cache as it was.
 class KvCache {
  public:
-  // Makes a pool's memory; the host's by default.
-  using MakeTensor = std::function<StoredTensor(DType, std::span<const std::int64_t> shape)>;
+  // Where the pools lie, in one block: on the host by default.
+  struct Memory {
+    Device device;
+    std::function<std::shared_ptr<void>(std::size_t bytes)> allocate;
+  };
   KvCache(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim,
-          const KvCacheOptions& options, const MakeTensor& make_tensor = {});
+          const KvCacheOptions& options, const Memory& memory = {});
 
   // Sequences are named by number. A number that names none is refused with invalid_argument by all that take one.
 
@@ -69,11 +72,11 @@ class KvCache {
 
   std::int64_t num_layers() const { return static_cast<std::int64_t>(k_.size()); }
   // The pools of a layer, which is 0 to num_layers() - 1: not checked.
-  const TensorView& k(std::int64_t layer) const { return k_[layer].view; }
-  const TensorView& v(std::int64_t layer) const { return v_[layer].view; }
+  const TensorView& k(std::int64_t layer) const { return k_[layer]; }
+  const TensorView& v(std::int64_t layer) const { return v_[layer]; }
   // Their scales, f32, with 1 in the place of head_dim; absent where the dtype needs none.
-  const TensorView& k_scales(std::int64_t layer) const { return k_scales_[layer].view; }
-  const TensorView& v_scales(std::int64_t layer) const { return v_scales_[layer].view; }
+  const TensorView& k_scales(std::int64_t layer) const { return k_scales_[layer]; }
+  const TensorView& v_scales(std::int64_t layer) const { return v_scales_[layer]; }
 
  private:
   struct Sequence {
@@ -86,7 +89,8 @@ class KvCache {
   void drop(std::int32_t page);
 
   KvCacheOptions options_;
-  std::vector<StoredTensor> k_, v_, k_scales_, v_scales_;
+  std::shared_ptr<void> block_;
+  std::vector<TensorView> k_, v_, k_scales_, v_scales_;
   std::vector<int> references_;     // of each page
   std::vector<std::int32_t> free_;  // pages without a reference, the next to hand out last
   std::unordered_map<SequenceId, Sequence> sequences_;

@@ -89,9 +89,8 @@ Engine::Engine(const ModelConfig& config, const NamedTensors& weights, const Eng
       rope_(make_rope_tables(config, weights, options_.max_seq_len)),
       placed_rope_(place_rope_tables(rope_, dispatcher_, launch(), placed_)),
       cache_(config.num_layers, config.num_kv_heads, config.head_dim, options_.cache,
-             [this](DType dtype, std::span<const std::int64_t> shape) {
-               return dispatcher_.make_tensor(dtype, shape, launch());
-             }),
+             {dispatcher_.caps().device,
+              [this](std::size_t bytes) { return dispatcher_.allocate(bytes, launch()); }}),
       tables_(std::make_unique<StepTables>(dispatcher_, options_.max_step_tokens, options_.max_batch_size,
                                            max_pages(), kStepsAhead)) {
   planned_.reserve(options_.max_executables);

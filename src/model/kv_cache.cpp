@@ -19,13 +19,6 @@ std::array<std::int64_t, 4> pool_shape(std::int64_t num_kv_heads, std::int64_t h
   return {o.num_pages, o.page_size, num_kv_heads, head_dim};
 }
 
-StoredTensor make_host_tensor(DType dtype, std::span<const std::int64_t> shape) {
-  TensorView view = TensorView::contiguous(nullptr, dtype, shape);
-  std::shared_ptr<void> memory = allocate_host(view.nbytes());
-  view.data = memory.get();
-  return {std::move(memory), view};
-}
-
 void check_options(const KvCacheOptions& o) {
   if (!is_activation_dtype(o.dtype) && !needs_scales(o.dtype)) {
     throw_invalid(
@@ -61,19 +54,34 @@ void check_size(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t
 }  // namespace
 
 KvCache::KvCache(std::int64_t num_layers, std::int64_t num_kv_heads, std::int64_t head_dim,
-                 const KvCacheOptions& options, const MakeTensor& make_tensor)
+                 const KvCacheOptions& options, const Memory& memory)
     : options_(options) {
   check_options(options_);
   check_size(num_layers, num_kv_heads, head_dim, options_);
   if (options_.dtype == DType::int4 && head_dim % 2 != 0)
     throw_invalid(fmt::format("kv cache: int4 needs an even head_dim, got {}", head_dim));
-  const MakeTensor make = make_tensor ? make_tensor : make_host_tensor;
+  // One block for all, since a layer's own often does not fill a page of 2 MB, and of pages of 4 KB a processor knows the places
+  // of few.
+  const auto layout = [&](DType dtype, std::int64_t width) {
+    return TensorView::contiguous(nullptr, dtype, pool_shape(num_kv_heads, width, options_), memory.device);
+  };
+  const TensorView pool = layout(options_.dtype, head_dim),
+                   scales = needs_scales(options_.dtype) ? layout(DType::f32, 1) : TensorView();
+  constexpr std::size_t kAlignment = 256;  // of an allocation of its own, on any device
+  const auto room = [](const TensorView& t) {
+    return t.present() ? (t.nbytes() + kAlignment - 1) / kAlignment * kAlignment : 0;
+  };
+  const std::size_t bytes = 2 * static_cast<std::size_t>(num_layers) * (room(pool) + room(scales));
+  block_ = memory.allocate ? memory.allocate(bytes) : allocate_host(bytes);
+  auto* at = static_cast<std::byte*>(block_.get());
+  const auto take = [&](TensorView t) {
+    if (t.present()) t.data = at;
+    at += room(t);
+    return t;
+  };
   for (std::int64_t layer = 0; layer < num_layers; ++layer) {
-    for (std::vector<StoredTensor>* pools : {&k_, &v_})
-      pools->push_back(make(options_.dtype, pool_shape(num_kv_heads, head_dim, options_)));
-    for (std::vector<StoredTensor>* pools : {&k_scales_, &v_scales_})
-      pools->push_back(needs_scales(options_.dtype) ? make(DType::f32, pool_shape(num_kv_heads, 1, options_))
-                                                    : StoredTensor());
+    for (std::vector<TensorView>* pools : {&k_, &v_}) pools->push_back(take(pool));
+    for (std::vector<TensorView>* pools : {&k_scales_, &v_scales_}) pools->push_back(take(scales));
   }
   references_.assign(options_.num_pages, 0);
   free_.resize(options_.num_pages);
@@ -193,9 +201,9 @@ std::int64_t KvCache::slot(SequenceId sequence, std::int64_t position) const {
 
 std::size_t KvCache::nbytes() const {
   std::size_t sum = 0;
-  for (const std::vector<StoredTensor>* pools : {&k_, &v_, &k_scales_, &v_scales_})
-    for (const StoredTensor& t : *pools)
-      if (t.view.present()) sum += t.view.nbytes();
+  for (const std::vector<TensorView>* pools : {&k_, &v_, &k_scales_, &v_scales_})
+    for (const TensorView& t : *pools)
+      if (t.present()) sum += t.nbytes();
   return sum;
 }
 

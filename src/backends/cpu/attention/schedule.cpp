@@ -37,11 +37,16 @@ std::int64_t heads_of_task(const AttentionParams& p, const Heads& heads, std::in
   return std::min(heads.kv, kRowBlock / rows);
 }
 
+// Keys of the shortest chunk.
+std::int64_t min_chunk_keys(std::int64_t kv_heads) { return ceil_div(kMinChunkKeys, kv_heads); }
+
 // Keys of one chunk, where the longest sequence to be cut has `longest`.
 std::int64_t chunk_keys(std::int64_t longest, std::int64_t batch, std::int64_t kv_heads) {
-  const std::int64_t keys = std::max(ceil_div(longest, max_chunks(batch)), ceil_div(kMinChunkKeys, kv_heads));
-  const std::int64_t unit = keys < kKeyBlock ? 32 : kKeyBlock;
-  return ceil_div(keys, unit) * unit;
+  const std::int64_t keys = std::max(ceil_div(longest, max_chunks(batch)), min_chunk_keys(kv_heads));
+  if (keys >= kKeyBlock) return ceil_div(keys, kKeyBlock) * kKeyBlock;
+  // An even number of chunks of one length, whose scores are summed four keys at a time.
+  const std::int64_t chunks = std::max<std::int64_t>(longest / keys / 2 * 2, 1);
+  return ceil_div(ceil_div(longest, chunks), 4) * 4;
 }
 
 // Keys that the task's rows touch, times rows: the time it takes, in some unit.
@@ -185,7 +190,7 @@ ScheduleBounds schedule_bounds(const AttentionParams& p, Split split) {
   const std::int64_t longest = ops::max_kv_len(p.tables, p.k);
   // A fixed split lies on multiples of its chunk, so that one more may be touched.
   const std::int64_t chunks = split == Split::fixed ? longest / kFixedChunkKeys + 2 : max_chunks(batch);
-  const std::int64_t uncut = split == Split::fixed ? 0 : chunk_keys(0, batch, heads.kv);
+  const std::int64_t uncut = split == Split::fixed ? 0 : min_chunk_keys(heads.kv);
   const bool may_split = !ops::is_dense(p.tables) || p.q.dim(1) * heads.group <= kSplitRows;
   // Query blocks of all sequences, and of those that are split; sets of query heads.
   const std::int64_t block = ops::query_block_tokens(p.sparsity, 0),

@@ -51,9 +51,9 @@ void DotRows(const TensorView& weight, const Quantization& q, const GemvInput& i
     case DType::q6_k:
       return dot(Q6KFormat(), input.values, input.value_stride);
     case DType::q4_0:
-      return dot(NibbleFormat<false>(), halves, input.nibble_stride);
+      return dot(BlockNibbleFormat<false>(), halves, input.nibble_stride);
     case DType::q4_1:
-      return dot(NibbleFormat<true>(), halves, input.nibble_stride);
+      return dot(BlockNibbleFormat<true>(), halves, input.nibble_stride);
     case DType::i8:
       return scaled(ByteFormat<DType::i8>(), input.values, input.value_stride);
     case DType::fp8_e4m3:

@@ -5,6 +5,8 @@
 //   kStepBytes     of a row
 //   kInputFloats   of x for a step: its vectors, then what Close needs
 //   kFetchesAll    whether every line of a row is asked for ahead, or only what follows the ends of pages (tiles-inl.h)
+//   kLoadsPart     whether a step that a row has only a part of is loaded by LoadPart, without what lies behind it, as if zeros
+//                  followed; if not, it is copied and padded
 #if defined(KF_CPU_LINEAR_GEMV_FORMATS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KF_CPU_LINEAR_GEMV_FORMATS_INL_H_
 #undef KF_CPU_LINEAR_GEMV_FORMATS_INL_H_
@@ -15,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "backends/cpu/linear/quantized-inl.h"
 #include "backends/cpu/simd/load_store-inl.h"
@@ -50,6 +53,7 @@ HWY_INLINE F32Vec LoadHalf(const std::uint8_t* p) {
 // Products and their sums in f32.
 struct F32Products {
   static constexpr bool kFetchesAll = true;
+  static constexpr bool kLoadsPart = false;
   using Sum = F32Vec;
   using Input = F32Vec;
   static HWY_INLINE F32Vec Start(const float*) { return hn::Zero(F32Tag()); }
@@ -294,12 +298,21 @@ struct NibbleWords : F32Products {
     const auto mask = hn::Set(WordTag(), 0xFu << (4 * (v % 4)));
     return hn::ConvertTo(F32Tag(), hn::BitCast(IntTag(), hn::And(v < 4 ? low : high, mask)));
   }
+  // From the first fields of the blocks, four halves each: scale and minimum, side by side, or the scale of q4_0, whose
+  // minimum is -8 of it.
+  template <bool kHasMin>
+  HWY_INLINE void SetHeaders(hn::Vec<HalfTag> headers) {
+    const F32Tag d;
+    const F32Vec values = F16ToF32(d, headers);
+    scale = kHasMin ? hn::DupEven(values) : values;
+    min = kHasMin ? hn::DupOdd(values) : hn::Mul(hn::Set(d, -8.0f), values);
+  }
   HWY_INLINE F32Vec Close(F32Vec sum, const float* x_sum, F32Vec acc) const {
     return hn::MulAdd(min, hn::Load(F32Tag(), x_sum), hn::MulAdd(scale, sum, acc));
   }
 };
 
-// q4_0 and q4_1: a block is four lanes. q4_0 has the minimum -8 d.
+// q4_0 and q4_1: a block is four lanes.
 template <bool kHasMin>
 struct NibbleFormat : NibbleWords {
   static constexpr std::size_t kHeader = kHasMin ? 4 : 2;
@@ -312,19 +325,88 @@ struct NibbleFormat : NibbleWords {
     SetWords(LoadNibbles<kBlockBytes>(WordTag(), p + kHeader));
   }
   HWY_INLINE void LoadScales() {
-    const F32Tag d;
     if constexpr (kHasMin) {
-      // Scale and minimum lie side by side and are converted together.
       const hn::Repartition<std::uint32_t, HalfTag> pairs;
-      const F32Vec both = F16ToF32(d, hn::BitCast(HalfTag(), SpreadField<kBlockBytes>(pairs, blocks)));
-      scale = hn::DupEven(both);
-      min = hn::DupOdd(both);
+      SetHeaders<kHasMin>(hn::BitCast(HalfTag(), SpreadField<kBlockBytes>(pairs, blocks)));
     } else {
-      scale = F16ToF32(d, SpreadField<kBlockBytes>(HalfTag(), blocks));
-      min = hn::Mul(hn::Set(d, -8.0f), scale);
+      SetHeaders<kHasMin>(SpreadField<kBlockBytes>(HalfTag(), blocks));
     }
   }
 };
+
+#if HWY_TARGET <= HWY_AVX3
+// Elements of two vectors, by their numbers among those of both.
+HWY_INLINE hn::Vec<WordTag> TwoTablesLookup(hn::Vec<WordTag> a, hn::Vec<WordTag> b,
+                                            hn::Vec<WordTag> numbers) {
+  return hn::Vec<WordTag>{_mm512_permutex2var_epi32(a.raw, numbers.raw, b.raw)};
+}
+using HalfWordTag = hn::Repartition<std::uint16_t, WordTag>;
+HWY_INLINE hn::Vec<HalfWordTag> TwoTablesLookup(hn::Vec<HalfWordTag> a, hn::Vec<HalfWordTag> b,
+                                                hn::Vec<HalfWordTag> numbers) {
+  return hn::Vec<HalfWordTag>{_mm512_permutex2var_epi16(a.raw, numbers.raw, b.raw)};
+}
+
+// The same, where a step is hardly longer than a vector: two loads, which overlap, hold it, and permutations take nibbles
+// and scales out of these.
+template <bool kHasMin>
+struct WideNibbleFormat : NibbleWords {
+  using Blocks = NibbleFormat<kHasMin>;
+  static constexpr std::size_t kStepBytes = Blocks::kStepBytes;
+  static constexpr bool kLoadsPart = true;
+
+  // What all fields are whole numbers of.
+  using T = std::conditional_t<kHasMin, std::uint32_t, std::uint16_t>;
+  using Tag = hn::Repartition<T, F32Tag>;
+  static constexpr std::size_t kElems = hn::MaxLanes(Tag()), kPerWord = 4 / sizeof(T),
+                               kStep = kStepBytes / sizeof(T), kBlock = Blocks::kBlockBytes / sizeof(T),
+                               kHeader = Blocks::kHeader / sizeof(T),
+                               kSecond = kStep - kElems;  // where the second load begins
+  // Which elements of the two loads make the nibbles' vector, and which of the first the headers, four halves a block.
+  struct Indices {
+    alignas(64) T nibbles[kElems], headers[kElems];
+  };
+  static constexpr Indices MakeIndices() {
+    Indices indices{};
+    for (std::size_t i = 0; i < kElems; ++i) {
+      const std::size_t block = i / (4 * kPerWord), at = block * kBlock + kHeader + i % (4 * kPerWord);
+      indices.nibbles[i] = static_cast<T>(at < kElems ? at : kElems + at - kSecond);
+      indices.headers[i] = static_cast<T>(i / (8 / sizeof(T)) % (kLanes / 4) * kBlock);
+    }
+    return indices;
+  }
+  static constexpr Indices kIndices = MakeIndices();
+
+  hn::Vec<HalfTag> headers;
+  HWY_INLINE void Load(const std::uint8_t* p) {
+    const Tag d;
+    const T* const from = reinterpret_cast<const T*>(p);
+    Take(hn::LoadU(d, from), hn::LoadU(d, from + kSecond));
+  }
+  HWY_INLINE void LoadPart(const std::uint8_t* p, std::size_t bytes) {
+    const Tag d;
+    const T* const from = reinterpret_cast<const T*>(p);
+    const std::size_t count = bytes / sizeof(T);
+    const auto load = [&](std::size_t begin) HWY_ATTR {
+      return hn::MaskedLoad(hn::FirstN(d, count > begin ? count - begin : 0), d, from + begin);
+    };
+    Take(load(0), load(kSecond));
+  }
+  HWY_INLINE void Take(hn::Vec<Tag> first, hn::Vec<Tag> second) {
+    const Tag d;
+    SetWords(hn::BitCast(WordTag(), TwoTablesLookup(first, second, hn::Load(d, kIndices.nibbles))));
+    headers = hn::BitCast(
+        HalfTag(),
+        hn::LowerHalf(hn::Half<Tag>(), TwoTablesLookup(first, first, hn::Load(d, kIndices.headers))));
+  }
+  HWY_INLINE void LoadScales() { SetHeaders<kHasMin>(headers); }
+};
+
+template <bool kHasMin>
+using BlockNibbleFormat = WideNibbleFormat<kHasMin>;
+#else
+template <bool kHasMin>
+using BlockNibbleFormat = NibbleFormat<kHasMin>;
+#endif
 
 // Formats with scales beside the weight: SetScales() gives them and the zeros, a lane each.
 

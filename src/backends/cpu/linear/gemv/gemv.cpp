@@ -1,6 +1,8 @@
 // The linear family for few tokens, as products of a matrix with a few vectors, and for any number of them in 8 bits
 // (InputQuantization): the threads share the rows of the weights, and every pass over these is one parallel region.
 #include <algorithm>
+#include <atomic>
+#include <new>
 #include <span>
 
 #include <fmt/format.h>
@@ -13,6 +15,7 @@
 #include "backends/cpu/linear/gemv/lora.h"
 #include "backends/cpu/linear/gemv/token.h"
 #include "backends/cpu/linear/weights.h"
+#include "backends/cpu/shares.h"
 #include "backends/cpu/workspace.h"
 #include "kf/ops/linear.h"
 
@@ -41,14 +44,27 @@ constexpr std::int64_t kRowUnit = 16;
 // Weights below this are read faster by one thread than a team is called together.
 constexpr std::size_t kMinTeamBytes = 32 << 10;
 
-// A thread's part of `count` things taken in whole units.
-struct Range {
-  std::int64_t begin, end;
+// Pieces of a weight that threads take from each other are not smaller: a stream costs something to begin.
+constexpr std::int64_t kLeastPieceBytes = 16 << 10;
+
+// What a thread of a team takes of the rows of weights.
+struct Worker {
+  const Shares& shares;
+  int thread, threads;
+
+  // Calls body(begin, end) for this thread's pieces of `count` rows, of `row_bytes` each, in whole units.
+  template <class Body>
+  void take(std::int64_t count, std::int64_t unit, std::int64_t row_bytes, const Body& body) const {
+    const std::int64_t least =
+        std::max<std::int64_t>(kLeastPieceBytes / std::max<std::int64_t>(row_bytes * unit, 1), 1);
+    shares.take((count + unit - 1) / unit, least, thread, threads, [&](std::int64_t begin, std::int64_t end) {
+      body(std::min(count, begin * unit), std::min(count, end * unit));
+    });
+  }
 };
-Range part_of(std::int64_t count, std::int64_t unit, std::int64_t thread, std::int64_t threads) {
-  const std::int64_t units = (count + unit - 1) / unit;
-  return {std::min(count, units * thread / threads * unit),
-          std::min(count, units * (thread + 1) / threads * unit)};
+
+std::int64_t row_bytes(const Weight& w) {
+  return static_cast<std::int64_t>(w.layout.nbytes()) / std::max<std::int64_t>(w.layout.dim(0), 1);
 }
 
 // x in 8 bits, in the orders of these weights.
@@ -216,9 +232,8 @@ struct Layer {
 // Rows of a weight that are read for all tokens at a time.
 std::int64_t chunk_of(const Weight& weight, const GemvInput& input) {
   if (input.num_tokens <= kMaxTokens) return kChunk;
-  const auto row_bytes = static_cast<std::int64_t>(weight.layout.nbytes()) / weight.layout.dim(0);
-  return std::clamp(kChunkBytes / std::max<std::int64_t>(row_bytes, 1) / kRowUnit * kRowUnit, kRowUnit,
-                    kChunk);
+  return std::clamp(kChunkBytes / std::max<std::int64_t>(row_bytes(weight), 1) / kRowUnit * kRowUnit,
+                    kRowUnit, kChunk);
 }
 
 // Calls body(first, some) for groups of tokens whose sums a thread holds, `some` the input of those from token `first` on.
@@ -229,12 +244,12 @@ void for_each_group(const GemvInput& input, const Body& body) {
     body(first, input.tokens(first, std::min(static_cast<int>(kMaxTokens), input.num_tokens - first)));
 }
 
-void run_rows(const Layer& layer, const GemvInput& input, Range rows) {
+void run_rows(const Layer& layer, const GemvInput& input, std::int64_t first_row, std::int64_t end_row) {
   float sums[kMaxTokens * kChunk];
-  if (rows.begin == rows.end) return;
+  if (first_row == end_row) return;
   const std::int64_t chunk = chunk_of(layer.weight, input);
-  for (std::int64_t begin = rows.begin; begin < rows.end; begin += chunk) {
-    const std::int64_t end = std::min(rows.end, begin + chunk);
+  for (std::int64_t begin = first_row; begin < end_row; begin += chunk) {
+    const std::int64_t end = std::min(end_row, begin + chunk);
     for_each_group(input, [&](int first, const GemvInput& some) {
       dot_rows(layer.weight, some, begin, end, sums, kChunk);
       if (layer.lora != nullptr) layer.lora->add(begin, end, sums, kChunk);
@@ -248,19 +263,20 @@ void run_rows(const Layer& layer, const GemvInput& input, Range rows) {
 std::int64_t units_of(const Layer& layer) { return (layer.weight.layout.dim(0) + kRowUnit - 1) / kRowUnit; }
 
 // The threads share the rows of all layers as if they were one layer's.
-void run_layers(std::span<const Layer> layers, const GemvInput& input, int thread, int threads) {
+void run_layers(std::span<const Layer> layers, const GemvInput& input, const Worker& worker) {
   std::int64_t total = 0;
   for (const Layer& layer : layers) total += units_of(layer);
-  const Range mine = part_of(total, 1, thread, threads);
-  std::int64_t first = 0;
-  for (const Layer& layer : layers) {
-    const std::int64_t rows = layer.weight.layout.dim(0);
-    const auto row_of = [&](std::int64_t unit) {
-      return std::clamp((unit - first) * kRowUnit, std::int64_t{0}, rows);
-    };
-    run_rows(layer, input, {row_of(mine.begin), row_of(mine.end)});
-    first += units_of(layer);
-  }
+  worker.take(total, 1, kRowUnit * row_bytes(layers[0].weight), [&](std::int64_t begin, std::int64_t end) {
+    std::int64_t first = 0;
+    for (const Layer& layer : layers) {
+      const std::int64_t rows = layer.weight.layout.dim(0);
+      const auto row_of = [&](std::int64_t unit) {
+        return std::clamp((unit - first) * kRowUnit, std::int64_t{0}, rows);
+      };
+      run_rows(layer, input, row_of(begin), row_of(end));
+      first += units_of(layer);
+    }
+  });
 }
 
 GemvInput input_of(const LinearParams& p, Workspace& space) {
@@ -287,15 +303,17 @@ std::string int8_condition() {
   return "input_quantization int8; i8, int4, q8_0, q4_0 or q4_1, contiguous weight rows";
 }
 
-std::size_t workspace(const LinearParams& p, const PlanContext&) {
+std::size_t workspace(const LinearParams& p, const PlanContext& ctx) {
   Workspace space(nullptr);
   input_of(p, space);
   const GemvLora lora(p, space);
+  const Shares shares(space, ctx.num_threads);
   return space.bytes();
 }
-std::size_t workspace(const QkvLinearParams& p, const PlanContext&) {
+std::size_t workspace(const QkvLinearParams& p, const PlanContext& ctx) {
   Workspace space(nullptr);
   input_of(p, space);
+  const Shares shares(space, ctx.num_threads);
   return space.bytes();
 }
 
@@ -336,6 +354,7 @@ void run_pass(const LinearParams& p, const RunContext& ctx) {
   const GemvInput input = input_of(p, space);
   const Weight weight = weight_of(p);
   const GemvLora lora(p, space);
+  const Shares shares(space, ctx.num_threads);
   const Layer layer{weight, {p.bias, p.residual, p.out, p.activation}, lora.present() ? &lora : nullptr};
   prepare_alone(p.x, p.prologue, input);
 #pragma omp parallel num_threads(team_of(ctx, {&weight}))
@@ -346,7 +365,7 @@ void run_pass(const LinearParams& p, const RunContext& ctx) {
       lora.project(input, thread, threads);
 #pragma omp barrier
     }
-    run_layers({&layer, 1}, input, thread, threads);
+    run_layers({&layer, 1}, input, {shares, thread, threads});
   }
 }
 
@@ -371,6 +390,7 @@ namespace {
 void run_pass(const QkvLinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
   const GemvInput input = input_of(p, space);
+  const Shares shares(space, ctx.num_threads);
   const QkvWeights w(p);
   const Layer layers[] = {{w.q, {p.q_bias, {}, p.q}}, {w.k, {p.k_bias, {}, p.k}}, {w.v, {p.v_bias, {}, p.v}}};
   prepare_alone(p.x, p.prologue, input);
@@ -378,7 +398,7 @@ void run_pass(const QkvLinearParams& p, const RunContext& ctx) {
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     prepare_together(p.x, p.prologue, input, thread, threads);
-    run_layers(layers, input, thread, threads);
+    run_layers(layers, input, {shares, thread, threads});
   }
 }
 
@@ -390,24 +410,52 @@ void run(const QkvLinearParams& p, const RunContext& ctx) { run_passes(p, ctx, r
 
 namespace {
 
+// The order of nibbles has units of more features than threads share well: whoever makes the last feature of a unit brings it into
+// that order.
+class NibbleUnits {
+ public:
+  NibbleUnits(Workspace& space, std::int64_t features)
+      : features_(features),
+        unit_(nibble_unit()),
+        made_(
+            space.take<std::atomic<std::int64_t>>(static_cast<std::size_t>((features + unit_ - 1) / unit_))) {
+    if (space.counting()) return;
+    for (std::int64_t i = 0; i * unit_ < features_; ++i) new (&made_[i]) std::atomic<std::int64_t>(0);
+  }
+
+  // Features [begin, end) of all tokens are made.
+  void add(const GemvInput& hidden, std::int64_t begin, std::int64_t end) const {
+    for (std::int64_t i = begin / unit_; i * unit_ < end; ++i) {
+      const std::int64_t first = i * unit_, last = std::min(first + unit_, features_);
+      const std::int64_t more = std::min(end, last) - std::max(begin, first);
+      if (made_[i].fetch_add(more, std::memory_order_acq_rel) + more < last - first) continue;
+      for (int t = 0; t < hidden.num_tokens; ++t) fill_nibbles(hidden, t, first, last);
+    }
+  }
+
+ private:
+  std::int64_t features_, unit_;
+  std::atomic<std::int64_t>* made_;
+};
+
 struct FfnSpace {
   GemvInput input, hidden;
-  std::size_t bytes;
+  NibbleUnits units;
+  Shares gates, down;
 };
-FfnSpace take_ffn(const GatedFfnParams& p, const FfnWeights& w, void* workspace) {
-  Workspace space(workspace);
+FfnSpace take_ffn(const GatedFfnParams& p, const FfnWeights& w, int num_threads, Workspace& space) {
   const std::int64_t num_tokens = pass_tokens(p);
-  FfnSpace s;
-  s.input = take_input(space, num_tokens, p.x.dim(1), p.input_quantization, {&w.gate, &w.up});
-  s.hidden = take_input(space, num_tokens, w.gate.layout.dim(0), p.input_quantization, {&w.down});
-  s.bytes = space.bytes();
-  return s;
+  return {take_input(space, num_tokens, p.x.dim(1), p.input_quantization, {&w.gate, &w.up}),
+          take_input(space, num_tokens, w.gate.layout.dim(0), p.input_quantization, {&w.down}),
+          NibbleUnits(space, w.gate.layout.dim(0)), Shares(space, num_threads), Shares(space, num_threads)};
 }
 
 }  // namespace
 
-std::size_t workspace(const GatedFfnParams& p, const PlanContext&) {
-  return take_ffn(p, FfnWeights(p), nullptr).bytes;
+std::size_t workspace(const GatedFfnParams& p, const PlanContext& ctx) {
+  Workspace space(nullptr);
+  take_ffn(p, FfnWeights(p), ctx.num_threads, space);
+  return space.bytes();
 }
 
 Support supports_int8(const GatedFfnParams& p, const PlanContext&) {
@@ -424,14 +472,15 @@ Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
 
 namespace {
 
-// Hidden features [mine.begin, mine.end) of all tokens, in the forms that the second layer reads.
-void run_gates(Activation activation, const FfnWeights& w, const GemvInput& input, const GemvInput& hidden,
-               Range mine) {
+// Hidden features [first_row, end_row) of all tokens, in the forms that the second layer reads.
+void run_gates(Activation activation, const FfnWeights& w, const FfnSpace& s, std::int64_t first_row,
+               std::int64_t end_row) {
+  const GemvInput &input = s.input, &hidden = s.hidden;
   float gate[kMaxTokens * kChunk], up[kMaxTokens * kChunk];
-  if (mine.begin == mine.end) return;
+  if (first_row == end_row) return;
   const std::int64_t chunk = chunk_of(w.gate, input);
-  for (std::int64_t begin = mine.begin; begin < mine.end; begin += chunk) {
-    const std::int64_t end = std::min(mine.end, begin + chunk);
+  for (std::int64_t begin = first_row; begin < end_row; begin += chunk) {
+    const std::int64_t end = std::min(end_row, begin + chunk);
     for_each_group(input, [&](int first, const GemvInput& some) {
       dot_rows(w.gate, some, begin, end, gate, kChunk);
       dot_rows(w.up, some, begin, end, up, kChunk);
@@ -441,11 +490,10 @@ void run_gates(Activation activation, const FfnWeights& w, const GemvInput& inpu
     });
   }
   if (hidden.codes.rows != nullptr) return;
-  for (int t = 0; t < input.num_tokens; ++t) {
-    if (mine.end == hidden.in)
+  if (end_row == hidden.in)
+    for (int t = 0; t < input.num_tokens; ++t)
       std::fill(hidden.token(t) + hidden.in, hidden.token(t) + hidden.value_stride, 0.0f);
-    fill_nibbles(hidden, t, mine.begin, mine.end);
-  }
+  s.units.add(hidden, first_row, end_row);
 }
 
 }  // namespace
@@ -454,21 +502,25 @@ namespace {
 
 void run_pass(const GatedFfnParams& p, const RunContext& ctx) {
   const FfnWeights w(p);
-  const FfnSpace s = take_ffn(p, w, ctx.workspace);
+  Workspace space(ctx.workspace);
+  const FfnSpace s = take_ffn(p, w, ctx.num_threads, space);
   const Layer down{w.down, {{}, p.residual, p.out}};
-  const std::int64_t unit = nibble_unit();
+  const std::int64_t hidden_features = w.gate.layout.dim(0), out_features = w.down.layout.dim(0);
   prepare_alone(p.x, p.prologue, s.input);
 #pragma omp parallel num_threads(team_of(ctx, {&w.gate, &w.up, &w.down}))
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     prepare_together(p.x, p.prologue, s.input, thread, threads);
-    run_gates(p.activation, w, s.input, s.hidden, part_of(s.hidden.in, unit, thread, threads));
+    const Worker gates{s.gates, thread, threads}, rows{s.down, thread, threads};
+    gates.take(hidden_features, kRowUnit, row_bytes(w.gate) + row_bytes(w.up),
+               [&](std::int64_t begin, std::int64_t end) { run_gates(p.activation, w, s, begin, end); });
 #pragma omp barrier
     if (s.hidden.codes.rows != nullptr) {  // the scale of a token is that of all threads' values
       for (int t = thread; t < s.hidden.num_tokens; t += threads) quantize_token(s.hidden, t);
 #pragma omp barrier
     }
-    run_rows(down, s.hidden, part_of(w.down.layout.dim(0), kRowUnit, thread, threads));
+    rows.take(out_features, kRowUnit, row_bytes(w.down),
+              [&](std::int64_t begin, std::int64_t end) { run_rows(down, s.hidden, begin, end); });
   }
 }
 
@@ -489,22 +541,20 @@ struct alignas(64) Best {
 struct ArgmaxSpace {
   GemvInput input;
   Best* best;  // [num_threads]
-  std::size_t bytes;
+  Shares shares;
 };
-ArgmaxSpace take_argmax(const LmHeadArgmaxParams& p, int num_threads, void* workspace) {
-  Workspace space(workspace);
-  ArgmaxSpace s;
+ArgmaxSpace take_argmax(const LmHeadArgmaxParams& p, int num_threads, Workspace& space) {
   const Weight weight = weight_of(p);
-  s.input = take_input(space, pass_tokens(p), p.x.dim(1), p.input_quantization, {&weight});
-  s.best = space.take<Best>(static_cast<std::size_t>(num_threads));
-  s.bytes = space.bytes();
-  return s;
+  return {take_input(space, pass_tokens(p), p.x.dim(1), p.input_quantization, {&weight}),
+          space.take<Best>(static_cast<std::size_t>(num_threads)), Shares(space, num_threads)};
 }
 
 }  // namespace
 
 std::size_t workspace(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
-  return take_argmax(p, ctx.num_threads, nullptr).bytes;
+  Workspace space(nullptr);
+  take_argmax(p, ctx.num_threads, space);
+  return space.bytes();
 }
 
 Support supports_int8(const LmHeadArgmaxParams& p, const PlanContext&) {
@@ -524,10 +574,11 @@ void offer(Best& best, int t, float value, std::int32_t index) {
   best.index[t] = index;
 }
 
-void best_of_rows(const Weight& weight, const GemvInput& input, Range rows, Best& best) {
+void best_of_rows(const Weight& weight, const GemvInput& input, std::int64_t first_row, std::int64_t end_row,
+                  Best& best) {
   float sums[kMaxTokens * kChunk];
-  for (std::int64_t begin = rows.begin; begin < rows.end; begin += kChunk) {
-    const std::int64_t end = std::min(rows.end, begin + kChunk);
+  for (std::int64_t begin = first_row; begin < end_row; begin += kChunk) {
+    const std::int64_t end = std::min(end_row, begin + kChunk);
     dot_rows(weight, input, begin, end, sums, kChunk);
     for (int t = 0; t < input.num_tokens; ++t)
       for (std::int64_t i = 0; i < end - begin; ++i)
@@ -540,7 +591,8 @@ void best_of_rows(const Weight& weight, const GemvInput& input, Range rows, Best
 namespace {
 
 void run_pass(const LmHeadArgmaxParams& p, const RunContext& ctx) {
-  const ArgmaxSpace s = take_argmax(p, ctx.num_threads, ctx.workspace);
+  Workspace space(ctx.workspace);
+  const ArgmaxSpace s = take_argmax(p, ctx.num_threads, space);
   const Weight weight = weight_of(p);
   for (int i = 0; i < ctx.num_threads; ++i) std::fill_n(s.best[i].index, kMaxTokens, -1);
   prepare_alone(p.x, p.prologue, s.input);
@@ -548,7 +600,10 @@ void run_pass(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     prepare_together(p.x, p.prologue, s.input, thread, threads);
-    best_of_rows(weight, s.input, part_of(weight.layout.dim(0), kRowUnit, thread, threads), s.best[thread]);
+    const Worker worker{s.shares, thread, threads};
+    worker.take(weight.layout.dim(0), kRowUnit, row_bytes(weight), [&](std::int64_t begin, std::int64_t end) {
+      best_of_rows(weight, s.input, begin, end, s.best[thread]);
+    });
   }
   for (int t = 0; t < s.input.num_tokens; ++t) {
     for (int i = 1; i < ctx.num_threads; ++i)

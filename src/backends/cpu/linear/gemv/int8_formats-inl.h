@@ -57,6 +57,7 @@ struct IntProducts {
   static constexpr std::size_t kParts = 1;
   static constexpr bool kScaled = true;
   static constexpr bool kFetchesAll = true;
+  static constexpr bool kLoadsPart = false;
   using Sum = IntVec;
   using Input = hn::Vec<SignedBytes>;
   static HWY_INLINE Input LoadInput(const float* x) {

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "backends/cpu/linear/gemv/formats-inl.h"
 #include "backends/cpu/linear/gemv/scales-inl.h"
@@ -26,13 +27,17 @@ template <int kTokens>
 inline constexpr int kRowsAtOnce = kTokens == 1 ? 4 : 2;
 
 // One step of all rows and tokens: acc += weights * x, products summed as the format sums them. `w` has the rows' scales where they lie beside the weight.
-template <class Format, int kTokens, int kRows>
+// `bytes`: of a row, where kPart.
+template <bool kPart = false, class Format, int kTokens, int kRows>
 HWY_INLINE void Step(Format (&w)[kRows], const std::uint8_t* const (&at)[kRows], const float* x,
-                     std::size_t x_stride, F32Vec (&acc)[kRows][kTokens]) {
+                     std::size_t x_stride, F32Vec (&acc)[kRows][kTokens], std::size_t bytes = 0) {
   typename Format::Sum sum[kRows][kTokens];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
-    w[r].Load(at[r]);
+    if constexpr (kPart)
+      w[r].LoadPart(at[r], bytes);
+    else
+      w[r].Load(at[r]);
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
       if constexpr (Format::kScaled)
@@ -185,9 +190,15 @@ HWY_NOINLINE void DotTile(const Rows& w, std::size_t num_rows, std::size_t row_s
   const auto add_steps = [&](F32Vec(&acc)[kRows][kTokens], std::size_t steps) HWY_ATTR {
     for (; cursor.left > 0 && steps > 0; x += Format::kInputFloats, --steps) {
       const std::uint8_t* at[kRows];
-      cursor.Next(padded, at);
       Format formats[kRows];
-      Step<Format, kTokens, kRows>(formats, at, x, x_stride, acc);
+      if constexpr (Format::kLoadsPart) {
+        if (cursor.left < Format::kStepBytes) {
+          Step<true>(formats, cursor.rows, x, x_stride, acc, std::exchange(cursor.left, 0));
+          return;
+        }
+      }
+      cursor.Next(padded, at);
+      Step(formats, at, x, x_stride, acc);
     }
   };
   if constexpr (Format::kScaled) {  // the sum of a step is a chain of its own
@@ -269,7 +280,7 @@ HWY_NOINLINE void ScaledTile(const Rows& w, const Quantization& q, const ScaleGr
       for (; cursor.left > w.bytes - end; x += Format::kInputFloats) {
         const std::uint8_t* at[kRows];
         cursor.Next(padded, at);
-        Step<Format, kTokens, kRows>(formats, at, x, x_stride, acc);
+        Step(formats, at, x, x_stride, acc);
       }
     }
   }
