@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .. import _kf
 from ..errors import UnavailableError, refusing
@@ -41,8 +41,9 @@ def select(ops: Sequence[str], every: int = 1) -> list[dict]:
 def selfcheck(
     backend: str, ops: Sequence[str] = (), every: int = 1, step: Callable[[str], None] = lambda name: None
 ) -> dict:
-    """Every kernel of the backend on every case. The report: backend, device, environment, ok, cases, rows ({kernel,
-    level, cases, served, failed, max_error, declined: {reason: count}}) and failures ({case, kernel, detail})."""
+    """Every kernel of the backend on every case. The report: backend, device, environment, ok, served (whether a
+    kernel of its own served a case), cases, rows ({kernel, level, cases, served, failed, max_error, declined: {reason:
+    count}}) and failures ({case, kernel, detail})."""
     there = usable_backend(backend)
     name, device = there["name"], there["devices"][0]
     levels = {row.name: row.level for vendor in REGISTERED.values() for row in vendor.table()}
@@ -58,17 +59,27 @@ def selfcheck(
             _count(row, check)
             if check["supported"] and not check["ok"]:
                 failures.append({"case": case["name"], "kernel": check["kernel"], "detail": check["detail"]})
-    served = any(row["served"] for row in rows.values() if not row["kernel"].endswith("_reference"))
+    served = any(row["served"] for row in _that_count(rows.values()))
     return {
         "kind": "selfcheck",
         "backend": name,
         "device": device,
         "environment": environment() | {"torch": _torch_versions()},
         "ok": served and not failures,
+        "served": served,
         "cases": len(cases),
         "rows": list(rows.values()),
         "failures": failures,
     }
+
+
+def _that_count(rows: Iterable[dict]) -> list[dict]:
+    """The rows of which one has to serve: a vendor's own, where these ops have any, and not PyTorch's beside them,
+    which serve without the vendor's library, too."""
+    plain = {row.name for vendor in REGISTERED.values() for row in vendor.table() if row.family == "vanilla"}
+    rows = [row for row in rows if not row["kernel"].endswith("_reference")]
+    own = [row for row in rows if row["kernel"] not in plain and not row["kernel"].endswith("_unfused")]
+    return own or rows
 
 
 def _row(kernel: str, level: str) -> dict:

@@ -39,8 +39,9 @@ def selfcheck(
     if json_file is not None:
         write_or_refuse({json_file: to_json(report)})
     verdict = "every kernel is right" if report["ok"] else f"{len(report['failures'])} wrong results"
-    if not any(r["served"] for r in report["rows"] if not r["kernel"].endswith("_reference")):
-        verdict = "no kernel served any case"
+    if not report["served"]:
+        declined = next((reason for r in report["rows"] for reason in r["declined"]), "")
+        verdict = "no kernel served any case" + (f": {declined}" if declined else "")
     out().print(f"{report['cases']} cases: {verdict}", markup=False)
     if not report["ok"]:
         raise typer.Exit(1)

@@ -191,6 +191,15 @@ def test_eight_bit_weights(m):
         kf.ops.linear(**all_there(operands))
 
 
+def test_a_selfcheck_without_the_vendors_library_is_not_right(monkeypatch):
+    """PyTorch's own operators serve then, but they are not what is to be checked."""
+    monkeypatch.setattr(operators.MluOps, "missing", lambda self: "torch_mlu_ops is not installed")
+    report = selfcheck("mlu", ("rms_norm",), every=150)
+    assert not report["ok"] and not report["failures"]
+    result = CliRunner().invoke(app, ["selfcheck", "--backend", "mlu", "--op", "rms_norm", "--every", "150"])
+    assert result.exit_code == 1 and "no kernel served any case: torch_mlu_ops is not installed" in result.output
+
+
 def test_a_function_that_a_version_lacks_is_a_reason(m, monkeypatch):
     monkeypatch.delattr(torch_mlu_ops, "fused_rms_norm")
     operators.needing.cache_clear()
