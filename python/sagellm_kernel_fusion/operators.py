@@ -17,6 +17,7 @@ from .arrays import NUMPY_DTYPES, GgufTensor, allocate, as_kind_of, layout, to_n
 from .checks import shape_of, sizes
 from .config import KernelFusionConfig
 from .errors import ResourceExhaustedError, refusing
+from .packed_once import made_once
 from .paged import tables_and_lengths
 from .quantized import as_quantized, kv_of_codes
 from .sparse import SparseTensor, sparsify
@@ -222,8 +223,8 @@ def _linear_call(
         weight = fields[name]
         if type(weight) in _plain_types or _is_plain(weight):
             continue
-        if "SemiStructured" in type(weight).__name__:  # torch's; compressed at every call, unless sparsify was called
-            weight = sparsify(weight, prune=False)
+        if "SemiStructured" in type(weight).__name__:
+            weight = _compressed(weight)
         if isinstance(weight, SparseTensor):
             _check_sparse(op, name, weight, config)
             fields |= weight.fields(name) if config.fuse_with_sparse else {name: _densified(weight, config)}
@@ -239,6 +240,14 @@ def _linear_call(
             continue
         transposed = tuple(n for n in transposed if n != name)
     return op, fields, transposed, True, None
+
+
+def _compressed(weight) -> SparseTensor:
+    """torch's semi-structured tensor in our form."""
+    parts = [getattr(weight, name, None) for name in ("packed", "meta")]
+    if parts[0] is None:
+        return sparsify(weight, prune=False)
+    return made_once(weight, "sparse", parts, lambda: sparsify(weight, prune=False))
 
 
 def _check_quantized(op: str, name: str, dtype: str, config: KernelFusionConfig) -> None:
@@ -314,6 +323,7 @@ def append_kv(
         if value is None:
             raise refusing(f"append_kv: {name}: expected cos, sin and positions together, got none")
     fields |= {"cos": cos, "sin": sin, "positions": positions, "interleaved": interleaved}
+    shape_of("rope_append: k", k)
     # Without queries, none of no heads.
     return "rope_append", fields | {"q": k[:, :0] if q is None else q}, (), False, None
 

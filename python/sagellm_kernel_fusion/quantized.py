@@ -11,6 +11,7 @@ from . import _kf
 from .arrays import NUMPY_DTYPES
 from .checks import integer, one_of, shape_of, sizes
 from .errors import NotServedError, refusing
+from .packed_once import made_once
 
 # By the names that people use.
 CODE_DTYPES = {
@@ -20,6 +21,13 @@ CODE_DTYPES = {
     "fp8": "fp8_e4m3",
     "fp8_e4m3": "fp8_e4m3",
     "fp8_e5m2": "fp8_e5m2",
+}
+# What codes lie in.
+_STORED = {
+    "int4": ("uint8",),
+    "i8": ("int8",),
+    "fp8_e4m3": ("float8_e4m3fn", "uint8", "int8"),
+    "fp8_e5m2": ("float8_e5m2", "uint8", "int8"),
 }
 _DEFAULT_GROUPS = {"int4": 128}
 _SCALES_DTYPES = ("f32", "f16", "bf16")
@@ -55,6 +63,13 @@ class QuantizedTensor:
         object.__setattr__(self, "dtype", _dtype_named(self.dtype))
         object.__setattr__(self, "group_size", integer("QuantizedTensor: group_size", self.group_size))
         shape_of("QuantizedTensor: data", self.data)
+        stored, expected = str(getattr(self.data, "dtype", "")).removeprefix("torch."), _STORED[self.dtype]
+        if stored not in expected:
+            raise refusing(
+                f"QuantizedTensor: data: expected {' or '.join(expected)} for {self.dtype}"
+                f"{' (two a byte; `from_codes` packs codes that are one an element)' if self.dtype == 'int4' else ''}, "
+                f"got {stored or 'no dtype'}"
+            )
         if len(self.data.shape) not in (2, 3, 4):
             raise refusing(
                 "QuantizedTensor: data: expected a matrix, or keys or values of 3 or 4 dimensions, "
@@ -314,7 +329,8 @@ def kv_of_codes(what: str, codes, scales, zeros=None) -> QuantizedTensor:
     dtypes = {"int8": "i8", "uint8": "int4", "float8_e4m3fn": "fp8_e4m3", "float8_e5m2": "fp8_e5m2"}
     if name not in dtypes:
         raise refusing(
-            f"{what}: expected int8, uint8 (int4, two a byte) or an 8-bit float with scales, got {name or codes}"
+            f"{what}: expected int8, uint8 (int4, two a byte) or an 8-bit float with scales, "
+            f"got {name or type(codes).__name__}"
         )
     head_dim = int(codes.shape[-1]) * (2 if name == "uint8" else 1)
     groups = 1 if scales is None else (1, *shape_of(f"{what}_scales", scales))[-1]
@@ -329,16 +345,25 @@ def as_quantized(weight, dtype: str | None = None) -> QuantizedTensor | None:
     codes = getattr(weight, "quantized_weight", None)
     if codes is None:
         return None
+    scales, zeros, group_size = (getattr(weight, name, None) for name in ("scales", "zeros", "group_size"))
+    return made_once(
+        weight,
+        f"quantized {dtype}",
+        (codes, scales, zeros, group_size),
+        lambda: _of_the_module(codes, scales, zeros, group_size, dtype),
+    )
+
+
+def _of_the_module(codes, scales, zeros, group_size, dtype: str | None) -> QuantizedTensor:
     codes = _as_numpy("quantized_weight", codes)
     if codes.ndim != 2 or codes.dtype.kind not in "iu":
         raise refusing(f"quantized_weight: expected integers [out, in], got {codes.dtype} of shape {list(codes.shape)}")
     fits_int4 = codes.size == 0 or (codes.min() >= -8 and codes.max() <= 15)
-    zeros = getattr(weight, "zeros", None)
     return from_codes(
         codes,
-        _as_numpy("scales", getattr(weight, "scales", None)),
+        _as_numpy("scales", scales),
         None if zeros is None else _as_numpy("zeros", zeros),
-        int(getattr(weight, "group_size", 0) or 0),
+        int(group_size or 0),
         "int4" if fits_int4 and dtype != "int8" else "int8",
     )
 

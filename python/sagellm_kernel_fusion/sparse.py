@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -126,24 +127,25 @@ def sparsify(
     symmetric: bool = True,
     scales_dtype: str = "f32",
 ) -> SparseTensor:
-    """A matrix [out, in] of f32, f16 or bf16 (or what has `to_dense()`, as torch's semi-structured tensors) as a
-    SparseTensor.
+    """A matrix [out, in] of f32, f16 or bf16 (or what has `to_dense()`, as torch's semi-structured and sparse tensors)
+    as a SparseTensor.
 
     pattern: "2:4", "1:4", "4:8", ... ("n:m" is that of `n` and `m`) keeps the n largest of every m neighbours of a row;
     "unstructured" keeps what is not 0, or with `sparsity` drops the smallest, that share of all elements. prune=False
     refuses an x that has more than n values that are not 0 in some group, instead of dropping them. dtype "int4",
     "int8" or "fp8" quantizes what is kept, as `quantize` does.
     """
-    if hasattr(x, "to_dense") and "SemiStructured" in type(x).__name__:
+    strided = "strided" in str(getattr(x, "layout", "strided"))
+    if hasattr(x, "to_dense") and (not strided or "SemiStructured" in type(x).__name__):
         x = x.to_dense()
     if len(shape_of("sparsify: x", x)) != 2:
         raise refusing(f"sparsify: x: expected a matrix, got shape {list(x.shape)}")
     n, m = _pattern_named(pattern, n, m)
-    if not isinstance(sparsity, (int, float)):
+    if not isinstance(sparsity, Real):
         raise refusing(f"sparsify: sparsity: expected a share from 0 to 1, got {sparsity!r}")
     rows, columns = (int(size) for size in x.shape)
     mask = np.zeros((rows, -(-columns // 8)), np.uint8)
-    count, kind = _kf.choose(x, n, m, sparsity, mask)
+    count, kind = _kf.choose(x, n, m, float(sparsity), mask)
     kept = _packed(x, kind, mask, count, n, m)
     if not prune and m and (lost := np.count_nonzero(_float32(x)) - np.count_nonzero(kept.densify())):
         raise refusing(

@@ -198,25 +198,77 @@ def test_gptq(rng, less_one):
         from_gptq(packed_rows(codes), scales, qzeros, g_idx[::-1], zeros_less_one=less_one)
 
 
+class Made:
+    """As the quantization module has it."""
+
+    def __init__(self, codes, scales, zeros=None, group_size=32):
+        self.quantized_weight, self.scales, self.zeros, self.group_size = codes, scales, zeros, group_size
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "inference"])
+def test_weights_of_the_module_are_packed_once(rng, kind):
+    import torch
+
+    as_kind = np.asarray if kind == "numpy" else torch.tensor
+    with torch.inference_mode(kind == "inference"):
+        codes = as_kind(rng.integers(-8, 8, (6, 64)).astype(np.int8))
+        weight = Made(codes, as_kind(rng.random((6, 2)).astype(np.float32)))
+        first = as_quantized(weight)
+        assert as_quantized(weight) is first
+        assert as_quantized(weight, "int8") is not first and as_quantized(weight) is first
+
+        def values():
+            codes, scales = np.asarray(weight.quantized_weight), np.asarray(weight.scales)
+            shift = 0 if weight.zeros is None else np.asarray(weight.zeros)
+            return (codes - np.repeat(np.broadcast_to(shift, scales.shape), 32, 1)) * np.repeat(scales, 32, 1)
+
+        def change_codes():
+            weight.quantized_weight[2, 3:9] = 5
+
+        def change_a_view():
+            weight.quantized_weight[4:][1, 0] -= 1
+
+        def change_scales():
+            weight.scales[1, 1] *= 2
+
+        def replace_codes():
+            weight.quantized_weight = as_kind(rng.integers(-8, 8, (6, 64)).astype(np.int8))
+
+        def give_zeros():
+            weight.zeros = as_kind(np.ones((6, 2), np.int8))
+
+        for change in (change_codes, change_a_view, change_scales, replace_codes, give_zeros):
+            before = as_quantized(weight)
+            change()
+            np.testing.assert_allclose(as_quantized(weight).dequantize(), values(), rtol=1e-6, err_msg=change.__name__)
+            assert as_quantized(weight) is not before
+
+
+def test_packed_weights_go_with_their_owner(rng):
+    from sagellm_kernel_fusion import packed_once
+
+    kept = len(packed_once._made)
+    weight = Made(rng.integers(-8, 8, (6, 64)).astype(np.int8), np.ones((6, 2), np.float32))
+    as_quantized(weight)
+    assert len(packed_once._made) == kept + 1
+    del weight
+    assert len(packed_once._made) == kept
+
+
 def test_codes_one_an_element(rng):
     codes, scales = rng.integers(-8, 8, (6, 64)).astype(np.int8), rng.random((6, 2)).astype(np.float32)
     expected = codes * np.repeat(scales, 32, 1)
     np.testing.assert_array_equal(from_codes(codes, scales, None, 32).dequantize(), expected)
     np.testing.assert_array_equal(from_codes(codes + 8, scales, np.full((6, 2), 8), 32).dequantize(), expected)
 
-    class Made:  # as the quantization module has it
-        quantized_weight, group_size, zeros = codes, 32, np.ones((6, 2))
-
-    Made.scales = scales
-    np.testing.assert_array_equal(as_quantized(Made()).dequantize(), (codes - 1) * np.repeat(scales, 32, 1))
+    given = codes, scales, np.ones((6, 2))
+    np.testing.assert_array_equal(as_quantized(Made(*given)).dequantize(), (codes - 1) * np.repeat(scales, 32, 1))
     x = rng.standard_normal((1, 64), np.float32)
-    close_to_product(ops.linear(x, Made()), x, (codes - 1) * np.repeat(scales, 32, 1))
+    close_to_product(ops.linear(x, Made(*given)), x, (codes - 1) * np.repeat(scales, 32, 1))
     m = kf.KernelFusionManager(kf.KernelFusionConfig(fuse_with_quant=True, quant_dtype="int8"))
-    expected = m.plan("silu_linear", x=x, weight=Made())["shapes"]  # int8 by the configuration, though int4 would do
+    # int8 by the configuration, though int4 would do
+    expected = m.plan("silu_linear", x=x, weight=Made(*given))["shapes"]
     assert "weight=i8[6, 64]" in expected
-
-    class Wrong(Made):
-        pass
 
     for name, value, words in (
         ("quantized_weight", "codes", "quantized_weight: expected an array, got str"),
@@ -226,10 +278,10 @@ def test_codes_one_an_element(rng):
         ("scales", None, "scales: expected an array, got none"),
         ("zeros", np.ones((6, 3)), r"zeros like them, got \[6, 2\] and \[6, 3\]"),
     ):
-        setattr(Wrong, name, value)
+        wrong = Made(*given)
+        setattr(wrong, name, value)
         with pytest.raises(kf.InvalidArgumentError, match=words):
-            m.fuse_silu_linear(x, Wrong())
-        delattr(Wrong, name)
+            m.fuse_silu_linear(x, wrong)
     with pytest.raises(kf.InvalidArgumentError, match="whole numbers"):
         from_codes(codes, scales, np.full((6, 2), 0.5), 32)
     with pytest.raises(kf.InvalidArgumentError, match="-8 to 7"):
@@ -265,3 +317,17 @@ def test_what_does_not_fit_is_refused(rng):
         kf.quantize(w, "fp8", symmetric=False)
     with pytest.raises(kf.InvalidArgumentError, match="group_size"):
         kf.quantize(w, "int8", group_size=48)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "words"),
+    [
+        ("int4", np.int8, r"uint8 for int4 \(two a byte; `from_codes` packs .*\), got int8"),
+        ("int4", np.float32, "uint8 for int4 .* got float32"),
+        ("int8", np.uint8, "int8 for i8, got uint8"),
+        ("fp8", np.float32, "float8_e4m3fn or uint8 or int8 for fp8_e4m3, got float32"),
+    ],
+)
+def test_data_of_another_type_than_its_dtype_lies_in(dtype, stored, words):
+    with pytest.raises(kf.InvalidArgumentError, match=f"QuantizedTensor: data: expected {words}"):
+        kf.QuantizedTensor(np.ones((4, 32), stored), np.ones((4, 1), np.float32), dtype=dtype)

@@ -84,6 +84,24 @@ def test_torch_tensors(rng):
     np.testing.assert_array_equal(half.densify(), dense.bfloat16().float().numpy())
 
 
+def test_semi_structured_tensors_are_compressed_once(rng):
+    import torch
+
+    dense = torch.tensor(numpy_n_of_m(rng.standard_normal((16, 64)).astype(np.float32), 2, 4))
+    given = TensorSemiStructured(dense)
+    made = []
+    given.to_dense = lambda: made.append(1) or given.packed
+    given.packed, given.meta = dense, torch.zeros(16, 4, dtype=torch.int16)  # torch's names
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(fuse_with_sparse=True))
+    x = torch.randn(3, 64)
+    for changed in (False, False, True):
+        if changed:
+            dense *= 2
+        expected = torch.nn.functional.silu(x) @ dense.T
+        torch.testing.assert_close(m.fuse_silu_linear(x, given), expected, rtol=1e-5, atol=1e-4)
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize("pattern", ["2:4", "unstructured"])
 @pytest.mark.parametrize(
     ("dtype", "group_size", "symmetric"),
@@ -180,3 +198,14 @@ def test_what_does_not_fit_is_refused(rng):
         kf.sparsify(w[0], "2:4")
     with pytest.raises(kf.InvalidArgumentError, match="columns"):
         ops.linear(rng.standard_normal((1, 32), np.float32), good)
+
+
+def test_torchs_sparse_tensors(rng):
+    import torch
+
+    dense = torch.tensor(rng.standard_normal((8, 16)).astype(np.float32)).relu()
+    for sparse in (dense.to_sparse(), dense.to_sparse_csr()):
+        np.testing.assert_array_equal(kf.sparsify(sparse, "unstructured").densify(), dense.numpy())
+        with pytest.raises(kf.InvalidArgumentError, match=r"sparsify\(weight.t\(\), \"unstructured\"\)"):
+            kf.KernelFusionManager().fuse_silu_linear(torch.ones(2, 8), sparse)
+    assert kf.sparsify(dense, "unstructured", sparsity=np.float32(0.75)).sparsity >= 0.7
