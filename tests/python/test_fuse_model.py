@@ -77,12 +77,15 @@ def test_families_give_the_same_logits_and_tokens(family):
     model = random_model(configs()[family])
     ids, mask = prompts()
     expected, tokens = logits(model, ids, mask), greedy(model, ids, mask)
+    unfused = copy.deepcopy(model)
     done = kf.fuse_model(model)
     assert [what for _, what in done.fused] == ["decoder layer"] * 2 + ["rms_norm", "linear"], str(done)
     assert done.refused == []
     close_to(logits(model, ids, mask), expected)
     assert torch.equal(greedy(model, ids, mask), tokens)
     assert torch.equal(greedy(model, ids, mask, cache_implementation="static", disable_compile=True), tokens)
+    whole = prompts(padding=0)  # without a mask where nothing is padded
+    assert torch.equal(greedy(model, *whole, cache_implementation="static"), greedy(unfused, *whole))
     close_to(logits(model, *prompts(padding=0)), logits(kf.unfuse_model(copy.deepcopy(model)), *prompts(padding=0)))
     calls = done.manager.get_stats()["ops"]
     assert calls["attention"]["calls"] > 0 and calls["gated_ffn"]["calls"] == calls["qkv_linear"]["calls"]

@@ -3,7 +3,7 @@
 transformers gives query [batch, num_heads, seqlen_q, head_dim], key and value [batch, num_kv_heads, seqlen_k,
 head_dim], and a mask made by the entry of the same name in its AttentionMaskInterface: ours is sdpa's, boolean [batch,
 1, seqlen_q, seqlen_k] with all that is hidden (padding, sliding windows, the unused rest of a static cache), or None
-for causal attention over all keys.
+for causal attention over all keys; of several queries over as many keys, those of a static cache that come first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ def attend(
     scaling: float | None, causal: bool, softcap: float | None, sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """query [batch, seqlen_q, num_heads, head_dim], key and value as transformers has them; like query."""
-    fields = {"q": query, "k": key.transpose(1, 2), "v": value.transpose(1, 2), "causal": causal and mask is None}
+    causal, seqlen_q = causal and mask is None, query.shape[1]
+    if causal and 1 < seqlen_q < key.shape[2]:  # a prompt into an empty static cache, whose rest is unused
+        key, value = key[:, :, :seqlen_q], value[:, :, :seqlen_q]
+    fields = {"q": query, "k": key.transpose(1, 2), "v": value.transpose(1, 2), "causal": causal}
     if mask is not None:
         fields["attn_mask"] = mask[..., : key.shape[2]]
     if scaling is not None:
