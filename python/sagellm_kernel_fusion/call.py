@@ -34,6 +34,9 @@ class Selection:
             raise refusing(f'Selection: families: expected a tuple of names, as ("fused",), got {names!r}')
         if not isinstance(self.kernel, str):
             raise refusing(f"Selection: kernel: expected the name of a row, got {self.kernel!r}")
+        for name in ("allow_fallback", "batch_invariant", "tf32"):
+            if not isinstance(getattr(self, name), bool):
+                raise refusing(f"Selection: {name}: expected True or False, got {getattr(self, name)!r}")
 
     def bound(self) -> _kf.Selection:
         return _kf.Selection(list(self.families), self.kernel, self.allow_fallback, self.batch_invariant, self.tf32)

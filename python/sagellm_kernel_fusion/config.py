@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Literal, get_args
 
 from . import _kf
@@ -142,7 +143,7 @@ def _or_none(check: Callable[[object], str | None]) -> Callable[[object], str | 
 def _backend(value) -> str | None:
     from .registry import KernelFusionBackendRegistry  # its backends have configurations
 
-    return _one_of([*get_args(FusionBackend), *KernelFusionBackendRegistry.names()])(value)
+    return _one_of(list(dict.fromkeys([*get_args(FusionBackend), *KernelFusionBackendRegistry.names()])))(value)
 
 
 def _kernels(value) -> str | None:
@@ -162,8 +163,27 @@ def _libraries(value) -> str | None:
     return None if good else f"a list of {', '.join(LIBRARIES)}"
 
 
+@cache
+def _known_rules() -> tuple[str, ...]:
+    return tuple(rule["name"] for rule in _kf.rules())
+
+
+def _rules(value) -> str | None:
+    good = not _names(value) and set(value) <= set(_known_rules())
+    return None if good else f"a list of rules among {', '.join(_known_rules())}"
+
+
+_MODES = ("measured", "all", "none")
+
+
 def _fusion(value) -> str | None:
-    return None if isinstance(value, str) or not _names(value) else "measured, all, none, or names of rules"
+    if isinstance(value, str):
+        value = [] if value in _MODES else [name.strip() for name in value.split(",")]
+    return (problem := _rules(value)) and f"{', '.join(_MODES)}, or {problem}"
+
+
+def _threads(value) -> str | None:
+    return None if not _at_least(0)(value) and value <= _MAX_THREADS else f"an integer of 0 to {_MAX_THREADS}"
 
 
 _CHECKS: dict[str, Callable[[object], str | None]] = {
@@ -176,12 +196,13 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "sparse_pattern": _or_none(_one_of(get_args(SparsePattern))),
     "custom_kernels": _or_none(_kernels),
     "backend": _backend,
-    "num_threads": _at_least(0),
+    "num_threads": _threads,
     "libraries": _or_none(_libraries),
     "fusion": _fusion,
-    "only_rules": _names,
-    "except_rules": _names,
+    "only_rules": _rules,
+    "except_rules": _rules,
 }
+_MAX_THREADS = 4096
 _OWN = ("backend", "custom_kernels", "libraries", "fusion", "only_rules", "except_rules")
 # The fields that C++ has under the same name and takes as they are.
 _BOUND = [n for n in _CHECKS if n not in _OWN]

@@ -355,11 +355,13 @@ class KernelFusionManager(KernelFusionProtocol):
             operand = error.context.get("operand")
             if operand in transposed and len(shape := getattr(fields[operand], "shape", ())) == 2:
                 raise _of_a_transposed(error, operand, list(shape)) from None
-            raise
+            raise _with_advice(error, fields, transposed) from None
         if leading is not None:
             results = operators.with_leading(results, leading)
         if out is None or results is None:
             return results
+        if isinstance(out, bool):
+            raise refusing(f"{op}: out: expected an array to write to, got {out}")
         return (out, *results[1:]) if isinstance(results, tuple) else out
 
     def _elsewhere(self, config: KernelFusionConfig, tensor) -> KernelFusionProtocol | None:
@@ -389,6 +391,22 @@ def _of_a_transposed(error: InvalidArgumentError, operand: str, shape: list[int]
     """The op takes a weight as [out, in]; the caller gave it as x @ W has it, and shall read of what was given."""
     advice = f'{operand} was given as {shape}, which weight_layout="in_out" reads as [in, out] (x @ W)'
     return InvalidArgumentError(f'{error.message}; {advice}: torch.nn.Linear\'s is "out_in"', error.context)
+
+
+def _with_advice(error: InvalidArgumentError, fields: dict, transposed: tuple) -> InvalidArgumentError:
+    """What to do with arrays that DLPack has no form for: torch's sparse tensors, JAX's tracers. Others as they are."""
+    for name, value in fields.items():
+        if f": {name}: expected an array" not in error.message:
+            continue
+        given = f"{name}.t()" if name in transposed else name
+        if "sparse" in str(getattr(value, "layout", "")):
+            advice = f'pass kf.sparsify({given}, "unstructured")'
+        elif type(value).__name__.endswith("Tracer"):
+            advice = "call it outside jax.jit, jax.vmap and jax.grad, or by jax.pure_callback"
+        else:
+            continue
+        return InvalidArgumentError(f"{error.message}; {advice}", error.context)
+    return error
 
 
 def _queue(stream) -> int:

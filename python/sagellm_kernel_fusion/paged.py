@@ -41,9 +41,13 @@ class BlockTables:
 
 
 def _number(block) -> int:
-    for name in ("block_id", "id"):
-        block = getattr(block, name, block)
-    return int(block)
+    number = getattr(block, "block_id", getattr(block, "id", block))
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise refusing(
+            f"BlockTables: expected blocks that are page numbers or have an id or block_id, got {type(block).__name__}"
+        ) from None
 
 
 def tables_and_lengths(block_tables, context_lens, pool, page_axis: int) -> tuple[object, object]:

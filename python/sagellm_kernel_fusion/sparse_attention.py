@@ -55,6 +55,10 @@ class FusedSparseAttention:
                 f'FusedSparseAttention: block_layout: expected none with "{sparsity_pattern}", but with "block"'
             )
         self.sparsity_pattern, self.n, self.m = sparsity_pattern, n, m
+        if not isinstance(use_flash_attention, bool):
+            raise refusing(
+                f"FusedSparseAttention: use_flash_attention: expected True or False, got {use_flash_attention!r}"
+            )
         self.use_flash_attention = use_flash_attention
         self.block_layout = block_layout
         one = "FusedSparseAttention: block_size"

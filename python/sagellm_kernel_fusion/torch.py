@@ -24,10 +24,13 @@ from .torch_precision import allows_tf32
 __all__ = ["layer_norm", "rms_norm", "scaled_dot_product_attention", "swiglu"]
 
 
+_EPS, _SMALLEST = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).tiny
+
+
 def rms_norm(input: Tensor, normalized_shape, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """torch.nn.functional.rms_norm over one dimension. eps None: that of the dtype, as torch has it."""
+    """torch.nn.functional.rms_norm over one dimension. eps None: f32's, which torch computes 16-bit types in, too."""
     weight = _norm_weight("rms_norm", input, normalized_shape, weight)
-    return torch.ops.kernel_fusion.rms_norm(input, weight, torch.finfo(input.dtype).eps if eps is None else eps)
+    return torch.ops.kernel_fusion.rms_norm(input, weight, _EPS if eps is None else eps)
 
 
 def layer_norm(
@@ -45,7 +48,8 @@ def scaled_dot_product_attention(
     """torch.nn.functional.scaled_dot_product_attention. query [batch, num_heads, seqlen_q, head_dim], key and value
     [batch, num_heads, seqlen_k, head_dim], or fewer heads with enable_gqa; without heads, [batch, seqlen, head_dim].
 
-    is_causal counts from the first key, as torch does (ops.attention counts from the last)."""
+    Batches of one are broadcast. is_causal counts from the first key, as torch does (ops.attention counts from the
+    last)."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
             raise refusing(
@@ -73,7 +77,9 @@ def scaled_dot_product_attention(
         is_causal = False
     if attn_mask is not None:
         attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
-    heads_last = [t.transpose(1, 2) for t in (query, key, value)]
+    batch = max(len(t) for t in (query, key, value)) if all(map(len, (query, key, value))) else 0
+    heads_last = [(t if len(t) == batch else t.expand(batch, -1, -1, -1)).transpose(1, 2) for t in (query, key, value)]
+    scale = _SMALLEST if scale == 0 else scale  # an op's 0 is its default
     return torch.ops.kernel_fusion.attention(*heads_last, attn_mask, is_causal, scale).transpose(1, 2)
 
 
@@ -129,7 +135,8 @@ def _gated_ffn(x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: T
     fields = {"x": _rows(x).reshape(-1, x.shape[-1]), "gate_weight": gate_weight, "up_weight": up_weight}
     may_round = x.is_cuda and x.dtype == torch.float32 and allows_tf32()
     selection = _TF32 if may_round else None
-    return call("gated_ffn", fields | {"down_weight": down_weight, "selection": selection}).view(*x.shape[:-1], -1)
+    out = call("gated_ffn", fields | {"down_weight": down_weight, "selection": selection})
+    return out.view(*x.shape[:-1], down_weight.shape[0])
 
 
 @_rms_norm.register_fake

@@ -307,3 +307,12 @@ def test_errors_can_be_pickled():
 
     error = pickle.loads(pickle.dumps(kf.NotServedError("no", {"op": "linear"})))
     assert error.code == "not_implemented" and error.context == {"op": "linear"}
+
+
+def test_keys_that_are_no_array():
+    m, table = kf.KernelFusionManager(), np.ones((4, 8), np.float32)
+    slots = np.zeros(1, np.int32)
+    with pytest.raises(kf.InvalidArgumentError, match="rope_append: k: expected an array, got list"):
+        m.append_kv([[1.0]], table, table, table, slots, cos=table, sin=table, positions=slots)
+    with pytest.raises(kf.InvalidArgumentError, match="8-bit float with scales, got list"):
+        m.fuse_attention(np.ones((1, 1, 1, 16), np.float32), [[1.0]], table, k_scales=table)

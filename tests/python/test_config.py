@@ -63,7 +63,7 @@ def test_fields_and_defaults_are_the_specifications():
         ("sparse_pattern", "2:4", "n:m, unstructured"),
         ("custom_kernels", [len], "a dictionary"),
         ("backend", "cudaa", "cuda, triton, rocm, tensorrt"),
-        ("num_threads", -2, "at least 0"),
+        ("num_threads", -2, "an integer of 0 to 4096"),
         ("fusion", 7, "measured, all, none"),
         ("only_rules", "norm_linear", "a list"),
     ],
@@ -87,7 +87,7 @@ def test_a_misspelt_field_is_refused_with_the_nearest():
 
 
 def test_copies_and_pickles_are_equal_and_apart():
-    config = kf.KernelFusionConfig(attention_backend="paged", num_kv_heads=8, except_rules=["norm_linear"])
+    config = kf.KernelFusionConfig(attention_backend="paged", num_kv_heads=8, except_rules=["qkv_merge"])
     config.bound()
     for made in (copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
         assert made == config
@@ -120,3 +120,19 @@ def test_deterministic_calls_take_batch_invariant_kernels(rng):
         assert (m.fuse_attention(q[b : b + 1], k[b : b + 1], k[b : b + 1]) == whole[b]).all()
     whole = m.fuse_gelu_linear(x, weight.T)
     assert (m.fuse_gelu_linear(x[3:4], weight.T) == whole[3]).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("fusion", "mesured", "measured, all, none, or a list of rules among .*attention_causal"),
+        ("fusion", ["attention_causal", "x"], "measured, all, none, or a list of rules among"),
+        ("only_rules", ["x"], "a list of rules among"),
+        ("except_rules", ["x"], "a list of rules among"),
+        ("num_threads", 4097, "an integer of 0 to 4096"),
+    ],
+)
+def test_values_that_the_library_does_not_know_are_refused_where_they_are_given(field, value, words):
+    with pytest.raises(kf.InvalidArgumentError, match=f"{field}: expected {words}"):
+        kf.KernelFusionConfig(**{field: value})
+    kf.KernelFusionConfig(fusion="attention_causal, gated_ffn", only_rules=["gated_ffn"])

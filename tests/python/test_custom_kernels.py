@@ -311,3 +311,8 @@ def test_sizes_go_by_the_ops_own_layout_of_a_weight(op, turned):
     operands = {n: np.empty(s[::-1] if turned and "weight" in n else s) for n, s in shapes.items()}
     assert sizes_of(operands, form.transposed) == {"N": 5, "D": 3, "D_in": 3, "D_out": 3, "H": 7}
     assert sizes_of({"q": np.empty((2, 4, 8, 64))}, ()) == {"N": 64, "D": 64, "D_in": 64}
+
+
+def test_a_reference_that_cannot_be_called():
+    with pytest.raises(kf.InvalidArgumentError, match="mine: reference: expected a callable, got int"):
+        kf.KernelFusionManager().register_custom_kernel("mine", lambda x: x, op="activation", reference=3)

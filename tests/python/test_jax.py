@@ -37,3 +37,10 @@ def test_they_are_not_written():
     assert (pool == 0).all()
     out = np.empty((2, 8), np.float32)
     assert m.fuse_softmax(x, out=out) is out and (out == 0.125).all()
+
+
+def test_tracers_are_refused_with_advice():
+    m = kf.KernelFusionManager()
+    for transform in (jax.jit, jax.vmap, lambda f: jax.grad(lambda x: f(x).sum())):
+        with pytest.raises(kf.InvalidArgumentError, match=r"call it outside jax\.jit"):
+            transform(m.fuse_softmax)(jnp.ones((2, 3)))

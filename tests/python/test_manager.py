@@ -387,6 +387,21 @@ def test_profiling_times_kernels_and_writes_a_trace(tmp_path):
     assert events[0]["ts"] + events[0]["dur"] <= events[1]["ts"]
 
 
+@pytest.mark.parametrize("out", [True, False])
+def test_a_switch_is_no_array_to_write_to(out):
+    with pytest.raises(kf.InvalidArgumentError, match=f"softmax: out: expected an array to write to, got {out}"):
+        kf.KernelFusionManager().fuse_softmax(np.ones((2, 3), np.float32), out=out)
+
+
+def test_blocks_without_a_number():
+    class Pool:
+        def get_sequence_blocks(self, request):
+            return [None]
+
+    with pytest.raises(kf.InvalidArgumentError, match="an id or block_id, got NoneType"):
+        kf.BlockTables.from_pool(Pool(), [1])
+
+
 def test_spans_go_to_opentelemetry_once():
     pytest.importorskip("opentelemetry.sdk")
     from opentelemetry.sdk.trace import TracerProvider

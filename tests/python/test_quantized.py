@@ -237,7 +237,12 @@ def test_weights_of_the_module_are_packed_once(rng, kind):
         def give_zeros():
             weight.zeros = as_kind(np.ones((6, 2), np.int8))
 
-        for change in (change_codes, change_a_view, change_scales, replace_codes, give_zeros):
+        def write_uncounted():
+            codes = weight.quantized_weight if kind == "numpy" else weight.quantized_weight.data.numpy()
+            np.invert(codes, codes)
+
+        changes = (change_codes, change_a_view, change_scales, replace_codes, write_uncounted, give_zeros)
+        for change in changes:
             before = as_quantized(weight)
             change()
             np.testing.assert_allclose(as_quantized(weight).dequantize(), values(), rtol=1e-6, err_msg=change.__name__)

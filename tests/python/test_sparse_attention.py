@@ -120,3 +120,10 @@ def test_what_is_refused(qkv):
     m = kf.KernelFusionManager()
     refuses("keep", lambda: m.fuse_attention(*qkv, keep=2))
     refuses("block_size", lambda: m.fuse_attention(*qkv, block_size=(8, 8)))
+
+
+def test_use_flash_attention_is_a_switch():
+    with pytest.raises(kf.InvalidArgumentError, match="use_flash_attention: expected True or False, got 'no'"):
+        kf.FusedSparseAttention(use_flash_attention="no")
+    with pytest.raises(kf.InvalidArgumentError, match="allow_fallback: expected True or False, got 'no'"):
+        kf.Selection(allow_fallback="no")

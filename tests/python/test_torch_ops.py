@@ -185,3 +185,30 @@ def test_wrong_use_says_what_to_do():
         kft.rms_norm(x.requires_grad_(), (16,)).sum().backward()
     with pytest.raises(ValueError, match="rms_norm: x: from_dlpack: expected a dtype of kf"):
         kft.rms_norm(x.detach().double(), (16,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_default_eps_is_torchs(dtype):
+    """Of small values, which another eps would drown."""
+    x = (torch.randn(3, 64) * 1e-3).to(dtype)
+    torch.testing.assert_close(kft.rms_norm(x, (64,)), F.rms_norm(x, (64,)))
+
+
+def test_attention_without_scale_and_over_batches_of_one():
+    q, k, v = torch.randn(2, 4, 5, 16), torch.randn(1, 4, 7, 16), torch.randn(1, 4, 7, 16)
+    for options in ({"scale": 0.0}, {}, {"scale": 0.3}):
+        got = kft.scaled_dot_product_attention(q, k, v, **options)
+        torch.testing.assert_close(got, F.scaled_dot_product_attention(q, k, v, **options), rtol=1e-4, atol=1e-5)
+    assert kft.scaled_dot_product_attention(q[:0], k, v).shape == (0, 4, 5, 16)
+
+
+def test_swiglu_of_nothing():
+    assert kft.swiglu(torch.randn(0, 8), torch.randn(16, 8), torch.randn(16, 8), torch.randn(8, 16)).shape == (0, 8)
+
+
+def test_a_profiled_manager_under_compile():
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(profile_kernels=True))
+    x, w = torch.randn(2, 8), torch.randn(8, 4)
+    step = torch.compile(lambda x: m.fuse_silu_linear(x * 2, w) + 1, backend="eager")
+    torch.testing.assert_close(step(x), F.silu(x * 2) @ w + 1, rtol=1e-5, atol=1e-5)
+    assert m.get_stats()["ops"]["linear"]["calls"] == 1

@@ -24,6 +24,10 @@ def register(
     if isinstance(kernel, FusedKernel):
         op, graph_safe = op or kernel.op, graph_safe or kernel.graph_safe
         reference = reference or kernel.reference
+    if reference is not None and not callable(reference):
+        raise refusing(
+            f"register_custom_kernel: {name}: reference: expected a callable, got {type(reference).__name__}"
+        )
     form = served(op or name)
     check = None if reference is None else Adapter(f"{name}::reference", reference, form)
     if isinstance(kernel, CudaSource):

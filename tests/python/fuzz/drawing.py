@@ -49,7 +49,8 @@ def array(draw, g, dtype, *shape, scale=1.0, hostile=True):
 
 
 def assert_near(got, exact, relative, absolute=0.0):
-    """|got - exact| <= relative * (the row's largest finite |exact|) + absolute, and NaN where `exact` has it."""
+    """|got - exact| <= relative * (the row's largest finite |exact|) + absolute, and NaN where `exact` has it.
+    `relative` may be one a row."""
     got, exact = got.double(), exact.double()
     # What overflows in float32 or in the dtype is its infinity.
     finite = exact.isfinite() & got.isfinite()

@@ -55,7 +55,9 @@ def test_softmax(data, seed, dtype, rows, n, selection):
     exact = torch.softmax(z, -1)
     hidden = (z == -math.inf).all(-1)
     assert not out[hidden].any() and (lse[hidden] == -math.inf).all()
-    assert_near(out[~hidden], exact[~hidden], 2 * ROUNDOFF[dtype] + 1e-4, 1e-7)
+    # Of large scores the rounding of their sum with the mask, to float32, is an error of the exponent.
+    rounding = 2.0**-23 * z.amax(-1, keepdim=True).abs().nan_to_num(0, 0, 0)
+    assert_near(out[~hidden], exact[~hidden], 2 * ROUNDOFF[dtype] + 1e-4 + rounding[~hidden], 1e-7)
     moderate = ~hidden & (z.abs().nan_to_num(1e9).masked_fill(z == -math.inf, 0).amax(-1) < 1e6)
     assert_near(lse[moderate][None], torch.logsumexp(z, -1)[moderate][None], 1e-5, 1e-5)
 
