@@ -290,6 +290,8 @@ void add_attention_device_cases(CaseList& list) {
     cases.attention(b, h, bf16, true, true);
   for (const Batch& b : {even(1, 1, 512), even(16, 1, 512)})
     cases.attention(b, {32, 8, 64}, bf16, true, true);
+  cases.attention({{1}, {512}, Batch::hnd, 16}, {32, 8, 64}, bf16, true, true);
+  cases.attention({{1}, {4096}, Batch::hnd, 16}, h, bf16, true, true);
   Batch ragged{
       std::vector<std::int64_t>(8, 1), {16000, 500, 8000, 3000, 12000, 100, 20000, 6000}, Batch::hnd, 16};
   cases.attention(ragged, h, bf16, true, true);

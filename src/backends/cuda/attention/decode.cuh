@@ -75,8 +75,12 @@ __global__ __launch_bounds__(Shape::kWarps * 32,
   wait_for_copies<kStages - 1>();
   __syncthreads();  // queries are here
 
-  Tile<T, kDim, 1, kKeys> tile;
+  using Rows = Tile<T, kDim, 1, kKeys>;
+  Rows tile;
   tile.clear();
+  constexpr bool kHeldQueries = kDim <= 128;  // of more they would leave too few registers
+  typename Rows::Queries queries;
+  if constexpr (kHeldQueries) queries.load(q_s);
   const bool plain = !has_features(a) && a.scale > 0;
   const float unit = plain ? a.scale * kLog2e : kLog2e;
 #pragma unroll 1
@@ -85,7 +89,10 @@ __global__ __launch_bounds__(Shape::kWarps * 32,
     __syncwarp();
     fetch(i + kStages - 1);
     const int place = i % kStages * 2 * Shape::kTileBytes;
-    tile.multiply_keys(q_s, ring_s + place);
+    if constexpr (kHeldQueries)
+      tile.multiply_keys(queries, ring_s + place);
+    else
+      tile.multiply_keys(q_s, ring_s + place);
     const bool partly = key < last.begin || key + kKeys > first.end || key + kKeys > end;
     if (!plain) {
 #pragma unroll

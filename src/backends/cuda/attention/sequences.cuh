@@ -29,19 +29,22 @@ __device__ inline int checked(const Args& a, TableFault::Table table, int entry,
 __device__ inline Span span_of(const Args& a, int b) {
   if (a.dense) return {b, 0, a.seqlen_q, 0, a.seqlen_k};
   Span s{b, b, 1, 0, 0};
+  // All are asked for before any is looked at.
+  const int q_begin = a.cu_seqlens_q ? a.cu_seqlens_q[b] : 0,
+            q_end = a.cu_seqlens_q ? a.cu_seqlens_q[b + 1] : 0,
+            length = a.context_lens ? a.context_lens[b] : 0, k_begin = a.context_lens ? 0 : a.cu_seqlens_k[b],
+            k_end = a.context_lens ? 0 : a.cu_seqlens_k[b + 1];
   if (a.cu_seqlens_q) {
-    s.q_begin = checked(a, TableFault::cu_seqlens_q, b, a.cu_seqlens_q[b], a.total_q);
-    s.seqlen_q =
-        max(checked(a, TableFault::cu_seqlens_q, b + 1, a.cu_seqlens_q[b + 1], a.total_q) - s.q_begin, 0);
+    s.q_begin = checked(a, TableFault::cu_seqlens_q, b, q_begin, a.total_q);
+    s.seqlen_q = max(checked(a, TableFault::cu_seqlens_q, b + 1, q_end, a.total_q) - s.q_begin, 0);
   }
   if (a.context_lens) {
     const std::int64_t most = static_cast<std::int64_t>(a.max_pages) * a.page_size;
-    s.seqlen_k = checked(a, TableFault::context_lens, b, a.context_lens[b],
+    s.seqlen_k = checked(a, TableFault::context_lens, b, length,
                          most < kUnbounded ? static_cast<int>(most) : kUnbounded);
   } else {
-    s.k_begin = checked(a, TableFault::cu_seqlens_k, b, a.cu_seqlens_k[b], a.total_k);
-    s.seqlen_k =
-        max(checked(a, TableFault::cu_seqlens_k, b + 1, a.cu_seqlens_k[b + 1], a.total_k) - s.k_begin, 0);
+    s.k_begin = checked(a, TableFault::cu_seqlens_k, b, k_begin, a.total_k);
+    s.seqlen_k = max(checked(a, TableFault::cu_seqlens_k, b + 1, k_end, a.total_k) - s.k_begin, 0);
   }
   return s;
 }
@@ -111,11 +114,12 @@ template <class F>
 __device__ inline bool warp_find(const Args& a, long long id, F f, Span* span, int* number) {
   if (is_even(a)) {
     if (a.batch == 0) return false;
-    const int each = f(span_of(a, 0));
+    *span = span_of(a, 0);
+    const int each = f(*span);
     const auto n = static_cast<unsigned>(id);  // of a block
     if (each == 0 || id >= static_cast<long long>(each) * a.batch) return false;
     const unsigned b = n / static_cast<unsigned>(each);
-    *span = span_of(a, static_cast<int>(b));
+    span->index = static_cast<int>(b);  // alike, or one
     *number = static_cast<int>(n - b * static_cast<unsigned>(each));
     return true;
   }

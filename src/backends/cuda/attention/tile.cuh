@@ -70,6 +70,39 @@ struct Tile {
     }
   }
 
+  // Queries that stay in registers, of few rows.
+  struct Queries {
+    std::uint32_t at[kDim / 16][4];
+    __device__ void load(std::uint32_t q) {
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      const std::uint32_t q_at = chunk_address<kRowBytes>(q, lane & 15, lane >> 4);
+#pragma unroll
+      for (int d = 0; d < kDim / 16; ++d) load_matrices(at[d], q_at ^ (d << 5));
+    }
+  };
+  // The same by them, in two sums of every other column each: half as many instructions that wait for the one before.
+  __device__ void multiply_keys(const Queries& q, std::uint32_t k) {
+    static_assert(kBlocks == 1);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const std::uint32_t k_at = chunk_address<kRowBytes>(k, (lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
+#pragma unroll
+    for (int n = 0; n < kKeys / 16; ++n) {
+      float sums[2][2][4] = {};
+#pragma unroll
+      for (int d = 0; d < kDim / 16; ++d) {
+        std::uint32_t f[4];
+        load_matrices(f, (k_at ^ (d << 5)) + n * 16 * kRowBytes);
+        multiply_add<T>(sums[d % 2][0], q.at[d], f[0], f[1]);
+        multiply_add<T>(sums[d % 2][1], q.at[d], f[2], f[3]);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        scores[0][2 * n][i] = sums[0][0][i] + sums[1][0][i];
+        scores[0][2 * n + 1][i] = sums[0][1][i] + sums[1][1][i];
+      }
+    }
+  }
+
   // Of a lane's row: scores outside columns [begin, end) count for nothing.
   __device__ void hide(int b, int h, int begin, int end) {
     const int column = static_cast<int>(threadIdx.x) % 4 * 2;
