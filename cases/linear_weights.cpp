@@ -115,6 +115,13 @@ void add_sparse_weights(CaseList& list) {
     add_linear(list, DType::f32, w, {5, 320, 1});
     add_linear(list, DType::f32, w, {5, 320, 0});
   }
+  // As libraries of 2:4 products take them: no part smaller than a tile's 16.
+  for (const DType values : {DType::f16, DType::bf16})
+    for (const std::int64_t num_tokens : {32, 48, 272}) {
+      add_linear(list, values, WeightFormat(values).n_of_m(2, 4), {num_tokens, 256, 192});
+      add_linear(list, values, WeightFormat(values).n_of_m(2, 4), {num_tokens, 1088, 320},
+                 {.residual = true});
+    }
   for (const DType values : {DType::f16, DType::bf16})
     for (const WeightFormat& w : patterns(values))
       for (const std::int64_t num_tokens : {1, 3, 13, 19})

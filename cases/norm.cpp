@@ -131,6 +131,22 @@ void add_norm_cases(CaseList& list) {
       add(list, op, dtype, 2150, n, {"_residual_own_weight_apart", true, 8, true, 0.0f, 1.0f, dtype});
     }
     add(list, op, DType::f32, 530, 8192, plain);
+    // Weight and bias of x's dtype beside a residual, which a device has kernels of its own for: rows of less than a warp, of an odd
+    // number of vectors, of several vectors a thread, the longest and one longer; rows apart by whole vectors and by less, and a mean
+    // far from the deviation.
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+      const Form own{"_residual_own_weight", true, 0, true, 0.0f, 1.0f, dtype};
+      const std::int64_t width = dtype == DType::f32 ? 4 : 8;
+      for (const std::int64_t vectors : {1, 5, 67, 512, 2048, 2049})
+        add(list, op, dtype, 5, vectors * width, own);
+      add(list, op, dtype, 2100, 8 * width, own);
+      for (const int apart : {16, 3})
+        add(list, op, dtype, 7, 33 * width,
+            {apart == 3 ? "_residual_own_weight_apart_3" : "_residual_own_weight_apart_16", true, apart, true,
+             0.0f, 1.0f, dtype});
+      if (dtype == DType::f32)
+        add(list, op, dtype, 9, 96, {"_residual_own_weight_mean100", true, 0, true, 100.0f, 1.0f, dtype});
+    }
   }
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16})
     for (const DType weight : {DType::f32, dtype})
@@ -149,6 +165,9 @@ void add_norm_device_cases(CaseList& list) {
       add(list, op, DType::bf16, rows, n, residual, /*bench=*/true);
     }
     add(list, op, DType::f32, 8192, 4096, plain, /*bench=*/true);
+    for (const DType dtype : {DType::f16, DType::f32})
+      add(list, op, dtype, 8192, 4096, {"_residual", true, 0, true, 0.0f, 1.0f, dtype}, /*bench=*/true);
+    add(list, op, DType::bf16, 2048, 16384, residual, /*bench=*/true);
     add(list, op, DType::bf16, 2048, 16384, plain, /*bench=*/true);
   }
 }

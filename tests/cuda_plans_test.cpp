@@ -76,7 +76,7 @@ TEST(CudaPlans, EveryRowAnswersItsOpsCases) {
   for (const Kernel* k : d.kernels()) {
     // Those over libraries may be refused here.
     bool over_a_library = false;
-    for (const char* part : {"cublaslt", "products", "cudnn", "_unfused"})
+    for (const char* part : {"cublaslt", "cusparselt", "products", "cudnn", "_unfused"})
       over_a_library = over_a_library || k->name.find(part) != std::string::npos;
     EXPECT_TRUE(over_a_library || accepting.contains(k->name)) << k->name << " accepts no case";
   }
@@ -118,8 +118,55 @@ TEST(CudaPlans, TheRowThatServes) {
                      .out = there(DType::bf16, {4, 64}),
                      .residual_out = there(DType::bf16, {4, 64})};
   EXPECT_EQ(selected(d, norm), "cuda::rms_norm_residual");
+  norm.weight.dtype = DType::bf16;
+  EXPECT_EQ(selected(d, norm), "cuda::rms_norm_residual_dense");
   norm.weight.device.index = 1;
   EXPECT_THROW(d.explain(norm), Error) << "operands of two devices";
+}
+
+// Dense rows say of each call that they leave to the next row why.
+TEST(CudaPlans, DenseNormsSayWhatTheyLeave) {
+  if (stand_in() == nullptr) GTEST_SKIP() << "built without the CUDA backend";
+  Dispatcher d(*stand_in());
+  const auto reason = [&](const AnyParams& p, const std::string& kernel) {
+    for (const Explained& e : d.explain(p.op(), p.data()))
+      if (e.kernel == kernel) return e.supported ? "" : e.reason;
+    return "no row " + kernel;
+  };
+  const auto rms = [](std::int64_t n) {
+    return RmsNormParams{.x = there(DType::bf16, {2, 3, n}),
+                         .weight = there(DType::bf16, {n}),
+                         .residual = there(DType::bf16, {2, 3, n}),
+                         .out = there(DType::bf16, {2, 3, n}),
+                         .residual_out = there(DType::bf16, {2, 3, n})};
+  };
+  const auto of = [&](const RmsNormParams& p) { return reason(p, "cuda::rms_norm_residual_dense"); };
+  EXPECT_EQ(of(rms(64)), "");
+  EXPECT_EQ(of(rms(16384)), "");
+  EXPECT_EQ(of(rms(16392)), "rows of 16392 elements: this kernel takes up to 16384");
+  EXPECT_EQ(of(rms(68)), "rows of 68 elements: this kernel takes multiples of 16 bytes, 8 elements");
+  RmsNormParams p = rms(64);
+  p.residual = {};
+  EXPECT_EQ(of(p), "no residual: this kernel adds one");
+  p = rms(64);
+  p.weight.dtype = DType::f32;
+  EXPECT_EQ(of(p), "weight f32 with x bf16: this kernel takes one dtype");
+  p = rms(64);
+  p.residual.strides[0] = 4 * 64;
+  EXPECT_EQ(of(p), "residual: rows of unequal distance: this kernel takes even ones");
+  p = rms(64);
+  p.out.strides[0] = 3 * 68;
+  p.out.strides[1] = 68;
+  EXPECT_EQ(of(p), "out: rows 68 elements apart: this kernel takes multiples of 16 bytes");
+  LayerNormParams layer{.x = there(DType::f16, {4, 64}),
+                        .weight = there(DType::f16, {64}),
+                        .bias = there(DType::f32, {64}),
+                        .residual = there(DType::f16, {4, 64}),
+                        .out = there(DType::f16, {4, 64})};
+  EXPECT_EQ(reason(layer, "cuda::layer_norm_residual_dense"),
+            "bias f32 with x f16: this kernel takes one dtype");
+  layer.bias.dtype = DType::f16;
+  EXPECT_EQ(selected(d, layer), "cuda::layer_norm_residual_dense");
 }
 
 // A row that a launch would fail in refuses when it is planned, and says how much it needs; another serves.
@@ -150,6 +197,45 @@ TEST(CudaPlans, RowsRefuseADeviceOfLessSharedMemory) {
   }
   EXPECT_EQ(selected(less, attention(DType::bf16, 64)), "cuda::attention_flash2") << "a tile of 48 KiB";
   EXPECT_EQ(selected(less, linear(DType::bf16, DType::bf16, 1)), "cuda::linear_gemv");
+}
+
+TEST(CudaPlans, SparseProductsSayWhatTheyLeave) {
+  if (stand_in() == nullptr) GTEST_SKIP() << "built without the CUDA backend";
+  Dispatcher d(*stand_in());
+  const auto reason = [&](const LinearParams& p) {
+    for (const Explained& e : d.explain(p))
+      if (e.kernel == "cuda::linear_cusparselt") return e.reason;
+    return std::string("no such row");
+  };
+  const auto sparse = [](DType dtype, std::int64_t tokens, std::int64_t n = 2, std::int64_t m = 4) {
+    LinearParams p = linear(dtype, dtype, tokens);
+    p.weight = there(dtype, {512, 256 * n / m});
+    p.weight_sparsity = {.mask = there(DType::u8, {512, 32}), .n = n, .m = m};
+    return p;
+  };
+  const std::string least = reason(sparse(DType::bf16, 64));
+  if (least.starts_with("cuSPARSELt: built without")) GTEST_SKIP() << least;
+  EXPECT_EQ(least, "a weight that may change: cuSPARSELt's form of it is made once");
+  EXPECT_EQ(reason(linear(DType::bf16, DType::bf16, 64)), "a dense weight: cuSPARSELt takes 2:4 ones");
+  EXPECT_EQ(reason(sparse(DType::f16, 64, 4, 8)), "weight 4:8: cuSPARSELt takes 2:4 ones");
+  EXPECT_EQ(reason(sparse(DType::f32, 64)), "x f32, weight f32: this row takes f16 or bf16 throughout");
+  EXPECT_EQ(reason(sparse(DType::bf16, 16)), "16 tokens: rows that decode the weight are faster up to 16");
+  EXPECT_EQ(reason(sparse(DType::bf16, 40)), "40 tokens: cuSPARSELt takes multiples of 16");
+  LinearParams p = sparse(DType::bf16, 64);
+  p.bias = there(DType::bf16, {512});
+  EXPECT_EQ(reason(p), "a bias or an activation: this row adds a residual alone");
+  p = sparse(DType::bf16, 64);
+  p.x.strides[0] = 260;
+  EXPECT_EQ(reason(p), "x: rows 260 apart: cuSPARSELt takes rows in chunks of 16 bytes");
+  PackCache packs;
+  const LinearParams constant = sparse(DType::bf16, 64);
+  const auto plan = [&] { return d.plan(constant, {.kernel = "cuda::linear_cusparselt"}, &packs); };
+  try {
+    plan();
+    FAIL() << "expected a refusal: there is no device, or no library";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("cuSPARSELt"), std::string::npos) << e.what();
+  }
 }
 
 TEST_F(AcceleratorsHere, Flash2RefusesAnAddressThatItCannotRead) {

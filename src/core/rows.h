@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "kf/tensor.h"
 
@@ -33,6 +34,12 @@ class RowOffsets {
       row /= shape_[i];
     }
     return dims_ > 0 ? offset + row * strides_[0] : 0;
+  }
+
+  // Elements from each row to the next, where that is one number.
+  std::optional<std::int64_t> even_stride() const {
+    if (dims_ > 1) return std::nullopt;
+    return strides_[0];
   }
 
  private:

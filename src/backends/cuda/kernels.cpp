@@ -10,7 +10,9 @@
 #include "backends/cuda/attention/cudnn.h"
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/guarded.h"
+#include "backends/cuda/linear/cusparselt.h"
 #include "backends/cuda/linear/linear.h"
+#include "backends/cuda/norm/dense.h"
 #include "backends/cuda/portable.h"
 #include "kf/families.h"
 
@@ -29,6 +31,10 @@ std::vector<Kernel> kernels() {
   add("linear_gemv",
       make_kernel<LinearParams, StreamedState>("cuda::linear_streamed", kFused, kStreamed, streamed::supports,
                                                streamed::prepare, streamed::run));
+  add("linear_products", make_kernel<LinearParams, CusparseLtState>(
+                             "cuda::linear_cusparselt", kFused | kLibrary,
+                             "more than 16 tokens, constant 2:4 weights in f16 and bf16; residual",
+                             cusparselt::supports, cusparselt::prepare, cusparselt::run));
   add("linear_products",
       make_kernel<LinearParams, CublasLtState>("cuda::linear_cublaslt", kFused | kVanilla,
                                                "one dtype; no prologue, activation or residual",
@@ -46,6 +52,14 @@ std::vector<Kernel> kernels() {
   add("lm_head_argmax_gemv",
       make_kernel<LmHeadArgmaxParams, StreamedState>("cuda::lm_head_argmax_streamed", kFused, kStreamed,
                                                      streamed::supports, streamed::prepare, streamed::run));
+
+  // --- rms_norm, layer_norm ---
+  constexpr const char* kDense =
+      "with a residual; one dtype; evenly spaced rows in vectors of 16 bytes, up to 32 KiB";
+  add("rms_norm_residual", make_kernel("cuda::rms_norm_residual_dense", kFused, kDense,
+                                       rms_norm_dense_supports, rms_norm_dense_run));
+  add("layer_norm_residual", make_kernel("cuda::layer_norm_residual_dense", kFused, kDense,
+                                         layer_norm_dense_supports, layer_norm_dense_run));
 
   // --- attention ---
   add("attention_f32",

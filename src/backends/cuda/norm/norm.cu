@@ -7,21 +7,12 @@
 #endif
 #include "backends/cuda/device/norm.cuh"
 #include "backends/cuda/device/rows.cuh"
+#include "backends/cuda/norm/args.h"
 #include "backends/cuda/norm/norm.h"
 #include "backends/cuda/supports.h"
 
 namespace kf::cuda {
 namespace {
-
-struct NormArgs {
-  const void *x, *residual, *weight, *bias;  // residual, bias: or null
-  void *out, *residual_out;                  // residual_out: or null
-  RowOffsets x_rows, residual_rows, out_rows, residual_out_rows;
-  DType weight_dtype, bias_dtype;
-  std::int64_t rows;
-  int n;
-  float eps, weight_offset;
-};
 
 // Loads weight or bias, which are of x's dtype (kOwnDtype) or of another.
 template <bool kOwnDtype, class T, int W>
@@ -93,15 +84,13 @@ __global__ void __launch_bounds__(kMaxRowThreads, kVecs > 4 || kResidual ? 1 : r
 }
 
 #ifndef KF_WARP  // of machines that copy to shared memory while they compute
-// Many rows with a residual, or very long ones: blocks stay, and the rows that they come to next are on their way to shared
-// memory, each thread's part copied and read by itself; the weight is held in registers. All of x's dtype, in vectors of 16
-// bytes.
+// Many very long rows: blocks stay, and the rows that they come to next are on their way to shared memory, each thread's part
+// copied and read by itself; the weight is held in registers. All of x's dtype, in vectors of 16 bytes.
 constexpr int kStreamed = 3;  // rows of a block in shared memory
 
-template <bool kCentred, bool kResidual, class T, int kVecs>
+template <bool kCentred, class T, int kVecs>
 __global__ void __launch_bounds__(kMaxRowThreads) streamed_norm_kernel(const NormArgs a) {
   constexpr int W = kVectorWidth<T>;
-  constexpr int kOperands = kResidual ? 2 : 1;
   extern __shared__ __align__(16) unsigned char shared[];
   const int padded = kVecs * static_cast<int>(blockDim.x) * W;
   T* const ring = reinterpret_cast<T*>(shared);
@@ -113,14 +102,9 @@ __global__ void __launch_bounds__(kMaxRowThreads) streamed_norm_kernel(const Nor
 
   const auto ask = [&](std::int64_t row, int place) {
     if (row < a.rows) {
-      T* const to = ring + place * kOperands * padded;
+      T* const to = ring + place * padded;
       const T* const x = static_cast<const T*>(a.x) + a.x_rows(row);
       for_each_vector<kVecs, W>(a.n, [&](int, int i) { copy_async(shared_address(to + i), x + i, true); });
-      if constexpr (kResidual) {
-        const T* const r = static_cast<const T*>(a.residual) + a.residual_rows(row);
-        for_each_vector<kVecs, W>(
-            a.n, [&](int, int i) { copy_async(shared_address(to + padded + i), r + i, true); });
-      }
     }
     commit_copies();
   };
@@ -134,29 +118,19 @@ __global__ void __launch_bounds__(kMaxRowThreads) streamed_norm_kernel(const Nor
     const int beyond = place == 0 ? kStreamed - 1 : place - 1;  // the place of the row before
     ask(row + (kStreamed - 1) * stride, beyond);
     wait_for_copies<kStreamed - 1>();
-    HeldRow<T, W, kVecs> x{ring + place * kOperands * padded, a.n};
-    HeldRow<T, W, kResidual ? kVecs : 0> residual{ring + place * kOperands * padded + padded, a.n};
+    HeldRow<T, W, kVecs> x{ring + place * padded, a.n};
     x.fill();
-    residual.fill();
     place = place + 1 == kStreamed ? 0 : place + 1;
     const auto for_each = [&](const auto& f) {
       for_each_vector<kVecs, W>(a.n, [&](int j, int i) {
         float h[W];
         x.get(j, i, h);
-        if constexpr (kResidual) {
-          float r[W];
-          residual.get(j, i, r);
-#pragma unroll
-          for (int k = 0; k < W; ++k) h[k] += r[k];
-        }
         f(j, i, h);
       });
     };
     const Statistics statistics = row_statistics<!kCentred, W>(
         kCentred, a.n, a.eps, [&](const auto& f) { for_each([&](int, int, const float(&h)[W]) { f(h); }); });
     T* const out = static_cast<T*>(a.out) + a.out_rows(row);
-    T* const residual_out =
-        a.residual_out ? static_cast<T*>(a.residual_out) + a.residual_out_rows(row) : nullptr;
     for_each([&](int j, int i, const float(&h)[W]) {
       float w[W], result[W];
       weight.get(j, i, w);
@@ -167,90 +141,56 @@ __global__ void __launch_bounds__(kMaxRowThreads) streamed_norm_kernel(const Nor
       } else {
         statistics.apply(h, a.weight_offset, w, result);
       }
-      if (residual_out) store(residual_out + i, h);
       store(out + i, result);
     });
   }
 }
 
 // Whether it serves, and then launches it.
-template <bool kCentred, bool kResidual, class T>
-bool launch_streamed(const Launch& launch, const NormArgs& a, const RowShape& shape, int device_index) {
-  constexpr int W = kVectorWidth<T>;
-  // Elsewhere it is no faster than the kernel above.
-  constexpr int kLeastVecs = kResidual ? 1 : 4;
-  if (shape.rows_per_block != 1 || shape.vecs < kLeastVecs || shape.vecs > 4) return false;
-  const std::size_t bytes = std::size_t{kStreamed} * (kResidual ? 2 : 1) *
-                            static_cast<std::size_t>(shape.vecs) * static_cast<std::size_t>(shape.threads_x) *
-                            W * sizeof(T);
+template <bool kCentred, class T>
+bool launch_streamed(const Launch& launch, const NormArgs& a, int device_index) {
+  constexpr int W = kVectorWidth<T>,
+                kVecs = 4;  // of rows that take fewer it is no faster than the kernel above
+  const RowShape shape = row_shape(a.n, W);
+  if (a.residual || a.residual_out || shape.rows_per_block != 1 || shape.vecs != kVecs) return false;
+  const std::size_t bytes =
+      std::size_t{kStreamed} * kVecs * static_cast<std::size_t>(shape.threads_x) * W * sizeof(T);
   constexpr std::size_t kSharedOfMultiprocessor = 220 << 10;
   constexpr int kThreadsOfMultiprocessor = 1024;  // what their registers allow
   const int blocks = std::min(static_cast<int>(kSharedOfMultiprocessor / (bytes + 1024)),
                               std::min(kThreadsOfMultiprocessor / shape.threads_x, 16)) *
                      multiprocessors(device_index);
   if (blocks == 0 || a.rows < 2 * blocks) return false;
-  with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-    if constexpr (kVecs >= kLeastVecs && kVecs <= 4) {
-      const auto kernel = streamed_norm_kernel<kCentred, kResidual, T, kVecs>;
-      Launch::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
-      launch(kernel, dim3(static_cast<unsigned>(blocks)), shape.block(), bytes, a);
-    }
-  });
+  const auto kernel = streamed_norm_kernel<kCentred, T, kVecs>;
+  Launch::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+  launch(kernel, dim3(static_cast<unsigned>(blocks)), shape.block(), bytes, a);
   return true;
 }
 #endif
 
-// What the two norms do not have in common.
-struct Affine {
-  TensorView bias;
-  float weight_offset;
-};
-Affine affine_of(const RmsNormParams& p) { return {{}, p.weight_offset}; }
-Affine affine_of(const LayerNormParams& p) { return {p.bias, 0.0f}; }
-
 template <bool kCentred, class P>
 void run_norm(const P& p, const RunContext& ctx) {
   if (p.x.numel() == 0) return;
-  const Affine affine = affine_of(p);
-  NormArgs a{};
-  a.x = p.x.data;
-  a.residual = data_or_null(p.residual);
-  a.weight = p.weight.data;
-  a.bias = data_or_null(affine.bias);
-  a.out = p.out.data;
-  a.residual_out = data_or_null(p.residual_out);
-  a.x_rows = RowOffsets(p.x);
-  a.residual_rows = RowOffsets(p.residual);
-  a.out_rows = RowOffsets(p.out);
-  a.residual_out_rows = RowOffsets(p.residual_out);
-  a.weight_dtype = p.weight.dtype;
-  a.bias_dtype = affine.bias.dtype;
-  a.rows = num_rows(p.x);
-  a.n = static_cast<int>(p.x.dim(-1));
-  a.eps = p.eps;
-  a.weight_offset = affine.weight_offset;
+  const TensorView bias = bias_of(p);
+  const NormArgs a = norm_args(p);
   const Launch launch(p.out, ctx);
-  with_vectors(
-      p.x.dtype, {&p.x, &p.residual, &p.out, &p.residual_out, &p.weight, &affine.bias},
-      [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
-        const bool own = a.weight_dtype == p.x.dtype && (!a.bias || a.bias_dtype == p.x.dtype);
+  with_vectors(p.x.dtype, {&p.x, &p.residual, &p.out, &p.residual_out, &p.weight, &bias},
+               [&]<class T, int W>(std::type_identity<T>, std::integral_constant<int, W>) {
+                 const bool own = a.weight_dtype == p.x.dtype && (!a.bias || a.bias_dtype == p.x.dtype);
 #ifndef KF_WARP
-        const RowShape streamed = row_shape(a.n, W);
-        if constexpr (W == kVectorWidth<T>)
-          if (own &&
-              (a.residual ? launch_streamed<kCentred, true, T>(launch, a, streamed, p.x.device.index)
-                          : launch_streamed<kCentred, false, T>(launch, a, streamed, p.x.device.index)))
-            return;
+                 if constexpr (W == kVectorWidth<T>)
+                   if (own && launch_streamed<kCentred, T>(launch, a, p.x.device.index)) return;
 #endif
-        const RowShape shape = row_shape(a.n, W, a.residual ? 2 : vectors_each(a.rows));
-        with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
-          const auto of = [&]<bool kOwn>(std::bool_constant<kOwn>) {
-            return p.residual.present() ? norm_kernel<kCentred, true, kOwn, T, W, kVecs>
-                                        : norm_kernel<kCentred, false, kOwn, T, W, kVecs>;
-          };
-          launch(own ? of(std::true_type()) : of(std::false_type()), shape.grid(a.rows), shape.block(), 0, a);
-        });
-      });
+                 const RowShape shape = row_shape(a.n, W, a.residual ? 2 : vectors_each(a.rows));
+                 with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
+                   const auto of = [&]<bool kOwn>(std::bool_constant<kOwn>) {
+                     return p.residual.present() ? norm_kernel<kCentred, true, kOwn, T, W, kVecs>
+                                                 : norm_kernel<kCentred, false, kOwn, T, W, kVecs>;
+                   };
+                   launch(own ? of(std::true_type()) : of(std::false_type()), shape.grid(a.rows),
+                          shape.block(), 0, a);
+                 });
+               });
 }
 
 template <class P>
