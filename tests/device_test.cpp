@@ -101,6 +101,30 @@ TEST(DeviceBackend, CallsAreTimedAndChecked) {
   }
 }
 
+TEST(DeviceBackend, ItsClockTimesRowsOfConstantWeightsToo) {
+  Backend timed = toy_backend();
+  timed.time = [](int, const std::function<void(void*)>& enqueue) {
+    enqueue(nullptr);
+    return 1.0;
+  };
+  timed.kernels = [] {
+    std::vector<Kernel> all = toy_backend().kernels();
+    for (Kernel& k : all)
+      k.supports = [supports = k.supports](const void* params, const PlanContext& ctx) {
+        return ctx.packs == nullptr ? Support::no("a weight that may change") : supports(params, ctx);
+      };
+    return all;
+  };
+  Dispatcher d(timed);
+  for (const cases::Case& c : cases::all_cases()) {
+    if (c.bench || c.op != Op::softmax) continue;
+    const auto t = cases::time_on_device(c, d, {.families = kVanilla});
+    EXPECT_EQ(t.kernel, "toy::softmax_plain");
+    EXPECT_TRUE(t.check.ok) << t.check.detail;
+    return;
+  }
+}
+
 TEST(DeviceBackend, DispatchersAreChosenByTheTensors) {
   const Backend* const all[] = {&backend_by_name("cpu"), &toy_backend()};
   Counters counters(/*timed=*/true);
