@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .checks import at_least
 from .config import KernelFusionConfig
 from .errors import refusing
 from .models import Model, load_model
@@ -33,6 +34,7 @@ def measure_performance(model: Model, test_inputs: Sequence[Sequence[int]] | Non
     """
     if not isinstance(model, Model):
         raise refusing(f"measure_performance: model: expected one of load_model's, got {type(model).__name__}")
+    at_least("measure_performance: decode_tokens", decode_tokens, 0)
     prompts = [np.asarray(p) for p in (_prompts(model, decode_tokens) if test_inputs is None else test_inputs)]
     if not prompts:
         raise refusing("measure_performance: test_inputs: expected at least one prompt, got none")
@@ -88,6 +90,8 @@ def benchmark_kernel_fusion(
     memory_saving, kernel_calls_reduction and e2e_speedup. Raises where the two do not agree: nothing is said to be
     faster then. `kf bench model` measures the same models more closely, and rule by rule.
     """
+    at_least("benchmark_kernel_fusion: decode_tokens", decode_tokens, 0)
+    at_least("benchmark_kernel_fusion: rounds", rounds, 1)
     options = {"count_calls": True, "threads": threads, "max_batch_size": 1}
     forms = {
         "vanilla": load_model(model_path, fuse_kernels=False, **options),

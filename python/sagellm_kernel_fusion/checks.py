@@ -28,6 +28,12 @@ def integer(what: str, value) -> int:
     return number
 
 
+def at_least(what: str, value, least: int) -> int:
+    if (number := integer(what, value)) < least:
+        raise refusing(f"{what}: expected an integer of at least {least}, got {number}")
+    return number
+
+
 def sizes(what: str, shape) -> tuple[int, ...]:
     try:
         dims = tuple(operator.index(size) for size in shape)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,9 +19,9 @@ from .config import FusionChoice, KernelFusionConfig
 from .errors import NotServedError, ResourceExhaustedError, refusing
 from .quantized import CODE_DTYPES
 from .registry import device_named
-from .tokens import TextStream, TokenizerOf, load_tokenizer
+from .tokens import TextStream, TokenizerOf, has_tokenizer, load_tokenizer
 from .vendors import native_cache
-from .weights import ModelFile, open_model
+from .weights import Metadata, ModelFile, open_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ FUSION_MODES = ("measured", "all", "none")
 class Generated:
     """What one prompt became. Times in seconds, from the start of the call."""
 
-    text: str
+    text: str  # empty where the model has no tokenizer
     tokens: list[int]
     reason: str  # "length", "stop" or "cancelled"
     seconds_to_first_token: float
@@ -122,7 +123,7 @@ class Model:
 
     def generate(
         self,
-        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        prompts: str | Sequence[int] | np.ndarray | Sequence[str] | Sequence[Sequence[int]],
         max_new_tokens: int = 128,
         *,
         temperature: float = 0.0,
@@ -135,20 +136,25 @@ class Model:
     ) -> Generated | list[Generated]:
         """Continues a prompt, or several together in one batch.
 
-        prompts: a text, or a list of texts or of token lists; a single text gives a single result. temperature 0 is
+        prompts: a text or token ids [n], or a list of texts or of token ids; a single one gives a single result, a
+        list, however long, a list. temperature 0 is
         greedy; otherwise tokens are drawn as `ops.sample` says, by `seed`. stop=False goes on past the end-of-text
         token. on_text(prompt number, piece) is told of text as it comes; returning False ends that prompt.
         """
-        single = isinstance(prompts, str)
-        if not isinstance(prompts, Iterable):
+        single = isinstance(prompts, str) or _is_ids(prompts)
+        if not isinstance(prompts, Iterable) or isinstance(prompts, bytes):
             raise refusing(f"prompts: expected a text, or a list of texts or token lists, got {type(prompts).__name__}")
         texts = [prompts] if single else list(prompts)
         vocab_size = self.config["vocab_size"]
+        # Ids alone need none, as of a model of transformers that was made here.
+        needed = on_text is not None or any(isinstance(p, str) for p in texts) or has_tokenizer(self._file)
+        tokenizer = self.tokenizer if needed else None
+        stop_ids = tokenizer.stop_ids if tokenizer else Metadata(self._file.metadata, self.path).ids("eos_token_id")
         requests = [
             {
-                "prompt": self.tokenizer.encode(p) if isinstance(p, str) else token_ids(p, vocab_size).tolist(),
+                "prompt": tokenizer.encode(p) if isinstance(p, str) else token_ids(p, vocab_size).tolist(),
                 "max_new_tokens": max_new_tokens,
-                "stop_ids": self.tokenizer.stop_ids if stop else [],
+                "stop_ids": stop_ids if stop else [],
                 "temperature": temperature,
                 "top_k": top_k,
                 "top_p": top_p,
@@ -157,24 +163,35 @@ class Model:
             }
             for p in texts
         ]
-        streams = [TextStream(self.tokenizer) for _ in requests]
+        streams = [] if on_text is None else [TextStream(tokenizer) for _ in requests]
 
         def on_token(request: int, token: int) -> bool:
-            piece = streams[request].push(token)
-            return on_text is None or not piece or on_text(request, piece) is not False
+            piece = streams[request].push(token) if streams else ""
+            return not piece or on_text(request, piece) is not False
 
         with self._alone():
             made = self.engine.generate(requests, on_token)
             for i, stream in enumerate(streams):
-                if on_text is not None and (rest := stream.rest()):
+                if rest := stream.rest():
                     on_text(i, rest)
         results = [
             Generated(
-                self.tokenizer.decode(r["tokens"]), r["tokens"], r["reason"], r["seconds_to_first_token"], r["seconds"]
+                tokenizer.decode(r["tokens"]) if tokenizer else "",
+                r["tokens"],
+                r["reason"],
+                r["seconds_to_first_token"],
+                r["seconds"],
             )
             for r in made
         ]
         return results[0] if single else results
+
+
+def _is_ids(prompts) -> bool:
+    """Whether these are the ids of one prompt."""
+    if (ndim := getattr(prompts, "ndim", None)) is not None:
+        return ndim == 1
+    return isinstance(prompts, (list, tuple)) and len(prompts) > 0 and all(isinstance(p, Integral) for p in prompts)
 
 
 def token_ids(tokens, vocab_size: int) -> np.ndarray:
@@ -184,7 +201,7 @@ def token_ids(tokens, vocab_size: int) -> np.ndarray:
     except (ValueError, OverflowError) as error:
         raise refusing(f"tokens: expected ids in a list: {error}") from error
     if ids.ndim != 1:
-        raise refusing(f"tokens: expected at least one id in a list, got shape {list(ids.shape)}")
+        raise refusing(f"tokens: expected ids [n], got shape {list(ids.shape)}")
     if ids.size == 0:
         return np.empty(0, np.int32)
     if ids.dtype.kind not in "iu":

@@ -172,6 +172,12 @@ class TextStream:
         return self._tokenizer.decode(self._ids)[self._shown :]
 
 
+def has_tokenizer(file: ModelFile) -> bool:
+    if file.format == "gguf":
+        return "tokenizer.ggml.model" in file.metadata
+    return (file.path / "tokenizer.json").is_file()
+
+
 def load_tokenizer(file: ModelFile) -> TokenizerOf:
     """The tokenizer in a GGUF file's metadata, or in tokenizer.json beside safetensors."""
     return _from_gguf(file) if file.format == "gguf" else _from_folder(file.path)

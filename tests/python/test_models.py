@@ -217,6 +217,28 @@ def test_families_against_transformers(tmp_path, rng, kind):
         assert relative_error(got, expected) <= 1e-4, fusion
 
 
+def test_ids_of_one_prompt(tiny_gguf):
+    model = kf.load_model(tiny_gguf, fusion="all")
+    expected = model.generate([[3, 4, 5]], max_new_tokens=4, stop=False)[0].tokens
+    for ids in ([3, 4, 5], (3, 4, 5), np.array([3, 4, 5]), np.array([3, 4, 5], np.uint8)):
+        assert model.generate(ids, max_new_tokens=4, stop=False).tokens == expected
+    several = model.generate(np.array([[3, 4, 5], [6, 7, 8]]), max_new_tokens=4, stop=False)
+    assert [len(made.tokens) for made in several] == [4, 4] and several[0].tokens == expected
+    with pytest.raises(kf.InvalidArgumentError, match="prompts: expected a text.* got bytes"):
+        model.generate(b"abc")
+
+
+def test_benchmarks_of_nothing_are_refused(tiny_gguf):
+    for name, value, least in (("rounds", 0, 1), ("decode_tokens", -1, 0)):
+        with pytest.raises(kf.InvalidArgumentError, match=f"{name}: .* at least {least}, got {value}"):
+            kf.benchmark_kernel_fusion(tiny_gguf, **{name: value})
+
+
+def test_a_model_without_its_last_layer_is_refused(tmp_path):
+    with pytest.raises(kf.InvalidArgumentError, match="expected a model with its last layer.* got LlamaModel"):
+        kf.load_model(hf_model("llama", tmp_path).model)
+
+
 @pytest.mark.parametrize("kind", ["llama-tied", "qwen2"])
 def test_a_model_of_transformers_in_memory(tmp_path, rng, kind):
     model = hf_model(kind, tmp_path)
@@ -520,14 +542,14 @@ def test_the_baseline_needs_no_length(tiny_gguf):
         (lambda m: m.logits([None]), "tokens: expected integers"),
         (lambda m: m.generate([[1.9]], 4), "tokens: expected integers"),
         (lambda m: m.generate([[2**32 + 1]], 4), "token id 4294967297"),
-        (lambda m: m.generate([1, 2], 4), "tokens: expected at least one id in a list"),
+        (lambda m: m.generate([1, [2]], 4), r"tokens: expected ids \[n\], got shape \[\]"),
         (lambda m: m.generate([[1]], 2.5), "max_new_tokens: cannot be 2.5"),
         (lambda m: m.generate([[1]], np.float64(2.5)), "max_new_tokens: cannot be"),
         (lambda m: m.engine.step([(0, np.array([1.0]), "last")]), "tokens: expected a contiguous int32 array"),
         (lambda m: m.engine.step([(0, np.array([2**32]), "last")]), "tokens: expected a contiguous int32 array"),
         (lambda m: m.engine.shape_of("ids", 1, 1, 1, 2**63 - 1), "context_len of a step must be 1 to 256"),
         (lambda m: m.engine.shape_of("ids", 513, 1, 1, 513), "must be 1 to"),
-        (lambda m: m.prefill([[1]]), "at least one id"),
+        (lambda m: m.prefill([[1]]), r"expected ids \[n\], got shape \[1, 1\]"),
         (lambda m: m.prefill([272]), "token id 272 .* vocabulary of 272"),
         (lambda m: m.prefill([-1]), "token id -1"),
         (lambda m: m.generate([[]], 4), "prompt is empty"),

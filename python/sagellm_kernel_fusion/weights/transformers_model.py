@@ -21,6 +21,8 @@ def read_transformers(model) -> ModelFile:
     path = Path(getattr(model, "name_or_path", "") or type(model).__name__)
     values = model.config.to_dict()
     config = config_of(Metadata(values, path))
+    if not any(name.startswith("model.") for name in model.state_dict()):
+        raise refusing(f"{path}: expected a model with its last layer, as ...ForCausalLM, got {type(model).__name__}")
     tensors, doubles = {}, {}
     for name, tensor in model.state_dict().items():
         array = _as_numpy(name, tensor)
