@@ -30,6 +30,7 @@ class CallLog : public Sink {
     std::string kernel, shapes;
     double start = 0, seconds = 0;
     std::uint64_t thread = 0;
+    std::uint64_t number = 0;  // from 1, in the order of recording, and on after reset()
   };
 
   // `timed`: every call waits for its device and is timed.
@@ -42,8 +43,8 @@ class CallLog : public Sink {
   std::map<std::pair<std::string, std::string>, Counters::Entry> counts() const;
   // At most kMaxDistinct; later ones are only counted.
   std::vector<Distinct> distinct() const;
-  // The latest kMaxSpans.
-  std::vector<Span> spans() const;
+  // Those with a number above `after` among the latest kMaxSpans; `own`: of the calling thread alone.
+  std::vector<Span> spans(std::uint64_t after = 0, bool own = false) const;
   void reset();
 
   static constexpr std::size_t kMaxDistinct = 1024, kMaxSpans = 1 << 16;
@@ -61,6 +62,7 @@ class CallLog : public Sink {
   std::unordered_map<const char*, Distinct*> by_address_;
   Counters others_;  // calls that are not remembered
   std::deque<Span> spans_;
+  std::uint64_t last_number_ = 0;
 };
 
 }  // namespace kf

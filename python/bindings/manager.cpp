@@ -60,10 +60,10 @@ class PyManager {
   nb::list counts() const { return count_rows(manager_.log()); }
   nb::list distinct() const { return distinct_rows(manager_.log()); }
 
-  nb::list spans() const {
+  nb::list spans(std::uint64_t after, bool own) const {
     nb::list all;
-    for (const CallLog::Span& s : manager_.log().spans())
-      all.append(nb::make_tuple(op_name(s.op), s.kernel, s.shapes, s.start, s.seconds, s.thread));
+    for (const CallLog::Span& s : manager_.log().spans(after, own))
+      all.append(nb::make_tuple(op_name(s.op), s.kernel, s.shapes, s.start, s.seconds, s.thread, s.number));
     return all;
   }
 
@@ -73,8 +73,9 @@ class PyManager {
       if (c.kernel != kernel || c.shapes != shapes) continue;
       const Replayed r = unlocked([&] {
         Dispatcher& d = manager_.dispatcher(device_of(c.params));
-        return kf::replay(c.params.op(), c.params.data(), d, {.families = 0, .kernel = kernel},
-                          {.families = kVanilla, .kernel = {}}, seconds);
+        const bool tf32 = manager_.config().enable_tf32;
+        return kf::replay(c.params.op(), c.params.data(), d, {.families = 0, .kernel = kernel, .tf32 = tf32},
+                          {.families = kVanilla, .kernel = {}, .tf32 = tf32}, seconds);
       });
       nb::dict out;
       out["kernel"] = r.kernel;
@@ -176,7 +177,10 @@ void bind_manager(nb::module_& m) {
            "The choice of a kernel, ahead of the first call.")
       .def("counts", &PyManager::counts, "Calls so far by op and kernel.")
       .def("distinct", &PyManager::distinct, "The distinct calls so far.")
-      .def("spans", &PyManager::spans, "Timed calls: (op, kernel, shapes, start, seconds, thread).")
+      .def(
+          "spans", &PyManager::spans, nb::arg("after") = 0, nb::arg("own") = false,
+          "Timed calls with a number above `after`, `own`: of this thread alone: (op, kernel, shapes, start, "
+          "seconds, thread, number).")
       .def("replay", &PyManager::replay, nb::arg("kernel"), nb::arg("shapes"), nb::arg("seconds"),
            "A remembered call again, beside its unfused composition.")
       .def("kernels", &PyManager::kernels, "Every kernel of the devices that calls came for, in order.")

@@ -44,9 +44,10 @@ class KernelFusionManager(KernelFusionProtocol):
     def __init__(self, config: KernelFusionConfig | None = None):
         self.config = _checked(config) if config is not None else KernelFusionConfig()
         self._core = _kf.Manager(self.config.bound(), self._only_backend)
-        self._call = self._core.call  # torch.compile's tracer loses the object of a method that it looks up itself
+        self._exporter = SpanExporter(self._core)
+        # torch.compile's tracer loses the object of a method that it looks up itself.
+        self._call = self._exporter.call if self.config.profile_kernels else self._core.call
         self._gains = Gains(self._core)
-        self._exporter = SpanExporter()
         if not self._only_backend:
             adapters.register(self._core, self.config.libraries)
         self._custom: list[Adapter] = []
@@ -322,10 +323,12 @@ class KernelFusionManager(KernelFusionProtocol):
 
     def export_spans(self, tracer=None) -> int:
         """Gives the timed calls that were not given yet to OpenTelemetry, as spans named by kernel with kf.op,
-        kf.kernel, kf.shapes and thread.id; their number. tracer None: the global provider's. Needs profile_kernels."""
+        kf.kernel, kf.shapes and thread.id; their number. tracer None: the global provider's. Needs profile_kernels. In
+        a program that has set a provider (`trace.set_tracer_provider`) every call is given by itself, as a child of the
+        span around it."""
         if not self.config.profile_kernels:
             raise refusing("export_spans: expected a manager with profile_kernels, got one that times nothing")
-        return self._exporter.export(self._core.spans(), tracer)
+        return self._exporter.export(tracer)
 
     def reset(self) -> None:
         """Forgets counts, times, and what report() measured."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -112,35 +113,66 @@ def log_report(report: dict[str, float], counts: list[dict]) -> None:
 
 
 class SpanExporter:
-    """Timed calls as OpenTelemetry's spans, each given once."""
+    """A manager's timed calls as OpenTelemetry's spans, each given once."""
 
-    def __init__(self):
-        self._until = 0.0  # when the last call that was given ended
+    def __init__(self, core: _kf.Manager):
+        # torch.compile's tracer loses the object of methods that it looks up itself.
+        self._call, self._spans = core.call, core.spans
+        self._given: dict[int, int] = {}  # by thread, the number of the last call that was given
+        self._own = threading.local()  # last: the number of this thread's last call
         self._lock = threading.Lock()
 
-    def export(self, spans: list[tuple], tracer=None) -> int:
+    def call(self, *arguments):
+        """A call of the manager's core, given at once where the program has set up OpenTelemetry: its span is then a
+        child of the caller's."""
+        results = self._call(*arguments)
+        if (tracer := _tracer_of_the_program()) is not None:
+            last = getattr(self._own, "last", 0)
+            if spans := self._spans(last, True):
+                self._own.last = spans[-1][6]
+                self._export(spans, tracer)
+        return results
+
+    def export(self, tracer=None) -> int:
         """tracer: an OpenTelemetry Tracer; None: that of the global provider."""
         if tracer is None:
             try:
-                from opentelemetry import trace
+                import opentelemetry.trace  # noqa: F401
             except ImportError as error:
                 raise NotServedError(
                     "export_spans: opentelemetry is not installed: pip install opentelemetry-sdk, or use write_trace"
                 ) from error
-            tracer = trace.get_tracer("sagellm_kernel_fusion", _kf.__version__)
+            if (tracer := _tracer_of_the_program()) is None:
+                raise refusing(
+                    "export_spans: expected a tracer, or OpenTelemetry's provider to be set "
+                    "(opentelemetry.trace.set_tracer_provider); found neither, and spans would be lost"
+                )
         if not hasattr(tracer, "start_span"):
             raise refusing(f"export_spans: tracer: expected OpenTelemetry's Tracer, got {type(tracer).__name__}")
+        return self._export(self._spans(), tracer)
+
+    def _export(self, spans: list[tuple], tracer) -> int:
         # Calls are timed by the steady clock, spans are dated.
         epoch = time.time_ns() - time.monotonic_ns()
         with self._lock:
-            new = [span for span in spans if span[3] + span[4] > self._until]
-            for op, kernel, shapes, start, seconds, thread in new:
+            new = [span for span in spans if span[6] > self._given.get(span[5], 0)]
+            for op, kernel, shapes, start, seconds, thread, number in new:
                 began = epoch + int(start * 1e9)
                 attributes = {"kf.op": op, "kf.kernel": kernel, "kf.shapes": shapes, "thread.id": _signed(thread)}
                 span = tracer.start_span(kernel, start_time=began, attributes=attributes)
                 span.end(began + int(seconds * 1e9))
-                self._until = max(self._until, start + seconds)
+                self._given[thread] = number
         return len(new)
+
+
+def _tracer_of_the_program():
+    """That of the provider which the program has set up; None: it has none, and nothing is imported for it."""
+    if (trace := sys.modules.get("opentelemetry.trace")) is None:
+        return None
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+        return None
+    return provider.get_tracer("sagellm_kernel_fusion", _kf.__version__)
 
 
 def _signed(number: int) -> int:
@@ -162,7 +194,7 @@ def write_chrome_trace(path: str | os.PathLike, spans: list[tuple]) -> int:
             "tid": threads.setdefault(thread, len(threads)),
             "args": {"op": op, "shapes": shapes},
         }
-        for op, kernel, shapes, start, seconds, thread in spans
+        for op, kernel, shapes, start, seconds, thread, _ in spans
     ]
     write_or_refuse({Path(path): json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})})
     return len(events)

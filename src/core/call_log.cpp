@@ -1,7 +1,9 @@
 #include "kf/call_log.h"
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <thread>
 
 #include "core/accumulate.h"
@@ -16,6 +18,8 @@ AnyParams without_memory(Op op, const void* params) {
   for (const Slot& s : slots_of(op, copy.data())) s.tensor->data = nullptr;
   return copy;
 }
+
+std::uint64_t this_thread() { return std::hash<std::thread::id>{}(std::this_thread::get_id()); }
 
 }  // namespace
 
@@ -42,8 +46,7 @@ void CallLog::on_call(const CallRecord& r) {
   else
     others_.on_call(r);
   if (r.seconds < 0) return;
-  spans_.push_back({r.op, r.kernel, r.shapes, r.start, r.seconds,
-                    std::hash<std::thread::id>{}(std::this_thread::get_id())});
+  spans_.push_back({r.op, r.kernel, r.shapes, r.start, r.seconds, this_thread(), ++last_number_});
   if (spans_.size() > kMaxSpans) spans_.pop_front();
 }
 
@@ -68,9 +71,16 @@ std::vector<CallLog::Distinct> CallLog::distinct() const {
   return {distinct_.begin(), distinct_.end()};
 }
 
-std::vector<CallLog::Span> CallLog::spans() const {
+std::vector<CallLog::Span> CallLog::spans(std::uint64_t after, bool own) const {
   std::lock_guard lock(mutex_);
-  return {spans_.begin(), spans_.end()};
+  // Their numbers are without gaps.
+  const std::uint64_t first = last_number_ - spans_.size();
+  const auto skipped =
+      static_cast<std::ptrdiff_t>(std::min<std::uint64_t>(after > first ? after - first : 0, spans_.size()));
+  std::vector<Span> found;
+  std::copy_if(spans_.begin() + skipped, spans_.end(), std::back_inserter(found),
+               [own, thread = this_thread()](const Span& s) { return !own || s.thread == thread; });
+  return found;
 }
 
 void CallLog::reset() {

@@ -426,7 +426,36 @@ def test_spans_go_to_opentelemetry_once():
     assert spans[0].name == spans[0].attributes["kf.kernel"] and "x=f32[4, 8]" in spans[0].attributes["kf.shapes"]
     slack = 1_000_000  # between reading two clocks, one after the other
     assert before - slack <= spans[0].start_time < spans[0].end_time <= spans[1].start_time <= after + slack
-    assert m.export_spans() == 0  # the global provider's, with nothing new
+    with pytest.raises(kf.InvalidArgumentError, match=r"set_tracer_provider\); found neither"):
+        m.export_spans()  # the global provider is none that keeps anything
+
+
+def test_spans_go_to_the_programs_provider_by_themselves(monkeypatch):
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    profiled = kf.KernelFusionManager(kf.KernelFusionConfig(profile_kernels=True))
+    plain = kf.KernelFusionManager()
+    x = torch.randn(4, 8)
+    profiled.fuse_softmax(x)  # before there is a provider: left for export_spans
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    with provider.get_tracer("program").start_as_current_span("request") as request:
+        plain.fuse_softmax(x)
+        profiled.fuse_activation(x)
+        other = threading.Thread(target=profiled.fuse_rmsnorm, args=(x, torch.ones(8)))
+        other.start()
+        other.join()
+        profiled.fuse_layernorm(x, torch.ones(8), None)
+    spans = {span.attributes["kf.op"]: span for span in exporter.get_finished_spans() if span.attributes}
+    assert list(spans) == ["softmax", "activation", "rms_norm", "layer_norm"]  # the first came with the second
+    assert spans["activation"].parent.span_id == spans["layer_norm"].parent.span_id == request.context.span_id
+    assert spans["rms_norm"].parent is None  # another thread has another context
+    assert profiled.export_spans() == 0
 
 
 def test_spans_without_opentelemetry(monkeypatch):
