@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <set>
@@ -58,6 +59,38 @@ TEST(DeviceBackend, CasesRunAgainstTheCpusReference) {
     EXPECT_GT(toy_counts().synchronisations, 0);
   }
   EXPECT_EQ(toy_counts().live_allocations, 0);
+}
+
+// A kernel that is off as one on TF32 units is: taken where the call lets f32 be rounded, and only there.
+TEST(DeviceBackend, ACheckAllowsTf32WhereTheCallDoes) {
+  const Backend plain =
+      make_toy_backend([](const Kernel& k) { return k.op == Op::linear && k.families != kReference; });
+  Backend rough = plain;
+  rough.kernels = [&plain] {
+    std::vector<Kernel> all = plain.kernels();
+    Kernel k = *std::ranges::find(all, "toy::linear_fused", &Kernel::name);
+    k.name = "toy::rough";
+    k.families = kCustom;
+    k.run = [run = k.run](const void* params, const void* state, const RunContext& ctx) {
+      auto p = *static_cast<const LinearParams*>(params);
+      p.prologue.eps += 4e-3f;
+      run(&p, state, ctx);
+    };
+    all.insert(all.begin(), checked_kernel(std::move(k)));
+    return all;
+  };
+  Dispatcher d(rough);
+  const auto layout = [](std::initializer_list<std::int64_t> shape) {
+    return TensorView::contiguous(nullptr, DType::f32, shape, kToy);
+  };
+  LinearParams p{.x = layout({3, 64}), .weight = layout({8, 64}), .out = layout({3, 8})};
+  p.prologue.norm = NormKind::rms;
+  p.prologue.norm_weight = layout({64});
+  const Selection exact{.families = kCustom};
+  Selection rounded = exact;
+  rounded.tf32 = true;
+  EXPECT_EQ(d.plan(p, rounded)->kernel().name, "toy::rough");
+  EXPECT_THROW(d.plan(p, exact), Error);
 }
 
 TEST(DeviceBackend, AWrongKernelIsFound) {

@@ -99,12 +99,20 @@ class BoundCall::Binder final : public FieldVisitor {
       call_.outputs_.push_back({name, &t, given ? nb::borrow(value) : nb::object(nb::none()),
                                 !optional || given || (make && value.is(Py_True))});
   }
-  void attr(const char* name, bool& value) override { read(name, value, "True or False"); }
+  void attr(const char* name, bool& value) override {
+    nb::handle given = take_value();
+    if (!given.is_valid()) return;
+    if (PyBool_Check(given.ptr()) ||
+        std::string_view(Py_TYPE(given.ptr())->tp_name).starts_with("numpy.bool"))
+      value = PyObject_IsTrue(given.ptr()) == 1;
+    else
+      throw_invalid(fmt::format("{}: expected True or False, got {}", what(name), text_of(given)));
+  }
   void attr(const char* name, std::int64_t& value) override { read(name, value, "an integer"); }
   void attr(const char* name, float& value) override { read(name, value, "a number"); }
   void attr(const char* name, int& value, std::span<const char* const> names) override {
-    nb::handle given = take();
-    if (given.is_none()) return;
+    nb::handle given = take_value();
+    if (!given.is_valid()) return;
     const char* text = PyUnicode_Check(given.ptr()) ? PyUnicode_AsUTF8AndSize(given.ptr(), nullptr) : nullptr;
     if (text != nullptr)
       for (std::size_t i = 0; i < names.size(); ++i)
@@ -132,6 +140,8 @@ class BoundCall::Binder final : public FieldVisitor {
     if (found < 0) throw nb::python_error();
     return found == 1;
   }
+  // The next field's value, where one was given: of a switch or a choice None is no default, but reads as another one.
+  nb::handle take_value() { return values_[next_++]; }
   // The next field's value, None where none was given; the dictionary keeps it alive.
   nb::handle take() {
     const nb::handle value = values_[next_++];

@@ -32,12 +32,16 @@ std::shared_ptr<nb::object> shared(const nb::object& object) {
 }
 
 using Run = std::function<void(const void*, const void*, const RunContext&)>;
+// The state of a Python row: whether the call lets f32 be rounded to TF32.
+std::shared_ptr<void> tf32_of(const PlanContext& ctx) { return std::make_shared<bool>(ctx.tf32); }
+
 using Supports = std::function<Support(const void*, const PlanContext&)>;
 
 Run run_of(Op op, const nb::object& run) {
-  return [op, run = shared(run)](const void* params, const void*, const RunContext& ctx) {
+  return [op, run = shared(run)](const void* params, const void* tf32, const RunContext& ctx) {
     nb::gil_scoped_acquire lock;
-    (*run)(fields_of(op, params, true), reinterpret_cast<std::uintptr_t>(ctx.stream));
+    (*run)(fields_of(op, params, true), reinterpret_cast<std::uintptr_t>(ctx.stream),
+           *static_cast<const bool*>(tf32));
   };
 }
 
@@ -62,7 +66,7 @@ void add_reference(std::vector<Kernel>& rows, const nb::object& run) {
   r.supports = [](const void*, const PlanContext&) {
     return checking_kernel() ? Support::yes() : Support::no("serves only to check its kernel");
   };
-  r.prepare = [](const void*, const PlanContext&) { return Prepared{}; };
+  r.prepare = [](const void*, const PlanContext& ctx) { return Prepared{.state = tf32_of(ctx)}; };
   rows.push_back(std::move(r));
 }
 
@@ -78,8 +82,8 @@ std::vector<Kernel> python_kernel_rows(const PythonKernel& k) {
   main.graph_safe = k.graph_safe;
   main.run = run_of(k.op, k.run);
   main.supports = supports_of(k.op, k.supports);
-  main.prepare = [launches = k.launches, graph_safe = k.graph_safe](const void*, const PlanContext&) {
-    return Prepared{.launches = launches, .graph_safe = graph_safe};
+  main.prepare = [launches = k.launches, graph_safe = k.graph_safe](const void*, const PlanContext& ctx) {
+    return Prepared{.state = tf32_of(ctx), .launches = launches, .graph_safe = graph_safe};
   };
   std::vector<Kernel> rows{checked_kernel(
       std::move(main), {.reference = reference_name(k.name, k.reference), .sizes = k.check_sizes})};

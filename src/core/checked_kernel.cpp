@@ -66,7 +66,7 @@ struct Checked {
 void check(const Checked& k, const void* params, const PlanContext& ctx) {
   constexpr double kReferenceFlops = 1e8;  // plain loops take a second for more
   const std::string& reference = k.options.reference;
-  Selection baseline{.families = kReference, .kernel = reference};
+  Selection baseline{.families = kReference, .kernel = reference, .tf32 = ctx.tf32};
   const bool large = op_info(k.op).cost(params).flops > kReferenceFlops;
   if (!ctx.dispatcher.on_host()) {
     // Not every backend has references.
@@ -83,7 +83,8 @@ void check(const Checked& k, const void* params, const PlanContext& ctx) {
   struct Done {
     ~Done() { checking = false; }
   } done;
-  const Replayed r = replay(k.op, params, ctx.dispatcher, {.families = 0, .kernel = k.name}, baseline, 0.0);
+  const Selection this_row{.families = 0, .kernel = k.name, .tf32 = ctx.tf32};
+  const Replayed r = replay(k.op, params, ctx.dispatcher, this_row, baseline, 0.0);
   if (r.agreed) return;
   const std::string problem =
       !r.problem.empty()

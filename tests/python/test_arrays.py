@@ -309,6 +309,33 @@ def test_errors_can_be_pickled():
     assert error.code == "not_implemented" and error.context == {"op": "linear"}
 
 
+@pytest.mark.parametrize("flag", [np.True_, np.bool_(1)])
+def test_numpys_booleans_are_booleans(rng, flag):
+    q, k, v = rng.standard_normal((3, 1, 5, 2, 16)).astype(np.float32)
+    m = kf.KernelFusionManager()
+    np.testing.assert_array_equal(m.fuse_attention(q, k, v, causal=flag), m.fuse_attention(q, k, v))
+    np.testing.assert_array_equal(
+        m.fuse_attention(q, k, v, causal=np.False_), m.fuse_attention(q, k, v, causal=False)
+    )
+
+
+def test_none_is_no_value_of_a_switch_or_a_choice(rng):
+    """None would read as another value than the default that it stood for: not causal, no activation."""
+    q, k, v = rng.standard_normal((3, 1, 5, 2, 16)).astype(np.float32)
+    x, w = rng.standard_normal((2, 8)).astype(np.float32), np.ones((8, 8), np.float32)
+    m = kf.KernelFusionManager()
+    for words, call in (
+        ("causal: expected True or False, got None", lambda: m.fuse_attention(q, k, v, causal=None)),
+        ("causal: expected True or False, got None", lambda: ops.attention(q, k, v, causal=None)),
+        ("activation: expected one of none, silu", lambda: m.fuse_ffn(x, w, w, w, activation=None)),
+        ("kind: expected one of none, silu", lambda: m.fuse_activation(x, kind=None)),
+        ("activation: expected one of none, silu", lambda: ops.linear(x, w, activation=None)),
+    ):
+        with pytest.raises(kf.InvalidArgumentError, match=words):
+            call()
+    np.testing.assert_array_equal(m.fuse_attention(q, k, v, softmax_scale=None), m.fuse_attention(q, k, v))
+
+
 def test_keys_that_are_no_array():
     m, table = kf.KernelFusionManager(), np.ones((4, 8), np.float32)
     slots = np.zeros(1, np.int32)

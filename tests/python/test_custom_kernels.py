@@ -313,6 +313,34 @@ def test_sizes_go_by_the_ops_own_layout_of_a_weight(op, turned):
     assert sizes_of({"q": np.empty((2, 4, 8, 64))}, ()) == {"N": 64, "D": 64, "D_in": 64}
 
 
+def test_a_kernel_that_writes_to_its_operands_is_found():
+    m = kf.KernelFusionManager()
+
+    def in_place(x):
+        x /= 1 + np.exp(-x)
+        return x
+
+    m.register_custom_kernel("in_place", in_place, op="activation")
+    x = np.ones((3, 8), np.float32)
+    with pytest.raises(kf.InvalidArgumentError, match="writes to x, which it may only read"):
+        m.fuse_activation(x)
+    assert (x == 1).all()
+
+
 def test_a_reference_that_cannot_be_called():
     with pytest.raises(kf.InvalidArgumentError, match="mine: reference: expected a callable, got int"):
         kf.KernelFusionManager().register_custom_kernel("mine", lambda x: x, op="activation", reference=3)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_kernel_is_told_of_tf32(allowed):
+    told = []
+
+    def linear(x, weight, tf32):
+        told.append(tf32)
+        return x / (1 + np.exp(-x)) @ weight
+
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(enable_tf32=allowed))
+    m.register_custom_kernel("silu_linear", linear)
+    m.fuse_silu_linear(np.ones((2, 8), np.float32), np.ones((8, 4), np.float32))
+    assert set(told) == {allowed}

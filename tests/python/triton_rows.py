@@ -72,6 +72,34 @@ expected = (torch.nn.functional.silu(x @ w) * (x @ up)) @ down
 torch.testing.assert_close(m.fuse_ffn(x, w, up, down), expected, rtol=1e-4, atol=1e-3)
 assert set(m.get_stats()["ops"]["linear"]["kernels"]) == {"triton::gelu_linear", "triton::ln_linear"}
 assert m.get_stats()["ops"]["gated_ffn"]["kernel_calls"] == 2
+# Factors of f32 are rounded to TF32 where the configuration lets them; the interpreter rounds none.
+from sagellm_kernel_fusion.triton import kernels  # noqa: E402
+
+precisions = []
+
+
+class Noting:
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def launch(*args, **options):
+            precisions.append(options["PRECISION"])
+            return self.kernel[grid](*args, **options)
+
+        return launch
+
+
+plain = kernels.linear, kernels.gate_and_up
+kernels.linear, kernels.gate_and_up = Noting(plain[0]), Noting(plain[1])
+for allowed, word in ((True, "tf32"), (False, "ieee")):
+    config = kf.KernelFusionConfig(use_triton=True, backend="triton", enable_tf32=allowed)
+    m.fuse_gelu_linear(x, w, config)
+    m.fuse_layernorm_linear(x, n, b, w, config)
+    m.fuse_ffn(x, w, up, down, config)
+    assert set(precisions) == {word} and len(precisions) >= 4, precisions
+    precisions.clear()
+kernels.linear, kernels.gate_and_up = plain
 # Declined: what they do not compute.
 for name, operands, reason in (
     ("rmsnorm", {"x": x, "weight": x[0], "residual": x}, "residual is given, which no parameter of triton::rms_norm"),

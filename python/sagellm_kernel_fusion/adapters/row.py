@@ -63,5 +63,5 @@ class Row:
                 return f"{name} is on {device}: this kernel runs on {' and '.join(self.devices)}"
         return None
 
-    def run(self, fields: Mapping, stream: int) -> None:
-        self.adapter.run(fields, stream)
+    def run(self, fields: Mapping, stream: int, tf32: bool = False) -> None:
+        self.adapter.run(fields, stream, tf32)

@@ -55,7 +55,8 @@ class Adapter:
     The function is given what its parameters name (all that a call has, with **kwargs): operands as arrays, attributes
     as values. It returns the result, or several in a tuple, or writes to the outputs that its parameters name. A call
     is declined that has an operand, or an attribute that is not at its default, which no parameter names: the function
-    could not mind it."""
+    could not mind it. A parameter `tf32` is given whether the call lets products of f32 round their
+    factors to TF32."""
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class Adapter:
         fields = _kf.ops()[form.op]["fields"]
         self.outputs = [f["name"] for f in fields if f["kind"] == "tensor" and f["role"] != "in"]
         self.defaults = {f["name"]: f["default"] for f in fields if f["kind"] != "tensor"}
+        self._takes_tf32 = "tf32" in inspect.signature(function).parameters
         self.takes_all, self.names = self._parameters(function, [f["name"] for f in fields])
 
     def _parameters(self, function: Callable, known: list[str]) -> tuple[bool, list[str]]:
@@ -82,7 +84,8 @@ class Adapter:
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         for p in parameters:
-            if p.name in names and self.form.field_of(p.name) not in known and p.default is p.empty:
+            known_name = self.form.field_of(p.name) in known or p.name == "tf32"
+            if p.name in names and not known_name and p.default is p.empty:
                 raise refusing(
                     f"{self._named}: parameter {p.name}: expected a name among {', '.join([*self.form.names, *known])}"
                 )
@@ -120,13 +123,15 @@ class Adapter:
         except Exception as error:
             return f"supports() raised {type(error).__name__}: {error}"
 
-    def run(self, fields: Mapping, stream: int) -> None:
+    def run(self, fields: Mapping, stream: int, tf32: bool = False) -> None:
         """One call, enqueued on the device's queue of this handle."""
         arrays = {name: self._value(name, value) for name, value in fields.items()}
         given = {name: arrays[self.form.field_of(name)] for name in self.names}
         if self.takes_all:
             renamed = {field: name for name, field in self.form.names.items()}
             given = {renamed.get(name, name): value for name, value in arrays.items()} | given
+        if self._takes_tf32:
+            given["tf32"] = tf32
         with _on_queue(stream, arrays.values(), self.kind):
             try:
                 results = self.function(**given)

@@ -1,6 +1,6 @@
 """Our kernels in Triton. Correct for any sizes: what lies beyond a row or a matrix is masked. All arithmetic is in f32
-but for the products, whose factors are of the operands' dtype and whose sums are f32; f32 products are not rounded to
-TF32.
+but for the products, whose factors are of the operands' dtype and whose sums are f32; PRECISION says whether factors of
+f32 may be rounded to TF32 ("tf32") or not ("ieee").
 
 WIDE factors are made f32 before a product: Triton's interpreter (3.7) takes bf16 ones for the integers of their bits.
 Rows lie `stride` elements apart, their elements side by side; matrices have both strides."""
@@ -72,7 +72,7 @@ def softmax(
 def linear(
     x_ptr, w_ptr, bias_ptr, norm_w_ptr, norm_b_ptr, out_ptr, M, N, K, x_stride, w_stride_k, w_stride_n, out_stride,
     eps, offset, NORM: tl.constexpr, BEFORE: tl.constexpr, WITH_BIAS: tl.constexpr, WITH_NORM_BIAS: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """activation(norm(x)) @ weight + bias; x [M, K], weight [K, N], a program a tile of [M, N]. NORM "none", "rms" or
@@ -115,7 +115,7 @@ def linear(
             x = activate(x.to(tl.float32), BEFORE).to(x.dtype)
         if WIDE:
             x, w = x.to(tl.float32), w.to(tl.float32)
-        total = tl.dot(x, w, total, input_precision="ieee")
+        total = tl.dot(x, w, total, input_precision=PRECISION)
     if WITH_BIAS:
         total += tl.load(bias_ptr + outputs, mask=outputs < N, other=0.0).to(tl.float32)[None, :]
     tl.store(out_ptr + rows[:, None] * out_stride + outputs[None, :], total, mask=is_row & (outputs[None, :] < N))
@@ -124,8 +124,8 @@ def linear(
 @triton.jit
 def gate_and_up(
     x_ptr, gate_ptr, up_ptr, out_ptr, M, N, K, x_stride, gate_stride_k, gate_stride_n, up_stride_k, up_stride_n,
-    out_stride, KIND: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    out_stride, KIND: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """activation(x @ gate) * (x @ up): both products over one reading of x; a program a tile of [M, N]."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -143,8 +143,8 @@ def gate_and_up(
         up_w = tl.load(up_ptr + down * up_stride_k + outputs[None, :] * up_stride_n, mask=inside, other=0.0)
         if WIDE:
             x, gate_w, up_w = x.to(tl.float32), gate_w.to(tl.float32), up_w.to(tl.float32)
-        gate = tl.dot(x, gate_w, gate, input_precision="ieee")
-        up = tl.dot(x, up_w, up, input_precision="ieee")
+        gate = tl.dot(x, gate_w, gate, input_precision=PRECISION)
+        up = tl.dot(x, up_w, up, input_precision=PRECISION)
     tl.store(
         out_ptr + rows[:, None] * out_stride + outputs[None, :], activate(gate, KIND) * up, mask=is_row & is_output
     )

@@ -82,7 +82,7 @@ def _tiles(rows: int, outputs: int, x) -> tuple[tuple[int, int], dict[str, int]]
 
 def _product(
     x, weight, out, bias=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, norm_weight_offset=0.0,
-    pre_activation="none",
+    pre_activation="none", tf32=False,
 ):  # fmt: skip
     from . import kernels
 
@@ -93,8 +93,12 @@ def _product(
         x, weight, _or(bias, x), _or(norm_weight, x), _or(norm_bias, x), out, rows, out.shape[1], width,
         x.stride(0), weight.stride(0), weight.stride(1), out.stride(0), eps, norm_weight_offset,
         NORM=norm, BEFORE=pre_activation, WITH_BIAS=bias is not None, WITH_NORM_BIAS=norm_bias is not None,
-        WIDE=not x.is_cuda, **tile,
+        WIDE=not x.is_cuda, PRECISION=_precision(tf32), **tile,
     )  # fmt: skip
+
+
+def _precision(tf32: bool) -> str:
+    return "tf32" if tf32 else "ieee"
 
 
 def _or(operand, other):
@@ -102,17 +106,17 @@ def _or(operand, other):
     return other if operand is None else operand
 
 
-def _activation_linear(x, weight, out, bias=None, pre_activation="gelu_tanh"):
-    _product(x, weight, out, bias, pre_activation=pre_activation)
+def _activation_linear(x, weight, out, bias=None, pre_activation="gelu_tanh", tf32=False):
+    _product(x, weight, out, bias, pre_activation=pre_activation, tf32=tf32)
 
 
 def _norm_linear(
-    x, weight, out, norm_weight, norm_bias=None, bias=None, norm="layer", eps=1e-5, norm_weight_offset=0.0
+    x, weight, out, norm_weight, norm_bias=None, bias=None, norm="layer", eps=1e-5, norm_weight_offset=0.0, tf32=False
 ):
-    _product(x, weight, out, bias, norm, norm_weight, norm_bias, eps, norm_weight_offset)
+    _product(x, weight, out, bias, norm, norm_weight, norm_bias, eps, norm_weight_offset, tf32=tf32)
 
 
-def _ffn(x, gate_weight, up_weight, down_weight, out, activation="silu"):
+def _ffn(x, gate_weight, up_weight, down_weight, out, activation="silu", tf32=False):
     from . import kernels
 
     x = _matrix(x)
@@ -121,9 +125,10 @@ def _ffn(x, gate_weight, up_weight, down_weight, out, activation="silu"):
     grid, tile = _tiles(rows, hidden.shape[1], x)
     kernels.gate_and_up[grid](
         x, gate_weight, up_weight, hidden, rows, hidden.shape[1], width, x.stride(0), *gate_weight.stride(),
-        *up_weight.stride(), hidden.stride(0), KIND=activation, WIDE=not x.is_cuda, **tile,
+        *up_weight.stride(), hidden.stride(0), KIND=activation, WIDE=not x.is_cuda,
+        PRECISION=_precision(tf32), **tile,
     )  # fmt: skip
-    _product(hidden, down_weight, out)
+    _product(hidden, down_weight, out, tf32=tf32)
 
 
 _ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")

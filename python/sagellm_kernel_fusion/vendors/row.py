@@ -31,9 +31,9 @@ class VendorRow(Row):
             return self.elsewhere(fields) or self.library.missing() or self.library.problem
         return super().supports(fields)
 
-    def run(self, fields: Mapping, stream: int) -> None:
+    def run(self, fields: Mapping, stream: int, tf32: bool = False) -> None:
         if not self._writes_nothing(fields):
-            super().run(fields, stream)
+            super().run(fields, stream, tf32)
 
     def _writes_nothing(self, fields: Mapping) -> bool:
         """Whether a call has no elements of results, as steps of an engine without tokens, or without logits that
