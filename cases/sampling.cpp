@@ -20,12 +20,12 @@ void add_embedding(CaseList& list) {
   for (const DType table : {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0,
                             DType::q8_0, DType::q4_k, DType::q6_k}) {
     for (const DType out : kActivationDtypes) {
-      for (const std::int64_t blocks : {1, 18}) {
+      for (const auto [blocks, scale] : {std::pair{1, 1.0f}, {18, 1.0f}, {18, 24.125f}}) {
         const std::int64_t hidden = blocks * std::max(32, dtype_info(table).block_elems);
         for (const std::int64_t num_tokens : {0, 1, 67}) {
           Case c;
-          c.name =
-              fmt::format("embedding/{}_to_{}/{}x{}", dtype_name(table), dtype_name(out), num_tokens, hidden);
+          c.name = fmt::format("embedding/{}_to_{}/{}x{}{}", dtype_name(table), dtype_name(out), num_tokens,
+                               hidden, scale == 1.0f ? "" : "_scaled");
           c.op = Op::embedding;
           c.make = [=](Maker& m) -> AnyParams {
             EmbeddingParams p;
@@ -34,9 +34,10 @@ void add_embedding(CaseList& list) {
             for (std::int64_t t = 0; t < num_tokens; ++t) ids.push_back(t * 37 % 101);
             p.ids = m.integers(DType::i32, ids);
             p.out = m.filled(out, {num_tokens, hidden}, 0.0f);
+            p.scale = scale;
             return p;
           };
-          c.tolerance = {2 * unit_roundoff(out), 16 * 0x1p-24 + (out == DType::f16 ? 0x1p-24 : 0.0)};
+          c.tolerance = {2 * unit_roundoff(out), scale * 16 * 0x1p-24 + (out == DType::f16 ? 0x1p-24 : 0.0)};
           list.push_back(std::move(c));
         }
       }

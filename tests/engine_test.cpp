@@ -91,7 +91,8 @@ TEST_F(EngineTest, AWindowCutsWhatIsAttended) {
   const std::vector<float> unfused = logits(windowed, EngineOptions::unfused(64), 16);
   for (std::size_t i = 0; i < fused.size(); ++i) EXPECT_NEAR(fused[i], unfused[i], 1e-3) << i;
   EXPECT_NE(fused, logits(model.config, small_options(), 16));
-  windowed.first_windowed_layer = model.config.num_layers;  // none has it
+  for (std::int64_t n = 0; n < model.config.num_layers; ++n)
+    windowed.full_layers.push_back(n);  // none has it
   EXPECT_EQ(logits(windowed, small_options(), 16), logits(model.config, small_options(), 16));
 }
 

@@ -224,7 +224,8 @@ TEST(ModelConfig, UnknownArchitectureNamesWhatIsServed) {
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), ErrorCode::not_implemented);
     EXPECT_STREQ(e.what(),
-                 "model architecture 'mamba' is not served; served are: llama, mistral, qwen2, qwen3");
+                 "model architecture 'mamba' is not served; served are: llama, mistral, qwen2, qwen3, "
+                 "phi3, gemma2, gemma3_text");
   }
   for (const char* name : {"llama", "mistral", "qwen2", "qwen3"}) {
     EXPECT_STREQ(architecture_name(architecture_from_name(name)), name);

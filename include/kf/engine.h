@@ -173,7 +173,7 @@ class Engine {
   NamedTensors weights_;
   std::shared_ptr<PackCache> packs_;
   VerdictStore own_verdicts_;
-  RopeTables rope_;
+  ModelRope rope_;
   RopeViews placed_rope_;
   KvCache cache_;
   std::unique_ptr<StepTables> tables_;

@@ -1,7 +1,8 @@
-// The Llama family as one op graph: what a model is (ModelConfig), what its weights are called, and its
+// The Llama family and its relatives as one op graph: what a model is (ModelConfig), what its weights are called, and its
 // forward pass written in primitive ops, which fusion rules then rewrite.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -11,13 +12,15 @@
 
 #include "kf/graph.h"
 #include "kf/kv_cache.h"
+#include "kf/ops/common.h"
 #include "kf/ops/rope.h"
 
 namespace kf {
 
-// Decoder-only models with RMSNorm, rotary positions, grouped-query attention and a SiLU-gated FFN. They
-// differ in biases (Qwen2) and in a norm of each query and key head (Qwen3).
-enum class Architecture : std::uint8_t { llama, mistral, qwen2, qwen3 };
+// Decoder-only models with RMSNorm, rotary positions, grouped-query attention and a gated FFN. They differ in
+// biases (Qwen2), in a norm of each query and key head (Qwen3, Gemma 3), and in what Gemma has: norms after each part
+// too, 1 + weight, GELU, a scaled embedding, and (Gemma 2) soft caps. Phi-3 is Llama once its merged weights are sliced.
+enum class Architecture : std::uint8_t { llama, mistral, qwen2, qwen3, phi3, gemma2, gemma3_text };
 const char* architecture_name(Architecture architecture);
 // From `model_type` of a config.json or `general.architecture` of a GGUF file. Throws not_implemented, naming
 // what is served.
@@ -34,16 +37,27 @@ struct ModelConfig {
   std::int64_t vocab_size = 0;
   std::int64_t max_positions = 0;         // longest sequence that the model was made for
   std::int64_t sliding_window = 0;        // keys that a token attends, its own included; 0: all before it
-  std::int64_t first_windowed_layer = 0;  // the layers before it attend all
+  std::vector<std::int64_t> full_layers;  // those that attend all, whatever the window
   float rms_norm_eps = 1e-5f;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
+  double local_rope_theta = 0;   // of layers with the window, unscaled; 0: as the others
+  float attention_scale = 0.0f;  // 0: 1 / sqrt(head_dim)
+  float attention_softcap = 0.0f;
+  float logit_softcap = 0.0f;  // of the last layer: cap tanh(x / cap); 0: none. On the CPU only
   bool rope_interleaved =
       false;                    // GGUF's llama files, whose q and k rows are permuted; others are half-split
   bool tie_embeddings = false;  // the last layer is the embedding table
   bool qkv_bias = false;
   bool qk_norm = false;
+  bool norm_after = false;       // each part's result is normalised before it joins the stream
+  bool scale_embedding = false;  // by sqrt(hidden_size)
+  float norm_weight_offset = 0.0f;
+  Activation activation = Activation::silu;
 
+  bool windowed(std::int64_t layer) const {
+    return sliding_window > 0 && std::ranges::find(full_layers, layer) == full_layers.end();
+  }
   // The parts that the architecture settles (biases, norms); the sizes are left to fill in.
   static ModelConfig of(Architecture architecture);
   // Throws invalid_argument unless the sizes are positive, within what 32-bit ids can name, and fit together.
@@ -72,16 +86,22 @@ std::vector<WeightSpec> expected_weights(const ModelConfig& config);
 // served, or that the configuration has no use for (a bias that would be silently ignored).
 void check_weights(const ModelConfig& config, const NamedTensors& weights);
 
+// Tables for positions 0 .. max_position - 1; those of layers with the window are absent where they are the others'.
+struct ModelRope {
+  RopeTables tables;
+  std::optional<RopeTables> local;
+};
+ModelRope make_rope_tables(const ModelConfig& config, const NamedTensors& weights, std::int64_t max_position);
+
 // Such tables wherever they lie.
 struct RopeViews {
   TensorView cos, sin;
-  RopeViews(const TensorView& c, const TensorView& s) : cos(c), sin(s) {}
-  RopeViews(const RopeTables& t) : cos(t.cos), sin(t.sin) {}
+  TensorView local_cos, local_sin;  // absent: the others
+  RopeViews() = default;
+  RopeViews(const ModelRope& t) : cos(t.tables.cos), sin(t.tables.sin) {
+    if (t.local) local_cos = t.local->cos, local_sin = t.local->sin;
+  }
 };
-
-// Tables for positions 0 .. max_position - 1.
-RopeTables make_rope_tables(const ModelConfig& config, const NamedTensors& weights,
-                            std::int64_t max_position);
 
 // What a forward pass gives for each requested row.
 enum class StepOutput : std::uint8_t {

@@ -91,7 +91,7 @@ nb::dict model_shape(const std::string& name) {
   values["vocab_size"] = c.vocab_size;
   values["max_positions"] = c.max_positions;
   values["sliding_window"] = c.sliding_window;
-  values["first_windowed_layer"] = c.first_windowed_layer;
+  values["full_layers"] = c.full_layers;
   values["rms_norm_eps"] = c.rms_norm_eps;
   values["rope_theta"] = c.rope_theta;
   values["tie_embeddings"] = c.tie_embeddings;

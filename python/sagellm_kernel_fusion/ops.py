@@ -299,8 +299,8 @@ def rope_append(
 # Tokens in and out
 
 
-def embedding(ids, table, out=None, *, selection: Selection | None = None):
-    """out[t] = table[ids[t]]; ids i32 [num_tokens], table [vocab, hidden] (or a GgufTensor: f32 out)."""
+def embedding(ids, table, out=None, *, scale=1.0, selection: Selection | None = None):
+    """out[t] = scale * table[ids[t]]; ids i32 [num_tokens], table [vocab, hidden] (or a GgufTensor: f32 out)."""
     return call("embedding", locals())
 
 

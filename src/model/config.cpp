@@ -12,7 +12,8 @@
 namespace kf {
 namespace {
 
-constexpr std::array<const char*, 4> kArchitectureNames = {"llama", "mistral", "qwen2", "qwen3"};
+constexpr std::array<const char*, 7> kArchitectureNames = {"llama", "mistral", "qwen2",      "qwen3",
+                                                           "phi3",  "gemma2",  "gemma3_text"};
 
 // Token ids, positions and table entries are 32-bit, and no product of two such sizes overflows. Layers are
 // built one by one, so their number is bounded by far less.
@@ -42,7 +43,12 @@ ModelConfig ModelConfig::of(Architecture architecture) {
   ModelConfig config;
   config.architecture = architecture;
   config.qkv_bias = architecture == Architecture::qwen2;
-  config.qk_norm = architecture == Architecture::qwen3;
+  config.qk_norm = architecture == Architecture::qwen3 || architecture == Architecture::gemma3_text;
+  if (architecture == Architecture::gemma2 || architecture == Architecture::gemma3_text) {
+    config.norm_after = config.scale_embedding = true;
+    config.norm_weight_offset = 1.0f;
+    config.activation = Activation::gelu_tanh;
+  }
   return config;
 }
 
@@ -67,9 +73,18 @@ void ModelConfig::validate() const {
     throw_invalid(fmt::format("model config: rms_norm_eps must be finite and >= 0, got {}", rms_norm_eps));
   if (!(rope_theta > 0) || std::isinf(rope_theta))
     throw_invalid(fmt::format("model config: rope_theta must be finite and positive, got {}", rope_theta));
-  for (const auto& [name, value] :
-       {std::pair{"sliding_window", sliding_window}, {"first_windowed_layer", first_windowed_layer}})
-    if (value < 0) throw_invalid(fmt::format("model config: {} must be 0 or more, got {}", name, value));
+  if (sliding_window < 0)
+    throw_invalid(fmt::format("model config: sliding_window must be 0 or more, got {}", sliding_window));
+  for (const std::int64_t layer : full_layers)
+    if (layer < 0 || layer >= num_layers)
+      throw_invalid(
+          fmt::format("model config: full_layers must be below num_layers ({}), got {}", num_layers, layer));
+  for (const auto& [name, value] : {std::pair{"local_rope_theta", local_rope_theta},
+                                    {"attention_scale", double{attention_scale}},
+                                    {"attention_softcap", double{attention_softcap}},
+                                    {"logit_softcap", double{logit_softcap}}})
+    if (!(value >= 0) || std::isinf(value))
+      throw_invalid(fmt::format("model config: {} must be finite and 0 or more, got {}", name, value));
 }
 
 }  // namespace kf

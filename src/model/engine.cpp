@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <cmath>
 #include <limits>
 
 #include <fmt/format.h>
@@ -55,6 +56,19 @@ TensorView prefix(const TensorView& table, std::initializer_list<std::int64_t> s
   return TensorView::contiguous(table.data, table.dtype, shape, table.device);
 }
 
+void check_cap(const ModelConfig& config, const EngineOptions& options, const Dispatcher& dispatcher) {
+  if (config.logit_softcap == 0 || (dispatcher.on_host() && options.activation_dtype == DType::f32)) return;
+  throw Error(ErrorCode::not_implemented,
+              fmt::format("engine: logit_softcap is served on the CPU in f32; expected that, got {} on {}",
+                          dtype_name(options.activation_dtype), to_string(options.device)));
+}
+
+// On the host, after the step: the greedy choice needs none, since order stays.
+void cap_logits(const TensorView& logits, float cap) {
+  float* const x = logits.as<float>();
+  for (std::int64_t i = 0; i < logits.numel(); ++i) x[i] = cap * std::tanh(x[i] / cap);
+}
+
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -84,7 +98,8 @@ Engine::Engine(const ModelConfig& config, const NamedTensors& weights, const Eng
       options_(with_defaults(options, config)),
       dispatchers_({.num_threads = options.num_threads, .sink = options.sink}, options.backends),
       dispatcher_(dispatchers_.on(options.device)),
-      weights_((check_weights(config, weights), place_weights(weights, dispatcher_, launch(), placed_))),
+      weights_((check_weights(config, weights), check_cap(config, options_, dispatcher_),
+                place_weights(weights, dispatcher_, launch(), placed_))),
       packs_(options.packs ? options.packs : std::make_shared<PackCache>()),
       rope_(make_rope_tables(config, weights, options_.max_seq_len)),
       placed_rope_(place_rope_tables(rope_, dispatcher_, launch(), placed_)),
@@ -283,6 +298,8 @@ TensorView Engine::enqueue(std::span<const StepInput> batch, StepOutput output, 
   if (p.has_run && !e.recorded() && replayable(p)) e.record();
   e.run(launch());
   p.has_run = true;
+  const TensorView rows = e.output(output == StepOutput::ids ? "ids" : "logits").slice(0, 0, n.num_rows);
+  if (output == StepOutput::logits && config_.logit_softcap > 0) cap_logits(rows, config_.logit_softcap);
   last_step_ = {.num_tokens = n.num_tokens,
                 .launches = e.launches(),
                 .replayed = e.recorded() && dispatcher_.sink() == nullptr,
@@ -290,7 +307,7 @@ TensorView Engine::enqueue(std::span<const StepInput> batch, StepOutput output, 
                 .plan_seconds = plan_seconds_,
                 .run_seconds = seconds_since(start)};
   peak_activation_bytes_ = std::max(peak_activation_bytes_, last_step_.activation_bytes);
-  return e.output(output == StepOutput::ids ? "ids" : "logits").slice(0, 0, n.num_rows);
+  return rows;
 }
 
 // With room in the cache for `times` as many tokens of each sequence as the batch feeds; without, once it throws.

@@ -1,4 +1,6 @@
-// The forward pass of the Llama family, in primitive ops: what is computed, and nothing of how.
+// The forward pass of the Llama family and its relatives, in primitive ops: what is computed, and nothing of how.
+#include <cmath>
+
 #include <fmt/format.h>
 
 #include "kf/error.h"
@@ -31,8 +33,10 @@ class LlamaBuilder {
     block_tables_ = input("block_tables", DType::i32, {batch_size, g_.symbol(symbols::kMaxPages)});
     context_lens_ = input("context_lens", DType::i32, {batch_size});
     rows_ = input("rows", DType::i32, {g_.symbol(symbols::kNumRows)});
-    cos_ = g_.constant("rope_cos", rope.cos);
-    sin_ = g_.constant("rope_sin", rope.sin);
+    rope_ = local_rope_ = {g_.constant("rope_cos", rope.cos), g_.constant("rope_sin", rope.sin)};
+    if (rope.local_cos.present())
+      local_rope_ = {g_.constant("rope_local_cos", rope.local_cos),
+                     g_.constant("rope_local_sin", rope.local_sin)};
   }
 
   Graph build(StepOutput output) && {
@@ -57,6 +61,9 @@ class LlamaBuilder {
   }
 
  private:
+  struct Rope {
+    ValueId cos, sin;
+  };
   // A layer's caches after they were appended to; scales where they are quantized.
   struct Caches {
     ValueId k, v, k_scales, v_scales;
@@ -69,8 +76,9 @@ class LlamaBuilder {
   ValueId embed() {
     layer_ = "embed";
     const ValueId table = weight("model.embed_tokens.weight");
-    const ValueId out =
-        g_.call(EmbeddingParams{}, {{"ids", ids_}, {"table", table}}, {}, label("tokens")).out();
+    EmbeddingParams p;
+    if (c_.scale_embedding) p.scale = std::sqrt(static_cast<float>(c_.hidden_size));
+    const ValueId out = g_.call(p, {{"ids", ids_}, {"table", table}}, {}, label("tokens")).out();
     const DType dtype = g_.value(out).tensor.dtype;
     if (dtype == activation_dtype_) return out;
     if (activation_dtype_ != DType::f32) {
@@ -91,22 +99,28 @@ class LlamaBuilder {
       q = rms_norm(q, attn + "q_norm.weight", "q_norm");
       k = rms_norm(k, attn + "k_norm.weight", "k_norm");
     }
-    q = rope(q, "rope_q");
-    k = rope(k, "rope_k");
+    const Rope& tables = c_.windowed(n) ? local_rope_ : rope_;
+    q = rope(q, tables, "rope_q");
+    k = rope(k, tables, "rope_k");
     const ValueId out = g_.reshape(attend(q, append(k, v, n), n), {num_tokens_, c_.num_heads * c_.head_dim});
-    return linear(out, attn + "o_proj", "o");
+    const ValueId o = linear(out, attn + "o_proj", "o");
+    return c_.norm_after ? rms_norm(o, prefix + "post_attention_layernorm.weight", "attn_norm_after") : o;
   }
 
   ValueId ffn_block(ValueId hidden) {
     const std::string prefix = fmt::format("model.{}.", layer_);
-    const ValueId x = rms_norm(hidden, prefix + "post_attention_layernorm.weight", "ffn_norm");
+    const char* const norm = c_.norm_after ? "pre_feedforward_layernorm" : "post_attention_layernorm";
+    const ValueId x = rms_norm(hidden, fmt::format("{}{}.weight", prefix, norm), "ffn_norm");
     const ValueId gate = linear(x, prefix + "mlp.gate_proj", "gate");
     const ValueId up = linear(x, prefix + "mlp.up_proj", "up");
-    ActivationParams silu;
-    silu.kind = Activation::silu;
-    const ValueId activated = g_.call(silu, {{"x", gate}}, {}, label("silu")).out();
+    ActivationParams act;
+    act.kind = c_.activation;
+    const ValueId activated =
+        g_.call(act, {{"x", gate}}, {}, label(kActivationNames[static_cast<std::size_t>(act.kind)])).out();
     const ValueId gated = binary(BinaryKind::mul, activated, up, "gated");
-    return linear(gated, prefix + "mlp.down_proj", "down");
+    const ValueId down = linear(gated, prefix + "mlp.down_proj", "down");
+    return c_.norm_after ? rms_norm(down, prefix + "post_feedforward_layernorm.weight", "ffn_norm_after")
+                         : down;
   }
 
   // Scores, mask, softmax, values: attention as its definition, every intermediate a value of its own.
@@ -119,11 +133,13 @@ class LlamaBuilder {
       return inputs;
     };
     AttentionScoresParams scores;
+    scores.softmax_scale = c_.attention_scale;
+    scores.softcap = c_.attention_softcap;
     scores.tables.kv_layout = cache_.layout;
     scores.seqlen_k_max = g_.symbol(symbols::kSeqlenKMax);
     AttentionMaskParams mask;
     mask.tables.kv_layout = cache_.layout;
-    if (c_.sliding_window > 0 && n >= c_.first_windowed_layer) mask.window_left = c_.sliding_window - 1;
+    if (c_.windowed(n)) mask.window_left = c_.sliding_window - 1;
     AttentionValuesParams values;
     values.tables.kv_layout = cache_.layout;
     values.out_dtype = static_cast<int>(activation_dtype_);
@@ -159,16 +175,19 @@ class LlamaBuilder {
     return {r["k_cache"], r["v_cache"], r["k_cache_scales"], r["v_cache_scales"]};
   }
 
-  ValueId rope(ValueId x, const char* name) {
+  ValueId rope(ValueId x, const Rope& tables, const char* name) {
     RopeParams p;
     p.interleaved = c_.rope_interleaved;
-    return g_.call(p, {{"x", x}, {"positions", positions_}, {"cos", cos_}, {"sin", sin_}}, {}, label(name))
+    return g_
+        .call(p, {{"x", x}, {"positions", positions_}, {"cos", tables.cos}, {"sin", tables.sin}}, {},
+              label(name))
         .out();
   }
 
   ValueId rms_norm(ValueId x, const std::string& weight_name, const char* name) {
     RmsNormParams p;
     p.eps = c_.rms_norm_eps;
+    p.weight_offset = c_.norm_weight_offset;
     return g_.call(p, {{"x", x}, {"weight", weight(weight_name)}}, {}, label(name)).out();
   }
 
@@ -206,7 +225,8 @@ class LlamaBuilder {
   const Device device_;
   Graph g_;
   Dim num_tokens_;
-  ValueId ids_, positions_, slot_mapping_, cu_seqlens_q_, block_tables_, context_lens_, rows_, cos_, sin_;
+  ValueId ids_, positions_, slot_mapping_, cu_seqlens_q_, block_tables_, context_lens_, rows_;
+  Rope rope_, local_rope_;
   std::map<std::string, ValueId> constants_;
   std::string layer_;
 };

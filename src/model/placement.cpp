@@ -45,14 +45,15 @@ NamedTensors place_weights(const NamedTensors& weights, const Dispatcher& dispat
   return placed;
 }
 
-RopeViews place_rope_tables(const RopeTables& tables, const Dispatcher& dispatcher, const Launch& launch,
+RopeViews place_rope_tables(const ModelRope& rope, const Dispatcher& dispatcher, const Launch& launch,
                             std::vector<StoredTensor>& owned) {
-  if (dispatcher.on_host()) return tables;
-  const auto place = [&](const TensorView& t) {
-    owned.push_back(copy_to_device(t, dispatcher, launch));
-    return owned.back().view;
-  };
-  const RopeViews placed{place(tables.cos), place(tables.sin)};
+  RopeViews placed = rope;
+  if (dispatcher.on_host()) return placed;
+  for (TensorView* t : {&placed.cos, &placed.sin, &placed.local_cos, &placed.local_sin}) {
+    if (!t->present()) continue;
+    owned.push_back(copy_to_device(*t, dispatcher, launch));
+    *t = owned.back().view;
+  }
   dispatcher.synchronize(launch);
   return placed;
 }

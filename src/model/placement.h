@@ -12,7 +12,7 @@ namespace kf {
 // there already stay where they are. Waits until all are there. Throws invalid_argument for weights elsewhere.
 NamedTensors place_weights(const NamedTensors& weights, const Dispatcher& dispatcher, const Launch& launch,
                            std::vector<StoredTensor>& owned);
-RopeViews place_rope_tables(const RopeTables& tables, const Dispatcher& dispatcher, const Launch& launch,
+RopeViews place_rope_tables(const ModelRope& rope, const Dispatcher& dispatcher, const Launch& launch,
                             std::vector<StoredTensor>& owned);
 
 }  // namespace kf

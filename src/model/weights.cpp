@@ -115,6 +115,10 @@ std::vector<WeightSpec> expected_weights(const ModelConfig& c) {
     }
     add("self_attn.o_proj.weight", {c.hidden_size, q_size});
     add("post_attention_layernorm.weight", {c.hidden_size});
+    if (c.norm_after) {
+      add("pre_feedforward_layernorm.weight", {c.hidden_size});
+      add("post_feedforward_layernorm.weight", {c.hidden_size});
+    }
     add("mlp.gate_proj.weight", {c.intermediate_size, c.hidden_size});
     add("mlp.up_proj.weight", {c.intermediate_size, c.hidden_size});
     add("mlp.down_proj.weight", {c.hidden_size, c.intermediate_size});
@@ -160,15 +164,20 @@ void check_weights(const ModelConfig& config, const NamedTensors& weights) {
   throw_invalid(message);
 }
 
-RopeTables make_rope_tables(const ModelConfig& config, const NamedTensors& weights,
-                            std::int64_t max_position) {
+ModelRope make_rope_tables(const ModelConfig& config, const NamedTensors& weights,
+                           std::int64_t max_position) {
   const auto factors = weights.find(kRopeFreqsName);
   if (factors != weights.end() && factors->second.device != Device{}) {
     throw_invalid(fmt::format("model weights: {}: expected it on the host, got {}", kRopeFreqsName,
                               to_string(factors->second.device)));
   }
-  return make_rope_tables(max_position, static_cast<int>(config.head_dim), config.rope_theta,
-                          config.rope_scaling, factors == weights.end() ? TensorView{} : factors->second);
+  const int head_dim = static_cast<int>(config.head_dim);
+  ModelRope rope{make_rope_tables(max_position, head_dim, config.rope_theta, config.rope_scaling,
+                                  factors == weights.end() ? TensorView{} : factors->second),
+                 {}};
+  if (config.sliding_window > 0 && config.local_rope_theta > 0)
+    rope.local = make_rope_tables(max_position, head_dim, config.local_rope_theta);
+  return rope;
 }
 
 }  // namespace kf

@@ -46,7 +46,7 @@ constexpr std::array<OpInfo, kNumOps> kOps = {
     make_op<AttentionValuesParams>("attention_values", "out = probs v"),
     make_op<MergeAttentionParams>(
         "merge_attention", "out = (e^lse_a out_a + e^lse_b out_b) / e^lse, lse = log(e^lse_a + e^lse_b)"),
-    make_op<EmbeddingParams>("embedding", "out[t] = table[ids[t]]"),
+    make_op<EmbeddingParams>("embedding", "out[t] = scale * table[ids[t]]"),
     make_op<ArgmaxParams>("argmax", "ids[t] = argmax(logits[t])"),
     make_op<SampleParams>("sample", "ids[b] drawn from softmax(logits[b] / temperature), truncated"),
     make_op<DequantizeParams>("dequantize", "out = x as a plain float"),

@@ -45,6 +45,7 @@ void validate(const EmbeddingParams& p) {
       .activation_dtype()
       .last_dim_contiguous()
       .no_overlap_in_itself();
+  if (!std::isfinite(p.scale)) fail_attr("embedding", "scale", "a finite number", fmt::format("{}", p.scale));
 }
 void validate_data(const EmbeddingParams& p) {
   check_values("embedding", "ids", p.ids, 0, p.table.dim(0), "rows of the table");

@@ -182,6 +182,9 @@ def hf_model(kind: str, folder):
         "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     }  # fmt: skip
+    gemma3 = sizes | {
+        "num_hidden_layers": 4, "sliding_window": 9, "query_pre_attn_scalar": 25, "sliding_window_pattern": 3,
+    }  # fmt: skip
     made = {
         "llama": lambda: transformers.LlamaConfig(**sizes, rope_parameters=scaling),
         "llama-tied": lambda: transformers.LlamaConfig(**sizes, tie_word_embeddings=True),
@@ -195,8 +198,21 @@ def hf_model(kind: str, folder):
             max_window_layers=1,
         ),
         "qwen3": lambda: transformers.Qwen3Config(**sizes),
+        "phi3": lambda: transformers.Phi3Config(**{k: v for k, v in sizes.items() if k != "head_dim"}),
+        "phi3-window": lambda: transformers.Phi3Config(
+            **{k: v for k, v in sizes.items() if k != "head_dim"}, sliding_window=9
+        ),
+        "gemma2": lambda: transformers.Gemma2Config(
+            **sizes, sliding_window=9, query_pre_attn_scalar=25, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
+        ),
+        "gemma3": lambda: transformers.Gemma3TextConfig(**gemma3),
+        "gemma3-scaled": lambda: transformers.Gemma3TextConfig(
+            **gemma3, rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_local_base_freq=300.0
+        ),
     }
-    model = transformers.AutoModelForCausalLM.from_config(made[kind]()).float().eval()
+    config = made[kind]()
+    config.pad_token_id = 0  # Phi-3's own is beyond this vocabulary
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():  # what is initialised to zeros and ones says nothing
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -205,7 +221,13 @@ def hf_model(kind: str, folder):
     return model
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama-tied", "mistral", "mistral-window", "qwen2", "qwen2-window", "qwen3"])
+FAMILIES = (
+    "llama", "llama-tied", "mistral", "mistral-window", "qwen2", "qwen2-window", "qwen3", "phi3", "phi3-window",
+    "gemma2", "gemma3", "gemma3-scaled",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_families_against_transformers(tmp_path, rng, kind):
     model = hf_model(kind, tmp_path)
     torch = pytest.importorskip("torch")
@@ -215,6 +237,26 @@ def test_families_against_transformers(tmp_path, rng, kind):
     for fusion in ("none", "all"):
         got = kf.load_model(tmp_path, fusion=fusion, max_step_tokens=32).logits(tokens)
         assert relative_error(got, expected) <= 1e-4, fusion
+
+
+@pytest.mark.parametrize("kind", ["phi3", "gemma2", "gemma3"])
+def test_relatives_of_llama_in_memory(tmp_path, rng, kind):
+    model = hf_model(kind, tmp_path)
+    torch = pytest.importorskip("torch")
+    tokens = rng.integers(0, 300, 40)
+    shared = [p for p in model.parameters() if p.ndim == 2]
+    for name, tensor in open_model(model).tensors.items():  # Phi-3's are rows of the merged ones
+        places = [p.data_ptr() <= tensor.ctypes.data < p.data_ptr() + p.nbytes for p in shared]
+        assert tensor.ndim == 1 or any(places), name
+    with torch.inference_mode():
+        expected = model(torch.tensor(tokens[None])).logits[0].numpy()
+        wanted = model.generate(torch.tensor(tokens[None]), max_new_tokens=8, do_sample=False, eos_token_id=None)
+    fused = kf.load_model(model, fusion="all")
+    assert relative_error(fused.logits(tokens), expected) <= 1e-4
+    made = fused.generate(tokens, max_new_tokens=8, stop=False)
+    assert made.tokens == wanted[0, 40:].tolist()
+    figures = kf.benchmark_kernel_fusion(model, kf.KernelFusionConfig(fusion="all"), [tokens], decode_tokens=2)
+    assert figures["kernel_calls_reduction"] > 0.3
 
 
 def test_ids_of_one_prompt(tiny_gguf):
@@ -237,6 +279,12 @@ def test_benchmarks_of_nothing_are_refused(tiny_gguf):
 def test_a_model_without_its_last_layer_is_refused(tmp_path):
     with pytest.raises(kf.InvalidArgumentError, match="expected a model with its last layer.* got LlamaModel"):
         kf.load_model(hf_model("llama", tmp_path).model)
+
+
+def test_gguf_of_relatives_of_llama_is_refused(tmp_path):
+    path = write_gguf(tmp_path / "x.gguf", TINY, architecture="gemma2")
+    with pytest.raises(kf.NotServedError, match="'gemma2' is not served as a GGUF file; a folder of safetensors is"):
+        kf.load_model(path)
 
 
 @pytest.mark.parametrize("kind", ["llama-tied", "qwen2"])

@@ -5,17 +5,20 @@
 
 namespace kf {
 
-// out[t] = table[ids[t]]. With an f32 table of hidden states it selects rows.
+// out[t] = scale * table[ids[t]], computed in f32 and rounded once. With an f32 table of hidden states it selects rows.
+// Gemma's scale is the root of the hidden size.
 struct EmbeddingParams {
   static constexpr Op kOp = Op::embedding;
   TensorView ids;    // i32 [num_tokens]
   TensorView table;  // [vocab, hidden]: f32, f16, bf16 or a block format
   TensorView out;    // [num_tokens, hidden]; inferred: dtype of the table, f32 for a block format
+  float scale = 1.0f;
 
   void visit(FieldVisitor& v) {
     v.table("ids", ids);
     v.weight("table", table);
     v.out("out", out);
+    v.attr("scale", scale);
   }
 };
 

@@ -36,6 +36,33 @@ def aligned(array: np.ndarray, alignment: int | None = None) -> np.ndarray:
     return array if array.ctypes.data % (alignment or array.itemsize) == 0 else array.copy()
 
 
+_MERGED = {
+    ".self_attn.qkv_proj": (".self_attn.q_proj", ".self_attn.k_proj", ".self_attn.v_proj"),
+    ".mlp.gate_up_proj": (".mlp.gate_proj", ".mlp.up_proj"),
+}
+
+
+def split_merged(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Phi-3's merged layers as those that they were merged of: views of their rows. Others as they are, and so is what
+    has another number of rows: the weights' own check names it."""
+    kv = config["num_kv_heads"] * config["head_dim"]
+    rows = {
+        ".self_attn.qkv_proj": (config["num_heads"] * config["head_dim"], kv, kv),
+        ".mlp.gate_up_proj": (config["intermediate_size"],) * 2,
+    }
+    split = {}
+    for name, array in tensors.items():
+        module, _, kind = name.rpartition(".")
+        merged = next((m for m in _MERGED if module.endswith(m)), None)
+        if config["architecture"] != "phi3" or merged is None or array.shape[:1] != (sum(rows[merged]),):
+            split[name] = array
+            continue
+        ends = np.cumsum(rows[merged])[:-1]
+        for part, piece in zip(_MERGED[merged], np.split(array, ends), strict=True):
+            split[f"{module.removesuffix(merged)}{part}.{kind}"] = piece
+    return split
+
+
 class Metadata:
     """Typed look-ups in a mapping that came from a file."""
 

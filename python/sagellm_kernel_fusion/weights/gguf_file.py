@@ -87,6 +87,11 @@ def _array(tensor: ReaderTensor) -> np.ndarray | GgufTensor | None:
 
 def _config(meta: Metadata, names: set[str], vocab_size: int) -> dict:
     architecture = meta.text("general.architecture")
+    if architecture in ("phi3", "gemma2", "gemma3_text"):
+        # The model would be; but their converters merge, rename and change tensors.
+        raise NotServedError(
+            f"{meta.path}: model architecture '{architecture}' is not served as a GGUF file; a folder of safetensors is"
+        )
     key = f"{architecture}.".__add__
     hidden, heads = meta.integer(key("embedding_length")), meta.integer(key("attention.head_count"))
     head_dim = meta.integer(key("attention.key_length"), default=hidden // heads or 1)

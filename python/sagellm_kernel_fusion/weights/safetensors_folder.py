@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import NotServedError, refusing
-from .common import Metadata, ModelFile, aligned
+from .common import Metadata, ModelFile, aligned, split_merged
 
 _DTYPES = {
     "F32": np.dtype(np.float32),
@@ -81,17 +81,45 @@ def _tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, np
     return arrays, unserved
 
 
-def _rope_scaling(meta: Metadata) -> dict:
-    """Llama 3's scaling of the rotary frequencies; newer files keep it with rope_theta in rope_parameters."""
-    values = meta.values.get("rope_parameters") or meta.values.get("rope_scaling") or {}
+_GEMMA = ("gemma2", "gemma3_text")
+_GELU_TANH = ("gelu_pytorch_tanh", "gelu_tanh", "gelu_new")
+
+
+def _rope(meta: Metadata) -> dict:
+    """Base and scaling of the rotary frequencies: newer files keep both in rope_parameters, Gemma 3's for each kind of
+    layer."""
+    given = meta.values.get("rope_parameters")
+    kinds = given if isinstance(given, dict) and ("full_attention" in given or "sliding_attention" in given) else None
+    values = (kinds.get("full_attention") if kinds else given or meta.values.get("rope_scaling")) or {}
     if not isinstance(values, dict):
         raise refusing(f"{meta.path}: rope_scaling: expected an object, got {values!r}", file=meta.path)
+    scaling = Metadata(values, meta.path)
+    if scaling.number("partial_rotary_factor", default=1.0) != 1.0:
+        raise NotServedError(f"{meta.path}: partial_rotary_factor other than 1 is not served")
+    gemma3 = meta.values["model_type"] == "gemma3_text"
+    rope = {
+        "rope_theta": (scaling if isinstance(given, dict) else meta).number("rope_theta", 1e6 if gemma3 else 10000.0)
+    }
+    if gemma3:
+        local = Metadata((kinds.get("sliding_attention") or {}) if kinds else meta.values, meta.path)
+        if kinds and local.text("rope_type", default="default") != "default":
+            raise NotServedError(f"{meta.path}: rope_parameters: sliding_attention is served unscaled alone")
+        rope["local_rope_theta"] = local.number("rope_theta" if kinds else "rope_local_base_freq", default=10000.0)
     kind = values.get("rope_type", values.get("type", "default"))
     if kind == "default":
-        return {}
+        return rope
+    if kind == "linear":  # every frequency is below the lowest that stays
+        far = float(np.finfo(np.float32).max)
+        scaled = {"factor": scaling.number("factor"), "low_freq_factor": far / 2, "high_freq_factor": far}
+        return rope | {"rope_scaling": scaled}
     if kind != "llama3":
-        raise NotServedError(f"{meta.path}: rope_scaling of type {kind} is not served; served are default, llama3")
-    scaling = Metadata(values, meta.path)
+        raise NotServedError(
+            f"{meta.path}: rope_scaling of type {kind} is not served; served are default, linear, llama3"
+        )
+    return rope | {"rope_scaling": _llama3(scaling)}
+
+
+def _llama3(scaling: Metadata) -> dict:
     return {
         "factor": scaling.number("factor"),
         "low_freq_factor": scaling.number("low_freq_factor"),
@@ -103,13 +131,14 @@ def _rope_scaling(meta: Metadata) -> dict:
 def config_of(meta: Metadata) -> dict:
     """The fields of the C++ ModelConfig, of what config.json holds."""
     architecture = meta.text("model_type")
-    if (activation := meta.text("hidden_act", default="silu")) not in ("silu", "swish"):
-        raise NotServedError(f"{meta.path}: hidden_act {activation} is not served; served is silu")
+    gemma = architecture in _GEMMA
+    key = "hidden_activation" if gemma else "hidden_act"
+    served = _GELU_TANH if gemma else ("silu", "swish")
+    if (activation := meta.text(key, default=served[0])) not in served:
+        raise NotServedError(f"{meta.path}: {key} {activation} is not served; served is {served[0]}")
     if meta.number("partial_rotary_factor", default=1.0) != 1.0:
         raise NotServedError(f"{meta.path}: partial_rotary_factor other than 1 is not served")
     hidden, heads = meta.integer("hidden_size"), meta.integer("num_attention_heads")
-    parameters = meta.values.get("rope_parameters")
-    rope = Metadata(parameters, meta.path) if isinstance(parameters, dict) else meta
     config = {
         "architecture": architecture,
         "hidden_size": hidden,
@@ -117,36 +146,62 @@ def config_of(meta: Metadata) -> dict:
         "num_layers": meta.integer("num_hidden_layers"),
         "num_heads": heads,
         "num_kv_heads": meta.integer("num_key_value_heads", default=heads),
-        "head_dim": meta.integer("head_dim", default=hidden // heads or 1),
+        "head_dim": meta.integer("head_dim", default=256 if gemma else hidden // heads or 1),
         "vocab_size": meta.integer("vocab_size"),
         "max_positions": meta.integer("max_position_embeddings"),
         **_sliding_window(meta, architecture),
         "rms_norm_eps": meta.number("rms_norm_eps", default=1e-6),
-        "rope_theta": rope.number("rope_theta", default=10000.0),
+        **_rope(meta),
         "rope_interleaved": False,
-        "tie_embeddings": meta.flag("tie_word_embeddings", default=False),
+        "tie_embeddings": meta.flag("tie_word_embeddings", default=gemma),
     }
     if architecture in ("llama", "qwen3"):
         config["qkv_bias"] = meta.flag("attention_bias", default=False)
-    if scaling := _rope_scaling(meta):
-        config["rope_scaling"] = scaling
+    if gemma:
+        config |= _gemma(meta, architecture)
     return config
 
 
+def _gemma(meta: Metadata, architecture: str) -> dict:
+    for flag in ("attention_bias", "use_bidirectional_attention"):
+        if meta.flag(flag, default=False):
+            raise NotServedError(f"{meta.path}: {flag} of {architecture} is not served")
+    gemma2 = architecture == "gemma2"
+    fields = {"attention_scale": meta.number("query_pre_attn_scalar", default=256.0) ** -0.5}
+    for name, key, usual in (
+        ("attention_softcap", "attn_logit_softcapping", 50.0),
+        ("logit_softcap", "final_logit_softcapping", 30.0),
+    ):
+        if key in meta.values and meta.values[key] is None:  # none, said so
+            continue
+        if key in meta.values or gemma2:
+            fields[name] = meta.number(key, default=usual)
+    return fields
+
+
 def _sliding_window(meta: Metadata, architecture: str) -> dict:
-    # Qwen's files name a window that they switch off; where it is on, the first layers have none.
-    if not meta.flag("use_sliding_window", default=architecture == "mistral"):
+    # Qwen's files name a window that they switch off; where it is on, the first layers have none. Of Gemma every second
+    # layer (every sixth of Gemma 3) attends all.
+    gemma = architecture in _GEMMA
+    if not meta.flag("use_sliding_window", default=gemma or architecture in ("mistral", "phi3")):
         return {"sliding_window": 0}
-    window = meta.integer("sliding_window", default=0, at_least=0)
-    first = 0 if architecture == "mistral" else meta.integer("max_window_layers", default=0, at_least=0)
+    layers = meta.integer("num_hidden_layers")
+    window = meta.integer("sliding_window", default=4096 if gemma else 0, at_least=0)
     if meta.values.get("layer_types") is not None:
         kinds = meta.texts("layer_types")
-        first = kinds.index("sliding_attention") if "sliding_attention" in kinds else len(kinds)
-        if kinds != ["full_attention"] * first + ["sliding_attention"] * (len(kinds) - first):
+        if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
             raise NotServedError(
-                f"{meta.path}: layer_types: expected full_attention first, then sliding_attention, got {kinds}"
+                f"{meta.path}: layer_types: expected full_attention or sliding_attention for each of {layers} layers, "
+                f"got {kinds}"
             )
-    return {"sliding_window": window, "first_windowed_layer": first}
+        full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
+    elif gemma:
+        period = meta.integer("sliding_window_pattern", default=2 if architecture == "gemma2" else 6)
+        full = list(range(period - 1, layers, period))
+    else:
+        first = meta.integer("max_window_layers", default=0, at_least=0) if architecture.startswith("qwen") else 0
+        full = list(range(min(first, layers)))
+    return {"sliding_window": window, "full_layers": full}
 
 
 def read_safetensors(folder: Path) -> ModelFile:
@@ -161,6 +216,7 @@ def read_safetensors(folder: Path) -> ModelFile:
         tensors |= arrays
         unserved |= others
     config = config_of(Metadata(values, folder / "config.json"))
+    tensors = split_merged(config, tensors)
 
     def values_of(name: str) -> np.ndarray:
         if name in tensors:

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import refusing
-from .common import Metadata, ModelFile, aligned
+from .common import Metadata, ModelFile, aligned, split_merged
 from .safetensors_folder import config_of
 
 
@@ -27,6 +27,8 @@ def read_transformers(model) -> ModelFile:
     for name, tensor in model.state_dict().items():
         array = _as_numpy(name, tensor)
         (doubles if array.dtype == np.float64 else tensors)[name] = aligned(array)
+
+    tensors, doubles = split_merged(config, tensors), split_merged(config, doubles)
 
     def values_of(name: str) -> np.ndarray:
         return (tensors if name in tensors else doubles)[name].astype(np.float32)

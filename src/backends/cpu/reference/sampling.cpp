@@ -70,7 +70,7 @@ void embedding(const EmbeddingParams& p, const RunContext&) {
     const std::int64_t id = p.ids.as<std::int32_t>()[t * p.ids.stride(0)];
     for (std::int64_t i = 0; i < p.table.dim(1); ++i)
       write(p.out, t * p.out.stride(0) + i * p.out.stride(1),
-            read(p.table, id * p.table.stride(0) + i * p.table.stride(1)));
+            p.scale * read(p.table, id * p.table.stride(0) + i * p.table.stride(1)));
   }
 }
 

@@ -12,6 +12,7 @@ struct EmbeddingArgs {
   void* out;
   std::int64_t ids_stride, table_stride, out_stride, vocab;
   int hidden;
+  float scale;
   TableFault* fault;
 };
 
@@ -31,6 +32,8 @@ __global__ void embedding_kernel(const EmbeddingArgs args) {
   for_each_vector<0, W>(a.hidden, [&](int, int i) {
     float v[W];
     load(from + i, v);
+#pragma unroll
+    for (float& x : v) x *= a.scale;
     store(to + i, v);
   });
 }
@@ -53,6 +56,7 @@ void embedding_run(const EmbeddingParams& p, const RunContext& ctx) {
                         p.out.stride(0),
                         p.table.dim(0),
                         static_cast<int>(p.out.dim(1)),
+                        p.scale,
                         launch.fault()};
   with_activation_type(p.table.dtype, [&]<class From>(std::type_identity<From>) {
     with_activation_type(p.out.dtype, [&]<class To>(std::type_identity<To>) {
