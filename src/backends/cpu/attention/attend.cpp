@@ -60,7 +60,6 @@ struct Work {
         on_matrix_units(has_matrix && head_rows > kStreamRows && p.q.dtype == DType::bf16 &&
                         p.k.dtype == DType::bf16 && p.v.dtype == DType::bf16) {}
 
-  bool streams() const { return !on_matrix_units && head_rows <= kStreamRows; }
   std::int64_t token(int row) const { return (task.row_begin + row % head_rows) / task.query_heads; }
   std::int64_t head(int row) const {
     return (task.kv_head + row / head_rows) * std::int64_t{group} + task.query_head +
@@ -187,15 +186,6 @@ void AttendOnMatrixUnits(const Work& w, const KvSource<Bf16>& k, const KvSource<
 }
 #endif
 
-// Run `i` of the gathered keys, for all heads of the task.
-Block BlockOf(const Work& w, const AttentionScratch& s, int i) {
-  const KeyRun& run = s.runs[i];
-  const ops::KeyRange next = i + 1 < s.num_runs
-                                 ? ops::KeyRange{s.runs[i + 1].key, s.runs[i + 1].key + s.runs[i + 1].count}
-                                 : s.following;
-  return {w.task.kv_head, w.task.kv_heads, run.key, run.key + run.count, run.column, next.begin, next.end};
-}
-
 // The gathered keys attended by all rows.
 template <class T>
 void AttendBlock(const Work& w, const KvSource<T>& k, const KvSource<T>& v, AttentionScratch& s) {
@@ -207,8 +197,14 @@ void AttendBlock(const Work& w, const KvSource<T>& k, const KvSource<T>& v, Atte
 #endif
   const int columns = RoundUp(s.columns, StripWidth());
   const std::int64_t head = w.task.kv_head;
-  if (w.streams()) {
-    const auto block = [&](int i) { return BlockOf(w, s, i); };
+  if (w.head_rows <= kStreamRows) {
+    const auto block = [&](int i) {
+      const KeyRun& run = s.runs[i];
+      const ops::KeyRange next =
+          i + 1 < s.num_runs ? ops::KeyRange{s.runs[i + 1].key, s.runs[i + 1].key + s.runs[i + 1].count}
+                             : s.following;
+      return Block{head, w.task.kv_heads, run.key, run.key + run.count, run.column, next.begin, next.end};
+    };
     WithStreamShape(w.head_rows, w.head_dim,
                     [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
                       for (int i = 0; i < s.num_runs; ++i) StreamScores<kRows>(d, k, block(i), w.head_dim, s);
@@ -269,6 +265,7 @@ void Attend(const AttentionParams& p, const AttentionTask& task, const Attention
   std::optional<TileRegisters> registers;
   if (w.on_matrix_units) registers.emplace();
   LoadQueries(w, s);
+  ClearSums(w, s);
   const ops::KeyRows key_rows = w.sequences.key_rows(p.k, w.span),
                      value_rows = w.sequences.key_rows(p.v, w.span);
   const KvScales key_scales(w.sequences, w.span, p.k, p.k_quantization),
@@ -277,16 +274,9 @@ void Attend(const AttentionParams& p, const AttentionTask& task, const Attention
                               p.q.dim(-2));
   with_kv_type(p.k.dtype, [&]<class T>(std::type_identity<T>) {
     const KvSource<T> k{key_rows, p.k.as<T>(), key_scales}, v{value_rows, p.v.as<T>(), value_scales};
-    int key = GatherKeys(w, blocks, task.key_begin, s);
-    // What comes first is asked for before it is waited for: the keys while sums are cleared, the values while keys are read.
-    const bool fetch = w.streams() && s.num_runs > 0;
-    if (fetch) FetchFirst(k, BlockOf(w, s, 0), w.head_dim);
-    ClearSums(w, s);
-    if (fetch) FetchFirst(v, BlockOf(w, s, 0), w.value_dim);
-    while (true) {
-      if (s.columns > 0) AttendBlock(w, k, v, s);
-      if (key >= task.key_end) break;
+    for (int key = task.key_begin; key < task.key_end;) {
       key = GatherKeys(w, blocks, key, s);
+      if (s.columns > 0) AttendBlock(w, k, v, s);
     }
   });
   for (int r = 0; r < w.rows; ++r) {

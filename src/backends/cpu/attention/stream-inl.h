@@ -75,15 +75,6 @@ HWY_INLINE void PrefetchRow(const T* row, int head_dim) {
   for (int i = 0; i < head_dim; i += kLine) __builtin_prefetch(advance(row, i), 0, 2);
 }
 
-// Asks for a block's first keys (or values), which nothing before them asked for.
-template <class T>
-HWY_INLINE void FetchFirst(const KvSource<T>& source, Block block, int head_dim) {
-  block.end = std::min(block.end, block.begin + kLongestSpan);
-  ForEachSpan(source, block, head_dim, [&](int, int, int count, const T* row, const T*) {
-    for (int j = 0; j < count; ++j) PrefetchRow(advance(row, j * source.rows.token_stride), head_dim);
-  });
-}
-
 // The sum of a vector's blocks of four lanes.
 template <class D>
 HWY_INLINE void StoreBlockSum(D d, hn::Vec<D> v, float* to) {
