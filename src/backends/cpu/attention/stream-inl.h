@@ -11,6 +11,7 @@
 
 #include "backends/cpu/attention/attend.h"
 #include "backends/cpu/attention/codes-inl.h"
+#include "backends/cpu/attention/prefetch.h"
 #include "backends/cpu/simd/load_store-inl.h"
 #include "backends/cpu/simd/math-inl.h"
 #include "backends/cpu/simd/tile-inl.h"
@@ -73,6 +74,14 @@ template <class T>
 HWY_INLINE void PrefetchRow(const T* row, int head_dim) {
   constexpr int kLine = 64 / sizeof(T) * kElementsOf<T>;
   for (int i = 0; i < head_dim; i += kLine) __builtin_prefetch(advance(row, i), 0, 2);
+}
+
+// What is asked for of a span of `count` rows.
+template <class T>
+HWY_INLINE void PrefetchSpan(const T* row, std::int64_t stride, int count, int head_dim) {
+  const int row_bytes = head_dim * static_cast<int>(sizeof(T)) / kElementsOf<T>,
+            rows = fetched_rows(count, row_bytes, std::is_same_v<T, float>);
+  for (int j = 0; j < rows; ++j) PrefetchRow(advance(row, j * stride), head_dim);
 }
 
 // The sum of a vector's blocks of four lanes.
@@ -162,19 +171,16 @@ HWY_INLINE void AddValues(D d, const float* probs, const T* v, std::int64_t stri
     for (int i = 0; i < kVectors; ++i) hn::Store(sum[r][i], d, out + r * kOutStride + i * lanes);
 }
 
-// The scores of `count` neighbouring keys of a head. Meanwhile rows of `ahead` are asked for. (By a call in place: GCC
-// takes a function that does nothing else for one without effect, and drops what calls it.)
-template <int kRows, class D, class T, class A>
+// The scores of `count` neighbouring keys of a head.
+template <int kRows, class D, class T>
 HWY_INLINE void ScoreSpan(D d, const float* q, const T* k, std::int64_t stride, const float* scale, int count,
-                          int head_dim, float* scores, const A* ahead, std::int64_t ahead_stride) {
+                          int head_dim, float* scores) {
   // So that kRows * kKeys sums, the keys and a query fit the registers.
   constexpr int kMany = kTileRows > 6 ? 6 : 2;
   constexpr int kKeys = kRows <= kMany ? 4 : kRows <= 4 || kTileRows > 6 ? 2 : 1;
   int j = 0;
-  for (; j + kKeys <= count; j += kKeys, k = advance(k, kKeys * stride)) {
-    for (int i = 0; i < kKeys; ++i) PrefetchRow(advance(ahead, (j + i) * ahead_stride), head_dim);
+  for (; j + kKeys <= count; j += kKeys, k = advance(k, kKeys * stride))
     DotKeys<kRows, kKeys>(d, q, k, stride, scale + j, head_dim, scores + j);
-  }
   for (; j < count; ++j, k = advance(k, stride))
     DotKeys<kRows, 1>(d, q, k, stride, scale + j, head_dim, scores + j);
 }
@@ -188,15 +194,16 @@ HWY_NOINLINE void StreamScores(D d, const KvSource<T>& source, const Block& bloc
     const float* const q = s.q + head * kRows * kQueryStride;
     float* const scores = s.scores + head * kRows * kKeyBlock + first;
     float scale[kLongestSpan];
+    PrefetchSpan(ahead, stride, count, head_dim);
     if constexpr (kIsCode<T>) {
       const std::int64_t key = block.key_of(first), kv_head = block.first_head + head;
       if (!source.scales.one_a_row()) {
         DecodeRows(source, key, kv_head, count, k, s.keys);
-        return ScoreSpan<kRows>(d, q, s.keys, head_dim, scale, count, head_dim, scores, ahead, stride);
+        return ScoreSpan<kRows>(d, q, s.keys, head_dim, scale, count, head_dim, scores);
       }
       source.scales.load(key, kv_head, count, kUnit<T>, scale);
     }
-    ScoreSpan<kRows>(d, q, k, stride, scale, count, head_dim, scores, ahead, stride);
+    ScoreSpan<kRows>(d, q, k, stride, scale, count, head_dim, scores);
   });
 }
 
@@ -253,7 +260,7 @@ HWY_NOINLINE void StreamValues(D d, const KvSource<T>& source, const Block& bloc
                                AttentionScratch& s) {
   const std::int64_t stride = source.rows.token_stride;
   ForEachSpan(source, block, head_dim, [&](int head, int first, int count, const T* v, const T* ahead) {
-    for (int j = 0; j < count; ++j) PrefetchRow(advance(ahead, j * stride), head_dim);
+    PrefetchSpan(ahead, stride, count, head_dim);
     if constexpr (kIsCode<T>) {
       const std::int64_t key = block.key_of(first), kv_head = block.first_head + head;
       if (!source.scales.one_a_row()) {
