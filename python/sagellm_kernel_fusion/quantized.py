@@ -339,8 +339,8 @@ def kv_of_codes(what: str, codes, scales, zeros=None) -> QuantizedTensor:
 
 def as_quantized(weight, dtype: str | None = None) -> QuantizedTensor | None:
     """A QuantizedTensor, or what the quantization module makes (quantized_weight, scales, zeros, group_size; its int4
-    one an element), as one, packed once (packed_once.py); None for anything else. dtype: "int8" where codes that fit int4
-    are int8 all the same."""
+    one an element), as one, packed once (packed_once.py); None for anything else. dtype: "int8" where codes that fit
+    int4 are int8 all the same."""
     if isinstance(weight, QuantizedTensor):
         return weight
     codes = getattr(weight, "quantized_weight", None)

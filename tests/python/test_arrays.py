@@ -314,9 +314,7 @@ def test_numpys_booleans_are_booleans(rng, flag):
     q, k, v = rng.standard_normal((3, 1, 5, 2, 16)).astype(np.float32)
     m = kf.KernelFusionManager()
     np.testing.assert_array_equal(m.fuse_attention(q, k, v, causal=flag), m.fuse_attention(q, k, v))
-    np.testing.assert_array_equal(
-        m.fuse_attention(q, k, v, causal=np.False_), m.fuse_attention(q, k, v, causal=False)
-    )
+    np.testing.assert_array_equal(m.fuse_attention(q, k, v, causal=np.False_), m.fuse_attention(q, k, v, causal=False))
 
 
 def test_none_is_no_value_of_a_switch_or_a_choice(rng):

@@ -266,7 +266,7 @@ def test_ids_of_one_prompt(tiny_gguf):
         assert model.generate(ids, max_new_tokens=4, stop=False).tokens == expected
     several = model.generate(np.array([[3, 4, 5], [6, 7, 8]]), max_new_tokens=4, stop=False)
     assert [len(made.tokens) for made in several] == [4, 4] and several[0].tokens == expected
-    with pytest.raises(kf.InvalidArgumentError, match="prompts: expected a text.* got bytes"):
+    with pytest.raises(kf.InvalidArgumentError, match=r"prompts: expected a text.* got bytes"):
         model.generate(b"abc")
 
 
@@ -277,7 +277,7 @@ def test_benchmarks_of_nothing_are_refused(tiny_gguf):
 
 
 def test_a_model_without_its_last_layer_is_refused(tmp_path):
-    with pytest.raises(kf.InvalidArgumentError, match="expected a model with its last layer.* got LlamaModel"):
+    with pytest.raises(kf.InvalidArgumentError, match=r"expected a model with its last layer.* got LlamaModel"):
         kf.load_model(hf_model("llama", tmp_path).model)
 
 
