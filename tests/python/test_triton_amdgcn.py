@@ -13,7 +13,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from sagellm_kernel_fusion.triton import kernels  # noqa: E402
 
 # Of the sizes that rows.py launches for 16-bit data.
-TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64}
+TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "PRECISION": "ieee"}
 LINEAR = {"NORM": "rms", "BEFORE": "none", "WITH_BIAS": True, "WITH_NORM_BIAS": False, "WIDE": False, **TILE}
 KERNELS = {
     "rms_norm": (kernels.rms_norm, {"BLOCK": 4096}),

@@ -92,13 +92,16 @@ class Noting:
 
 plain = kernels.linear, kernels.gate_and_up
 kernels.linear, kernels.gate_and_up = Noting(plain[0]), Noting(plain[1])
-for allowed, word in ((True, "tf32"), (False, "ieee")):
+hip = torch.version.hip
+for allowed, rocm, word in ((True, None, "tf32"), (False, None, "ieee"), (True, "6.4", "ieee")):
+    torch.version.hip = rocm
     config = kf.KernelFusionConfig(use_triton=True, backend="triton", enable_tf32=allowed)
     m.fuse_gelu_linear(x, w, config)
     m.fuse_layernorm_linear(x, n, b, w, config)
     m.fuse_ffn(x, w, up, down, config)
     assert set(precisions) == {word} and len(precisions) >= 4, precisions
     precisions.clear()
+torch.version.hip = hip
 kernels.linear, kernels.gate_and_up = plain
 # Declined: what they do not compute.
 for name, operands, reason in (

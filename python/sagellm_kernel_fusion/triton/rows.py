@@ -93,12 +93,15 @@ def _product(
         x, weight, _or(bias, x), _or(norm_weight, x), _or(norm_bias, x), out, rows, out.shape[1], width,
         x.stride(0), weight.stride(0), weight.stride(1), out.stride(0), eps, norm_weight_offset,
         NORM=norm, BEFORE=pre_activation, WITH_BIAS=bias is not None, WITH_NORM_BIAS=norm_bias is not None,
-        WIDE=not x.is_cuda, PRECISION=_precision(tf32), **tile,
+        WIDE=not x.is_cuda, PRECISION=_precision(x, tf32), **tile,
     )  # fmt: skip
 
 
-def _precision(tf32: bool) -> str:
-    return "tf32" if tf32 else "ieee"
+def _precision(x, tf32: bool) -> str:
+    """Of AMD's GPUs most have no TF32, and Triton refuses to compile for it."""
+    import torch
+
+    return "tf32" if tf32 and x.dtype is torch.float32 and torch.version.hip is None else "ieee"
 
 
 def _or(operand, other):
@@ -126,7 +129,7 @@ def _ffn(x, gate_weight, up_weight, down_weight, out, activation="silu", tf32=Fa
     kernels.gate_and_up[grid](
         x, gate_weight, up_weight, hidden, rows, hidden.shape[1], width, x.stride(0), *gate_weight.stride(),
         *up_weight.stride(), hidden.stride(0), KIND=activation, WIDE=not x.is_cuda,
-        PRECISION=_precision(tf32), **tile,
+        PRECISION=_precision(x, tf32), **tile,
     )  # fmt: skip
     _product(hidden, down_weight, out, tf32=tf32)
 
