@@ -4,11 +4,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <unordered_map>
 #include <vector>
 
-#include "kf/dispatch.h"
 #include "kf/ops/common.h"
 #include "kf/tensor.h"
 
