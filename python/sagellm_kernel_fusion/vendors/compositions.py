@@ -32,8 +32,10 @@ def binary(a, b, kind="add"):
     return a + b if kind == "add" else a * b
 
 
-def embedding(ids, table):
-    return table.index_select(0, ids.reshape(-1)).view(*ids.shape, table.shape[-1])
+def embedding(ids, table, scale=1.0):
+    """Scaled in f32: in the table's dtype a device would round the scale, too."""
+    rows = table.index_select(0, ids.reshape(-1)).view(*ids.shape, table.shape[-1])
+    return rows if scale == 1 else (rows.float() * scale).to(table.dtype)
 
 
 def floats_of_table(table, **rest) -> str | None:

@@ -6,17 +6,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .compositions import argmax
+
 
 @dataclass(frozen=True)
 class Layers:
     """activate(x, kind); rms_norm(x, weight, eps=) and layer_norm(x, weight, bias, eps=); product(x, weight, bias,
-    residual, activation): act(x @ weight^T + bias) + residual; gated(gate, up, activation)."""
+    residual, activation): act(x @ weight^T + bias) + residual; gated(gate, up, activation). Without products: what
+    stands around those of others."""
 
     activate: Callable
     rms_norm: Callable
     layer_norm: Callable
-    product: Callable
-    gated: Callable
+    product: Callable | None = None
+    gated: Callable | None = None
 
     def before(self, x, norm, norm_weight, norm_bias, eps, pre_activation):
         if norm == "rms":
@@ -48,6 +51,12 @@ class Layers:
         y = self.before(x, norm, norm_weight, norm_bias, eps, pre_activation)
         return self.product(self.gated(y, gate_weight, up_weight, activation), down_weight, None, residual, "none")
 
+    def lm_head_argmax(
+        self, x, weight, max=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none"
+    ):  # fmt: skip
+        y = self.before(x, norm, norm_weight, norm_bias, eps, pre_activation)
+        return argmax(self.product(y, weight, None, None, "none"), max)
+
     def after(self, y, bias, residual, activation):
         """What a product without them leaves to do."""
         y = y if bias is None else y + bias
@@ -60,5 +69,4 @@ def operands_of_layer(x, **rest) -> dict:
     from .layouts import prologue_and_epilogue
 
     operands = {"x": x} | {n: v for n, v in rest.items() if hasattr(v, "dtype") and n.endswith("weight")}
-    operands |= prologue_and_epilogue(**rest)
-    return operands | {n: v for n, v in rest.items() if n in ("q_bias", "k_bias", "v_bias") and v is not None}
+    return operands | prologue_and_epilogue(**rest)

@@ -15,20 +15,12 @@ def is_contiguous(x) -> bool:
     return True
 
 
-def prologue_and_epilogue(norm_weight=None, norm_bias=None, bias=None, residual=None, **rest) -> dict:
-    """Those of a layer's operands that are there, by name."""
-    given = {"norm_weight": norm_weight, "norm_bias": norm_bias, "bias": bias, "residual": residual}
-    return {name: value for name, value in given.items() if value is not None}
+_AROUND = ("norm_weight", "norm_bias", "bias", "q_bias", "k_bias", "v_bias", "residual")
 
 
-def scales_problem(x, weight_scales) -> str | None:
-    """Why an operator that has scales in x's dtype alone does not take these: rounded, they would be off by as much in
-    the whole of an output, which sums of it with a bias or a residual show."""
-    if weight_scales.dtype == x.dtype:
-        return None
-    return (
-        f"weight_scales is {weight_scales.dtype}, x {x.dtype}: this kernel takes one dtype (kf.quantize: scales_dtype)"
-    )
+def prologue_and_epilogue(**operands) -> dict:
+    """Those of a layer's operands that stand before and after its products and are there, by name."""
+    return {name: operands[name] for name in _AROUND if operands.get(name) is not None}
 
 
 def eight_bits(**operands) -> str | None:

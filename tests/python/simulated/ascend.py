@@ -21,12 +21,16 @@ from on_device import (
     close,
     dense,
     in_place,
+    low_bit_model,
     packed,
     paged,
+    placed,
+    quantized,
     random,
     reports_gains,
     roundings_are_allowed_for,
     runs_models,
+    scales_embeddings,
     selfchecks_well,
     served,
     there,
@@ -638,7 +642,7 @@ def test_a_result_in_the_memory_of_the_residual():
 
 @since_8
 def test_selfcheck_of_what_has_refusals_of_its_own():
-    selfchecks_well("ascend", linear=67, embedding=7, attention_scores=11, attention_values=11, lm_head_argmax=7)
+    selfchecks_well("ascend", linear=67, qkv_linear=31, gated_ffn=31, embedding=7, attention_scores=11, attention_values=11, lm_head_argmax=7)
     selfchecks_well("ascend", append_kv=7)
 
 
@@ -673,3 +677,54 @@ def test_tokens_are_not_chosen_among_logits_of_bf16():
     x, w = there(random(3, 64, dtype=BF16)), there(random(99, 64, dtype=BF16))
     with pytest.raises(kf.NotServedError, match="x is bf16: the logits of this kernel are rounded"):
         kf.ops.lm_head_argmax(x, w)
+
+
+_LOW_BIT = {"qkv_linear": "qkv_linear_low_bit", "gated_ffn": "gated_ffn_low_bit"}
+
+
+@since_8
+@pytest.mark.parametrize(
+    ("dtype", "rows", "how"),
+    [
+        ("int8", {"linear": "linear_w8"} | _LOW_BIT, {}),
+        ("int8", {"linear": "linear_w8"} | _LOW_BIT, {"group_size": 32}),
+        ("int4", {"linear": "linear_w4"} | _LOW_BIT, {"group_size": 32}),
+        ("int4", {"linear": "linear_w4"} | _LOW_BIT, {"group_size": 32, "symmetric": False}),
+        ("int8", {op: f"{op}_w8a8" for op in ("linear", "qkv_linear", "gated_ffn")}, {"rounded": True}),
+    ],
+)
+def test_a_model_of_low_bit_weights(dtype, rows, how):
+    low_bit_model("ascend", rows, dtype, layout="NHD", page=128, **how)
+
+
+@since_8
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_layers_may_have_weights_of_four_and_of_eight_bits(activation):
+    x = random(3, 128)
+    codes = {"gate_weight": quantized(96, 128, "int4"), "up_weight": quantized(96, 128, "int8"),
+             "down_weight": quantized(128, 96, "int4", group_size=32)}  # fmt: skip
+    got = kf.ops.gated_ffn(there(x), **{n: placed(there, w) for n, w in codes.items()}, activation=activation)
+    close(got, kf.ops.gated_ffn(x, **codes, activation=activation))
+
+
+@since_8
+def test_a_layer_one_of_whose_weights_is_not_taken_says_which(m):
+    x, w = there(random(3, 128)), placed(there, quantized(64, 128, "int8"))
+    for other, reason in [
+        (
+            there(random(64, 128)),
+            "ascend::qkv_linear_low_bit: v_weight is f16: this kernel takes i8 and int4 with scales",
+        ),
+        (
+            placed(there, quantized(1, 128, "int4")),
+            r"v_weight has shape \[1, 128\]: this kernel takes 2 outputs or more",
+        ),
+    ]:
+        with pytest.raises(kf.NotServedError, match=reason):
+            kf.ops.qkv_linear(x, w, w, other)
+    with pytest.raises(kf.NotServedError, match="ascend::qkv_linear_w8a8: k_weight has zeros or groups"):
+        kf.ops.qkv_linear(x, w, placed(there, quantized(64, 128, "int8", group_size=32)), w, input_quantization="int8")
+
+
+def test_embeddings_are_scaled(m):
+    scales_embeddings(m, "ascend")

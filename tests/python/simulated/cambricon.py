@@ -21,13 +21,17 @@ from on_device import (
     dense,
     in_place,
     linear_layers,
+    low_bit_model,
     packed,
     paged,
+    placed,
+    quantized,
     random,
     reports_gains,
     rotates,
     roundings_are_allowed_for,
     runs_models,
+    scales_embeddings,
     selfchecks_well,
     served,
     there,
@@ -275,4 +279,27 @@ def test_a_result_in_the_memory_of_the_residual():
 
 
 def test_selfcheck_of_what_has_refusals_of_its_own():
-    selfchecks_well("mlu", linear=67, attention_scores=11, attention_values=11, append_kv=7)
+    selfchecks_well("mlu", linear=67, qkv_linear=31, gated_ffn=31, embedding=7, lm_head_argmax=7, attention_scores=11, attention_values=11, append_kv=7)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_a_model_of_eight_bit_weights(rounded):
+    rows = {op: f"{op}_w8a8" if rounded else f"{op}_w8" for op in ("linear", "qkv_linear", "gated_ffn")}
+    low_bit_model("mlu", rows, page=16, rounded=rounded)
+
+
+def test_weights_of_four_bits_are_refused(m):
+    """No public caller of torch_mlu_ops gives them to its functions."""
+    x, w = there(random(3, 128)), placed(there, quantized(64, 128, "int4"))
+    for call in (lambda: kf.ops.linear(x, w), lambda: kf.ops.qkv_linear(x, w, w, w)):
+        with pytest.raises(kf.NotServedError, match=r"_w8: .*weight is int4: this kernel takes i8 with scales"):
+            call()
+
+
+def test_embeddings_are_scaled_and_tokens_chosen(m):
+    scales_embeddings(m, "mlu")
+    both(m, "argmax", "mlu::argmax", logits=random(3, 99, dtype=torch.float32))
+    both(m, "lm_head_argmax", "mlu::lm_head_argmax", x=random(3, 64), weight=random(99, 64), norm="rms",
+         norm_weight=random(64))  # fmt: skip
+    with pytest.raises(kf.NotServedError, match="x is bf16: the logits of this kernel are rounded"):
+        kf.ops.lm_head_argmax(there(random(3, 64, dtype=BF16)), there(random(99, 64, dtype=BF16)))

@@ -20,13 +20,17 @@ from on_device import (
     dense,
     in_place,
     linear_layers,
+    low_bit_model,
     packed,
     paged,
+    placed,
+    quantized,
     random,
     reports_gains,
     rotates,
     roundings_are_allowed_for,
     runs_models,
+    scales_embeddings,
     selfchecks_well,
     served,
     there,
@@ -238,4 +242,21 @@ def test_a_result_in_the_memory_of_the_residual():
 
 
 def test_selfcheck_of_what_has_refusals_of_its_own():
-    selfchecks_well("kunlun", linear=67, embedding=7, attention_values=11, lm_head_argmax=7)
+    selfchecks_well("kunlun", linear=67, qkv_linear=31, gated_ffn=31, embedding=7, attention_values=11, lm_head_argmax=7)
+
+
+def test_a_model_of_eight_bit_weights_and_inputs():
+    low_bit_model("kunlun", {op: f"{op}_w8a8" for op in ("linear", "qkv_linear", "gated_ffn")}, rounded=True)
+
+
+def test_weights_whose_inputs_are_not_rounded_are_refused(m):
+    """vLLM-Kunlun gives kunlun_ops weights of 4 bits in an order of its own, and those of 8 with inputs of 8."""
+    x = there(random(3, 128))
+    for dtype in ("int4", "int8"):
+        w = placed(there, quantized(64, 128, dtype))
+        with pytest.raises(kf.NotServedError, match="linear_w8a8: input_quantization none: this kernel serves int8"):
+            kf.ops.qkv_linear(x, w, w, w)
+
+
+def test_embeddings_are_scaled(m):
+    scales_embeddings(m, "kunlun")

@@ -104,6 +104,79 @@ def linear_layers(m, backend, dtype):
         both(m, "gated_ffn", f"{backend}::gated_ffn", dtype, **ffn, **options)
 
 
+_HIDDEN, _WIDE, _HEADS, _KV_HEADS, _HEAD_DIM = 128, 96, 4, 2, 32
+
+
+def quantized(rows, wide, dtype, **how):
+    """A weight of codes, with scales in the layers' dtype."""
+    w = kf.quantize((random(rows, wide).float() / wide**0.5).numpy(), dtype, scales_dtype="f16", **how)
+    parts = {n: torch.from_numpy(p) for n in ("data", "scales", "zeros") if (p := getattr(w, n)) is not None}
+    return kf.QuantizedTensor(**parts, dtype=w.dtype, group_size=w.group_size)
+
+
+def placed(place, value):
+    if not isinstance(value, kf.QuantizedTensor):
+        return place(value)
+    parts = {n: place(p) for n in ("data", "scales", "zeros") if (p := getattr(value, n)) is not None}
+    return kf.QuantizedTensor(**parts, dtype=value.dtype, group_size=value.group_size)
+
+
+def low_bit_model(backend, rows, dtype="int8", layout="HND", page=64, rounded=False, **how):
+    """Two layers of a Llama whose linear layers all have codes for weights, seven tokens and then one: on the device by
+    these rows, op by op, and as on the CPU."""
+    sizes = {"q": (_HEADS * _HEAD_DIM, _HIDDEN), "k": (_KV_HEADS * _HEAD_DIM, _HIDDEN),
+             "v": (_KV_HEADS * _HEAD_DIM, _HIDDEN), "o": (_HIDDEN, _HEADS * _HEAD_DIM), "gate": (_WIDE, _HIDDEN),
+             "up": (_WIDE, _HIDDEN), "down": (_HIDDEN, _WIDE)}  # fmt: skip
+    layers = [{n: quantized(*size, dtype, **how) for n, size in sizes.items()} for _ in range(2)]
+    table, head, norm = random(99, _HIDDEN), quantized(99, _HIDDEN, dtype, **how), 1 + random(_HIDDEN) / 4
+    bias = random(_HEADS * _HEAD_DIM) / 4
+    angles = torch.outer(torch.arange(9.0), 100.0 ** -torch.arange(0, 1, 2 / _HEAD_DIM))
+    shape = (1, _KV_HEADS, page, _HEAD_DIM) if layout == "HND" else (1, page, _KV_HEADS, _HEAD_DIM)
+    options = {"input_quantization": "int8"} if rounded else {}
+
+    def run(call, place):
+        w = [{n: placed(place, v) for n, v in layer.items()} for layer in layers]
+        caches = [[place(torch.zeros(shape, dtype=F16)) for _ in range(2)] for _ in layers]
+        before = {"norm": "rms", "norm_weight": place(norm), **options}
+        tables, logits = {"cos": place(angles.cos()), "sin": place(angles.sin())}, []
+        for first, last in ((0, 7), (7, 8)):
+            at = place(torch.arange(first, last, dtype=torch.int32))
+            of_q = {"cu_seqlens_q": place(torch.tensor([0, last], dtype=torch.int32))} if first == 0 else {}
+            where = {"block_tables": place(torch.zeros(1, 1, dtype=torch.int32)), **of_q,
+                     "context_lens": place(torch.tensor([last], dtype=torch.int32)), "kv_layout": layout}  # fmt: skip
+            x = call("embedding", ids=at + 11, table=place(table), scale=1.3)
+            for layer, (k_cache, v_cache) in zip(w, caches, strict=True):
+                weights = {f"{n}_weight": layer[n] for n in "qkv"}
+                q, k, v = call("qkv_linear", x=x, **weights, q_bias=place(bias), **before)
+                q, k, v = (t.view(last - first, -1, _HEAD_DIM) for t in (q, k, v))
+                q, k = (call("rope", x=t, positions=at, **tables) for t in (q, k))
+                call("append_kv", k=k, v=v, k_cache=k_cache, v_cache=v_cache, slot_mapping=at, kv_layout=layout)
+                y = call("attention", q=q, k=k_cache, v=v_cache, **where).view(last - first, -1)
+                x = call("linear", x=y, weight=layer["o"], residual=x, **options)
+                weights = {f"{n}_weight": layer[n] for n in ("gate", "up", "down")}
+                x = call("gated_ffn", x=x, **weights, residual=x, **before)
+            logits.append(call("linear", x=x, weight=placed(place, head), **before))
+        return torch.cat([t.cpu().float() for t in logits])
+
+    def there_by_rows(op, **operands):
+        only = {"kernel": f"{backend}::{rows[op]}"} if op in rows else {"families": ("library",)}
+        return getattr(kf.ops, op)(**operands, selection=kf.Selection(**only))
+
+    expected = run(lambda op, **operands: getattr(kf.ops, op)(**operands), lambda t: t)
+    got, scale = run(there_by_rows, there), float(expected.abs().max())
+    # Of inputs that are rounded to 8 bits, what lies between two codes may fall either way.
+    assert float((got - expected).abs().max()) < (4e-2 if rounded else 1e-2) * scale
+
+
+def scales_embeddings(m, backend):
+    """By a factor that f16 and bf16 do not have, as Gemma's are."""
+    for dtype in DTYPES:
+        table, ids = random(9, 64, dtype=dtype), torch.tensor([2, 0, 8, 2], dtype=torch.int32)
+        both(m, "embedding", f"{backend}::embedding", dtype, ids=ids, table=table, scale=45.254834)
+        got = kf.ops.embedding(there(ids), there(table), scale=45.254834)
+        assert torch.equal(got.cpu(), kf.ops.embedding(ids, table, scale=45.254834))
+
+
 def writes_slots(m, page, slots):
     """append_kv into a cache of HND, but for slots that are negative."""
     k, v, slots = random(4, 2, 64), random(4, 2, 64), torch.tensor(slots, dtype=torch.int32)

@@ -126,8 +126,8 @@ ROWS = (
         saves="one launch for largest, scale and codes",
     ),
     VendorRow(
-        "ascend::embedding", "embedding", "library", needing(), "f32, f16 and bf16", embedding, floats_of_table,
-        devices=("ascend",), graph_safe=True, saves="PyTorch's own operator: one launch",
+        "ascend::embedding", "embedding", "library", needing(), "f32, f16 and bf16; a scale", embedding,
+        floats_of_table, devices=("ascend",), graph_safe=True, saves="PyTorch's own operator: one launch",
     ),
     VendorRow(
         "ascend::argmax", "argmax", "library", needing(), "always", argmax, devices=("ascend",), graph_safe=True,

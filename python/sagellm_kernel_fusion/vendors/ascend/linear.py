@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
 from ..compositions import argmax, rounded_logits
-from ..layouts import is_contiguous, prologue_and_epilogue, scales_problem
+from ..layers import Layers
+from ..layouts import is_contiguous
+from ..low_bit import (
+    AS_THEY_ARE,
+    ROUNDED,
+    Codes,
+    LowBitLayers,
+    a_scale_an_output,
+    are_codes,
+    declines_of,
+    scales_in_dtype_of,
+)
 from ..row import VendorRow
 from .elementwise import activate
 from .norms import layer_norm, rms_norm
@@ -116,70 +127,69 @@ def _lm_head_argmax(
 _MAX_SIZE = 65535  # of a weight, each way
 
 
-def _codes_problem(weight, weight_scales, dtype: str) -> str | None:
+def _codes_problem(codes: Codes, *taken: str) -> str | None:
     """Why this is no weight of codes that the operators take: whole, so that it is given as one that is transposed."""
-    if weight_scales is None:
-        return f"weight has no scales: this kernel takes {dtype} with scales"
-    if weight.dtype != dtype:
-        return f"weight is {weight.dtype}: this kernel takes {dtype} with scales"
-    if max(weight.shape) > _MAX_SIZE:
-        return f"weight has shape {list(weight.shape)}: this kernel takes at most {_MAX_SIZE} inputs and outputs"
-    return None if is_contiguous(weight) else "weight is not contiguous: this kernel takes whole ones"
-
-
-def _groups_problem(x, weight, weight_scales, weight_group_size=0, **rest) -> str | None:
-    wide = weight.shape[-1]
-    if weight_group_size and weight_group_size != wide and (weight_group_size % 32 or weight_group_size > wide - 1):
-        return f"groups of {weight_group_size}: this kernel takes whole rows, or multiples of 32 within them"
-    if weight_scales.shape[0] != weight.shape[0]:
-        return f"scales {list(weight_scales.shape)}: this kernel takes a row of them for each output"
-    if reason := scales_problem(x, weight_scales):
+    if reason := are_codes(codes, *taken):
         return reason
-    return dtypes({"x": x}, ("f16", "bf16")) or _prologue_dtypes(x, **rest)
+    shape = list(codes.weight.shape)
+    if max(shape) > _MAX_SIZE:
+        return f"{codes.name} has shape {shape}: this kernel takes at most {_MAX_SIZE} inputs and outputs"
+    return None if is_contiguous(codes.weight) else f"{codes.name} is not contiguous: this kernel takes whole ones"
 
 
-def _w8_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> str | None:
-    return _codes_problem(weight, weight_scales, "i8") or _groups_problem(x, weight, weight_scales, **rest)
+def _groups_problem(x, codes: Codes) -> str | None:
+    wide = codes.weight.shape[-1]
+    if codes.group and codes.group != wide and (codes.group % 32 or codes.group > wide - 1):
+        return f"groups of {codes.group}: this kernel takes whole rows, or multiples of 32 within them"
+    if codes.scales.shape[0] != codes.weight.shape[0]:
+        return f"{codes.name}_scales {list(codes.scales.shape)}: this kernel takes a row of them for each output"
+    return scales_in_dtype_of(x, codes)
 
 
-def _w4_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> str | None:
-    if reason := _codes_problem(weight, weight_scales, "int4"):
-        return reason
-    if weight.shape[-1] % 8 or weight.shape[-1] < 16 or weight.shape[0] < 2:  # below, which way it lies is not told
-        return (
-            f"weight has shape {list(weight.shape)}: this kernel takes 2 outputs or more of a multiple of 8 inputs "
-            "from 16"
-        )
-    return _groups_problem(x, weight, weight_scales, **rest)
+def _w8_problem(x, codes: Codes) -> str | None:
+    return _codes_problem(codes, "i8") or _groups_problem(x, codes)
 
 
-def _prologue_dtypes(x, **rest) -> str | None:
-    operands = {"x": x} | prologue_and_epilogue(**rest)
-    return _gelu_problem(**rest) or dtypes(operands, FLOATS) or not_empty(operands)
+def _w4_problem(x, codes: Codes) -> str | None:
+    return _codes_problem(codes, "int4") or _eights_problem(codes) or _groups_problem(x, codes)
 
 
-def _linear_low_bit(
-    x, weight, bias=None, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
-    pre_activation="none", activation="none", weight_scales=None, weight_zeros=None, weight_group_size=0,
-):  # fmt: skip
+def _low_bit_problem(x, codes: Codes) -> str | None:
+    eights = _eights_problem(codes) if codes.weight.dtype == "int4" else None
+    return _codes_problem(codes, "i8", "int4") or eights or _groups_problem(x, codes)
+
+
+def _eights_problem(codes: Codes) -> str | None:
+    """Of four bits. Below this size, which way a weight lies is not told."""
+    outputs, inputs = codes.weight.shape
+    if inputs % 8 == 0 and inputs >= 16 and outputs >= 2:
+        return None
+    return (
+        f"{codes.name} has shape {[outputs, inputs]}: this kernel takes 2 outputs or more of a multiple of 8 inputs "
+        "from 16"
+    )
+
+
+def _w8a8_problem(x, codes: Codes) -> str | None:
+    return _codes_problem(codes, "i8") or a_scale_an_output(codes)
+
+
+def _low_bit_product(y, codes: Codes, bias):
     """(code - zero) * scale, as the operator has (code + offset) * scale; scales as [groups, out]. Of four bits it
     has eight codes in an int32, the first in the lowest: so kf's lie, two in a byte."""
     import torch
 
-    codes = weight.view(torch.int32) if weight.dtype is torch.uint8 else weight
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
-    groups = weight_scales.shape[1] if weight_scales.dim() == 2 else 1
-    scales = weight_scales.reshape(-1, groups).t().contiguous()
-    offsets = None if weight_zeros is None else -weight_zeros.reshape(-1, groups).t().contiguous().to(x.dtype)
+    weight, scales, zeros = codes.weight, codes.scales, codes.zeros
+    weight = weight.view(torch.int32) if weight.dtype is torch.uint8 else weight
+    groups = scales.shape[1] if scales.dim() == 2 else 1
+    scales = scales.reshape(-1, groups).t().contiguous()
+    offsets = None if zeros is None else -zeros.reshape(-1, groups).t().contiguous().to(y.dtype)
     if groups == 1:
         scales, offsets = scales[0], None if offsets is None else offsets[0]
-    y = ALL("npu_weight_quant_batchmatmul")(
-        y.contiguous(), codes.t(), scales, antiquant_offset=offsets, bias=_bias_of(bias),
-        antiquant_group_size=0 if groups == 1 else weight_group_size,
+    return ALL("npu_weight_quant_batchmatmul")(
+        y, weight.t(), scales, antiquant_offset=offsets, bias=_bias_of(bias),
+        antiquant_group_size=0 if groups == 1 else codes.group,
     )  # fmt: skip
-    if activation != "none":
-        y = activate(y, activation)
-    return y if residual is None else y + residual
 
 
 def _bias_of(bias):
@@ -189,31 +199,38 @@ def _bias_of(bias):
     return bias.float() if bias is not None and bias.dtype is torch.bfloat16 else bias
 
 
-def _w8a8_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> str | None:
-    if reason := _codes_problem(weight, weight_scales, "i8"):
-        return reason
-    if weight_zeros is not None or list(weight_scales.shape) not in ([weight.shape[0], 1], [weight.shape[0]]):
-        return "weight has zeros or groups: this kernel takes a scale an output"
-    return dtypes({"x": x}, ("f16", "bf16")) or _prologue_dtypes(x, **rest)
+def _rounded(y):
+    return *ALL("npu_dynamic_quant")(y), y.dtype
 
 
-def _linear_w8a8(
-    x, weight, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none",
-    activation="none", weight_scales=None, weight_group_size=0, input_quantization="int8", bias=None,
-):  # fmt: skip
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
-    codes, of_tokens = ALL("npu_dynamic_quant")(y)
+def _product_of_integers(entered, codes: Codes, bias):
+    rounded, of_tokens, dtype = entered
     y = ALL("npu_quant_matmul")(
-        codes, weight.t(), weight_scales.reshape(-1).float(), pertoken_scale=of_tokens, output_dtype=x.dtype
+        rounded, codes.weight.t(), codes.scales.reshape(-1).float(), pertoken_scale=of_tokens, output_dtype=dtype
     )
-    if bias is not None:
-        y = y + bias
-    if activation != "none":
-        y = activate(y, activation)
-    return y if residual is None else y + residual
+    return y if bias is None else y + bias
+
+
+def _around_declines(x, **rest) -> str | None:
+    return _gelu_problem(**rest)
+
+
+_AROUND = Layers(activate, rms_norm, layer_norm)
+LOW_BIT = LowBitLayers(_AROUND, lambda y: y.contiguous(), _low_bit_product)
+INTEGERS = LowBitLayers(_AROUND, _rounded, _product_of_integers)
+
+
+def _low_bit_row(
+    name: str, op: str, operators: tuple[str, ...], condition: str, function, problem, saves: str, **rest
+) -> VendorRow:
+    return VendorRow(
+        f"ascend::{name}", op, "library", needing(*operators, "npu_rms_norm"), f"{condition}; f16 and bf16", function,
+        declines_of(op, problem, _around_declines), devices=("ascend",), graph_safe=True, saves=saves, **rest,
+    )  # fmt: skip
 
 
 _ANY = "f32, f16 and bf16, all operands of one dtype; a norm or an activation before"
+_OF_CODES, _OF_INTEGERS = ("npu_weight_quant_batchmatmul",), ("npu_dynamic_quant", "npu_quant_matmul")
 ROWS = (
     VendorRow(
         "ascend::linear", "linear", "library", needing("npu_rms_norm"), _ANY + ", an activation or a residual after",
@@ -242,24 +259,43 @@ ROWS = (
         "f32 and f16, all operands of one dtype; a norm or an activation before", _lm_head_argmax,
         _argmax_declines, devices=("ascend",), graph_safe=True, launches=3, saves="nothing: norm, product and argmax",
     ),
-    VendorRow(
-        "ascend::linear_w8a8", "linear", "library", needing("npu_dynamic_quant", "npu_quant_matmul", "npu_rms_norm"),
-        "i8 weights of a scale an output, inputs rounded to i8; f16 and bf16", _linear_w8a8, _w8a8_declines,
-        fixed={"input_quantization": ("int8",)}, devices=("ascend",), graph_safe=True, launches=3,
-        saves="products of integers; half the bytes of a 16-bit weight",
+    _low_bit_row(
+        "linear_w8a8", "linear", _OF_INTEGERS, "i8 weights of a scale an output, inputs rounded to i8",
+        INTEGERS.linear, _w8a8_problem, "products of integers; half the bytes of a 16-bit weight", fixed=ROUNDED,
+        launches=3,
     ),
-    VendorRow(
-        "ascend::linear_w8", "linear", "library", needing("npu_weight_quant_batchmatmul", "npu_rms_norm"),
-        "i8 weights of a scale an output, or of groups of a multiple of 32; f16 and "
-        "bf16", _linear_low_bit, _w8_declines,
-        devices=("ascend",), graph_safe=True, launches=2,
-        saves="half the bytes of a 16-bit weight, never expanded in memory",
+    _low_bit_row(
+        "linear_w8", "linear", _OF_CODES, "i8 weights of a scale an output, or of groups of a multiple of 32",
+        LOW_BIT.linear, _w8_problem, "half the bytes of a 16-bit weight, never expanded in memory", fixed=AS_THEY_ARE,
+        launches=2,
     ),
-    VendorRow(
-        "ascend::linear_w4", "linear", "library", needing("npu_weight_quant_batchmatmul", "npu_rms_norm"),
-        "int4 weights of a scale an output, or of groups of a multiple of 32; f16 and bf16", _linear_low_bit,
-        _w4_declines,
-        devices=("ascend",), graph_safe=True, launches=2,
-        saves="a quarter of the bytes of a 16-bit weight, never expanded in memory",
+    _low_bit_row(
+        "linear_w4", "linear", _OF_CODES, "int4 weights of a scale an output, or of groups of a multiple of 32",
+        LOW_BIT.linear, _w4_problem, "a quarter of the bytes of a 16-bit weight, never expanded in memory",
+        fixed=AS_THEY_ARE, launches=2,
+    ),
+    _low_bit_row(
+        "qkv_linear_w8a8", "qkv_linear", _OF_INTEGERS, "i8 weights of a scale an output, inputs rounded to i8",
+        INTEGERS.qkv_linear, _w8a8_problem,
+        "the norm and the rounding are done once for three products, of integers; half the bytes of 16-bit weights",
+        fixed=ROUNDED, launches=5,
+    ),
+    _low_bit_row(
+        "qkv_linear_low_bit", "qkv_linear", _OF_CODES,
+        "i8 and int4 weights of a scale an output, or of groups of a multiple of 32", LOW_BIT.qkv_linear,
+        _low_bit_problem, "the norm is done once for three products; half or a quarter of the bytes of 16-bit weights",
+        fixed=AS_THEY_ARE, launches=4,
+    ),
+    _low_bit_row(
+        "gated_ffn_w8a8", "gated_ffn", _OF_INTEGERS, "i8 weights of a scale an output, inputs rounded to i8",
+        INTEGERS.gated_ffn, _w8a8_problem,
+        "the norm and the rounding are done once for two products, of integers; half the bytes of 16-bit weights",
+        fixed=ROUNDED, launches=8,
+    ),
+    _low_bit_row(
+        "gated_ffn_low_bit", "gated_ffn", _OF_CODES,
+        "i8 and int4 weights of a scale an output, or of groups of a multiple of 32", LOW_BIT.gated_ffn,
+        _low_bit_problem, "the norm is done once for two products; half or a quarter of the bytes of 16-bit weights",
+        fixed=AS_THEY_ARE, launches=6,
     ),
 )  # fmt: skip

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
-from ..compositions import activate, binary, softmax
+from ..compositions import activate, argmax, binary, embedding, floats_of_table, rounded_logits, softmax
 from ..layers import Layers, operands_of_layer
-from ..layouts import prologue_and_epilogue, scales_problem, whole_heads
+from ..layouts import whole_heads
+from ..low_bit import (
+    AS_THEY_ARE,
+    ROUNDED,
+    Codes,
+    LowBitLayers,
+    a_scale_an_output,
+    are_codes,
+    declines_of,
+    scales_in_dtype_of,
+)
 from ..row import VendorRow
 from .operators import ALL, bf16_problem, needing
 
 FLOATS = ("f32", "f16", "bf16")
+_NORMS = ("fused_rms_norm", "fused_layer_norm")
+_HALF_A_WEIGHT = "half the bytes of a 16-bit weight"
 
 
 # Norms
@@ -120,48 +132,59 @@ def _hidden(y, gate_weight, up_weight, activation):
 LAYERS = Layers(activate, rms_norm, layer_norm, product, _hidden)
 
 
+def _argmax_declines(x, **rest) -> str | None:
+    return rounded_logits(x) or _declines(x, **rest)
+
+
 # Low-bit weights
 
 
-def _w8_declines(x, weight, weight_scales=None, **rest) -> str | None:
-    return _w8a8_declines(x, weight, weight_scales, **rest) or scales_problem(x, weight_scales)
+def _w8_problem(x, codes: Codes) -> str | None:
+    return _w8a8_problem(x, codes) or scales_in_dtype_of(x, codes)
 
 
-def _w8a8_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> str | None:
-    if weight_scales is None or weight.dtype != "i8":
-        return f"weight is {weight.dtype}: this kernel takes i8 with scales"
-    if weight_zeros is not None or list(weight_scales.shape) not in ([weight.shape[0], 1], [weight.shape[0]]):
-        return "weight has zeros or groups: this kernel takes a scale an output"
-    operands = {"x": x} | prologue_and_epilogue(**rest)
-    return dtypes(operands, ("f16", "bf16")) or bf16_problem(x) or not_empty({"x": x})
+def _w8a8_problem(x, codes: Codes) -> str | None:
+    return are_codes(codes, "i8") or a_scale_an_output(codes)
 
 
-def _linear_w8(
-    x, weight, bias=None, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
-    pre_activation="none", activation="none", weight_scales=None, weight_group_size=0,
-):  # fmt: skip
-    y = LAYERS.before(x, norm, norm_weight, norm_bias, eps, pre_activation).contiguous()
-    scales = weight_scales.reshape(-1)
-    y = ALL("weight_only_quant_matmul")(y, weight.contiguous(), scales, None, bias, None, "none", 8)
-    return LAYERS.after(y, None, residual, activation)
+def _w8_product(y, codes: Codes, bias):
+    return ALL("weight_only_quant_matmul")(
+        y, codes.weight.contiguous(), codes.scales.reshape(-1), None, bias, None, "none", 8
+    )
 
 
-def _linear_w8a8(
-    x, weight, bias=None, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
-    pre_activation="none", activation="none", weight_scales=None, weight_group_size=0, input_quantization="int8",
-):  # fmt: skip
+def _rounded(y):
     import torch
 
-    y = LAYERS.before(x, norm, norm_weight, norm_bias, eps, pre_activation).contiguous()
+    y = y.contiguous()
     smooth = torch.ones(y.shape[-1], dtype=torch.float32, device=y.device)
-    codes, of_tokens = ALL("per_token_smooth_quantize")(y, smooth)
-    scales = weight_scales.reshape(-1).float()
-    y = ALL("smooth_quant_matmul")(codes, of_tokens, weight.contiguous(), scales, x.dtype)
-    return LAYERS.after(y, bias, residual, activation)
+    return *ALL("per_token_smooth_quantize")(y, smooth), y.dtype
+
+
+def _product_of_integers(entered, codes: Codes, bias):
+    rounded, of_tokens, dtype = entered
+    scales = codes.scales.reshape(-1).float()
+    y = ALL("smooth_quant_matmul")(rounded, of_tokens, codes.weight.contiguous(), scales, dtype)
+    return y if bias is None else y + bias
+
+
+W8 = LowBitLayers(LAYERS, lambda y: y.contiguous(), _w8_product)
+INTEGERS = LowBitLayers(LAYERS, _rounded, _product_of_integers)
+
+
+def _low_bit_row(name: str, op: str, function, saves: str, launches: int) -> VendorRow:
+    """Of i8 weights; inputs are rounded, too, in rows whose name says so."""
+    integers = name.endswith("w8a8")
+    functions = ("per_token_smooth_quantize", "smooth_quant_matmul") if integers else ("weight_only_quant_matmul",)
+    return VendorRow(
+        f"mlu::{name}", op, "library", needing(*functions, *_NORMS),
+        f"i8 weights of a scale an output{', inputs rounded to i8' if integers else ''}; f16 and bf16", function,
+        declines_of(op, _w8a8_problem if integers else _w8_problem, lambda x, **rest: bf16_problem(x)),
+        fixed=ROUNDED if integers else AS_THEY_ARE, devices=("mlu",), graph_safe=True, launches=launches, saves=saves,
+    )  # fmt: skip
 
 
 _ANY = "f32, f16 and bf16, all operands of one dtype; a norm or an activation before"
-_NORMS = ("fused_rms_norm", "fused_layer_norm")
 ROWS = (
     VendorRow(
         "mlu::rms_norm", "rms_norm", "library", needing("fused_rms_norm"), "f32, f16 and bf16; a residual", rms_norm,
@@ -184,20 +207,30 @@ ROWS = (
         saves="the norm is done once for three products; biases in their launches",
     ),
     VendorRow(
+        "mlu::lm_head_argmax", "lm_head_argmax", "library", needing("matmul", *_NORMS),
+        "f32 and f16, all operands of one dtype; a norm or an activation before", LAYERS.lm_head_argmax,
+        _argmax_declines, devices=("mlu",), graph_safe=True, launches=3, saves="nothing: norm, product and argmax",
+    ),
+    VendorRow(
         "mlu::gated_ffn", "gated_ffn", "library", needing("matmul", *_NORMS), _ANY + ", a residual after",
         LAYERS.gated_ffn, _declines, devices=("mlu",), graph_safe=True, launches=5,
         saves="silu in the gate's launch, the residual in the last product's: 4 launches for 6",
     ),
-    VendorRow(
-        "mlu::linear_w8a8", "linear", "library", needing("per_token_smooth_quantize", "smooth_quant_matmul", *_NORMS),
-        "i8 weights of a scale an output, inputs rounded to i8; f16 and bf16", _linear_w8a8, _w8a8_declines,
-        fixed={"input_quantization": ("int8",)}, devices=("mlu",), graph_safe=True, launches=3,
-        saves="products of integers; half the bytes of a 16-bit weight",
+    _low_bit_row("linear_w8a8", "linear", INTEGERS.linear, f"products of integers; {_HALF_A_WEIGHT}", 3),
+    _low_bit_row("linear_w8", "linear", W8.linear, f"{_HALF_A_WEIGHT}, never expanded in memory", 2),
+    _low_bit_row(
+        "qkv_linear_w8a8", "qkv_linear", INTEGERS.qkv_linear,
+        f"the norm and the rounding are done once for three products, of integers; {_HALF_A_WEIGHT}", 5,
     ),
-    VendorRow(
-        "mlu::linear_w8", "linear", "library", needing("weight_only_quant_matmul", *_NORMS),
-        "i8 weights of a scale an output; f16 and bf16", _linear_w8, _w8_declines, devices=("mlu",), graph_safe=True,
-        launches=2, saves="half the bytes of a 16-bit weight, never expanded in memory",
+    _low_bit_row(
+        "qkv_linear_w8", "qkv_linear", W8.qkv_linear, f"the norm is done once for three products; {_HALF_A_WEIGHT}", 4
+    ),
+    _low_bit_row(
+        "gated_ffn_w8a8", "gated_ffn", INTEGERS.gated_ffn,
+        f"the norm and the rounding are done once for two products, of integers; {_HALF_A_WEIGHT}", 8,
+    ),
+    _low_bit_row(
+        "gated_ffn_w8", "gated_ffn", W8.gated_ffn, f"the norm is done once for two products; {_HALF_A_WEIGHT}", 6
     ),
     VendorRow(
         "mlu::rope", "rope", "library", needing("apply_rotary", "fused_rms_norm"),
@@ -221,6 +254,14 @@ ROWS = (
     ),
     VendorRow(
         "mlu::binary", "binary", "library", needing(), "always", binary, devices=("mlu",), graph_safe=True,
+        saves="PyTorch's own operator: one launch",
+    ),
+    VendorRow(
+        "mlu::embedding", "embedding", "library", needing(), "f32, f16 and bf16; a scale", embedding, floats_of_table,
+        devices=("mlu",), graph_safe=True, saves="PyTorch's own operator: one launch",
+    ),
+    VendorRow(
+        "mlu::argmax", "argmax", "library", needing(), "always", argmax, devices=("mlu",), graph_safe=True,
         saves="PyTorch's own operator: one launch",
     ),
 )  # fmt: skip

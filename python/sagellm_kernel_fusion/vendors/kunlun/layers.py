@@ -6,7 +6,8 @@ from __future__ import annotations
 from ...adapters.conditions import dtypes, not_empty
 from ..compositions import activate, argmax, binary, embedding, floats_of_table, rounded_logits, softmax
 from ..layers import Layers, operands_of_layer
-from ..layouts import prologue_and_epilogue, whole_heads
+from ..layouts import whole_heads
+from ..low_bit import ROUNDED, Codes, LowBitLayers, a_scale_an_output, are_codes, declines_of
 from ..row import VendorRow
 from .operators import ALL, needing
 
@@ -143,41 +144,45 @@ def _argmax_declines(x, **rest) -> str | None:
     return rounded_logits(x) or _declines(x, **rest)
 
 
-def _lm_head_argmax(
-    x, weight, max=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none"
-):
-    return argmax(product(LAYERS.before(x, norm, norm_weight, norm_bias, eps, pre_activation), weight), max)
-
-
 # 8-bit weights, inputs rounded to 8 bits
 
 
-def _w8a8_declines(x, weight, weight_scales=None, weight_zeros=None, **rest) -> str | None:
-    if weight_scales is None or weight.dtype != "i8":
-        return f"weight is {weight.dtype}: this kernel takes i8 with scales"
-    if weight_zeros is not None or list(weight_scales.shape) not in ([weight.shape[0], 1], [weight.shape[0]]):
-        return "weight has zeros or groups: this kernel takes a scale an output"
-    return dtypes({"x": x} | prologue_and_epilogue(**rest), ("f16", "bf16")) or not_empty({"x": x})
+def _w8a8_problem(x, codes: Codes) -> str | None:
+    return are_codes(codes, "i8") or a_scale_an_output(codes)
 
 
-def _linear_w8a8(
-    x, weight, bias=None, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
-    pre_activation="none", activation="none", weight_scales=None, weight_group_size=0, input_quantization="int8",
-):  # fmt: skip
+def _rounded(y):
     """kunlun_ops has the largest value of a row where others have its scale: 127 times that."""
     import torch
 
-    y = LAYERS.before(x, norm, norm_weight, norm_bias, eps, pre_activation).contiguous()
-    codes = torch.empty_like(y, dtype=torch.int8)
+    y = y.contiguous()
+    rounded = torch.empty_like(y, dtype=torch.int8)
     largest = torch.empty(y.shape[0], 1, dtype=torch.float32, device=y.device)
-    ALL("quant2d")(x=y, y=codes, max=largest, force_sdnn=True)
-    out = y.new_empty(y.shape[0], weight.shape[0])
+    ALL("quant2d")(x=y, y=rounded, max=largest, force_sdnn=True)
+    return rounded, largest, y.dtype
+
+
+def _product_of_integers(entered, codes: Codes, bias):
+    rounded, largest, dtype = entered
+    out = rounded.new_empty(rounded.shape[0], codes.weight.shape[0], dtype=dtype)
     ALL("matmul")(
-        x=codes, w=weight.contiguous(), out=out, x_trans=False, w_trans=True, alpha=1.0, beta=0.0,
+        x=rounded, w=codes.weight.contiguous(), out=out, x_trans=False, w_trans=True, alpha=1.0, beta=0.0,
         bias=None if bias is None else bias.float(), x_max=None, w_max=None, x_pc_max=largest,
-        w_pc_max=weight_scales.reshape(-1, 1).float() * _INT8_MAX,
+        w_pc_max=codes.scales.reshape(-1, 1).float() * _INT8_MAX,
     )  # fmt: skip
-    return LAYERS.after(out, None, residual, activation)
+    return out
+
+
+INTEGERS = LowBitLayers(LAYERS, _rounded, _product_of_integers)
+
+
+def _w8a8_row(op: str, function, saves: str, launches: int) -> VendorRow:
+    return VendorRow(
+        f"kunlun::{op}_w8a8", op, "library", needing("quant2d", "matmul", "rmsnorm"),
+        "i8 weights of a scale an output, inputs rounded to i8; f16 and bf16", function, declines_of(op, _w8a8_problem),
+        fixed=ROUNDED, devices=("kunlun",), graph_safe=True, launches=launches,
+        saves=f"{saves}; half the bytes of a 16-bit weight",
+    )  # fmt: skip
 
 
 _ANY = "f32, f16 and bf16, all operands of one dtype; a norm or an activation before"
@@ -214,14 +219,16 @@ ROWS = (
     ),
     VendorRow(
         "kunlun::lm_head_argmax", "lm_head_argmax", "library", needing("rmsnorm"),
-        "f32 and f16, all operands of one dtype; a norm or an activation before", _lm_head_argmax, _argmax_declines,
-        devices=("kunlun",), graph_safe=True, launches=3, saves="nothing: norm, product and argmax",
+        "f32 and f16, all operands of one dtype; a norm or an activation before", LAYERS.lm_head_argmax,
+        _argmax_declines, devices=("kunlun",), graph_safe=True, launches=3, saves="nothing: norm, product and argmax",
     ),
-    VendorRow(
-        "kunlun::linear_w8a8", "linear", "library", needing("quant2d", "matmul", "rmsnorm"),
-        "i8 weights of a scale an output, inputs rounded to i8; f16 and bf16", _linear_w8a8, _w8a8_declines,
-        fixed={"input_quantization": ("int8",)}, devices=("kunlun",), graph_safe=True, launches=3,
-        saves="products of integers; half the bytes of a 16-bit weight",
+    _w8a8_row("linear", INTEGERS.linear, "products of integers", 3),
+    _w8a8_row(
+        "qkv_linear", INTEGERS.qkv_linear,
+        "the norm and the rounding are done once for three products, of integers", 5,
+    ),
+    _w8a8_row(
+        "gated_ffn", INTEGERS.gated_ffn, "the norm and the rounding are done once for two products, of integers", 8
     ),
     VendorRow(
         "kunlun::rope", "rope", "library", needing("rotary_embedding", "rmsnorm"),
@@ -248,8 +255,8 @@ ROWS = (
         saves=_ONE,
     ),
     VendorRow(
-        "kunlun::embedding", "embedding", "library", needing(), "f32, f16 and bf16", embedding, floats_of_table,
-        devices=("kunlun",), graph_safe=True, saves=_ONE,
+        "kunlun::embedding", "embedding", "library", needing(), "f32, f16 and bf16; a scale", embedding,
+        floats_of_table, devices=("kunlun",), graph_safe=True, saves=_ONE,
     ),
     VendorRow(
         "kunlun::argmax", "argmax", "library", needing(), "always", argmax, devices=("kunlun",), graph_safe=True,

@@ -200,8 +200,9 @@ _WITH_EPILOGUE = Layers(activate, rms_norm, layer_norm, _joined, _hidden)
 # The rest of a model
 
 
-def embedding(ids, table):
-    return ALL("gather")(x=table, index=ids.flatten()).reshape([*ids.shape, table.shape[-1]])
+def embedding(ids, table, scale=1.0):
+    rows = ALL("gather")(x=table, index=ids.flatten()).reshape([*ids.shape, table.shape[-1]])
+    return rows if scale == 1 else (rows.astype("float32") * scale).astype(table.dtype)
 
 
 def binary(a, b, kind="add"):
@@ -276,5 +277,8 @@ ROWS = (
         graph_safe=True, launches=5, saves="one launch for maximum, difference, exp, sum and quotient",
     ),
     row("binary", "binary", ("add", "multiply"), _F, binary, all_floats, graph_safe=True, saves="nothing"),
-    row("embedding", "embedding", ("gather",), _F, embedding, all_floats, graph_safe=True, saves="nothing"),
+    row(
+        "embedding", "embedding", ("gather", "multiply"), f"{_F}; a scale", embedding, all_floats, graph_safe=True,
+        saves="nothing",
+    ),
 )  # fmt: skip

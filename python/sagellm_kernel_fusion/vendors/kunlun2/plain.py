@@ -166,5 +166,5 @@ ROWS = (
     _row("attention_scores", _SCORES, _scores, 4, _not_hnd, waits=True),
     _row("attention_mask", ("where", "concat"), _mask, 4, waits=True),
     _row("attention_values", _SCORES, _values, 4, _not_hnd, waits=True),
-    _row("embedding", ("gather",), layers.embedding, 1),
+    _row("embedding", ("gather", "multiply"), layers.embedding, 1),
 )
