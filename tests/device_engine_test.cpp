@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <map>
 
 #include "accelerators.h"
@@ -100,6 +101,27 @@ TEST_F(EngineOnDevice, SampledTextsAndTheBaselineToo) {
     Engine cpu(model.config, model.weights, o), device(model.config, model.weights, on(toy(), o));
     EXPECT_EQ(texts(device, sampled), texts(cpu, sampled));
   }
+}
+
+TEST_F(EngineOnDevice, LogitsAreCapped) {
+  ModelConfig capped = model.config;
+  capped.logit_softcap = 0.5f;
+  Engine plain(model.config, model.weights, small_options()), cpu(capped, model.weights, small_options());
+  Engine device(capped, model.weights, on(toy(), small_options()));
+  const std::vector<std::int32_t> tokens = random_tokens(model.config, 9, "capped");
+  const StepInput a{plain.cache().create(), tokens, Rows::all}, b{cpu.cache().create(), tokens, Rows::all},
+      c{device.cache().create(), tokens, Rows::all};
+  const TensorView expected = plain.step({&a, 1}), on_host = cpu.step({&b, 1}), got = device.step({&c, 1});
+  ASSERT_EQ(got.device, Device{});
+  for (std::int64_t i = 0; i < expected.numel(); ++i) {
+    EXPECT_NEAR(on_host.as<float>()[i], 0.5f * std::tanh(expected.as<float>()[i] / 0.5f), 1e-5f);
+    ASSERT_NEAR(got.as<float>()[i], on_host.as<float>()[i], 1e-5f);
+  }
+  std::vector<GenerateRequest> sampled = requests(model.config);
+  for (GenerateRequest& r : sampled) r.sampling = {.temperature = 0.8f, .top_k = 20, .seed = 3};
+  const auto texts_of_cap = texts(cpu, sampled);
+  EXPECT_EQ(texts(device, sampled), texts_of_cap);
+  EXPECT_NE(texts(plain, sampled), texts_of_cap);
 }
 
 TEST_F(EngineOnDevice, LogitsComeBackToTheHost) {

@@ -162,6 +162,7 @@ class Engine {
   template <class F>
   void with_room(std::span<const StepInput> batch, std::int64_t times, F&& run);
   void* results_of(std::size_t bytes);
+  void cap(const TensorView& logits);
   Launch launch() const { return {.stream = options_.stream}; }
   std::int64_t max_pages() const { return cache_.pages_for(options_.max_seq_len); }
 

@@ -44,7 +44,7 @@ struct ModelConfig {
   double local_rope_theta = 0;   // of layers with the window, unscaled; 0: as the others
   float attention_scale = 0.0f;  // 0: 1 / sqrt(head_dim)
   float attention_softcap = 0.0f;
-  float logit_softcap = 0.0f;  // of the last layer: cap tanh(x / cap); 0: none. On the CPU only
+  float logit_softcap = 0.0f;  // of the last layer: cap tanh(x / cap); 0: none
   bool rope_interleaved =
       false;                    // GGUF's llama files, whose q and k rows are permuted; others are half-split
   bool tie_embeddings = false;  // the last layer is the embedding table

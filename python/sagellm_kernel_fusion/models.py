@@ -245,8 +245,7 @@ def load_model(
 ) -> Model:
     """Loads a GGUF file or a safetensors folder; or a model of transformers, whose weights it shares (on the CPU).
 
-    Served are Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 and Gemma 3 (text); Phi-3 and Gemma not as GGUF files, Gemma
-    2's final soft cap on the CPU only.
+    Served are Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 and Gemma 3 (text); Phi-3 and Gemma not as GGUF files.
 
     fuse_kernels=False (or fusion="none") is the baseline: the same model in primitive ops, as an eager framework runs
     it. fusion: "measured" keeps each fusion that is faster here, "all" takes every one, names of rules ("rule,rule" or

@@ -63,7 +63,7 @@ class QuantizedTensor:
         object.__setattr__(self, "dtype", _dtype_named(self.dtype))
         object.__setattr__(self, "group_size", integer("QuantizedTensor: group_size", self.group_size))
         shape_of("QuantizedTensor: data", self.data)
-        stored, expected = str(getattr(self.data, "dtype", "")).removeprefix("torch."), _STORED[self.dtype]
+        stored, expected = str(getattr(self.data, "dtype", "")).rpartition(".")[2], _STORED[self.dtype]
         if stored not in expected:
             raise refusing(
                 f"QuantizedTensor: data: expected {' or '.join(expected)} for {self.dtype}"

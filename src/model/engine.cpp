@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "core/half.h"
 #include "kf/error.h"
 #include "model/placement.h"
 #include "model/step_tables.h"
@@ -56,17 +57,22 @@ TensorView prefix(const TensorView& table, std::initializer_list<std::int64_t> s
   return TensorView::contiguous(table.data, table.dtype, shape, table.device);
 }
 
-void check_cap(const ModelConfig& config, const EngineOptions& options, const Dispatcher& dispatcher) {
-  if (config.logit_softcap == 0 || (dispatcher.on_host() && options.activation_dtype == DType::f32)) return;
-  throw Error(ErrorCode::not_implemented,
-              fmt::format("engine: logit_softcap is served on the CPU in f32; expected that, got {} on {}",
-                          dtype_name(options.activation_dtype), to_string(options.device)));
+template <class T>
+void cap_as(const TensorView& logits, float cap) {
+  T* const x = logits.as<T>();
+  for (std::int64_t i = 0; i < logits.numel(); ++i) x[i] = from_f32<T>(cap * std::tanh(to_f32(x[i]) / cap));
 }
 
-// On the host, after the step: the greedy choice needs none, since order stays.
+// In the host's memory.
 void cap_logits(const TensorView& logits, float cap) {
-  float* const x = logits.as<float>();
-  for (std::int64_t i = 0; i < logits.numel(); ++i) x[i] = cap * std::tanh(x[i] / cap);
+  switch (logits.dtype) {
+    case DType::f16:
+      return cap_as<F16>(logits, cap);
+    case DType::bf16:
+      return cap_as<Bf16>(logits, cap);
+    default:
+      return cap_as<float>(logits, cap);
+  }
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -98,8 +104,7 @@ Engine::Engine(const ModelConfig& config, const NamedTensors& weights, const Eng
       options_(with_defaults(options, config)),
       dispatchers_({.num_threads = options.num_threads, .sink = options.sink}, options.backends),
       dispatcher_(dispatchers_.on(options.device)),
-      weights_((check_weights(config, weights), check_cap(config, options_, dispatcher_),
-                place_weights(weights, dispatcher_, launch(), placed_))),
+      weights_((check_weights(config, weights), place_weights(weights, dispatcher_, launch(), placed_))),
       packs_(options.packs ? options.packs : std::make_shared<PackCache>()),
       rope_(make_rope_tables(config, weights, options_.max_seq_len)),
       placed_rope_(place_rope_tables(rope_, dispatcher_, launch(), placed_)),
@@ -177,6 +182,17 @@ void* Engine::results_of(std::size_t bytes) {
     results_bytes_ = bytes;
   }
   return results_.get();
+}
+
+// On the host, after the step, and of a device's logits there and back: the greedy choice needs none, since order stays.
+void Engine::cap(const TensorView& logits) {
+  if (dispatcher_.on_host() || logits.numel() == 0) return cap_logits(logits, config_.logit_softcap);
+  TensorView here = logits;
+  here.data = results_of(logits.nbytes());
+  dispatcher_.copy(here.data, logits.data, logits.nbytes(), CopyDirection::to_host, launch());
+  dispatcher_.synchronize(launch());
+  cap_logits(here, config_.logit_softcap);
+  dispatcher_.copy(logits.data, here.data, logits.nbytes(), CopyDirection::to_device, launch());
 }
 
 // Greedy steps of one token a sequence.
@@ -299,7 +315,7 @@ TensorView Engine::enqueue(std::span<const StepInput> batch, StepOutput output, 
   e.run(launch());
   p.has_run = true;
   const TensorView rows = e.output(output == StepOutput::ids ? "ids" : "logits").slice(0, 0, n.num_rows);
-  if (output == StepOutput::logits && config_.logit_softcap > 0) cap_logits(rows, config_.logit_softcap);
+  if (output == StepOutput::logits && config_.logit_softcap > 0) cap(rows);
   last_step_ = {.num_tokens = n.num_tokens,
                 .launches = e.launches(),
                 .replayed = e.recorded() && dispatcher_.sink() == nullptr,

@@ -19,6 +19,11 @@ def softmax(x, lse=None, mask=None, scale=1.0):
     return torch.softmax(z, -1).masked_fill(nothing, 0).to(x.dtype)
 
 
+def shifted(weight, offset: float):
+    """A norm's weight and what is added to it, which is 1 for Gemma."""
+    return weight if offset == 0 else weight + offset
+
+
 def activate(x, kind: str):
     import torch
 
@@ -33,9 +38,9 @@ def binary(a, b, kind="add"):
 
 
 def embedding(ids, table, scale=1.0):
-    """Scaled in f32: in the table's dtype a device would round the scale, too."""
+    """Scaled in f32, in which the result may be wanted: in the table's dtype a device would round the scale, too."""
     rows = table.index_select(0, ids.reshape(-1)).view(*ids.shape, table.shape[-1])
-    return rows if scale == 1 else (rows.float() * scale).to(table.dtype)
+    return rows if scale == 1 else rows.float() * scale
 
 
 def floats_of_table(table, **rest) -> str | None:

@@ -40,12 +40,15 @@ class LowBitLayers:
     enter: Callable
     product: Callable
 
+    def _entered(self, *prologue):
+        return self.enter(self.around.before(*prologue))
+
     def linear(
         self, x, weight, bias=None, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
         pre_activation="none", activation="none", weight_scales=None, weight_zeros=None, weight_group_size=0,
-        input_quantization="none",
+        input_quantization="none", norm_weight_offset=0.0,
     ):  # fmt: skip
-        y = self.enter(self.around.before(x, norm, norm_weight, norm_bias, eps, pre_activation))
+        y = self._entered(x, norm, norm_weight, norm_bias, eps, pre_activation, norm_weight_offset)
         y = self.product(y, Codes("weight", weight, weight_scales, weight_zeros, weight_group_size), bias)
         return self.around.after(y, None, residual, activation)
 
@@ -54,8 +57,9 @@ class LowBitLayers:
         norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none", q_weight_scales=None, k_weight_scales=None,
         v_weight_scales=None, q_weight_zeros=None, k_weight_zeros=None, v_weight_zeros=None, q_weight_group_size=0,
         k_weight_group_size=0, v_weight_group_size=0, input_quantization="none",
+        norm_weight_offset=0.0,
     ):  # fmt: skip
-        y = self.enter(self.around.before(x, norm, norm_weight, norm_bias, eps, pre_activation))
+        y = self._entered(x, norm, norm_weight, norm_bias, eps, pre_activation, norm_weight_offset)
         k[...] = self.product(y, Codes("k_weight", k_weight, k_weight_scales, k_weight_zeros, k_weight_group_size),
                               k_bias)  # fmt: skip
         v[...] = self.product(y, Codes("v_weight", v_weight, v_weight_scales, v_weight_zeros, v_weight_group_size),
@@ -69,8 +73,9 @@ class LowBitLayers:
         eps=1e-5, pre_activation="none", activation="silu", gate_weight_scales=None, up_weight_scales=None,
         down_weight_scales=None, gate_weight_zeros=None, up_weight_zeros=None, down_weight_zeros=None,
         gate_weight_group_size=0, up_weight_group_size=0, down_weight_group_size=0, input_quantization="none",
+        norm_weight_offset=0.0,
     ):  # fmt: skip
-        y = self.enter(self.around.before(x, norm, norm_weight, norm_bias, eps, pre_activation))
+        y = self._entered(x, norm, norm_weight, norm_bias, eps, pre_activation, norm_weight_offset)
         gate = Codes("gate_weight", gate_weight, gate_weight_scales, gate_weight_zeros, gate_weight_group_size)
         up = Codes("up_weight", up_weight, up_weight_scales, up_weight_zeros, up_weight_group_size)
         down = Codes("down_weight", down_weight, down_weight_scales, down_weight_zeros, down_weight_group_size)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 
-from .compositions import activate, argmax, binary, embedding, softmax
+from .compositions import activate, argmax, binary, embedding, shifted, softmax
 from .operators import Operators
 from .row import VendorRow
 from .vendor import Vendor
@@ -18,11 +18,11 @@ def _linear(x, weight, bias=None):
     return torch.nn.functional.linear(x, weight, bias)
 
 
-def _rms_norm(x, weight, eps=1e-6):
+def _rms_norm(x, weight, eps=1e-6, weight_offset=0.0):
     import torch
 
     h = x.float()
-    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * shifted(weight.float(), weight_offset)).to(x.dtype)
 
 
 def _layer_norm(x, weight, bias=None, eps=1e-5):
@@ -88,18 +88,23 @@ def _repeated(x, heads: int):
 
 def _scores(
     q, k, scores, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
-    softmax_scale=0.0, seqlen_k_max=0,
+    softmax_scale=0.0, softcap=0.0, seqlen_k_max=0,
 ):  # fmt: skip
-    scale = softmax_scale or q.shape[-1] ** -0.5
+    import torch
+
+    def capped(products):
+        x = products * (softmax_scale or q.shape[-1] ** -0.5)
+        return softcap * torch.tanh(x / softcap) if softcap else x
+
     if q.dim() == 4:
         scores[..., k.shape[1] :] = -float("inf")
-        scores[..., : k.shape[1]] = q.float().transpose(1, 2) @ _repeated(k, q.shape[2]).transpose(-1, -2) * scale
+        scores[..., : k.shape[1]] = capped(q.float().transpose(1, 2) @ _repeated(k, q.shape[2]).transpose(-1, -2))
         return
     scores.fill_(-float("inf"))
     for i, (q0, q1, k0, n) in enumerate(sequences(q.shape[0], cu_seqlens_q, cu_seqlens_k, context_lens)):
         if q1 > q0 and n:
             keys = _repeated(_of_sequence(k, i, k0, n, block_tables, kv_layout), q.shape[1])
-            scores[:, q0:q1, :n] = q[q0:q1].float().transpose(0, 1) @ keys.transpose(-1, -2) * scale
+            scores[:, q0:q1, :n] = capped(q[q0:q1].float().transpose(0, 1) @ keys.transpose(-1, -2))
 
 
 def _hide(part, keys: int, causal: bool, left: int, right: int):
@@ -146,7 +151,7 @@ _FLOATS = ("f32", "f16", "bf16")
 _COMPUTED = {  # operands whose elements are computed with
     "linear": ("x", "weight", "bias"), "rms_norm": ("x", "weight"), "layer_norm": ("x", "weight", "bias"),
     "activation": ("x",), "rope": ("x",), "append_kv": ("k", "v", "k_cache", "v_cache"), "attention_scores": ("q", "k"),
-    "attention_values": ("v",), "embedding": ("table",),
+    "attention_values": ("v",), "embedding": ("table",), "argmax": ("logits",),
 }  # fmt: skip
 _ONE_DTYPE = ("linear", "layer_norm")
 

@@ -19,6 +19,7 @@ from on_device import (
     benchmarks,
     both,
     close,
+    covers,
     dense,
     in_place,
     low_bit_model,
@@ -29,6 +30,7 @@ from on_device import (
     random,
     reports_gains,
     roundings_are_allowed_for,
+    runs_gemma,
     runs_models,
     scales_embeddings,
     selfchecks_well,
@@ -211,14 +213,17 @@ _SCALES = {"tensor": (1, 1, 1, 1), "head": (1, 1, 2, 1), "token": (5, 32, 1, 1),
 
 @pytest.mark.skipif(not cann.at_least(CANN, "8.1.RC1"), reason="of CANN 8.1")
 @pytest.mark.parametrize("per", list(_SCALES))
-@pytest.mark.parametrize("lengths", [(19, 63), (0, 40)])
+@pytest.mark.parametrize(
+    ("lengths", "chunks"), [((19, 63), None), ((0, 40), None), ((19, 63), (5, 7)), ((3, 40), (5, 40)), ((0, 0), (2, 3))]
+)
 @pytest.mark.parametrize("dtype", [F16, BF16])
-def test_a_cache_of_eight_bits_is_written_and_attended(m, per, lengths, dtype):
+def test_a_cache_of_eight_bits_is_written_and_attended(m, per, lengths, chunks, dtype):
     k, v = random(51, 2, 64, dtype=dtype), random(51, 2, 64, dtype=dtype)
     slots = torch.arange(51, dtype=torch.int32) + 30
     slots[7] = -1
     tables = torch.tensor([[1, 2, -1], [3, 4, -1]], dtype=torch.int32)
-    q, of_token = random(2, 6, 64, dtype=dtype), per in ("token", "row")
+    q, of_token = random(sum(chunks or (1, 1)), 6, 64, dtype=dtype), per in ("token", "row")
+    of_q = {"cu_seqlens_q": torch.tensor([0, chunks[0], sum(chunks)], dtype=torch.int32)} if chunks else {}
     got = {}
     for name, place in (("cpu", lambda t: t), ("npu", there)):
         g = torch.Generator().manual_seed(1)
@@ -231,9 +236,10 @@ def test_a_cache_of_eight_bits_is_written_and_attended(m, per, lengths, dtype):
         if of_token:
             manager.append_kv(place(k), place(v), *caches, place(slots), config, kv_layout="NHD")
         where = {"block_tables": place(tables), "context_lens": place(torch.tensor(lengths, dtype=torch.int32))}
+        where |= {n: place(t) for n, t in of_q.items()}
         out, lse = manager.fuse_attention(place(q), *caches, config, **where, kv_layout="NHD", return_lse=True)
         got[name] = [t.cpu().float() for t in (out, lse, *scales, *pools)]
-    assert served(m, "attention") == ["ascend::attention_decode_i8"]
+    assert served(m, "attention") == [f"ascend::attention_{'paged' if chunks else 'decode'}_i8"]
     if of_token:
         assert served(m, "append_kv") == ["ascend::append_kv_i8"]
     for g, e in zip(got["npu"][:2], got["cpu"][:2], strict=True):
@@ -642,7 +648,17 @@ def test_a_result_in_the_memory_of_the_residual():
 
 @since_8
 def test_selfcheck_of_what_has_refusals_of_its_own():
-    selfchecks_well("ascend", linear=67, qkv_linear=31, gated_ffn=31, embedding=7, attention_scores=11, attention_values=11, lm_head_argmax=7)
+    selfchecks_well("ascend", activation=1, gated_activation=5)
+    selfchecks_well(
+        "ascend",
+        linear=67,
+        qkv_linear=31,
+        gated_ffn=31,
+        embedding=7,
+        attention_scores=11,
+        attention_values=11,
+        lm_head_argmax=7,
+    )
     selfchecks_well("ascend", append_kv=7)
 
 
@@ -728,3 +744,13 @@ def test_a_layer_one_of_whose_weights_is_not_taken_says_which(m):
 
 def test_embeddings_are_scaled(m):
     scales_embeddings(m, "ascend")
+
+
+@pytest.mark.skipif(not cann.at_least(CANN, "8.1.RC1"), reason="of CANN 8.1")
+def test_every_specified_operator_has_a_row_or_a_reason(m):
+    covers(m, "NHD", 128, {})
+
+
+@since_8
+def test_gemma_on_the_device():
+    runs_gemma("ascend", "ascend::attention_paged")

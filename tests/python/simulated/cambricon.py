@@ -18,6 +18,7 @@ from on_device import (
     benchmarks,
     both,
     close,
+    covers,
     dense,
     in_place,
     linear_layers,
@@ -30,6 +31,7 @@ from on_device import (
     reports_gains,
     rotates,
     roundings_are_allowed_for,
+    runs_gemma,
     runs_models,
     scales_embeddings,
     selfchecks_well,
@@ -126,12 +128,14 @@ def test_the_cache_is_written_where_slots_are_not_negative(m):
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16])
-def test_a_cache_of_eight_bits_is_written_and_attended(m, dtype):
+@pytest.mark.parametrize(("chunks", "row"), [(None, "decode"), ((5, 3), "paged"), ((19, 1), "paged")])
+def test_a_cache_of_eight_bits_is_written_and_attended(m, dtype, chunks, row):
     k, v = random(51, 2, 64, dtype=dtype), random(51, 2, 64, dtype=dtype)
     slots = torch.arange(51, dtype=torch.int32) + 16
     slots[7] = -1
     tables = torch.tensor([[1, 2, -1], [3, 4, -1]], dtype=torch.int32)
-    lengths, q = torch.tensor([19, 0], dtype=torch.int32), random(2, 6, 64, dtype=dtype)
+    lengths, q = torch.tensor([19, 0], dtype=torch.int32), random(sum(chunks or (1, 1)), 6, 64, dtype=dtype)
+    of_q = {"cu_seqlens_q": torch.tensor([0, chunks[0], sum(chunks)], dtype=torch.int32)} if chunks else {}
     got = {}
     for name, place in (("cpu", lambda t: t), ("mlu", there)):
         pools = [place(torch.zeros(5, 2, 16, 64, dtype=torch.int8)) for _ in range(2)]
@@ -141,9 +145,10 @@ def test_a_cache_of_eight_bits_is_written_and_attended(m, dtype):
         config = kf.KernelFusionConfig(fuse_with_quant=True)
         manager.append_kv(place(k), place(v), *caches, place(slots), config)
         tables_there = {"block_tables": place(tables), "context_lens": place(lengths)}
+        tables_there |= {n: place(t) for n, t in of_q.items()}
         out = manager.fuse_attention(place(q), *caches, config, **tables_there)
         got[name] = [t.cpu().float() for t in (out, *scales, *pools)]
-    assert served(m, "attention") == ["mlu::attention_decode_i8"] and served(m, "append_kv") == ["mlu::append_kv_i8"]
+    assert served(m, "attention") == [f"mlu::attention_{row}_i8"] and served(m, "append_kv") == ["mlu::append_kv_i8"]
     close(got["mlu"][0], got["cpu"][0], dtype)
     for g, e in zip(got["mlu"][1:3], got["cpu"][1:3], strict=True):
         torch.testing.assert_close(g, e)
@@ -191,8 +196,7 @@ def test_eight_bit_weights(m):
     both(m, "linear", "mlu::linear_w8", **operands, bias=bias, residual=residual)
     both(m, "linear", "mlu::linear_w8a8", **operands, bias=bias, input_quantization="int8")
     operands["weight_scales"] = operands["weight_scales"].float()
-    with pytest.raises(kf.NotServedError, match="weight_scales is f32, x f16: this kernel takes one dtype"):
-        kf.ops.linear(**all_there(operands))
+    both(m, "linear", "mlu::linear_w8", **operands)
 
 
 def test_a_selfcheck_without_the_vendors_library_is_not_right(monkeypatch):
@@ -279,21 +283,59 @@ def test_a_result_in_the_memory_of_the_residual():
 
 
 def test_selfcheck_of_what_has_refusals_of_its_own():
-    selfchecks_well("mlu", linear=67, qkv_linear=31, gated_ffn=31, embedding=7, lm_head_argmax=7, attention_scores=11, attention_values=11, append_kv=7)
+    selfchecks_well("mlu", activation=1, gated_activation=5)
+    selfchecks_well(
+        "mlu",
+        linear=67,
+        qkv_linear=31,
+        gated_ffn=31,
+        embedding=7,
+        lm_head_argmax=7,
+        attention_scores=11,
+        attention_values=11,
+        append_kv=7,
+    )
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-def test_a_model_of_eight_bit_weights(rounded):
-    rows = {op: f"{op}_w8a8" if rounded else f"{op}_w8" for op in ("linear", "qkv_linear", "gated_ffn")}
-    low_bit_model("mlu", rows, page=16, rounded=rounded)
+_LOW_BIT = {"qkv_linear": "qkv_linear_low_bit", "gated_ffn": "gated_ffn_low_bit"}
 
 
-def test_weights_of_four_bits_are_refused(m):
-    """No public caller of torch_mlu_ops gives them to its functions."""
-    x, w = there(random(3, 128)), placed(there, quantized(64, 128, "int4"))
-    for call in (lambda: kf.ops.linear(x, w), lambda: kf.ops.qkv_linear(x, w, w, w)):
-        with pytest.raises(kf.NotServedError, match=r"_w8: .*weight is int4: this kernel takes i8 with scales"):
-            call()
+@pytest.mark.parametrize(
+    ("dtype", "rows", "how"),
+    [
+        ("int8", {"linear": "linear_w8"} | _LOW_BIT, {}),
+        ("int4", {"linear": "linear_w4"} | _LOW_BIT, {}),
+        ("int8", {op: f"{op}_w8a8" for op in ("linear", "qkv_linear", "gated_ffn")}, {"rounded": True}),
+    ],
+)
+def test_a_model_of_low_bit_weights(dtype, rows, how):
+    low_bit_model("mlu", rows, dtype, page=16, **how)
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize(("codes", "group"), [("int4", 0), ("int4", 64), ("int4", 128), ("int8", 64)])
+def test_low_bit_weights_of_groups(m, codes, group, dtype):
+    w = quantized(48, 256, codes, group_size=group)
+    w = kf.QuantizedTensor(w.data, w.scales.to(dtype), dtype=codes, group_size=group)
+    x, bias, residual = random(5, 256, dtype=dtype), random(48, dtype=dtype), random(5, 48, dtype=dtype)
+    others = {"x": x, "bias": bias, "residual": residual, "norm": "rms", "norm_weight": random(256, dtype=dtype)}
+    only = kf.Selection(kernel=f"mlu::linear_w{codes[3:]}")
+    got = kf.ops.linear(**all_there(others), weight=placed(there, w), selection=only)
+    close(got, kf.ops.linear(**others, weight=w), dtype)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"group_size": 32}, "weight has groups of 32: this kernel takes whole rows, or groups of 64, 128, 256, 512"),
+        ({"symmetric": False}, "weight has zeros: this kernel takes none"),
+    ],
+)
+def test_low_bit_weights_that_are_not_taken_say_why(how, reason):
+    w = placed(there, quantized(64, 128, "int4", **how))
+    for call in (kf.ops.linear, lambda x, w: kf.ops.qkv_linear(x, w, w, w)):
+        with pytest.raises(kf.NotServedError, match=reason):
+            call(there(random(3, 128)), w)
 
 
 def test_embeddings_are_scaled_and_tokens_chosen(m):
@@ -303,3 +345,11 @@ def test_embeddings_are_scaled_and_tokens_chosen(m):
          norm_weight=random(64))  # fmt: skip
     with pytest.raises(kf.NotServedError, match="x is bf16: the logits of this kernel are rounded"):
         kf.ops.lm_head_argmax(there(random(3, 64, dtype=BF16)), there(random(99, 64, dtype=BF16)))
+
+
+def test_every_specified_operator_has_a_row_or_a_reason(m):
+    covers(m, "HND", 16, {})
+
+
+def test_gemma_on_the_device():
+    runs_gemma("mlu", "mlu::attention_paged")

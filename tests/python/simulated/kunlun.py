@@ -17,6 +17,7 @@ from on_device import (
     benchmarks,
     both,
     close,
+    covers,
     dense,
     in_place,
     linear_layers,
@@ -29,6 +30,7 @@ from on_device import (
     reports_gains,
     rotates,
     roundings_are_allowed_for,
+    runs_gemma,
     runs_models,
     scales_embeddings,
     selfchecks_well,
@@ -242,7 +244,10 @@ def test_a_result_in_the_memory_of_the_residual():
 
 
 def test_selfcheck_of_what_has_refusals_of_its_own():
-    selfchecks_well("kunlun", linear=67, qkv_linear=31, gated_ffn=31, embedding=7, attention_values=11, lm_head_argmax=7)
+    selfchecks_well("kunlun", activation=1, gated_activation=5)
+    selfchecks_well(
+        "kunlun", linear=67, qkv_linear=31, gated_ffn=31, embedding=7, attention_values=11, lm_head_argmax=7
+    )
 
 
 def test_a_model_of_eight_bit_weights_and_inputs():
@@ -260,3 +265,16 @@ def test_weights_whose_inputs_are_not_rounded_are_refused(m):
 
 def test_embeddings_are_scaled(m):
     scales_embeddings(m, "kunlun")
+
+
+def test_every_specified_operator_has_a_row_or_a_reason(m):
+    over_i8 = "k_scales is given, which no parameter of kunlun::attention_"
+    refused = {"linear, i8": "input_quantization none: this kernel serves int8",
+               "linear, int4": "input_quantization none: this kernel serves int8",
+               "append, i8": "k_cache_scales is wanted", "attention: paged decode, i8": over_i8,
+               "attention: paged prefill, i8": over_i8}  # fmt: skip
+    covers(m, "HND", 64, refused)
+
+
+def test_gemma_on_the_device():
+    runs_gemma("kunlun", "kunlun::attention_paged")

@@ -3,6 +3,9 @@ test_vendors.py. Functions are Paddle's, but where its CPU build has no kernel o
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import importlib.metadata
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,7 +14,7 @@ import numpy as np
 import paddle
 import pytest
 import xpu2
-from on_device import benchmarks, reports_gains, unfused_forms
+from on_device import benchmarks, covers, reports_gains, runs_gemma, runs_models, unfused_forms
 
 import sagellm_kernel_fusion as kf
 from sagellm_kernel_fusion import _kf
@@ -79,6 +82,7 @@ def test_norms_softmax_activations_and_rope():
     check(r"^rope/(f32|f16)", 1, "rope", "rope_composed")
     check(r"^binary/[^/]*/(f32|f16)", 2, "binary")
     check(r"^embedding/(f32|f16)_", 1, "embedding")
+    check(r"^argmax/(f32|f16)", 1, "argmax")
 
 
 def test_unfused_forms_and_what_reports_hold_against_them():
@@ -162,7 +166,9 @@ def xpu(monkeypatch):
     versions = SimpleNamespace(XPU2="XPU2", XPU3="XPU3")
 
     def install(count=1, version="XPU2", kernels=xpu2.LIST):
-        monkeypatch.setattr("importlib.metadata.version", lambda distribution: "3.3.1")
+        found = importlib.metadata.version
+        version_of = lambda name: "3.3.1" if name == KUNLUN2.distribution else found(name)  # noqa: E731
+        monkeypatch.setattr(importlib.metadata, "version", version_of)
         monkeypatch.setattr(core, "XPUVersion", versions, raising=False)
         monkeypatch.setattr(core, "get_xpu_device_count", lambda: count, raising=False)
         monkeypatch.setattr(core, "get_xpu_device_version", lambda index: version, raising=False)
@@ -214,3 +220,46 @@ def test_every_row_says_what_it_saves_and_how_far_it_was_checked():
     for row in table.ROWS:
         assert isinstance(row.saves, str) and row.saves and row.level == "contract", row.name
         assert row.devices == ("kunlun",) and row.arrays == "paddle", row.name
+
+
+def test_every_specified_operator_has_a_row_or_a_reason():
+    kinds = "weight_scales is given, which no parameter of kunlun2::linear names"
+    refused = {"linear, i8": kinds, "linear, i8, inputs of 8 bits": kinds, "linear, int4": kinds,
+               "append, i8": "k_cache_scales is wanted",
+               "attention: paged decode, i8": "k_scales is given, which no parameter",
+               "attention: paged prefill, i8": "k_scales is given, which no parameter"}  # fmt: skip
+    covers(kf.KernelFusionBackendRegistry.get(HOST.name), "HND", 64, refused, lambda t: paddle.to_tensor(t.numpy()))
+
+
+# Whole models
+
+
+@pytest.fixture
+def simulated(xpu, monkeypatch):
+    """A device of Kunlun 2 whose memory is the host's: what the core lends from there says so, and Paddle's build for
+    the CPU takes it for its own."""
+    xpu()
+    plain, pointer = paddle.from_dlpack, ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+    def of_the_host(capsule):
+        if type(capsule).__name__ == "PyCapsule":
+            device = ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p))
+            device.value = 1 if device.value == vendors_paddle.ONE_API else device.value
+        return plain(capsule)
+
+    monkeypatch.setattr(paddle, "from_dlpack", of_the_host)
+    monkeypatch.setattr(paddle.base.core, "XPUPlace", lambda index: paddle.CPUPlace(), raising=False)
+    monkeypatch.setattr(paddle.device, "synchronize", lambda place=None: None)
+    monkeypatch.setattr(paddle.device.xpu, "memory_total", lambda index: 64 << 30, raising=False)
+    yield
+    gc.collect()  # what engines hold is given back while the device is there
+
+
+def test_whole_models_on_the_device(simulated):
+    rows = ("attention_paged", "append_kv", "rope", "qkv_linear", "linear", "gated_ffn", "embedding")
+    runs_models("kunlun2", *(f"kunlun2::{row}" for row in rows), of_launches=0.65)
+
+
+def test_gemma_on_the_device(simulated):
+    runs_gemma("kunlun2", "kunlun2::attention_paged")

@@ -177,6 +177,68 @@ def scales_embeddings(m, backend):
         assert torch.equal(got.cpu(), kf.ops.embedding(ids, table, scale=45.254834))
 
 
+def specified(kv_layout, page):
+    """A call of each operator that the specification has of every accelerator: by name, the op and its operands."""
+    x, w, bias, norm, residual = random(5, 64), random(64, 64) / 8, random(64), random(64), random(5, 64)
+    layer = {"x": x, "weight": w, "bias": bias}
+    codes = torch.ones(64, 64, dtype=torch.int8)
+    of_eight = {"weight": codes, "weight_scales": torch.ones(64, 1, dtype=F16)}
+    decode, several = paged(kv_layout, page, (page - 3, page)), paged(kv_layout, page, (page - 3, page), (2, 3))
+    pools = {f"{n}_cache": decode[n] for n in "kv"}
+    new = {n: random(4, 2, 64) for n in "kv"} | {"slot_mapping": torch.arange(4, dtype=torch.int32)}
+    scales = torch.ones(*decode["k"].shape[:3], 1)
+    eight = {n: kf.QuantizedTensor(decode[n].to(torch.int8), scales, dtype="int8") for n in "kv"}
+    eight_pools = {f"{n}_cache": eight[n] for n in "kv"}
+    angles = torch.rand(20, 32)
+    where = {"kv_layout": kv_layout}
+    return {
+        "attention: prefill, causal, GQA": ("attention", dense(queries=9)),
+        "attention: prefill, varlen": ("attention", packed()),
+        "attention: paged decode": ("attention", decode),
+        "attention: paged prefill": ("attention", several),
+        "append": ("append_kv", new | pools | where),
+        "gated FFN": ("gated_ffn", {"x": x, "gate_weight": w, "up_weight": w, "down_weight": w, "residual": residual}),
+        "LayerNorm": ("layer_norm", {"x": x, "weight": norm, "bias": bias}),
+        "RMSNorm": ("rms_norm", {"x": x, "weight": norm}),
+        "residual + RMSNorm": ("rms_norm", {"x": x, "weight": norm, "residual": residual}),
+        "softmax": ("softmax", {"x": x}),
+        "silu": ("activation", {"x": x, "kind": "silu"}),
+        "gelu": ("activation", {"x": x, "kind": "gelu"}),
+        "gelu_tanh": ("activation", {"x": x, "kind": "gelu_tanh"}),
+        "relu": ("activation", {"x": x, "kind": "relu"}),
+        "rope": ("rope", {"x": random(5, 2, 64), "positions": torch.arange(5, dtype=torch.int32), "cos": angles.cos(),
+                          "sin": angles.sin()}),
+        "linear, prologue and epilogue": ("linear", layer | {"norm": "rms", "norm_weight": norm, "activation": "silu",
+                                                             "residual": residual}),
+        "LN + linear": ("linear", layer | {"norm": "layer", "norm_weight": norm, "norm_bias": bias}),
+        "gelu_linear": ("linear", layer | {"pre_activation": "gelu_tanh"}),
+        "linear, i8": ("linear", {"x": x} | of_eight),
+        "linear, i8, inputs of 8 bits": ("linear", {"x": x} | of_eight | {"input_quantization": "int8"}),
+        "linear, int4": ("linear", {"x": x, "weight": quantized(64, 64, "int4", group_size=64)}),
+        "append, i8": ("append_kv", new | eight_pools | where),
+        "attention: paged decode, i8": ("attention", decode | eight),
+        "attention: paged prefill, i8": ("attention", several | eight),
+    }  # fmt: skip
+
+
+def covers(m, kv_layout, page, refused, place=there):
+    """Every specified operator has a row of the backend's own or a refusal by each with its reason: these, of `refused`
+    by a part of what is said."""
+    for name, (op, operands) in specified(kv_layout, page).items():
+        given = {n: placed(place, v) if isinstance(v, (torch.Tensor, kf.QuantizedTensor)) else v
+                 for n, v in operands.items()}  # fmt: skip
+        if isinstance(weight := given.get("weight"), kf.QuantizedTensor):
+            given |= weight.fields("weight")
+        rows = m.explain(op, config=kf.KernelFusionConfig(fuse_with_quant=True), **given)
+        chosen = [r["kernel"] for r in rows if r["selected"]]
+        own = [r for r in rows if "library" in r["families"]]
+        if name in refused:
+            assert not chosen and all(r["reason"] for r in own), (name, chosen)
+            assert any(refused[name] in r["reason"] for r in own), (name, [(r["kernel"], r["reason"]) for r in own])
+        else:
+            assert chosen and chosen[0] in {r["kernel"] for r in own}, (name, [(r["kernel"], r["reason"]) for r in own])
+
+
 def writes_slots(m, page, slots):
     """append_kv into a cache of HND, but for slots that are negative."""
     k, v, slots = random(4, 2, 64), random(4, 2, 64), torch.tensor(slots, dtype=torch.int32)
@@ -260,9 +322,9 @@ def reports_gains(m, placed=there):
     assert report["kernel_calls_reduction"] > 0 and report["memory_saving"] >= 0, report
 
 
-def runs_models(backend, *kernels):
-    """A whole model on the device, unfused and fused by these kernels among others: the CPU's logits, and the benchmark
-    of it."""
+def runs_models(backend, *kernels, of_launches=0.5):
+    """A whole model on the device, unfused and fused by these kernels among others, in this part of the launches at the
+    most: the CPU's logits, and the benchmark of it."""
     import transformers
 
     config = transformers.LlamaConfig(
@@ -274,7 +336,7 @@ def runs_models(backend, *kernels):
         file = open_model(transformers.LlamaForCausalLM(config).to(F16))
     effort = StepEffort(batch=2, context=7, tokens=2, rounds=1)
     unfused, fused, replayed = measure_steps(file, device=backend, effort=effort, fusion="all").forms
-    assert unfused.ok and fused.ok and fused.launches * 2 < unfused.launches and not replayed.replayed
+    assert unfused.ok and fused.ok and fused.launches < of_launches * unfused.launches and not replayed.replayed
     ids = np.arange(3, 12, dtype=np.int32)
     model = kf.load_model(file, device=backend, fusion="all", count_calls=True)
     got, expected = model.logits(ids), kf.load_model(file).logits(ids)
@@ -291,3 +353,34 @@ def benchmarks(backend, prefix):
     timing = run_case(case, 0.01, backend=backend).timing
     assert timing["ok"] and timing["optimized_ms"] > 0 and timing["baseline_ms"] > 0
     assert timing["optimized"].startswith(prefix) and timing["baseline"].endswith("::rms_norm_unfused"), timing
+
+
+_SMALL = {
+    "vocab_size": 99, "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256,
+}  # fmt: skip
+
+
+def runs_gemma(backend, attention):
+    """Gemma 2 and 3: scaled embeddings, weights of norms less one, windows that `attention`, a row, does not take, and
+    soft caps: the CPU's logits, and its tokens where they are drawn from logits that are capped."""
+    import transformers
+
+    windows = {"sliding_window": 9, "query_pre_attn_scalar": 25}
+    third = transformers.Gemma3TextConfig(**_SMALL, **windows, layer_types=["sliding_attention", "full_attention"])
+    second = transformers.Gemma2Config(**_SMALL, **windows, attn_logit_softcapping=2.0, final_logit_softcapping=0.5)
+    for config in (third, second):
+        torch.manual_seed(0)
+        with torch.inference_mode(False):
+            model = transformers.AutoModelForCausalLM.from_config(config).to(F16)
+            for name, p in model.named_parameters():
+                if "norm" in name:  # zeros say nothing
+                    p.data += (0.2 * torch.randn(p.shape)).to(F16)
+            file = open_model(model)
+        ids, cpu = np.arange(3, 24, dtype=np.int32), kf.load_model(file)
+        model = kf.load_model(file, device=backend, fusion="all", count_calls=True)
+        expected = cpu.logits(ids)
+        assert np.abs(model.logits(ids) - expected).max() < 6e-3 * np.abs(expected).max(), config.model_type
+        called = {call["kernel"] for call in model.engine.calls()}
+        assert attention in called or config is second, called
+        assert np.abs(expected).max() < 0.5 or config is third

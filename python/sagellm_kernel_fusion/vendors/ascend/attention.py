@@ -239,7 +239,23 @@ def _decode_i8_declines(
         return reason
     if cu_seqlens_q is not None:
         return "cu_seqlens_q with block_tables: this kernel takes one query token a sequence"
-    if reason := _pool_problem(q, k, v, block_tables, kv_layout, 32, "one query a sequence over i8"):
+    queries = "one query a sequence over i8"
+    return _pages_of_i8(q, k, v, block_tables, kv_layout, k_scales, v_scales, 32, queries)
+
+
+def _several_i8_declines(
+    q, k, v, cu_seqlens_q=None, block_tables=None, kv_layout="HND", k_scales=None, v_scales=None, **rest
+) -> str | None:
+    if reason := eight_bits(k=k, v=v):
+        return reason
+    if cu_seqlens_q is None:
+        return "one query a sequence: this kernel takes several, with cu_seqlens_q"
+    queries = "several queries a sequence over i8"
+    return _pages_of_i8(q, k, v, block_tables, kv_layout, k_scales, v_scales, 16, queries)
+
+
+def _pages_of_i8(q, k, v, block_tables, kv_layout, k_scales, v_scales, multiple: int, queries: str) -> str | None:
+    if reason := _pool_problem(q, k, v, block_tables, kv_layout, multiple, queries):
         return reason
     mode = _mode(k, k_scales)
     if mode != _mode(v, v_scales):
@@ -248,7 +264,7 @@ def _decode_i8_declines(
         _scales_problem(mode, q.dtype, k_scales=k_scales, v_scales=v_scales)
         or dtypes({"q": q}, _F16)
         or not_empty({"q": q, "k": k, "v": v})
-        or head_dims(q, v, multiple=32, at_most=_MAX_HEAD_DIM)
+        or head_dims(q, v, multiple=multiple, at_most=_MAX_HEAD_DIM)
         or _heads(q, k.shape[2])
     )
 
@@ -262,6 +278,25 @@ def _decode_i8(
     for name, scales in (("key", k_scales), ("value", v_scales)):
         codes[f"{name}_antiquant_scale"] = _as_the_operator_has(scales, mode)
     return _over_pages(q, k, v, None, block_tables, context_lens, lse, softmax_scale, causal, **codes)
+
+
+def _several_i8(
+    q, k, v, cu_seqlens_q=None, block_tables=None, context_lens=None, kv_layout="HND", lse=None, softmax_scale=0.0,
+    causal=True, k_scales=None, v_scales=None, k_group_size=0, v_group_size=0,
+):  # fmt: skip
+    """The operator takes no pages of i8 for several queries: what a sequence sees is made 16 bits wide, and dense."""
+    import torch
+
+    lengths, page = context_lens.tolist(), k.shape[1]
+    parts: list[list] = [[], []]
+    for i, n in enumerate(lengths):
+        pages = block_tables[i, : -(-n // page)].long()
+        for found, pool, scales in zip(parts, (k, v), (k_scales, v_scales), strict=True):
+            of_pages = scales.index_select(0, pages) if scales.shape[0] > 1 else scales  # one may be for all
+            wide = pool.index_select(0, pages).float() * of_pages.float()
+            found.append(wide.to(q.dtype).flatten(0, 1)[:n])
+    of_k = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0)
+    return _packed(q, *map(torch.cat, parts), cu_seqlens_q, of_k, lse, softmax_scale, causal)
 
 
 def _as_the_operator_has(scales, mode: int):
@@ -395,6 +430,13 @@ ROWS = (
         "up to 512",
         _decode_i8, _decode_i8_declines, devices=("ascend",), launches=3,
         saves=_ONE + "; half the bytes of a 16-bit cache",
+    ),
+    VendorRow(
+        "ascend::attention_paged_i8", "attention", "library", _INFER,
+        "paged, NHD, several queries a sequence (a call a sequence), keys and values of i8 with a scale a token, token "
+        f"and head, head or tensor; {_ANY}; pages of a multiple of 16 up to 512",
+        _several_i8, _several_i8_declines, devices=("ascend",), launches=8,
+        saves=_ONE + "; keys and values are read in 8 bits, and once more in 16",
     ),
     VendorRow(
         "ascend::append_kv_i8", "append_kv", "library", needing("npu_dynamic_quant", "npu_scatter_nd_update_"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...adapters.conditions import dtypes, not_empty
 from ..compositions import argmax, binary, embedding, floats_of_table, softmax
 from ..row import VendorRow
-from .norms import FLOATS
+from .norms import FLOATS, rms_norm
 from .operators import ALL, needing
 
 _GELU = {"gelu": "none", "gelu_tanh": "tanh"}
@@ -52,9 +52,7 @@ def _gated_declines(gate, up, kind="silu", **rest) -> str | None:
 # Rotary embedding
 
 
-def _rope_declines(
-    x, positions, cos, sin, norm_weight=None, interleaved=False, norm_weight_offset=0.0, **rest
-) -> str | None:
+def _rope_declines(x, positions, cos, sin, norm_weight=None, interleaved=False, **rest) -> str | None:
     if interleaved:
         return "interleaved: this kernel rotates halves"
     if 2 * cos.shape[-1] != x.shape[-1]:
@@ -66,14 +64,14 @@ def _rope_declines(
     return _floats(x)
 
 
-def _rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6):
+def _rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, norm_weight_offset=0.0):
     """x [tokens, heads, head_dim], in f32 with the tables: the operator takes one dtype, and a 16-bit table would turn
     large positions by wrong angles."""
     import torch
 
     dtype = x.dtype
     if norm_weight is not None:
-        x = ALL("npu_rms_norm")(x, norm_weight, epsilon=norm_eps)[0]
+        x = rms_norm(x, norm_weight, norm_eps, norm_weight_offset)
     rows = positions.long()
     tables = [torch.cat((t[rows], t[rows]), -1)[None, :, None].float() for t in (cos, sin)]
     return ALL("npu_rotary_mul")(x.float().contiguous()[None], *tables)[0].to(dtype)

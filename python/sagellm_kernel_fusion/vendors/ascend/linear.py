@@ -25,6 +25,7 @@ from .norms import layer_norm, rms_norm
 from .operators import ALL, needing
 
 FLOATS = ("f32", "f16", "bf16")
+AROUND = Layers(activate, rms_norm, layer_norm)
 
 
 def _gelu_problem(activation="none", pre_activation="none", **rest) -> str | None:
@@ -45,14 +46,6 @@ def _declines(x, norm_weight=None, norm_bias=None, **rest) -> str | None:
     return dtypes(operands, FLOATS) or not_empty(operands)
 
 
-def _before(x, norm, norm_weight, norm_bias, eps, pre_activation):
-    if norm == "rms":
-        x = rms_norm(x, norm_weight, eps)
-    elif norm == "layer":
-        x = layer_norm(x, norm_weight, norm_bias, eps)
-    return x if pre_activation == "none" else activate(x, pre_activation)
-
-
 def product(x, weight, bias, out):
     """x @ weight^T + bias into out (None: a new tensor), one launch; bias may be a matrix."""
     import torch
@@ -64,11 +57,11 @@ def product(x, weight, bias, out):
 
 def _linear(
     x, weight, out, bias=None, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
-    pre_activation="none", activation="none",
+    pre_activation="none", activation="none", norm_weight_offset=0.0,
 ):  # fmt: skip
     import torch
 
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
+    y = AROUND.before(x, norm, norm_weight, norm_bias, eps, pre_activation, norm_weight_offset)
     if residual is not None and bias is None and activation == "none":
         product(y, weight, residual, out)
         return
@@ -83,21 +76,21 @@ def _linear(
 
 def _qkv(
     x, q_weight, k_weight, v_weight, q, k, v, q_bias=None, k_bias=None, v_bias=None, norm="none", norm_weight=None,
-    norm_bias=None, eps=1e-5, pre_activation="none",
+    norm_bias=None, eps=1e-5, pre_activation="none", norm_weight_offset=0.0,
 ):  # fmt: skip
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
+    y = AROUND.before(x, norm, norm_weight, norm_bias, eps, pre_activation, norm_weight_offset)
     for weight, bias, out in ((q_weight, q_bias, q), (k_weight, k_bias, k), (v_weight, v_bias, v)):
         product(y, weight, bias, out)
 
 
 def _gated_ffn(
     x, gate_weight, up_weight, down_weight, out, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
-    pre_activation="none", activation="silu",
+    pre_activation="none", activation="silu", norm_weight_offset=0.0,
 ):  # fmt: skip
     """Gate and up go to the two halves of one tensor, which npu_swiglu takes along its first dimension."""
     import torch
 
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
+    y = AROUND.before(x, norm, norm_weight, norm_bias, eps, pre_activation, norm_weight_offset)
     both = y.new_empty(2 * y.shape[0], gate_weight.shape[0])
     torch.mm(y, gate_weight.t(), out=both[: y.shape[0]])
     torch.mm(y, up_weight.t(), out=both[y.shape[0] :])
@@ -106,9 +99,9 @@ def _gated_ffn(
 
 def _gated_ffn_plain(
     x, gate_weight, up_weight, down_weight, out, residual=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5,
-    pre_activation="none", activation="silu",
+    pre_activation="none", activation="silu", norm_weight_offset=0.0,
 ):  # fmt: skip
-    y = _before(x, norm, norm_weight, norm_bias, eps, pre_activation)
+    y = AROUND.before(x, norm, norm_weight, norm_bias, eps, pre_activation, norm_weight_offset)
     product(activate(y @ gate_weight.t(), activation) * (y @ up_weight.t()), down_weight, residual, out)
 
 
@@ -117,9 +110,11 @@ def _argmax_declines(x, **rest) -> str | None:
 
 
 def _lm_head_argmax(
-    x, weight, max=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none"
-):
-    return argmax(_before(x, norm, norm_weight, norm_bias, eps, pre_activation) @ weight.t(), max)
+    x, weight, max=None, norm="none", norm_weight=None, norm_bias=None, eps=1e-5, pre_activation="none",
+    norm_weight_offset=0.0,
+):  # fmt: skip
+    y = AROUND.before(x, norm, norm_weight, norm_bias, eps, pre_activation, norm_weight_offset)
+    return argmax(y @ weight.t(), max)
 
 
 # Low-bit weights
@@ -215,9 +210,8 @@ def _around_declines(x, **rest) -> str | None:
     return _gelu_problem(**rest)
 
 
-_AROUND = Layers(activate, rms_norm, layer_norm)
-LOW_BIT = LowBitLayers(_AROUND, lambda y: y.contiguous(), _low_bit_product)
-INTEGERS = LowBitLayers(_AROUND, _rounded, _product_of_integers)
+LOW_BIT = LowBitLayers(AROUND, lambda y: y.contiguous(), _low_bit_product)
+INTEGERS = LowBitLayers(AROUND, _rounded, _product_of_integers)
 
 
 def _low_bit_row(

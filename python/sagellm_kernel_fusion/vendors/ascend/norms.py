@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
+from ..compositions import shifted
 from ..row import VendorRow
 from .operators import ALL, needing
 
@@ -22,12 +23,12 @@ def _with_residual(x, weight, residual=None, **rest) -> str | None:
     return "no residual: this kernel adds one" if residual is None else _declines(x, weight, residual=residual, **rest)
 
 
-def rms_norm(x, weight, eps=1e-6):
-    return ALL("npu_rms_norm")(x, weight, epsilon=eps)[0]
+def rms_norm(x, weight, eps=1e-6, weight_offset=0.0):
+    return ALL("npu_rms_norm")(x, shifted(weight, weight_offset), epsilon=eps)[0]
 
 
-def _add_rms_norm(x, weight, residual=None, residual_out=None, eps=1e-6):
-    out, _, total = ALL("npu_add_rms_norm")(x, residual, weight, epsilon=eps)
+def _add_rms_norm(x, weight, residual=None, residual_out=None, eps=1e-6, weight_offset=0.0):
+    out, _, total = ALL("npu_add_rms_norm")(x, residual, shifted(weight, weight_offset), epsilon=eps)
     if residual_out is not None:
         residual_out.copy_(total)
     return out

@@ -8,6 +8,7 @@ from ..row import VendorRow
 from .operators import ALL, bf16_problem, needing
 
 _F16 = ("f16", "bf16")
+_BY_TOKEN = 1  # quant_mode: a scale for each token and head
 
 
 def _common(q, k, v) -> str | None:
@@ -141,6 +142,10 @@ def _decode_i8_declines(
         return f"{group} query heads a K/V head: this kernel takes at most 128"
     if block_tables is not None and k.shape[2] not in (16, 32, 64):
         return f"page size {k.shape[2]}: this kernel takes 16, 32 and 64"
+    return _pages_of_i8(q, k, v, block_tables, kv_layout)
+
+
+def _pages_of_i8(q, k, v, block_tables, kv_layout: str) -> str | None:
     return (
         hnd_pages(k, v, block_tables, kv_layout)
         or dtypes({"q": q}, _F16)
@@ -162,6 +167,12 @@ def _decode_i8(
     out.masked_fill_((context_lens == 0)[:, None, None], 0)
 
 
+def _ends(lengths):
+    import torch
+
+    return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+
+
 def _several_declines(q, k, v, cu_seqlens_q=None, **rest) -> str | None:
     if cu_seqlens_q is None:
         return "one query token a sequence: this kernel takes several, with cu_seqlens_q"
@@ -180,13 +191,39 @@ def _several(
     softmax_scale=0.0,
     causal=True,
 ):
-    import torch
-
-    of_k = torch.nn.functional.pad(context_lens.cumsum(0), (1, 0)).to(torch.int32)
     _flash(
-        q, k, v, out, cu_seqlens_q, of_k, longest(cu_seqlens_q), int(context_lens.max()), softmax_scale, causal, -1, -1,
+        q, k, v, out, cu_seqlens_q, _ends(context_lens), longest(cu_seqlens_q), int(context_lens.max()), softmax_scale,
+        causal, -1, -1,
         block_tables.clamp_min(0),
     )  # fmt: skip
+    blind_rows_are_zeros(out, cu_seqlens_q, context_lens, causal)
+
+
+def _several_i8_declines(
+    q, k, v, cu_seqlens_q=None, block_tables=None, kv_layout="HND", k_scales=None, v_scales=None, **rest
+) -> str | None:
+    if reason := eight_bits(k=k, v=v) or _scales_problem(k_scales=k_scales, v_scales=v_scales):
+        return reason
+    if cu_seqlens_q is None:
+        return "one query token a sequence: this kernel takes several, with cu_seqlens_q"
+    return _pages_of_i8(q, k, v, block_tables, kv_layout)
+
+
+def _several_i8(
+    q, k, v, out, cu_seqlens_q=None, block_tables=None, context_lens=None, kv_layout="HND", softmax_scale=0.0,
+    causal=True, k_scales=None, v_scales=None, k_group_size=0, v_group_size=0,
+):  # fmt: skip
+    """Keys and values are made 16 bits wide, one sequence after another, and attended as packed ones."""
+    lengths = context_lens.tolist()
+    keys, values = (q.new_zeros(sum(lengths), x.shape[1], x.shape[3]) for x in (k, v))
+    most = max(lengths)
+    if most:
+        ALL("dequant_from_paged_cache")(
+            keys, values, k, v, k_scales.squeeze(-1), v_scales.squeeze(-1), context_lens, most, None,
+            block_tables.clamp_min(0), _BY_TOKEN, 8,
+        )  # fmt: skip
+        of_k = _ends(context_lens)
+        _flash(q, keys, values, out, cu_seqlens_q, of_k, longest(cu_seqlens_q), most, softmax_scale, causal, -1, -1)
     blind_rows_are_zeros(out, cu_seqlens_q, context_lens, causal)
 
 
@@ -267,6 +304,13 @@ ROWS = (
         "bf16; head_dim a multiple of 8 up to 256; pages of 16, 32 and 64",
         _decode_i8, _decode_i8_declines, devices=("mlu",), graph_safe=True, launches=3,
         saves=_ONE + "; half the bytes of a 16-bit cache",
+    ),
+    VendorRow(
+        "mlu::attention_paged_i8", "attention", "library", needing("dequant_from_paged_cache", "flash_attention"),
+        f"paged, HND, several query tokens a sequence, keys and values of i8 with a scale for each token and head; "
+        f"{_ANY}; pages of a multiple of 16",
+        _several_i8, _several_i8_declines, devices=("mlu",), launches=4,
+        saves=_ONE + "; one launch makes keys and values 16 bits wide",
     ),
     VendorRow(
         "mlu::append_kv_i8", "append_kv", "library", needing("quant_to_paged_cache"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
-from ..compositions import activate, argmax, binary, embedding, floats_of_table, rounded_logits, softmax
+from ..compositions import activate, argmax, binary, embedding, floats_of_table, rounded_logits, shifted, softmax
 from ..layers import Layers, operands_of_layer
-from ..layouts import whole_heads
+from ..layouts import is_contiguous, whole_heads
 from ..low_bit import (
     AS_THEY_ARE,
     ROUNDED,
@@ -46,8 +46,8 @@ def _norm(function: str, x, weight, bias, residual, residual_out, eps):
     return (got[0] if isinstance(got, tuple) else got).view(x.shape)
 
 
-def rms_norm(x, weight, residual=None, residual_out=None, eps=1e-6):
-    return _norm("fused_rms_norm", x, weight, None, residual, residual_out, eps)
+def rms_norm(x, weight, residual=None, residual_out=None, eps=1e-6, weight_offset=0.0):
+    return _norm("fused_rms_norm", x, shifted(weight, weight_offset), None, residual, residual_out, eps)
 
 
 def layer_norm(x, weight, bias=None, residual=None, residual_out=None, eps=1e-5):
@@ -76,18 +76,18 @@ def _gated_declines(gate, up, **rest) -> str | None:
 # Rotary embedding
 
 
-def _rope_declines(x, positions, cos, sin, norm_weight=None, norm_weight_offset=0.0, **rest) -> str | None:
+def _rope_declines(x, positions, cos, sin, norm_weight=None, **rest) -> str | None:
     return whole_heads(x, cos, norm_weight) or _floats(x)
 
 
-def _rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, interleaved=False):
+def _rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, norm_weight_offset=0.0, interleaved=False):
     """x [tokens, heads, head_dim], in f32 with the tables, which have a row a token: 16-bit tables would turn large
     positions by wrong angles."""
     import torch
 
     dtype = x.dtype
     if norm_weight is not None:
-        x = rms_norm(x, norm_weight, eps=norm_eps)
+        x = rms_norm(x, norm_weight, eps=norm_eps, weight_offset=norm_weight_offset)
     rows = positions.long()
     cos, sin = cos[rows].float(), sin[rows].float()
     if interleaved:
@@ -139,18 +139,36 @@ def _argmax_declines(x, **rest) -> str | None:
 # Low-bit weights
 
 
-def _w8_problem(x, codes: Codes) -> str | None:
-    return _w8a8_problem(x, codes) or scales_in_dtype_of(x, codes)
+_GROUPS = (64, 128, 256, 512)  # of inputs, as Cambricon documents them
 
 
 def _w8a8_problem(x, codes: Codes) -> str | None:
     return are_codes(codes, "i8") or a_scale_an_output(codes)
 
 
-def _w8_product(y, codes: Codes, bias):
-    return ALL("weight_only_quant_matmul")(
-        y, codes.weight.contiguous(), codes.scales.reshape(-1), None, bias, None, "none", 8
-    )
+def _low_bit_problem(x, codes: Codes, *taken: str) -> str | None:
+    if reason := are_codes(codes, *taken):
+        return reason
+    if codes.zeros is not None:
+        return f"{codes.name} has zeros: this kernel takes none"
+    inputs = codes.weight.shape[-1]
+    if codes.weight.dtype == "int4" and (inputs % 2 or not is_contiguous(codes.weight)):
+        return f"{codes.name} has {inputs} inputs: this kernel takes whole weights of an even number of int4"
+    if a_scale_an_output(codes) is None:
+        return None
+    if codes.group not in _GROUPS or inputs % codes.group:
+        return f"{codes.name} has groups of {codes.group}: this kernel takes whole rows, or groups of 64, 128, 256, 512"
+    return scales_in_dtype_of(x, codes)
+
+
+def _low_bit_product(y, codes: Codes, bias):
+    """Scales of outputs are f32, of groups y's; of four bits two codes are in a byte, the first in the low half: so
+    kf's lie."""
+    import torch
+
+    weight, bits = codes.weight.view(torch.int8), 4 if codes.weight.dtype is torch.uint8 else 8
+    scales = codes.scales.reshape(-1).float() if codes.scales.numel() == weight.shape[0] else codes.scales
+    return ALL("weight_only_quant_matmul")(y, weight.contiguous(), scales.contiguous(), None, bias, None, "none", bits)
 
 
 def _rounded(y):
@@ -168,20 +186,31 @@ def _product_of_integers(entered, codes: Codes, bias):
     return y if bias is None else y + bias
 
 
-W8 = LowBitLayers(LAYERS, lambda y: y.contiguous(), _w8_product)
+LOW_BIT = LowBitLayers(LAYERS, lambda y: y.contiguous(), _low_bit_product)
 INTEGERS = LowBitLayers(LAYERS, _rounded, _product_of_integers)
 
 
-def _low_bit_row(name: str, op: str, function, saves: str, launches: int) -> VendorRow:
-    """Of i8 weights; inputs are rounded, too, in rows whose name says so."""
-    integers = name.endswith("w8a8")
-    functions = ("per_token_smooth_quantize", "smooth_quant_matmul") if integers else ("weight_only_quant_matmul",)
+def _low_bit_row(name: str, op: str, function, saves: str, launches: int, weights: str) -> VendorRow:
+    groups = ", or of groups of 64, 128, 256 and 512"
     return VendorRow(
-        f"mlu::{name}", op, "library", needing(*functions, *_NORMS),
-        f"i8 weights of a scale an output{', inputs rounded to i8' if integers else ''}; f16 and bf16", function,
-        declines_of(op, _w8a8_problem if integers else _w8_problem, lambda x, **rest: bf16_problem(x)),
-        fixed=ROUNDED if integers else AS_THEY_ARE, devices=("mlu",), graph_safe=True, launches=launches, saves=saves,
+        f"mlu::{name}", op, "library", needing("weight_only_quant_matmul", *_NORMS),
+        f"{weights} weights of a scale an output{groups}; f16 and bf16", function,
+        declines_of(op, lambda x, codes: _low_bit_problem(x, codes, *weights.split(" and ")), _around_declines),
+        fixed=AS_THEY_ARE, devices=("mlu",), graph_safe=True, launches=launches, saves=saves,
     )  # fmt: skip
+
+
+def _w8a8_row(op: str, function, saves: str, launches: int) -> VendorRow:
+    return VendorRow(
+        f"mlu::{op}_w8a8", op, "library", needing("per_token_smooth_quantize", "smooth_quant_matmul", *_NORMS),
+        "i8 weights of a scale an output, inputs rounded to i8; f16 and bf16", function,
+        declines_of(op, _w8a8_problem, _around_declines), fixed=ROUNDED, devices=("mlu",), graph_safe=True,
+        launches=launches, saves=f"{saves}; {_HALF_A_WEIGHT}",
+    )  # fmt: skip
+
+
+def _around_declines(x, **rest) -> str | None:
+    return bf16_problem(x)
 
 
 _ANY = "f32, f16 and bf16, all operands of one dtype; a norm or an activation before"
@@ -216,21 +245,26 @@ ROWS = (
         LAYERS.gated_ffn, _declines, devices=("mlu",), graph_safe=True, launches=5,
         saves="silu in the gate's launch, the residual in the last product's: 4 launches for 6",
     ),
-    _low_bit_row("linear_w8a8", "linear", INTEGERS.linear, f"products of integers; {_HALF_A_WEIGHT}", 3),
-    _low_bit_row("linear_w8", "linear", W8.linear, f"{_HALF_A_WEIGHT}, never expanded in memory", 2),
+    _w8a8_row("linear", INTEGERS.linear, "products of integers", 3),
+    _low_bit_row("linear_w8", "linear", LOW_BIT.linear, f"{_HALF_A_WEIGHT}, never expanded in memory", 2, "i8"),
     _low_bit_row(
-        "qkv_linear_w8a8", "qkv_linear", INTEGERS.qkv_linear,
-        f"the norm and the rounding are done once for three products, of integers; {_HALF_A_WEIGHT}", 5,
+        "linear_w4", "linear", LOW_BIT.linear, "a quarter of the bytes of a 16-bit weight, never expanded in memory", 2,
+        "int4",
+    ),
+    _w8a8_row(
+        "qkv_linear", INTEGERS.qkv_linear,
+        "the norm and the rounding are done once for three products, of integers", 5,
     ),
     _low_bit_row(
-        "qkv_linear_w8", "qkv_linear", W8.qkv_linear, f"the norm is done once for three products; {_HALF_A_WEIGHT}", 4
+        "qkv_linear_low_bit", "qkv_linear", LOW_BIT.qkv_linear,
+        "the norm is done once for three products; half or a quarter of the bytes of 16-bit weights", 4, "i8 and int4",
+    ),
+    _w8a8_row(
+        "gated_ffn", INTEGERS.gated_ffn, "the norm and the rounding are done once for two products, of integers", 8
     ),
     _low_bit_row(
-        "gated_ffn_w8a8", "gated_ffn", INTEGERS.gated_ffn,
-        f"the norm and the rounding are done once for two products, of integers; {_HALF_A_WEIGHT}", 8,
-    ),
-    _low_bit_row(
-        "gated_ffn_w8", "gated_ffn", W8.gated_ffn, f"the norm is done once for two products; {_HALF_A_WEIGHT}", 6
+        "gated_ffn_low_bit", "gated_ffn", LOW_BIT.gated_ffn,
+        "the norm is done once for two products; half or a quarter of the bytes of 16-bit weights", 6, "i8 and int4",
     ),
     VendorRow(
         "mlu::rope", "rope", "library", needing("apply_rotary", "fused_rms_norm"),

@@ -22,6 +22,10 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "quant_to_paged_cache": (
         "k", "v", "k_cache", "v_cache", "k_cache_quant_scale", "v_cache_quant_scale", "slot_mapping",
     ),
+    "dequant_from_paged_cache": (
+        "key", "value", "key_cache", "value_cache", "key_cache_quant_scale", "value_cache_quant_scale",
+        "context_lengths", "max_context_len", "context_seq_offset", "block_tables", "quant_mode", "quant_bit",
+    ),
     "reshape_paged_cache": ("k", "v", "k_cache", "v_cache", "slot_mapping"),
     "fused_rms_norm": ("x", "residual", "gamma", "beta", "bias", "eps", "store_output_before_norm"),
     "fused_layer_norm": ("x", "residual", "gamma", "beta", "bias", "eps", "store_output_before_norm"),

@@ -4,7 +4,7 @@ kunlun_ops where it has them and else by PyTorch's own operators."""
 from __future__ import annotations
 
 from ...adapters.conditions import dtypes, not_empty
-from ..compositions import activate, argmax, binary, embedding, floats_of_table, rounded_logits, softmax
+from ..compositions import activate, argmax, binary, embedding, floats_of_table, rounded_logits, shifted, softmax
 from ..layers import Layers, operands_of_layer
 from ..layouts import whole_heads
 from ..low_bit import ROUNDED, Codes, LowBitLayers, a_scale_an_output, are_codes, declines_of
@@ -33,22 +33,23 @@ def _with_residual(x, weight, residual=None, **rest) -> str | None:
     return _norm_declines(x, weight, residual=residual)
 
 
-def rms_norm(x, weight, eps=1e-6):
+def rms_norm(x, weight, eps=1e-6, weight_offset=0.0):
     import torch
 
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     out = torch.empty_like(rows)
-    ALL("rmsnorm")(rows, weight, out, eps)
+    ALL("rmsnorm")(rows, shifted(weight, weight_offset), out, eps)
     return out.view(x.shape)
 
 
-def _add_rms_norm(x, weight, residual=None, residual_out=None, eps=1e-6):
+def _add_rms_norm(x, weight, residual=None, residual_out=None, eps=1e-6, weight_offset=0.0):
     """The callers give the residual's memory for the sum; here that stays as it is."""
     import torch
 
     rows, beside = (t.reshape(-1, x.shape[-1]).contiguous() for t in (x, residual))
     out, total = torch.empty_like(rows), torch.empty_like(rows)
-    ALL("add_rmsnorm")(rows, beside, residual_output=total, weight=weight, eps=eps, output=out)
+    gamma = shifted(weight, weight_offset)
+    ALL("add_rmsnorm")(rows, beside, residual_output=total, weight=gamma, eps=eps, output=out)
     if residual_out is not None:
         residual_out.copy_(total.view(x.shape))
     return out.view(x.shape)
@@ -82,18 +83,18 @@ def _gated_declines(gate, up, **rest) -> str | None:
 # Rotary embedding
 
 
-def _rope_declines(x, positions, cos, sin, norm_weight=None, norm_weight_offset=0.0, **rest) -> str | None:
+def _rope_declines(x, positions, cos, sin, norm_weight=None, **rest) -> str | None:
     return whole_heads(x, cos, norm_weight) or _floats(x)
 
 
-def _rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, interleaved=False):
+def _rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, norm_weight_offset=0.0, interleaved=False):
     """x [tokens, heads, head_dim], turned in place as the query of a call whose key is one head of zeros. In f32 with
     the tables: the function takes one dtype, and 16-bit tables would turn large positions by wrong angles."""
     import torch
 
     dtype, (tokens, _, width) = x.dtype, x.shape
     if norm_weight is not None:
-        x = rms_norm(x, norm_weight, norm_eps)
+        x = rms_norm(x, norm_weight, norm_eps, norm_weight_offset)
     query = torch.empty(tokens, x.shape[1] * width, dtype=torch.float32, device=x.device)
     query.view(x.shape).copy_(x)
     tables = torch.cat((cos, sin), -1).float()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 from ...adapters.conditions import dtypes, not_empty
+from ..compositions import shifted
 from ..layers import Layers, operands_of_layer
 from ..layouts import whole_heads
 from ..row import VendorRow
@@ -31,12 +32,13 @@ def _norm_declines(x, weight, bias=None, residual=None, **rest) -> str | None:
     return dtypes({n: v for n, v in given.items() if v is not None}, FLOATS) or not_empty({"x": x})
 
 
-def rms_norm(x, weight, residual=None, residual_out=None, eps=1e-6):
+def rms_norm(x, weight, residual=None, residual_out=None, eps=1e-6, weight_offset=0.0):
     rows = x.reshape([-1, x.shape[-1]])
     beside = None if residual is None else residual.reshape(rows.shape)
     out, total, *_ = ALL(FUSED_RMS_NORM)(
-        x=rows, norm_weight=weight, norm_bias=None, epsilon=eps, begin_norm_axis=1, residual=beside
-    )
+        x=rows, norm_weight=shifted(weight, weight_offset), norm_bias=None, epsilon=eps, begin_norm_axis=1,
+        residual=beside,
+    )  # fmt: skip
     if residual_out is not None:
         residual_out.copy_(total.reshape(x.shape), False)
     return out.reshape(x.shape)
@@ -127,7 +129,7 @@ def _gated_declines(gate, up, **rest) -> str | None:
 # Rotary embedding
 
 
-def rope_declines(x, positions, cos, sin, norm_weight=None, norm_weight_offset=0.0, **rest) -> str | None:
+def rope_declines(x, positions, cos, sin, norm_weight=None, **rest) -> str | None:
     return whole_heads(x, cos, norm_weight) or floats(x)
 
 
@@ -137,28 +139,28 @@ def _halves_decline(x, positions, cos, sin, interleaved=False, **rest) -> str | 
     return rope_declines(x, positions, cos, sin, **rest)
 
 
-def _turned(x, positions, cos, sin, norm_weight, norm_eps):
+def _turned(x, positions, cos, sin, norm_weight, norm_eps, norm_weight_offset):
     """What is turned, and a row of the tables a token, all in f32: 16-bit tables would turn large positions by wrong
     angles."""
     if norm_weight is not None:
-        x = rms_norm(x, norm_weight, eps=norm_eps)
+        x = rms_norm(x, norm_weight, eps=norm_eps, weight_offset=norm_weight_offset)
     tables = (ALL("gather")(x=t, index=positions).astype("float32").unsqueeze(1) for t in (cos, sin))
     return x.astype("float32"), *tables
 
 
-def _fused_rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6):
+def _fused_rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, norm_weight_offset=0.0):
     import paddle
 
-    work, c, s = _turned(x, positions, cos, sin, norm_weight, norm_eps)
+    work, c, s = _turned(x, positions, cos, sin, norm_weight, norm_eps, norm_weight_offset)
     c, s = (paddle.concat((t, t), -1).unsqueeze(0) for t in (c, s))
     out, *_ = ALL(FUSED_ROPE)(q=work.unsqueeze(0), sin=s, cos=c, use_neox_rotary_style=False)
     return out.squeeze(0).astype(x.dtype)
 
 
-def rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, interleaved=False):
+def rope(x, positions, cos, sin, norm_weight=None, norm_eps=1e-6, norm_weight_offset=0.0, interleaved=False):
     import paddle
 
-    work, c, s = _turned(x, positions, cos, sin, norm_weight, norm_eps)
+    work, c, s = _turned(x, positions, cos, sin, norm_weight, norm_eps, norm_weight_offset)
     half = x.shape[-1] // 2
     a, b = (work[..., ::2], work[..., 1::2]) if interleaved else (work[..., :half], work[..., half:])
     pair = (a * c - b * s, b * c + a * s)
@@ -202,7 +204,22 @@ _WITH_EPILOGUE = Layers(activate, rms_norm, layer_norm, _joined, _hidden)
 
 def embedding(ids, table, scale=1.0):
     rows = ALL("gather")(x=table, index=ids.flatten()).reshape([*ids.shape, table.shape[-1]])
-    return rows if scale == 1 else (rows.astype("float32") * scale).astype(table.dtype)
+    return rows if scale == 1 else rows.astype("float32") * scale
+
+
+def argmax(logits, max=None):
+    """A NaN before all else, and the first of equals, of which Paddle's own says neither."""
+    import paddle
+
+    x = logits.astype("float32")
+    unordered, nothing = x != x, paddle.full([1], -float("inf"))
+    some = ALL("max")(x=unordered.astype("float32"), axis=-1, keepdim=True) > 0
+    largest = ALL("max")(x=ALL("where")(unordered, nothing, x), axis=-1, keepdim=True)
+    taken = (some & unordered) | (~some & (x == largest))
+    places = ALL("where")(taken, -paddle.arange(x.shape[-1], dtype="float32").expand(x.shape), nothing)
+    if max is not None:
+        max.copy_(ALL("where")(some, paddle.full([1], float("nan")), largest).squeeze(-1), False)
+    return -ALL("max")(x=places, axis=-1)
 
 
 def binary(a, b, kind="add"):
@@ -212,6 +229,12 @@ def binary(a, b, kind="add"):
 def all_floats(**operands) -> str | None:
     tensors = {n: v for n, v in operands.items() if hasattr(v, "dtype") and n not in ("ids", "out")}
     return dtypes(tensors, FLOATS) or not_empty(tensors)
+
+
+def _argmax_declines(logits, max=None, **rest) -> str | None:
+    if logits.shape[-1] > 1 << 24:
+        return f"{logits.shape[-1]} logits: this kernel takes at most 2^24, whose places f32 has"
+    return dtypes({"logits": logits}, FLOATS) or not_empty({"logits": logits})
 
 
 _F = "f32 and f16"
@@ -280,5 +303,9 @@ ROWS = (
     row(
         "embedding", "embedding", ("gather", "multiply"), f"{_F}; a scale", embedding, all_floats, graph_safe=True,
         saves="nothing",
+    ),
+    row(
+        "argmax", "argmax", ("max", "where"), f"{_F}; up to 2^24 logits", argmax, _argmax_declines, graph_safe=True,
+        launches=12, saves="nothing",
     ),
 )  # fmt: skip

@@ -25,6 +25,7 @@ FUNCTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
     "log": (("x",), ("log",), _F32),
     "clip": (("x", "min", "max"), ("clip",), ("int32",)),
     "mean": (("x", "axis", "keepdim"), ("reduce_mean", "mean"), _F32),
+    "tanh": (("x",), ("tanh",), _F32),
     "rsqrt": (("x",), ("rsqrt",), _F32),
     "tile": (("x", "repeat_times"), ("tile",), _F32),
     "concat": (("x", "axis"), ("concat",), _FLOATS),

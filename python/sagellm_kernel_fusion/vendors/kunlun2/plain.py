@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..compositions import shifted
 from ..plain import declines_of, plain_row, sequences
 from . import KUNLUN2, attention, layers
 from .operators import ALL, F, needing
@@ -13,10 +14,10 @@ def _linear(x, weight, bias=None):
     return layers.product(x, weight, bias)
 
 
-def _rms_norm(x, weight, eps=1e-6):
+def _rms_norm(x, weight, eps=1e-6, weight_offset=0.0):
     h = x.astype("float32")
     scale = ALL("rsqrt")(x=ALL("mean")(x=h * h, axis=-1, keepdim=True) + eps)
-    return (h * scale * weight.astype("float32")).astype(x.dtype)
+    return (h * scale * shifted(weight.astype("float32"), weight_offset)).astype(x.dtype)
 
 
 def _rope(x, positions, cos, sin, interleaved=False):
@@ -47,10 +48,11 @@ def _repeated(x, heads: int):
     return copies.reshape([*first, heads, keys, width])
 
 
-def _products(q, k, scale: float):
+def _products(q, k, scale: float, softcap: float):
     """q [..., heads, queries, D], k [..., kv_heads, keys, D]."""
     scale = scale or q.shape[-1] ** -0.5
-    return ALL("matmul")(x=q.astype("float32"), y=_repeated(k, q.shape[-3]), transpose_y=True) * scale
+    scores = ALL("matmul")(x=q.astype("float32"), y=_repeated(k, q.shape[-3]), transpose_y=True) * scale
+    return ALL("tanh")(x=scores * (1 / softcap)) * softcap if softcap else scores
 
 
 def _widened(part, width: int):
@@ -65,13 +67,13 @@ def _widened(part, width: int):
 
 def _scores(
     q, k, scores, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, context_lens=None, kv_layout="HND",
-    softmax_scale=0.0, seqlen_k_max=0,
+    softmax_scale=0.0, softcap=0.0, seqlen_k_max=0,
 ):  # fmt: skip
     import paddle
 
     heads, width = scores.shape[-3], scores.shape[-1]
     if len(q.shape) == 4:
-        seen = _products(*(x.transpose([0, 2, 1, 3]) for x in (q, k)), softmax_scale)
+        seen = _products(*(x.transpose([0, 2, 1, 3]) for x in (q, k)), softmax_scale, softcap)
         if wider := width - k.shape[1]:
             seen = paddle.concat([seen, paddle.full([*seen.shape[:-1], wider], -float("inf"), seen.dtype)], -1)
         scores.copy_(seen, False)
@@ -82,7 +84,8 @@ def _scores(
             continue
         if n:
             keys = _of_sequence(k, i, k0, n, block_tables)
-            parts.append(_widened(_products(q[q0:q1].transpose([1, 0, 2]), keys, softmax_scale), width))
+            products = _products(q[q0:q1].transpose([1, 0, 2]), keys, softmax_scale, softcap)
+            parts.append(_widened(products, width))
         else:
             parts.append(paddle.full([heads, q1 - q0, width], -float("inf")))
     scores.copy_(ALL("concat")(x=parts, axis=1), False)
@@ -153,7 +156,7 @@ def _row(op: str, needs: tuple[str, ...], function, launches: int, also=None, wa
     )
 
 
-_SCORES = ("matmul", "tile", "multiply", "concat", "gather", "clip")
+_VALUES = ("matmul", "tile", "multiply", "concat", "gather", "clip")
 ROWS = (
     _row("linear", ("matmul", "add"), _linear, 2),
     _row("rms_norm", ("multiply", "mean", "rsqrt"), _rms_norm, 7),
@@ -163,8 +166,9 @@ ROWS = (
     _row("softmax", (F + "softmax", *layers.SOFTMAX), layers.softmax, 5, layers.floats),
     _row("rope", ("multiply", "add", "gather"), _rope, 11, layers.rope_declines),
     _row("append_kv", ("gather", "scatter_"), _append_kv, 6, attention.append_declines, waits=True),
-    _row("attention_scores", _SCORES, _scores, 4, _not_hnd, waits=True),
+    _row("attention_scores", (*_VALUES, "tanh"), _scores, 4, _not_hnd, waits=True),
     _row("attention_mask", ("where", "concat"), _mask, 4, waits=True),
-    _row("attention_values", _SCORES, _values, 4, _not_hnd, waits=True),
+    _row("attention_values", _VALUES, _values, 4, _not_hnd, waits=True),
+    _row("argmax", ("max", "where"), layers.argmax, 12),
     _row("embedding", ("gather", "multiply"), layers.embedding, 1),
 )

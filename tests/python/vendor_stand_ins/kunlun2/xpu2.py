@@ -27,6 +27,7 @@ LIST = {
     "log": FLOATS,
     "clip": (*FLOATS, I64, I32),
     "reduce_mean": FLOATS,
+    "tanh": FLOATS,
     "rsqrt": FLOATS,
     "tile": (I32, I64, BOOL, *FLOATS),
     "concat": (*FLOATS, BOOL, I64, I32),

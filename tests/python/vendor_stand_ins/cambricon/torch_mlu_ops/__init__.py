@@ -138,6 +138,25 @@ def quant_to_paged_cache(k, v, k_cache, v_cache, k_cache_quant_scale, v_cache_qu
                 cache[block, :, row], scales[block, :, row] = codes.to(torch.int8), scale
 
 
+def dequant_from_paged_cache(
+    key, value, key_cache, value_cache, key_cache_quant_scale, value_cache_quant_scale, context_lengths,
+    max_context_len, context_seq_offset, block_tables, quant_mode=0, quant_bit=8,
+):  # fmt: skip
+    """As vllm-mlu's prefill calls it: sequences one after another, in the queries' dtype."""
+    _called("dequant_from_paged_cache", key, value, key_cache, value_cache, context_lengths, block_tables)
+    _require(quant_mode == 1 and quant_bit == 8 and context_seq_offset is None, "not in this stand-in")
+    _require(context_lengths.dtype is torch.int32 and block_tables.dtype is torch.int32, "int32 tables")
+    _require(max_context_len == int(context_lengths.max()), "the longest context")
+    for out, cache, scale in ((key, key_cache, key_cache_quant_scale), (value, value_cache, value_cache_quant_scale)):
+        _require(cache.dtype is torch.int8 and scale.dtype is torch.float32, "int8 with scales in f32")
+        _require(scale.shape == cache.shape[:3] and out.dtype in _F16, "scales [blocks, heads, block_size]")
+        begin, wide = 0, cache.float() * scale[..., None]
+        for i, n in enumerate(context_lengths.tolist()):
+            out[begin : begin + n] = _gather(wide, block_tables[i], n).to(out.dtype)
+            begin += n
+        _require(begin == out.shape[0], "[total_seq_len, head_num, head_size]")
+
+
 # Norms
 
 
@@ -204,11 +223,20 @@ def weight_only_quant_matmul(
     a, b, scale, zero=None, bias=None, c=None, act_mode="none", quant_bit_size=8, alpha=1.0, beta=1.0
 ):
     _called("weight_only_quant_matmul", a, b, scale, bias)
-    _require(
-        b.dtype is torch.int8 and scale.shape == (b.shape[0],) and scale.dtype == a.dtype, "b int8 [n, k], scales [n]"
-    )
-    _require(zero is None and c is None and act_mode == "none" and quant_bit_size == 8, "not in this stand-in")
-    y = a.float() @ (b.float() * scale.float()[:, None]).t()
+    """Cambricon's documentation: scales [n] in f32, or of groups [n, k / group] in a's dtype; int4 as vllm-mlu packs it
+    (gptq_mlu.py), two in a byte, the first in the low half."""
+    _require(b.dtype is torch.int8 and b.is_contiguous() and quant_bit_size in (4, 8), "b int8 [n, k], or [n, k / 2]")
+    _require(zero is None and c is None and act_mode == "none", "not in this stand-in")
+    codes = b if quant_bit_size == 8 else torch.stack((b << 4 >> 4, b >> 4), -1).flatten(1)
+    _require(codes.shape[1] == a.shape[1], "b int8 [n, k], or [n, k / 2]")
+    if scale.dim() == 1:
+        _require(scale.dtype is torch.float32 and scale.shape == (b.shape[0],), "scales [n] in f32")
+        scale = scale[:, None]
+    else:
+        group = codes.shape[1] // scale.shape[1]
+        _require(scale.dtype == a.dtype and group in (64, 128, 256, 512), "scales of groups in a's dtype")
+        scale = scale.repeat_interleave(group, 1)
+    y = a.float() @ (codes.float() * scale.float()).t()
     return (y if bias is None else y + bias.float()).to(a.dtype)
 
 
