@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -74,6 +75,17 @@ TEST_P(RocmPlans, TheRowThatServes) {
     const RmsNormParams norm{
         .x = there(dtype, {4, 64}), .weight = there(DType::f32, {64}), .out = there(dtype, {4, 64})};
     EXPECT_EQ(selected(d_, norm), "rocm::rms_norm_plain");
+  }
+}
+
+// What the specification has of every accelerator, low-bit weights, keys and values too.
+TEST_P(RocmPlans, EverySpecifiedOperatorHasARow) {
+  for (const Op op : {Op::attention, Op::append_kv, Op::rope, Op::rms_norm, Op::layer_norm, Op::softmax,
+                      Op::activation, Op::linear, Op::qkv_linear, Op::gated_ffn}) {
+    const auto rows = d_.kernels(op);
+    EXPECT_TRUE(std::ranges::any_of(rows, [](const Kernel* k) {
+      return (k->families & (kFused | kLibrary)) != 0;
+    })) << op_name(op);
   }
 }
 

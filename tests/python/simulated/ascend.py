@@ -491,6 +491,19 @@ def test_libopapi_tells_before_the_version_does(monkeypatch):
     assert "has no aclnnSwiGlu, which npu_swiglu calls" in cann.lacking("npu_swiglu")
 
 
+def test_an_older_torch_npu_is_told_apart_by_its_schemas(monkeypatch):
+    from sagellm_kernel_fusion.vendors import operators as of_plug_ins
+
+    library = operators.needing("npu_rms_norm")
+    monkeypatch.setattr(of_plug_ins, "schema_of", lambda namespace, name: None)
+    assert library.problem.startswith("torch_npu has no npu_rms_norm; this kernel is written for torch_npu 2.14.0")
+    older = torch._C.parse_schema("npu_rms_norm(Tensor self, Tensor gamma) -> (Tensor, Tensor)")
+    monkeypatch.setattr(of_plug_ins, "schema_of", lambda namespace, name: older)
+    assert library.problem.startswith("torch_npu.npu_rms_norm takes no epsilon; this kernel is written for")
+    with pytest.raises(kf.NotServedError, match="takes no epsilon"):
+        kf.KernelFusionManager().fuse_rmsnorm(there(random(3, 64)), there(random(64)))
+
+
 def test_versions_are_in_order():
     order = ["7.0.0", "7.1.0", "8.0.RC1", "8.0.RC2.alpha003", "8.0.0", "8.0.1", "8.3.RC1", "8.3.0"]
     assert sorted(order, key=cann._order) == order

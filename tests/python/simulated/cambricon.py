@@ -74,9 +74,9 @@ def test_the_specifications_class():
 
 def test_packed_attention(m):
     operands = packed()
-    for causal in (True, False):
-        expected = kf.KernelFusionManager().fuse_attention(**operands, causal=causal)
-        close(m.fuse_attention(**all_there(operands), causal=causal), expected)
+    for options in ({}, {"causal": False}, {"window_size": (3, 0)}):
+        expected = kf.KernelFusionManager().fuse_attention(**operands, **options)
+        close(m.fuse_attention(**all_there(operands), **options), expected)
     assert served(m, "attention") == ["mlu::attention_packed"]
 
 
@@ -88,6 +88,7 @@ def test_packed_attention(m):
         (paged("HND", 32, (35, 64)), {"window_size": (7, 0)}, "mlu::attention_decode"),
         (paged("HND", 16, (19, 32), (3, 5)), {}, "mlu::attention_paged"),
         (paged("HND", 16, (2, 32), (4, 5)), {}, "mlu::attention_paged"),
+        (paged("HND", 16, (2, 32), (4, 5)), {"window_size": (7, 0)}, "mlu::attention_paged"),
     ],
 )
 def test_paged_attention(m, operands, options, kernel):
@@ -102,6 +103,7 @@ def test_paged_attention(m, operands, options, kernel):
         (dense(dtype=torch.float32), {}, "q is f32: this kernel takes f16, bf16"),
         (dense(queries=9, keys=5), {}, "9 queries over 5 keys"),
         (dense(), {"softcap": 2.0}, "softcap 2.0: no parameter"),
+        (packed(), {"causal": False, "window_size": (3, 0)}, "without causal: this kernel takes causal windows"),
         (dense(), {"return_lse": True}, "lse is wanted"),
         (paged("HND", 8, (9, 16)), {}, "page size 8: this kernel takes multiples of 16"),
         (paged("NHD", 16, (19, 32)), {}, "kv_layout NHD: this kernel takes HND"),

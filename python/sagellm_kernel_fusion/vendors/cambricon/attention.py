@@ -74,12 +74,24 @@ def _dense(q, k, v, out, softmax_scale=0.0, causal=True, window_left=-1, window_
 def _packed_declines(q, k, v, cu_seqlens_q=None, cu_seqlens_k=None, block_tables=None, **rest) -> str | None:
     if cu_seqlens_q is None or cu_seqlens_k is None or block_tables is not None:
         return "dense or paged: this kernel takes packed sequences, with cu_seqlens_q and cu_seqlens_k"
-    return _common(q, k, v)
+    return _window_problem(**rest) or _common(q, k, v)
 
 
-def _packed(q, k, v, out, cu_seqlens_q=None, cu_seqlens_k=None, softmax_scale=0.0, causal=True):
+def _window_problem(causal=True, window_left=-1, window_right=-1, **rest) -> str | None:
+    """Of sequences of several lengths: what a window that is not causal leaves of them may be nothing."""
+    if not causal and (window_left >= 0 or window_right >= 0):
+        return f"a window ({window_left}, {window_right}) without causal: this kernel takes causal windows"
+    return None
+
+
+def _packed(
+    q, k, v, out, cu_seqlens_q=None, cu_seqlens_k=None, softmax_scale=0.0, causal=True, window_left=-1, window_right=-1
+):
     lengths = longest(cu_seqlens_q), longest(cu_seqlens_k)
-    _flash(q, k.contiguous(), v.contiguous(), out, cu_seqlens_q, cu_seqlens_k, *lengths, softmax_scale, causal, -1, -1)
+    _flash(
+        q, k.contiguous(), v.contiguous(), out, cu_seqlens_q, cu_seqlens_k, *lengths, softmax_scale, causal,
+        window_left, -1,
+    )  # fmt: skip
     keys = cu_seqlens_k[1:] - cu_seqlens_k[:-1]
     blind_rows_are_zeros(out, cu_seqlens_q, keys, causal)
 
@@ -176,24 +188,16 @@ def _ends(lengths):
 def _several_declines(q, k, v, cu_seqlens_q=None, **rest) -> str | None:
     if cu_seqlens_q is None:
         return "one query token a sequence: this kernel takes several, with cu_seqlens_q"
-    return _paged_declines(q, k, v, cu_seqlens_q, **rest)
+    return _window_problem(**rest) or _paged_declines(q, k, v, cu_seqlens_q, **rest)
 
 
 def _several(
-    q,
-    k,
-    v,
-    out,
-    cu_seqlens_q=None,
-    block_tables=None,
-    context_lens=None,
-    kv_layout="HND",
-    softmax_scale=0.0,
-    causal=True,
-):
+    q, k, v, out, cu_seqlens_q=None, block_tables=None, context_lens=None, kv_layout="HND", softmax_scale=0.0,
+    causal=True, window_left=-1, window_right=-1,
+):  # fmt: skip
+    lengths = longest(cu_seqlens_q), int(context_lens.max())
     _flash(
-        q, k, v, out, cu_seqlens_q, _ends(context_lens), longest(cu_seqlens_q), int(context_lens.max()), softmax_scale,
-        causal, -1, -1,
+        q, k, v, out, cu_seqlens_q, _ends(context_lens), *lengths, softmax_scale, causal, window_left, -1,
         block_tables.clamp_min(0),
     )  # fmt: skip
     blind_rows_are_zeros(out, cu_seqlens_q, context_lens, causal)
@@ -283,7 +287,8 @@ ROWS = (
         _dense_declines, devices=("mlu",), graph_safe=True, launches=3, saves=_ONE,
     ),
     VendorRow(
-        "mlu::attention_packed", "attention", "library", needing("flash_attention"), f"packed; {_ANY}", _packed,
+        "mlu::attention_packed", "attention", "library", needing("flash_attention"), f"packed; {_ANY}; causal windows",
+        _packed,
         _packed_declines, devices=("mlu",), saves=_ONE,
     ),
     VendorRow(
@@ -294,7 +299,8 @@ ROWS = (
     ),
     VendorRow(
         "mlu::attention_paged", "attention", "library", needing("flash_attention"),
-        f"paged, HND, several query tokens a sequence; {_ANY}; pages of a multiple of 16", _several, _several_declines,
+        f"paged, HND, several query tokens a sequence; {_ANY}; pages of a multiple of 16; causal windows", _several,
+        _several_declines,
         devices=("mlu",), saves=_ONE,
     ),
     VendorRow(
