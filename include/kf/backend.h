@@ -58,6 +58,18 @@ struct Ranges {
   void (*pop)() = nullptr;
 };
 
+// Threads that Backend::hold_threads() holds.
+class HeldThreads {
+ public:
+  // What is read after the next kernel: soon by the caller's thread, and first by each of the threads. They ask for it where they
+  // would only wait. Both stay as they are until the next call.
+  virtual void expect(std::span<const MemoryRange> soon,
+                      std::span<const std::vector<MemoryRange>> by_thread) = 0;
+
+ protected:
+  ~HeldThreads() = default;
+};
+
 struct Backend {
   std::string name;  // "cpu", "cuda", ...
   DeviceType device_type{};
@@ -73,6 +85,9 @@ struct Backend {
   std::function<double(int device_index, const std::function<void(void* stream)>& enqueue)> time = {};
   LaunchRecorder recorder = {};
   Ranges ranges = {};  // each run of a kernel is one, by its name
+  // Calls steps() while the host's threads for the kernels that it runs, all of them Kernel::on_held_threads, stay ready: so that
+  // many short kernels in a row need not gather them again and again. Throws what steps() does. Absent: nothing to hold.
+  std::function<void(int num_threads, const std::function<void(HeldThreads&)>& steps)> hold_threads = {};
 };
 
 // All that is compiled in (src/backends/backends.cpp), and after it what was registered and the plug-ins that were loaded so

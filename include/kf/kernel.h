@@ -8,6 +8,7 @@
 #include <string>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "kf/op.h"
 
@@ -90,6 +91,11 @@ struct RunContext {
   void* stream = nullptr;  // the caller's queue of the device, as its backend knows it; unused on the CPU
 };
 
+struct MemoryRange {
+  const void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
 // What prepare() hands over to run().
 struct Prepared {
   std::shared_ptr<void> state;  // the kernel's own; shared by concurrent runs, so run() must not change it
@@ -113,6 +119,10 @@ struct Kernel {
   // Whether a row of the outputs has the same bits whatever other rows come with it in a call, and whatever the number of
   // threads: what Selection::batch_invariant asks for.
   bool batch_invariant = false;
+  // Whether all threads that run() uses are those that Backend::hold_threads() holds: it opens no parallel region of its own.
+  bool on_held_threads = false;
+  // The weights that one of `threads` threads of run() reads first, in that order: worth asking for before. May be absent.
+  std::function<std::vector<MemoryRange>(const void* params, int thread, int threads)> reads_first = {};
   // Whose memory run() works on. A backend's table need not say it.
   DeviceType device_type = DeviceType::cpu;
 };

@@ -1,5 +1,6 @@
 // A compiled graph with memory of its own.
 
+#include <algorithm>
 #include <optional>
 #include <set>
 
@@ -62,6 +63,23 @@ std::vector<int> steps_that_write_inputs(const CompiledGraph& compiled) {
   return steps;
 }
 
+// What a step reads at its beginning.
+struct StepReads {
+  std::vector<MemoryRange> soon;                    // what the calling thread finds the call by
+  std::vector<std::vector<MemoryRange>> by_thread;  // weights
+
+  StepReads() = default;
+  StepReads(const CompiledStep& step, int num_threads) {
+    const Kernel& kernel = step.plan->kernel();
+    soon = {{&step, sizeof step},
+            {step.plan.get(), sizeof(Plan)},
+            {&kernel, sizeof kernel},
+            {step.params.data(), op_info(step.params.op()).params_bytes}};
+    for (int thread = 0; kernel.reads_first && thread < num_threads; ++thread)
+      by_thread.push_back(kernel.reads_first(step.params.data(), thread, num_threads));
+  }
+};
+
 }  // namespace
 
 struct Executable::Impl {
@@ -71,14 +89,19 @@ struct Executable::Impl {
   std::vector<void*> bases;
   std::vector<std::vector<int>> steps_of_base;  // which steps have an operand there
   std::vector<int> validated_steps, writing_steps;
-  bool telemetry;
+  bool telemetry, holds_threads;
+  std::vector<StepReads> reads;  // of each step, and of what comes after the last; where threads are held
   std::optional<Launch> last_launch;
   std::shared_ptr<void> recording;
 
   Impl(const Graph& graph, Dispatcher& d, const Options& options)
       : dispatcher(d),
         compiled(compile(graph, d, options.selection, options.packs, OutputPlace::arena)),
-        telemetry(options.telemetry) {
+        telemetry(options.telemetry),
+        holds_threads(d.backend().hold_threads &&
+                      std::ranges::all_of(compiled.steps, [](const CompiledStep& s) {
+                        return s.plan->kernel().on_held_threads;
+                      })) {
     if (compiled.arena_bytes > 0) arena = d.allocate(compiled.arena_bytes);
     steps_of_base.resize(compiled.base_offsets.size());
     for (std::size_t b = 0; b < compiled.base_offsets.size(); ++b)
@@ -91,6 +114,11 @@ struct Executable::Impl {
     for (CompiledStep& step : compiled.steps) step.set_addresses(step.params.data(), bases.data());
     validated_steps = steps_to_validate(compiled);
     writing_steps = steps_that_write_inputs(compiled);
+    if (!holds_threads) return;
+    for (const CompiledStep& step : compiled.steps) reads.emplace_back(step, d.num_threads());
+    reads.emplace_back();
+    for (std::size_t i = compiled.steps.size(); i-- > 0;)  // one that reads no weights leaves the time to those after it
+      if (reads[i].by_thread.empty()) reads[i].by_thread = reads[i + 1].by_thread;
   }
 
   ~Impl() {
@@ -154,8 +182,10 @@ struct Executable::Impl {
     }
   }
 
-  void enqueue(const Launch& launch, bool told) const {
-    for (const CompiledStep& step : compiled.steps) {
+  void enqueue(const Launch& launch, bool told, HeldThreads* threads = nullptr) const {
+    for (std::size_t i = 0; i < compiled.steps.size(); ++i) {
+      const CompiledStep& step = compiled.steps[i];
+      if (threads != nullptr) threads->expect(reads[i + 1].soon, reads[i + 1].by_thread);
       void* workspace = static_cast<std::byte*>(arena.get()) + step.workspace;
       if (told) {
         dispatcher.execute(*step.plan, step.params.data(), workspace, launch);
@@ -214,7 +244,9 @@ void Executable::run(const Launch& launch) {
   }
   m.check_operands();
   m.last_launch = launch;
-  m.enqueue(launch, told);
+  if (!m.holds_threads) return m.enqueue(launch, told);
+  m.dispatcher.backend().hold_threads(m.dispatcher.num_threads(),
+                                      [&](HeldThreads& threads) { m.enqueue(launch, told, &threads); });
 }
 
 Support Executable::recordable() const {

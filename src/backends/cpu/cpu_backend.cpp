@@ -15,6 +15,7 @@
 
 #include "backends/cpu/simd/matrix_units.h"
 #include "backends/cpu/simd/targets.h"
+#include "backends/cpu/team.h"
 #include "core/fork.h"
 #include "hwy/targets.h"
 #include "kf/error.h"
@@ -128,7 +129,12 @@ DeviceCaps capabilities(int index) {
 }
 
 const Backend& backend() {
-  static const Backend b{"cpu", DeviceType::cpu, [] { return Support::yes(); }, capabilities, kernels};
+  static const Backend b{.name = "cpu",
+                         .device_type = DeviceType::cpu,
+                         .available = [] { return Support::yes(); },
+                         .capabilities = capabilities,
+                         .kernels = kernels,
+                         .hold_threads = Team::hold};
   return b;
 }
 

@@ -69,17 +69,34 @@ Kernel reference_row(const char* name, void (*run)(const P&, const RunContext&),
   return invariant(make_kernel<P>(name, kReference, "any layout", always<P>, run, workspace));
 }
 
+// A row of the linear family for few tokens.
+template <class P>
+Kernel gemv_row(const char* name, unsigned families, std::string condition,
+                Support (*supports)(const P&, const PlanContext&)) {
+  Kernel k = make_kernel<P>(name, families, std::move(condition), supports, gemv::run, gemv::workspace);
+  k.reads_first = [](const void* p, int thread, int threads) {
+    return gemv::first_reads(*static_cast<const P*>(p), thread, threads);
+  };
+  return k;
+}
+
+// Whether a row takes its threads by team.h alone. The others open regions of their own, or call a library that does.
+bool goes_by_teams(const Kernel& k) {
+  const bool unfused_attention =
+      k.op == Op::attention_scores || k.op == Op::attention_mask || k.op == Op::attention_values;
+  return k.families != kReference && !unfused_attention && k.name != "cpu::linear_onednn";
+}
+
 }  // namespace
 
 std::vector<Kernel> kernels() {
-  return {
+  std::vector<Kernel> rows = {
       // --- linear ---
-      make_kernel<LinearParams>("cpu::linear_gemv", kFused, gemv::condition(), gemv::supports, gemv::run,
-                                gemv::workspace),
-      make_kernel<LinearParams>(
+      gemv_row<LinearParams>("cpu::linear_gemv", kFused, gemv::condition(), gemv::supports),
+      gemv_row<LinearParams>(
           "cpu::linear_gemv_unfused", kVanilla,
           gemv::condition() + ", 16-bit, low-bit or sparse weight; no prologue, activation or residual",
-          gemv::supports_primitive, gemv::run, gemv::workspace),
+          gemv::supports_primitive),
       make_kernel<LinearParams, GemmState>("cpu::linear_amx", kFused, kOnMatrixUnits, gemm::supports_matrix,
                                            gemm::prepare_matrix<LinearParams>, gemm::run),
       invariant(make_kernel<LinearParams, GemmState>("cpu::linear_fused", kFused, kUnrounded,
@@ -97,47 +114,44 @@ std::vector<Kernel> kernels() {
           "cpu::linear_lowbit_unfused", kVanilla,
           "16-bit, low-bit or sparse operands; no prologue, activation or residual", gemm::supports_primitive,
           gemm::prepare_vector<LinearParams>, gemm::run)),
-      invariant(make_kernel<LinearParams>("cpu::linear_int8", kFused, gemv::int8_condition(),
-                                          gemv::supports_int8, gemv::run, gemv::workspace)),
-      invariant(make_kernel<LinearParams>("cpu::linear_int8_unfused", kVanilla,
-                                          gemv::int8_condition() + "; no prologue, activation or residual",
-                                          gemv::supports_int8_primitive, gemv::run, gemv::workspace)),
+      invariant(
+          gemv_row<LinearParams>("cpu::linear_int8", kFused, gemv::int8_condition(), gemv::supports_int8)),
+      invariant(gemv_row<LinearParams>("cpu::linear_int8_unfused", kVanilla,
+                                       gemv::int8_condition() + "; no prologue, activation or residual",
+                                       gemv::supports_int8_primitive)),
       reference_row<LinearParams>("cpu::linear_reference", reference::linear, reference::workspace),
 
       // --- qkv_linear, gated_ffn, lm_head_argmax ---
-      make_kernel<QkvLinearParams>("cpu::qkv_linear_gemv", kFused, gemv::condition(), gemv::supports,
-                                   gemv::run, gemv::workspace),
+      gemv_row<QkvLinearParams>("cpu::qkv_linear_gemv", kFused, gemv::condition(), gemv::supports),
       make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_amx", kFused, kOnMatrixUnits,
                                               gemm::supports_matrix, gemm::prepare_matrix<QkvLinearParams>,
                                               gemm::run),
       invariant(make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_fused", kFused, kUnrounded,
                                                         full_precision<QkvLinearParams>,
                                                         gemm::prepare_vector<QkvLinearParams>, gemm::run)),
-      invariant(make_kernel<QkvLinearParams>("cpu::qkv_linear_int8", kFused, gemv::int8_condition(),
-                                             gemv::supports_int8, gemv::run, gemv::workspace)),
+      invariant(gemv_row<QkvLinearParams>("cpu::qkv_linear_int8", kFused, gemv::int8_condition(),
+                                          gemv::supports_int8)),
       reference_row<QkvLinearParams>("cpu::qkv_linear_reference", reference::qkv_linear,
                                      reference::workspace),
-      make_kernel<GatedFfnParams>("cpu::gated_ffn_gemv", kFused, gemv::condition(), gemv::supports, gemv::run,
-                                  gemv::workspace),
+      gemv_row<GatedFfnParams>("cpu::gated_ffn_gemv", kFused, gemv::condition(), gemv::supports),
       make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_amx", kFused, kOnMatrixUnits,
                                              gemm::supports_matrix, gemm::prepare_matrix<GatedFfnParams>,
                                              gemm::run),
       invariant(make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_fused", kFused, kUnrounded,
                                                        full_precision<GatedFfnParams>,
                                                        gemm::prepare_vector<GatedFfnParams>, gemm::run)),
-      invariant(make_kernel<GatedFfnParams>("cpu::gated_ffn_int8", kFused, gemv::int8_condition(),
-                                            gemv::supports_int8, gemv::run, gemv::workspace)),
+      invariant(gemv_row<GatedFfnParams>("cpu::gated_ffn_int8", kFused, gemv::int8_condition(),
+                                         gemv::supports_int8)),
       reference_row<GatedFfnParams>("cpu::gated_ffn_reference", reference::gated_ffn, reference::workspace),
-      make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_gemv", kFused, gemv::condition(), gemv::supports,
-                                      gemv::run, gemv::workspace),
+      gemv_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_gemv", kFused, gemv::condition(), gemv::supports),
       make_kernel<LmHeadArgmaxParams, GemmState>("cpu::lm_head_argmax_amx", kFused, kOnMatrixUnits,
                                                  gemm::supports_matrix,
                                                  gemm::prepare_matrix<LmHeadArgmaxParams>, gemm::run),
       invariant(make_kernel<LmHeadArgmaxParams, GemmState>(
           "cpu::lm_head_argmax_fused", kFused, kUnrounded, full_precision<LmHeadArgmaxParams>,
           gemm::prepare_vector<LmHeadArgmaxParams>, gemm::run)),
-      invariant(make_kernel<LmHeadArgmaxParams>("cpu::lm_head_argmax_int8", kFused, gemv::int8_condition(),
-                                                gemv::supports_int8, gemv::run, gemv::workspace)),
+      invariant(gemv_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_int8", kFused, gemv::int8_condition(),
+                                             gemv::supports_int8)),
       reference_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_reference", reference::lm_head_argmax,
                                         reference::workspace),
 
@@ -227,6 +241,8 @@ std::vector<Kernel> kernels() {
       plain("cpu::sample_plain", sample_run, sample_workspace),
       reference_row("cpu::sample_reference", reference::sample),
   };
+  for (Kernel& k : rows) k.on_held_threads = goes_by_teams(k);
+  return rows;
 }
 
 }  // namespace kf::cpu

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include <omp.h>
+#include "backends/cpu/team.h"
 
 namespace kf::cpu {
 
@@ -19,11 +19,9 @@ void parallel_ranges(int num_threads, std::int64_t count, std::int64_t elements,
   const bool small = count * std::max<std::int64_t>(elements, 1) < kMinParallelElements;
   const int team = small ? 1 : static_cast<int>(std::min<std::int64_t>(num_threads, count));
   if (team <= 1) return body(0, count, 0);
-#pragma omp parallel num_threads(team)
-  {
-    const std::int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    body(count * thread / threads, count * (thread + 1) / threads, static_cast<int>(thread));
-  }
+  run_team(team, [&](const Member& m) {
+    body(count * m.thread / m.threads, count * (m.thread + 1) / m.threads, m.thread);
+  });
 }
 
 }  // namespace kf::cpu

@@ -1,10 +1,11 @@
-// Units of work shared out among the threads of a region, each of which has a part of its own and then takes from the others'.
+// Units of work shared out among the threads of a team, each of which has a part of its own and then takes from the others'.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 
+#include "backends/cpu/team.h"
 #include "backends/cpu/workspace.h"
 
 namespace kf::cpu {
@@ -14,7 +15,7 @@ namespace kf::cpu {
 // elsewhere) then keep nobody waiting for more than the smallest piece.
 class Shares {
  public:
-  // At most `num_threads` threads take part. To be made before their region, for one pass over the units.
+  // At most `num_threads` threads take part. To be made before their team is called, for one pass over the units.
   Shares(Workspace& space, int num_threads)
       : taken_(space.take<Taken>(static_cast<std::size_t>(num_threads))) {
     if (space.counting()) return;
@@ -23,8 +24,8 @@ class Shares {
 
   // Calls body(begin, end) for pieces of [0, count) until all are taken; `least` is the smallest piece.
   template <class Body>
-  void take(std::int64_t count, std::int64_t least, std::int64_t thread, std::int64_t threads,
-            const Body& body) const {
+  void take(std::int64_t count, std::int64_t least, const Member& member, const Body& body) const {
+    const std::int64_t thread = member.thread, threads = member.threads;
     if (threads == 1) return body(0, count);
     for (std::int64_t i = 0; i < threads; ++i) {
       const std::int64_t owner = (thread + i) % threads;

@@ -198,16 +198,19 @@ void AttendBlock(const Work& w, const KvSource<T>& k, const KvSource<T>& v, Atte
   const int columns = RoundUp(s.columns, StripWidth());
   const std::int64_t head = w.task.kv_head;
   if (w.head_rows <= kStreamRows) {
-    const auto block = [&](int i) {
+    const auto range = [&](int i) { return ops::KeyRange{s.runs[i].key, s.runs[i].key + s.runs[i].count}; };
+    // Run i of a source; after the last, a range of another.
+    const auto block = [&](const KvSource<T>& source, int i, const KvSource<T>& other, ops::KeyRange after) {
       const KeyRun& run = s.runs[i];
-      const ops::KeyRange next =
-          i + 1 < s.num_runs ? ops::KeyRange{s.runs[i + 1].key, s.runs[i + 1].key + s.runs[i + 1].count}
-                             : s.following;
-      return Block{head, w.task.kv_heads, run.key, run.key + run.count, run.column, next.begin, next.end};
+      const bool last = i + 1 == s.num_runs;
+      const ops::KeyRange next = last ? after : range(i + 1);
+      return Block<T>{head,       w.task.kv_heads,       run.key,    run.key + run.count,
+                      run.column, last ? other : source, next.begin, next.end};
     };
     WithStreamShape(w.head_rows, w.head_dim,
                     [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
-                      for (int i = 0; i < s.num_runs; ++i) StreamScores<kRows>(d, k, block(i), w.head_dim, s);
+                      for (int i = 0; i < s.num_runs; ++i)
+                        StreamScores<kRows>(d, k, block(k, i, v, range(0)), w.head_dim, s);
                     });
     if (biased) BiasScores(w, s);
     SoftmaxStep(w.rows, columns, s);
@@ -215,7 +218,7 @@ void AttendBlock(const Work& w, const KvSource<T>& k, const KvSource<T>& v, Atte
     WithStreamShape(w.head_rows, w.value_dim,
                     [&]<class D, int kRows>(D d, std::integral_constant<int, kRows>) {
                       for (int i = 0; i < s.num_runs; ++i)
-                        StreamValues<kRows>(d, v, block(i), w.value_dim, s);
+                        StreamValues<kRows>(d, v, block(v, i, k, s.following), w.value_dim, s);
                     });
   } else {
     for (int i = 0; i < s.num_runs; ++i) PackKeys(k, head, s.runs[i], w.head_dim, s.keys);

@@ -6,12 +6,12 @@
 #include <limits>
 
 #include <fmt/format.h>
-#include <omp.h>
 
 #include "backends/cpu/attention/attend.h"
 #include "backends/cpu/attention/kernels.h"
 #include "backends/cpu/attention/schedule.h"
 #include "backends/cpu/attention/score_rows.h"
+#include "backends/cpu/team.h"
 #include "backends/cpu/workspace.h"
 
 namespace kf::cpu {
@@ -40,16 +40,13 @@ struct FlashSpace {
 void run(const AttentionParams& p, Split split, const RunContext& ctx) {
   const FlashSpace space(ctx.workspace, p, split, ctx.num_threads);
   const Schedule schedule = make_schedule(p, split, space.tasks, space.merges);
-#pragma omp parallel num_threads(ctx.num_threads)
-  {
-    AttentionScratch& mine = space.scratch[omp_get_thread_num()];
-#pragma omp for schedule(dynamic, 1)
-    for (std::size_t i = 0; i < schedule.tasks.size(); ++i)
-      attend(p, schedule.tasks[i], space.partials, mine);
-#pragma omp for schedule(static)
-    for (std::size_t i = 0; i < schedule.merges.size(); ++i)
-      merge_partials(p, schedule.merges[i], space.partials);
-  }
+  run_team(ctx.num_threads, [&](const Member& m) {
+    AttentionScratch& mine = space.scratch[m.thread];
+    m.deal(static_cast<std::int64_t>(schedule.tasks.size()),
+           [&](std::int64_t i) { attend(p, schedule.tasks[i], space.partials, mine); });
+    m.part(static_cast<std::int64_t>(schedule.merges.size()),
+           [&](std::int64_t i) { merge_partials(p, schedule.merges[i], space.partials); });
+  });
 }
 
 }  // namespace

@@ -22,10 +22,13 @@ namespace hn = hwy::HWY_NAMESPACE;
 using kf::HWY_NAMESPACE::kTileRows;
 using kf::HWY_NAMESPACE::ReduceSum;
 
-// Keys [begin, end) of some heads, which have columns from `column` on; keys [next, next_end) follow.
+// Keys [begin, end) of some heads, which have columns from `column` on. What is read after them are the keys [next, next_end) of
+// another source, or of the same.
+template <class T>
 struct Block {
   std::int64_t first_head;
   int heads, begin, end, column;
+  const KvSource<T>& next_source;
   std::int64_t next, next_end;
 
   std::int64_t key_of(int at) const { return begin + (at - column); }
@@ -43,15 +46,15 @@ inline constexpr std::int64_t kBytesAhead = 6144;
 // Calls f(head, first column, keys, row of the first, first row of a span that follows: to be fetched
 // meanwhile, for the hardware's prefetching does not follow jumps from page to page and head to head).
 template <class T, class F>
-HWY_INLINE void ForEachSpan(const KvSource<T>& source, const Block& block, int head_dim, F&& f) {
+HWY_INLINE void ForEachSpan(const KvSource<T>& source, const Block<T>& block, int head_dim, F&& f) {
   struct Place {
     std::int64_t key;
     int head;
   };
   const ops::KeyRows& rows = source.rows;
   const std::int64_t longest = rows.head_stride < rows.token_stride ? kSpanOfToken : kSpanOfHead;
-  const auto row_at = [&](Place at) {
-    return advance(source.data, rows.offset(at.key, block.first_head + at.head));
+  const auto row_at = [&](const KvSource<T>& from, Place at) {
+    return advance(from.data, from.rows.offset(at.key, block.first_head + at.head));
   };
   const std::int64_t span_bytes = longest * head_dim * static_cast<std::int64_t>(sizeof(T)) / kElementsOf<T>;
   const std::int64_t spans = std::max<std::int64_t>(kBytesAhead / span_bytes, 1);
@@ -60,12 +63,15 @@ HWY_INLINE void ForEachSpan(const KvSource<T>& source, const Block& block, int h
   for (Place at{block.begin, 0}; at.key < block.end;) {
     const std::int64_t keys =
         std::min({longest, block.end - at.key, rows.page_size - rows.row_of_page(at.key)});
-    const T* const row = row_at(at);
+    const T* const row = row_at(source, at);
     Place ahead{at.key + step.key, at.head + step.head};
     if (ahead.head >= block.heads) ahead = {ahead.key + keys, ahead.head - block.heads};
-    if (ahead.key >= block.end) ahead.key += block.next - block.end;
+    const bool beyond = ahead.key >= block.end;
+    if (beyond) ahead.key += block.next - block.end;
     f(at.head, static_cast<int>(at.key) - block.begin + block.column, static_cast<int>(keys), row,
-      ahead.key < block.next_end ? row_at(ahead) : row);
+      !beyond                      ? row_at(source, ahead)
+      : ahead.key < block.next_end ? row_at(block.next_source, ahead)
+                                   : row);
     at = at.head + 1 < block.heads ? Place{at.key, at.head + 1} : Place{at.key + keys, 0};
   }
 }
@@ -187,7 +193,7 @@ HWY_INLINE void ScoreSpan(D d, const float* q, const T* k, std::int64_t stride, 
 
 // scores = q k^T for the block's keys.
 template <int kRows, class D, class T>
-HWY_NOINLINE void StreamScores(D d, const KvSource<T>& source, const Block& block, int head_dim,
+HWY_NOINLINE void StreamScores(D d, const KvSource<T>& source, const Block<T>& block, int head_dim,
                                AttentionScratch& s) {
   const std::int64_t stride = source.rows.token_stride;
   ForEachSpan(source, block, head_dim, [&](int head, int first, int count, const T* k, const T* ahead) {
@@ -256,7 +262,7 @@ HWY_INLINE void RescaleSums(int rows, int head_dim, AttentionScratch& s) {
 
 // out += probabilities v.
 template <int kRows, class D, class T>
-HWY_NOINLINE void StreamValues(D d, const KvSource<T>& source, const Block& block, int head_dim,
+HWY_NOINLINE void StreamValues(D d, const KvSource<T>& source, const Block<T>& block, int head_dim,
                                AttentionScratch& s) {
   const std::int64_t stride = source.rows.token_stride;
   ForEachSpan(source, block, head_dim, [&](int head, int first, int count, const T* v, const T* ahead) {

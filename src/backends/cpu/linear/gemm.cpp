@@ -6,11 +6,11 @@
 #include <string>
 
 #include <fmt/format.h>
-#include <omp.h>
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/linear/kernels.h"
 #include "backends/cpu/linear/weights.h"
+#include "backends/cpu/team.h"
 #include "backends/cpu/workspace.h"
 #include "kf/ops/linear.h"
 
@@ -177,10 +177,12 @@ class GemmSpace {
 // Run. The functions on passes are called by every thread of a team, share their work among it, and end with
 // a barrier.
 
-void pack_pass(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, const PackedRows& a) {
-#pragma omp for schedule(dynamic)
-  for (std::int64_t row = 0; row < a.rows; row += a.layout.pack_unit())
-    pack_rows(x, prologue, row_offset, row, std::min(a.rows, row + a.layout.pack_unit()), a);
+void pack_pass(const TensorView& x, const Prologue& prologue, std::int64_t row_offset, const PackedRows& a,
+               const Member& member) {
+  const std::int64_t unit = a.layout.pack_unit();
+  member.deal(ceil_div(a.rows, unit), [&](std::int64_t i) {
+    pack_rows(x, prologue, row_offset, i * unit, std::min(a.rows, (i + 1) * unit), a);
+  });
 }
 
 LowRank low_rank_of(const Lora& lora, PackedRows low, std::int64_t rows, std::int64_t first_row) {
@@ -234,21 +236,19 @@ struct Items {
 
 // Products over the same rows; their items are dealt out together.
 template <class Epilogue, std::size_t kProducts>
-void multiply_pass(GemmItem item, const Epilogue (&products)[kProducts]) {
+void multiply_pass(GemmItem item, const Epilogue (&products)[kProducts], const Member& member) {
   Items items[kProducts];
   std::int64_t count = 0;
   for (std::size_t p = 0; p < kProducts; ++p) {
-    items[p] = Items(item.a.rows, item.a.layout, pairs_of(products[p]), omp_get_num_threads());
+    items[p] = Items(item.a.rows, item.a.layout, pairs_of(products[p]), member.threads);
     count += items[p].count();
   }
-#pragma omp for schedule(dynamic)
-  for (std::int64_t i = 0; i < count; ++i) {
-    std::int64_t index = i;
+  member.deal(count, [&](std::int64_t index) {
     std::size_t p = 0;
     while (index >= items[p].count()) index -= items[p++].count();
     items[p].set(item, index);
     multiply(item, products[p]);
-  }
+  });
 }
 
 // Calls pass(first row of x, packed rows of A, the thread's part) for one pass after the other, in every
@@ -258,16 +258,15 @@ void for_each_pass(const TensorView& x, const Prologue& prologue, const GemmStat
                    const RunContext& ctx, const Pass& pass) {
   const std::int64_t num_tokens = x.dim(0);
   if (num_tokens == 0) return;
-#pragma omp parallel num_threads(std::min(ctx.num_threads, s.num_threads))
-  {
-    ThreadPart own = space.of_thread(omp_get_thread_num());
+  run_team(std::min(ctx.num_threads, s.num_threads), [&](const Member& member) {
+    ThreadPart own = space.of_thread(member.thread);
     own.item.a = space.a;
     for (std::int64_t row = 0; row < num_tokens; row += s.rows_per_pass) {
       own.item.a.rows = std::min(s.rows_per_pass, num_tokens - row);
-      pack_pass(x, prologue, row, own.item.a);
-      pass(row, own);
+      pack_pass(x, prologue, row, own.item.a, member);
+      pass(row, own, member);
     }
-  }
+  });
 }
 
 }  // namespace
@@ -338,16 +337,16 @@ std::shared_ptr<GemmState> gemm::prepare(const LinearParams& p, const PlanContex
 
 void gemm::run(const LinearParams& p, const GemmState& s, const RunContext& ctx) {
   const GemmSpace space(ctx.workspace, s, p.x.dim(1), -1, p.lora);
-  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, ThreadPart& own) {
+  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, ThreadPart& own, const Member& member) {
     const LowRank low_rank = low_rank_of(p.lora, space.low, own.item.a.rows, row);
     for (std::int64_t adapter = 0; low_rank.present() && adapter < low_rank.adapters(); ++adapter) {
       const LowRankEpilogue products[] = {{{adapter_weight(p.lora.a, adapter), nullptr}, low_rank, adapter}};
-      multiply_pass(own.item, products);
+      multiply_pass(own.item, products, member);
     }
     own.item.low_rank = low_rank.present() ? &low_rank : nullptr;
     const StoreEpilogue products[] = {
         {{weight_of(p), s.packs[0].get()}, p.bias, p.residual, p.out, p.activation, row}};
-    multiply_pass(own.item, products);
+    multiply_pass(own.item, products, member);
     own.item.low_rank = nullptr;
   });
 }
@@ -373,12 +372,14 @@ std::shared_ptr<GemmState> gemm::prepare(const QkvLinearParams& p, const PlanCon
 void gemm::run(const QkvLinearParams& p, const GemmState& s, const RunContext& ctx) {
   const QkvWeights w(p);
   const GemmSpace space(ctx.workspace, s, p.x.dim(1));
-  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
-    const StoreEpilogue products[] = {{{w.q, s.packs[0].get()}, p.q_bias, {}, p.q, Activation::none, row},
-                                      {{w.k, s.packs[1].get()}, p.k_bias, {}, p.k, Activation::none, row},
-                                      {{w.v, s.packs[2].get()}, p.v_bias, {}, p.v, Activation::none, row}};
-    multiply_pass(own.item, products);
-  });
+  for_each_pass(p.x, p.prologue, s, space, ctx,
+                [&](std::int64_t row, const ThreadPart& own, const Member& member) {
+                  const StoreEpilogue products[] = {
+                      {{w.q, s.packs[0].get()}, p.q_bias, {}, p.q, Activation::none, row},
+                      {{w.k, s.packs[1].get()}, p.k_bias, {}, p.k, Activation::none, row},
+                      {{w.v, s.packs[2].get()}, p.v_bias, {}, p.v, Activation::none, row}};
+                  multiply_pass(own.item, products, member);
+                });
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -404,17 +405,19 @@ std::shared_ptr<GemmState> gemm::prepare(const GatedFfnParams& p, const PlanCont
 void gemm::run(const GatedFfnParams& p, const GemmState& s, const RunContext& ctx) {
   const FfnWeights w(p);
   const GemmSpace space(ctx.workspace, s, p.x.dim(1), w.gate.layout.dim(0));
-  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
-    PackedRows hidden = space.hidden;
-    hidden.rows = own.item.a.rows;
-    const GateEpilogue gate[] = {
-        {{w.gate, s.packs[0].get()}, {w.up, s.packs[1].get()}, p.activation, hidden}};
-    multiply_pass(own.item, gate);
-    GemmItem item = own.item;
-    item.a = hidden;
-    const StoreEpilogue down[] = {{{w.down, s.packs[2].get()}, {}, p.residual, p.out, Activation::none, row}};
-    multiply_pass(item, down);
-  });
+  for_each_pass(p.x, p.prologue, s, space, ctx,
+                [&](std::int64_t row, const ThreadPart& own, const Member& member) {
+                  PackedRows hidden = space.hidden;
+                  hidden.rows = own.item.a.rows;
+                  const GateEpilogue gate[] = {
+                      {{w.gate, s.packs[0].get()}, {w.up, s.packs[1].get()}, p.activation, hidden}};
+                  multiply_pass(own.item, gate, member);
+                  GemmItem item = own.item;
+                  item.a = hidden;
+                  const StoreEpilogue down[] = {
+                      {{w.down, s.packs[2].get()}, {}, p.residual, p.out, Activation::none, row}};
+                  multiply_pass(item, down, member);
+                });
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -437,26 +440,27 @@ std::shared_ptr<GemmState> gemm::prepare(const LmHeadArgmaxParams& p, const Plan
 
 void gemm::run(const LmHeadArgmaxParams& p, const GemmState& s, const RunContext& ctx) {
   const GemmSpace space(ctx.workspace, s, p.x.dim(1));
-  for_each_pass(p.x, p.prologue, s, space, ctx, [&](std::int64_t row, const ThreadPart& own) {
-    const std::int64_t rows = own.item.a.rows;
-    std::fill(own.index, own.index + rows, -1);
-    const ArgmaxEpilogue products[] = {{{weight_of(p), s.packs[0].get()}, own.max, own.index}};
-    multiply_pass(own.item, products);
-    const int threads = omp_get_num_threads();
-#pragma omp for
-    for (std::int64_t r = 0; r < rows; ++r) {
-      float max = 0;
-      std::int32_t index = -1;
-      for (int t = 0; t < threads; ++t) {
-        const ThreadPart other = space.of_thread(t);
-        if (other.index[r] < 0 || !argmax_before(other.max[r], other.index[r], max, index)) continue;
-        max = other.max[r];
-        index = other.index[r];
-      }
-      p.ids.as<std::int32_t>()[(row + r) * p.ids.stride(0)] = index;
-      if (p.max.present()) p.max.as<float>()[(row + r) * p.max.stride(0)] = max;
-    }
-  });
+  for_each_pass(p.x, p.prologue, s, space, ctx,
+                [&](std::int64_t row, const ThreadPart& own, const Member& member) {
+                  const std::int64_t rows = own.item.a.rows;
+                  std::fill(own.index, own.index + rows, -1);
+                  const ArgmaxEpilogue products[] = {{{weight_of(p), s.packs[0].get()}, own.max, own.index}};
+                  multiply_pass(own.item, products, member);
+                  member.part(rows, [&](std::int64_t r) {
+                    float max = 0;
+                    std::int32_t index = -1;
+                    for (int t = 0; t < member.threads; ++t) {
+                      const ThreadPart other = space.of_thread(t);
+                      if (other.index[r] < 0 || !argmax_before(other.max[r], other.index[r], max, index))
+                        continue;
+                      max = other.max[r];
+                      index = other.index[r];
+                    }
+                    p.ids.as<std::int32_t>()[(row + r) * p.ids.stride(0)] = index;
+                    if (p.max.present()) p.max.as<float>()[(row + r) * p.max.stride(0)] = max;
+                  });
+                  member.meet();  // the next pass writes what is compared
+                });
 }
 
 }  // namespace kf::cpu

@@ -1,12 +1,11 @@
 // The linear family for few tokens, as products of a matrix with a few vectors, and for any number of them in 8 bits
-// (InputQuantization): the threads share the rows of the weights, and every pass over these is one parallel region.
+// (InputQuantization): the threads share the rows of the weights, and every pass over these is one call of a team.
 #include <algorithm>
 #include <atomic>
 #include <new>
 #include <span>
 
 #include <fmt/format.h>
-#include <omp.h>
 
 #include "backends/cpu/linear/gemm.h"
 #include "backends/cpu/linear/gemv/dot.h"
@@ -39,25 +38,25 @@ constexpr std::int64_t kChunkBytes = 256 << 10;
 // Output rows whose sums a thread holds before it finishes them: enough that the streams that a tile reads (tiles-inl.h) are
 // long even where rows are short.
 constexpr std::int64_t kChunk = 384;
-// Threads take rows in multiples of this: a cache line of f32 results.
-constexpr std::int64_t kRowUnit = 16;
+// Threads take rows in multiples of this: few, so that none waits long for the last.
+constexpr std::int64_t kRowUnit = 8;
 // Weights below this are read faster by one thread than a team is called together.
 constexpr std::size_t kMinTeamBytes = 32 << 10;
 
 // Pieces of a weight that threads take from each other are not smaller: a stream costs something to begin.
-constexpr std::int64_t kLeastPieceBytes = 16 << 10;
+constexpr std::int64_t kLeastPieceBytes = 4 << 10;
 
 // What a thread of a team takes of the rows of weights.
 struct Worker {
   const Shares& shares;
-  int thread, threads;
+  const Member& member;
 
   // Calls body(begin, end) for this thread's pieces of `count` rows, of `row_bytes` each, in whole units.
   template <class Body>
   void take(std::int64_t count, std::int64_t unit, std::int64_t row_bytes, const Body& body) const {
     const std::int64_t least =
         std::max<std::int64_t>(kLeastPieceBytes / std::max<std::int64_t>(row_bytes * unit, 1), 1);
-    shares.take((count + unit - 1) / unit, least, thread, threads, [&](std::int64_t begin, std::int64_t end) {
+    shares.take((count + unit - 1) / unit, least, member, [&](std::int64_t begin, std::int64_t end) {
       body(std::min(count, begin * unit), std::min(count, end * unit));
     });
   }
@@ -215,11 +214,11 @@ int team_of(const RunContext& ctx, std::initializer_list<const Weight*> weights)
 void prepare_alone(const TensorView& x, const Prologue& prologue, const GemvInput& input) {
   if (input.num_tokens == 1) prepare_token(x, prologue, input, 0);
 }
-void prepare_together(const TensorView& x, const Prologue& prologue, const GemvInput& input, int thread,
-                      int threads) {
+void prepare_together(const TensorView& x, const Prologue& prologue, const GemvInput& input,
+                      const Member& member) {
   if (input.num_tokens == 1) return;
-  for (int t = thread; t < input.num_tokens; t += threads) prepare_token(x, prologue, input, t);
-#pragma omp barrier
+  for (int t = member.thread; t < input.num_tokens; t += member.threads) prepare_token(x, prologue, input, t);
+  member.meet();
 }
 
 // A weight and what becomes of its sums.
@@ -260,23 +259,36 @@ void run_rows(const Layer& layer, const GemvInput& input, std::int64_t first_row
 
 // linear and qkv_linear: layers over one input.
 
-std::int64_t units_of(const Layer& layer) { return (layer.weight.layout.dim(0) + kRowUnit - 1) / kRowUnit; }
+std::int64_t units_of(const Weight& w) { return (w.layout.dim(0) + kRowUnit - 1) / kRowUnit; }
+
+// The row of `w` at which a unit begins, where the units of several weights are numbered through and those of `w` from `first` on.
+std::int64_t row_of(const Weight& w, std::int64_t unit, std::int64_t first) {
+  return std::clamp((unit - first) * kRowUnit, std::int64_t{0}, w.layout.dim(0));
+}
 
 // The threads share the rows of all layers as if they were one layer's.
 void run_layers(std::span<const Layer> layers, const GemvInput& input, const Worker& worker) {
   std::int64_t total = 0;
-  for (const Layer& layer : layers) total += units_of(layer);
+  for (const Layer& layer : layers) total += units_of(layer.weight);
   worker.take(total, 1, kRowUnit * row_bytes(layers[0].weight), [&](std::int64_t begin, std::int64_t end) {
     std::int64_t first = 0;
     for (const Layer& layer : layers) {
-      const std::int64_t rows = layer.weight.layout.dim(0);
-      const auto row_of = [&](std::int64_t unit) {
-        return std::clamp((unit - first) * kRowUnit, std::int64_t{0}, rows);
-      };
-      run_rows(layer, input, row_of(begin), row_of(end));
-      first += units_of(layer);
+      run_rows(layer, input, row_of(layer.weight, begin, first), row_of(layer.weight, end, first));
+      first += units_of(layer.weight);
     }
   });
+}
+
+// Rows [begin, end) where they lie one after the other, and all of them are read.
+MemoryRange range_of(const Weight& w, std::int64_t begin, std::int64_t end) {
+  if (w.sparsity.present() || begin >= end || !w.layout.is_contiguous()) return {};
+  return {w.layout.as<char>() + begin * row_bytes(w), static_cast<std::size_t>((end - begin) * row_bytes(w))};
+}
+
+// A thread's own share of a weight's rows.
+MemoryRange share_of(const Weight& w, std::int64_t thread, std::int64_t threads) {
+  const std::int64_t units = units_of(w);
+  return range_of(w, row_of(w, units * thread / threads, 0), row_of(w, units * (thread + 1) / threads, 0));
 }
 
 GemvInput input_of(const LinearParams& p, Workspace& space) {
@@ -301,6 +313,28 @@ std::string condition() {
 
 std::string int8_condition() {
   return "input_quantization int8; i8, int4, q8_0, q4_0 or q4_1, contiguous weight rows";
+}
+
+std::vector<MemoryRange> first_reads(const LinearParams& p, int thread, int threads) {
+  return {share_of(weight_of(p), thread, threads)};
+}
+std::vector<MemoryRange> first_reads(const QkvLinearParams& p, int thread, int threads) {
+  const QkvWeights w(p);
+  const std::int64_t total = units_of(w.q) + units_of(w.k) + units_of(w.v), begin = total * thread / threads,
+                     end = total * (thread + 1) / threads;
+  std::vector<MemoryRange> reads;
+  std::int64_t first = 0;
+  for (const Weight* weight : {&w.q, &w.k, &w.v}) {
+    reads.push_back(range_of(*weight, row_of(*weight, begin, first), row_of(*weight, end, first)));
+    first += units_of(*weight);
+  }
+  return reads;
+}
+std::vector<MemoryRange> first_reads(const GatedFfnParams& p, int thread, int threads) {
+  return {share_of(FfnWeights(p).gate, thread, threads)};
+}
+std::vector<MemoryRange> first_reads(const LmHeadArgmaxParams& p, int thread, int threads) {
+  return {share_of(weight_of(p), thread, threads)};
 }
 
 std::size_t workspace(const LinearParams& p, const PlanContext& ctx) {
@@ -357,16 +391,14 @@ void run_pass(const LinearParams& p, const RunContext& ctx) {
   const Shares shares(space, ctx.num_threads);
   const Layer layer{weight, {p.bias, p.residual, p.out, p.activation}, lora.present() ? &lora : nullptr};
   prepare_alone(p.x, p.prologue, input);
-#pragma omp parallel num_threads(team_of(ctx, {&weight}))
-  {
-    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    prepare_together(p.x, p.prologue, input, thread, threads);
+  run_team(team_of(ctx, {&weight}), [&](const Member& member) {
+    prepare_together(p.x, p.prologue, input, member);
     if (lora.present()) {
-      lora.project(input, thread, threads);
-#pragma omp barrier
+      lora.project(input, member.thread, member.threads);
+      member.meet();
     }
-    run_layers({&layer, 1}, input, {shares, thread, threads});
-  }
+    run_layers({&layer, 1}, input, {shares, member});
+  });
 }
 
 }  // namespace
@@ -394,12 +426,10 @@ void run_pass(const QkvLinearParams& p, const RunContext& ctx) {
   const QkvWeights w(p);
   const Layer layers[] = {{w.q, {p.q_bias, {}, p.q}}, {w.k, {p.k_bias, {}, p.k}}, {w.v, {p.v_bias, {}, p.v}}};
   prepare_alone(p.x, p.prologue, input);
-#pragma omp parallel num_threads(team_of(ctx, {&w.q, &w.k, &w.v}))
-  {
-    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    prepare_together(p.x, p.prologue, input, thread, threads);
-    run_layers(layers, input, {shares, thread, threads});
-  }
+  run_team(team_of(ctx, {&w.q, &w.k, &w.v}), [&](const Member& member) {
+    prepare_together(p.x, p.prologue, input, member);
+    run_layers(layers, input, {shares, member});
+  });
 }
 
 }  // namespace
@@ -507,21 +537,20 @@ void run_pass(const GatedFfnParams& p, const RunContext& ctx) {
   const Layer down{w.down, {{}, p.residual, p.out}};
   const std::int64_t hidden_features = w.gate.layout.dim(0), out_features = w.down.layout.dim(0);
   prepare_alone(p.x, p.prologue, s.input);
-#pragma omp parallel num_threads(team_of(ctx, {&w.gate, &w.up, &w.down}))
-  {
-    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    prepare_together(p.x, p.prologue, s.input, thread, threads);
-    const Worker gates{s.gates, thread, threads}, rows{s.down, thread, threads};
+  run_team(team_of(ctx, {&w.gate, &w.up, &w.down}), [&](const Member& member) {
+    prepare_together(p.x, p.prologue, s.input, member);
+    const Worker gates{s.gates, member}, rows{s.down, member};
     gates.take(hidden_features, kRowUnit, row_bytes(w.gate) + row_bytes(w.up),
                [&](std::int64_t begin, std::int64_t end) { run_gates(p.activation, w, s, begin, end); });
-#pragma omp barrier
+    const MemoryRange next = share_of(w.down, member.thread, member.threads);
+    member.meet({&next, 1});
     if (s.hidden.codes.rows != nullptr) {  // the scale of a token is that of all threads' values
-      for (int t = thread; t < s.hidden.num_tokens; t += threads) quantize_token(s.hidden, t);
-#pragma omp barrier
+      for (int t = member.thread; t < s.hidden.num_tokens; t += member.threads) quantize_token(s.hidden, t);
+      member.meet();
     }
     rows.take(out_features, kRowUnit, row_bytes(w.down),
               [&](std::int64_t begin, std::int64_t end) { run_rows(down, s.hidden, begin, end); });
-  }
+  });
 }
 
 }  // namespace
@@ -596,15 +625,13 @@ void run_pass(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   const Weight weight = weight_of(p);
   for (int i = 0; i < ctx.num_threads; ++i) std::fill_n(s.best[i].index, kMaxTokens, -1);
   prepare_alone(p.x, p.prologue, s.input);
-#pragma omp parallel num_threads(team_of(ctx, {&weight}))
-  {
-    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    prepare_together(p.x, p.prologue, s.input, thread, threads);
-    const Worker worker{s.shares, thread, threads};
+  run_team(team_of(ctx, {&weight}), [&](const Member& member) {
+    prepare_together(p.x, p.prologue, s.input, member);
+    const Worker worker{s.shares, member};
     worker.take(weight.layout.dim(0), kRowUnit, row_bytes(weight), [&](std::int64_t begin, std::int64_t end) {
-      best_of_rows(weight, s.input, begin, end, s.best[thread]);
+      best_of_rows(weight, s.input, begin, end, s.best[member.thread]);
     });
-  }
+  });
   for (int t = 0; t < s.input.num_tokens; ++t) {
     for (int i = 1; i < ctx.num_threads; ++i)
       if (s.best[i].index[t] >= 0) offer(s.best[0], t, s.best[i].max[t], s.best[i].index[t]);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "kf/kernel.h"
 #include "kf/ops/linear.h"
@@ -36,5 +37,11 @@ void run(const LinearParams& p, const RunContext& ctx);
 void run(const QkvLinearParams& p, const RunContext& ctx);
 void run(const GatedFfnParams& p, const RunContext& ctx);
 void run(const LmHeadArgmaxParams& p, const RunContext& ctx);
+
+// Kernel::reads_first.
+std::vector<MemoryRange> first_reads(const LinearParams& p, int thread, int threads);
+std::vector<MemoryRange> first_reads(const QkvLinearParams& p, int thread, int threads);
+std::vector<MemoryRange> first_reads(const GatedFfnParams& p, int thread, int threads);
+std::vector<MemoryRange> first_reads(const LmHeadArgmaxParams& p, int thread, int threads);
 
 }  // namespace kf::cpu::gemv
