@@ -1,8 +1,10 @@
 // kf_bench_model: time a token of a model with random weights, on any device: the unfused engine; the fused one; that one with
 // its launches replayed; and with replayed steps that feed each other (Engine::decode). In turns; their logits are compared in the same run.
+// Of the forms `rules`: the replayed form without any rule (the same kernels otherwise), with all, and for each rule that applies, with it
+// alone and with all but it.
 // JSON on request.
 //   kf_bench_model [--shape llama-3.2-1b] [--device cuda] [--dtype bf16] [--batch 1] [--context 512] [--tokens 64]
-//                  [--forms cpu,unfused,fused,replayed,decode] [--fusion all|measured] [--json FILE]
+//                  [--forms cpu,unfused,fused,replayed,decode,rules] [--fusion all|measured] [--json FILE]
 
 #include <algorithm>
 #include <chrono>
@@ -12,6 +14,7 @@
 #include <numeric>
 #include <optional>
 #include <random>
+#include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -21,6 +24,7 @@
 #include "kernel_counter.h"
 #include "kf/engine.h"
 #include "kf/error.h"
+#include "kf/rules.h"
 #include "model_shapes.h"
 
 namespace {
@@ -135,15 +139,22 @@ class Form {
     EngineOptions e = name == "unfused" ? EngineOptions::unfused() : EngineOptions{};
     if (name != "unfused")
       e.fusion.mode = o.fusion == "all" ? FusionPolicy::Mode::all : FusionPolicy::Mode::measured;
-    if (std::ranges::find(kNames, name) == std::end(kNames))
+    if (name == kNoRule) {
+      e.fusion.mode = FusionPolicy::Mode::none;
+    } else if (name.starts_with(kOnly)) {
+      e.fusion.only = {name.substr(kOnly.size())};
+    } else if (name.starts_with(kWithout)) {
+      e.fusion.except = {name.substr(kWithout.size())};
+    } else if (std::ranges::find(kNames, name) == std::end(kNames)) {
       throw Error(ErrorCode::invalid_argument,
-                  fmt::format("--forms: expected some of {}, got {}", fmt::join(kNames, ", "), name));
+                  fmt::format("--forms: expected some of {}, rules, got {}", fmt::join(kNames, ", "), name));
+    }
     e.max_seq_len = o.context + 2 * kWarmUp + kRounds * o.tokens;
     e.max_batch_size = o.batch;
     e.max_step_tokens = std::max(e.max_step_tokens, o.batch);
     e.activation_dtype = e.cache.dtype = dtype_of(o.dtype);
     e.device = parse_device(name == "cpu" ? "cpu" : o.device);
-    e.replay = name == "replayed" || name == "decode";
+    e.replay = name != "cpu" && name != "unfused" && name != "fused";
     engine.emplace(config, weights.named, e);
     prefill(o.context - 1, 0);  // plans
     engine->cache().release(sequences_.back());
@@ -181,7 +192,18 @@ class Form {
     std::copy_n(tokens.end() - std::ssize(ids_), ids_.size(), ids_.begin());
   }
 
+  // The rules that were applied to the last step.
+  std::set<std::string> rules() {
+    std::set<std::string> names;
+    const StepShape shape = engine->shape_of(StepOutput::ids, std::ssize(ids_), std::ssize(ids_),
+                                             std::ssize(ids_), engine->cache().length(sequences_.front()));
+    for (const Applied& a : engine->fused_graph(shape).applied)
+      if (a.kept) names.insert(a.rule);
+    return names;
+  }
+
   static constexpr const char* kNames[] = {"cpu", "unfused", "fused", "replayed", "decode"};
+  static constexpr std::string_view kNoRule = "no rule", kOnly = "only ", kWithout = "without ";
 
   static constexpr std::int64_t kWarmUp = 8, kRounds = 5;
   const std::string name;
@@ -259,16 +281,31 @@ int run(const Options& o) {
              d.caps().name, o.batch, o.context, 1e-9 * read);
   std::optional<RandomWeights> on_host;
   std::vector<std::unique_ptr<Form>> forms;
-  for (std::size_t begin = 0; begin < o.forms.size();) {
-    const std::size_t end = std::min(o.forms.find(',', begin), o.forms.size());
-    const std::string name = o.forms.substr(begin, end - begin);
-    begin = end + 1;
+  const auto add = [&](const std::string& name) {
     try {
       if (name == "cpu") on_host.emplace(config, dtype_of(o.dtype), dispatchers.on({}));
       forms.push_back(std::make_unique<Form>(name, config, name == "cpu" ? *on_host : weights, o));
     } catch (const Error& e) {
       if (e.code() == ErrorCode::invalid_argument) throw;
       fmt::print("{}: {}\n", name, e.what());
+    }
+  };
+  for (std::size_t begin = 0; begin < o.forms.size();) {
+    const std::size_t end = std::min(o.forms.find(',', begin), o.forms.size());
+    const std::string name = o.forms.substr(begin, end - begin);
+    begin = end + 1;
+    if (name != "rules") {
+      add(name);
+      continue;
+    }
+    add(std::string(Form::kNoRule));
+    add("replayed");
+    if (forms.empty()) continue;
+    const std::set<std::string> applied = forms.back()->rules();
+    for (const Rule& r : builtin_rules()) {
+      add(std::string(Form::kOnly) + r.name);
+      if (forms.back()->name.ends_with(r.name) && forms.back()->rules().empty()) forms.pop_back();
+      if (applied.contains(r.name)) add(std::string(Form::kWithout) + r.name);
     }
   }
   if (forms.empty()) return 1;
@@ -286,7 +323,7 @@ int run(const Options& o) {
   }
   if (!counter.problem().empty()) fmt::print("kernels are not counted by CUPTI: {}\n", counter.problem());
 
-  fmt::print("{:<10} {:>9} {:>9} {:>9} {:>10} {:>9} {:>9} {:>10} {:>12} {:>9}\n", "form", "ms/token", "10 %",
+  fmt::print("{:<34} {:>9} {:>9} {:>9} {:>10} {:>9} {:>9} {:>10} {:>12} {:>9}\n", "form", "ms/token", "10 %",
              "90 %", "tokens/s", "launches", "counted", "GB/s", "prefill ms",
              "logits  tokens as the first form's");
   nlohmann::json results = nlohmann::json::array();
@@ -297,7 +334,7 @@ int run(const Options& o) {
     const double apart = distance(f->first_logits, forms.front()->first_logits);
     const std::vector<std::int32_t>& first = forms.front()->tokens;
     const auto same = std::ranges::mismatch(f->tokens, first).in1 - f->tokens.begin();
-    fmt::print("{:<10} {:>9.3f} {:>9.3f} {:>9.3f} {:>10.0f} {:>9} {:>9} {:>10.0f} {:>12.2f} {:>9.2g}{}\n",
+    fmt::print("{:<34} {:>9.3f} {:>9.3f} {:>9.3f} {:>10.0f} {:>9} {:>9} {:>10.0f} {:>12.2f} {:>9.2g}{}\n",
                f->name, ms, quantile(f->ms, 0.1), quantile(f->ms, 0.9),
                static_cast<double>(o.batch) / ms * 1e3, m.launches, kernels[i], read / ms * 1e-6,
                f->prefill_ms, apart, fmt::format("  {} of {}", same, f->tokens.size()));

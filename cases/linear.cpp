@@ -312,6 +312,14 @@ void add_linear_device_cases(CaseList& list) {
     add_ffn(list, DType::bf16, w, {num_tokens, 4096, 14336}, NormKind::rms, Activation::silu, true, true);
     add_ffn(list, DType::bf16, w, {num_tokens, 2048, 8192}, NormKind::rms, Activation::silu, true, true);
   }
+  for (const Around& a :
+       {Around{}, {.norm = NormKind::layer}, {.norm = NormKind::rms}, {.before = Activation::gelu}})
+    add_linear(list, DType::bf16, w, {4096, 4096, 4096}, a, true);
+  for (const std::int64_t num_tokens : {64, 256, 1024, 4096}) {
+    if (num_tokens != 64) add_linear(list, DType::bf16, w, {num_tokens, 4096, 14336}, {}, true);
+    add_linear(list, DType::bf16, WeightFormat(DType::bf16).n_of_m(2, 4), {num_tokens, 4096, 14336}, {},
+               true);
+  }
   const WeightFormat int4{DType::int4, 128, DType::f16}, q4_k = DType::q4_k;
   for (const WeightFormat& low :
        {q4_k, WeightFormat(DType::q6_k), WeightFormat(DType::q4_0), WeightFormat(DType::q8_0), int4,

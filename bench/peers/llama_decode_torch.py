@@ -1,11 +1,15 @@
 """Decoding with PyTorch on a CUDA device, for kf_bench_model's shapes: one token a sequence over a static cache,
-launched as it is (eager), and replayed from a CUDA graph, eager and compiled. Random weights; times by CUDA events.
+launched as it is (eager), and replayed from a CUDA graph, eager and compiled. Random weights; times by CUDA events,
+kernels of a step by PyTorch's profiler. With --ours, our model of that shape in the same process, in turns with these;
+its time is that of a step as its caller sees it, until the ids are on the host, with up to 300 more keys in the cache.
 
-    python bench/peers/llama_decode_torch.py [--shape llama-3.2-1b] [--batch 1] [--context 512] [--json FILE]
+    python bench/peers/llama_decode_torch.py [--shape llama-3.2-1b] [--batch 1] [--context 512] [--ours] [--json FILE]
 """
 
 import argparse
 import json
+import statistics
+import time
 
 import torch
 import torch.nn.functional as F
@@ -73,17 +77,58 @@ class Model(torch.nn.Module):
         return F.linear(F.rms_norm(x, (x.shape[-1],), self.norm, 1e-5), self.embedding).argmax(-1)
 
 
-def milliseconds(run, calls=50, rounds=5):
-    best = []
-    for _ in range(rounds):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(calls):
-            run()
-        end.record()
-        end.synchronize()
-        best.append(begin.elapsed_time(end) / calls)
-    return sorted(best)[rounds // 2]
+CALLS, ROUNDS = 50, 5
+
+
+def milliseconds(run):
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(CALLS):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / CALLS
+
+
+def host_milliseconds(run):
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        run()
+    return (time.perf_counter() - start) * 1e3 / CALLS
+
+
+def kernels(run):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize()
+    return sum(
+        e.device_type == torch.autograd.DeviceType.CUDA and not e.name.startswith("Mem") for e in profile.events()
+    )
+
+
+def our_step(shape, batch, context):
+    """A step of our engine, replayed; and the launches of the last."""
+    import numpy as np
+
+    import sagellm_kernel_fusion as kf
+    from sagellm_kernel_fusion.weights import random_model
+
+    longest = context + 2 * CALLS * (ROUNDS + 1)
+    model = kf.load_model(
+        random_model(shape), device="cuda", context=longest, max_batch_size=batch, max_step_tokens=512, fusion="all"
+    )
+    engine, rng = model.engine, np.random.default_rng(0)
+    sequences = [engine.create_sequence() for _ in range(batch)]
+    for sequence in sequences:
+        engine.step([(sequence, rng.integers(0, 1000, context - 1).astype(np.int32), "none")])
+    ids = rng.integers(0, 1000, batch).astype(np.int32)
+
+    def step():
+        ids[:] = engine.step([(s, ids[i : i + 1], "last") for i, s in enumerate(sequences)], "ids")
+
+    for _ in range(6):
+        step()
+    return step, lambda: engine.last_step["launches"]
 
 
 def captured(run):
@@ -117,12 +162,30 @@ def main():
             ids.copy_(model(ids, position))
 
         step()
-        times = {"eager": milliseconds(step), "eager, CUDA graph": milliseconds(captured(step))}
+        counts = {"eager": kernels(step)}
+        runs = {"eager": step, "eager, CUDA graph": captured(step)}
         for layer in model.layers:
             layer.compile()
-        times["compiled, CUDA graph"] = milliseconds(captured(step))
-        print(args.shape, "batch", batch, {k: round(v, 3) for k, v in times.items()}, flush=True)
-        results.append({"shape": args.shape, "batch": batch, "context": args.context, "ms_per_step": times})
+        runs["compiled, CUDA graph"] = captured(step)
+        counts["compiled, CUDA graph"] = kernels(step)
+        clocks = dict.fromkeys(runs, milliseconds)
+        if args.ours:
+            runs["ours"], launches = our_step(args.shape, batch, args.context)
+            clocks["ours"] = host_milliseconds
+        measured = {name: [] for name in runs}
+        for turn in range(ROUNDS + 1):
+            for name, run in runs.items():
+                value = clocks[name](run)
+                if turn:  # the first warms up
+                    measured[name].append(value)
+        if args.ours:
+            counts["ours"] = launches()
+        times = {name: statistics.median(values) for name, values in measured.items()}
+        print(args.shape, "batch", batch, {k: round(v, 3) for k, v in times.items()}, "kernels", counts, flush=True)
+        results.append(
+            {"shape": args.shape, "batch": batch, "context": args.context, "ms_per_step": times, "kernels": counts}
+        )
+        runs.clear()
         del model, step
     if args.json:
         with open(args.json, "w") as file:
