@@ -227,6 +227,8 @@ TEST(CudaPlans, SparseProductsSayWhatTheyLeave) {
   p = sparse(DType::bf16, 64);
   p.x.strides[0] = 260;
   EXPECT_EQ(reason(p), "x: rows 260 apart: cuSPARSELt takes rows in chunks of 16 bytes");
+  for (const Backend* b : all_backends())
+    if (b->name == "cuda" && b->available()) return;  // it would read the stand-in's weight
   PackCache packs;
   const LinearParams constant = sparse(DType::bf16, 64);
   const auto plan = [&] { return d.plan(constant, {.kernel = "cuda::linear_cusparselt"}, &packs); };

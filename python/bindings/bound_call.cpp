@@ -103,7 +103,7 @@ class BoundCall::Binder final : public FieldVisitor {
     nb::handle given = take_value();
     if (!given.is_valid()) return;
     if (PyBool_Check(given.ptr()) ||
-        std::string_view(Py_TYPE(given.ptr())->tp_name).starts_with("numpy.bool"))
+        std::string_view(nb::type_name(given.type()).c_str()).starts_with("numpy.bool"))
       value = PyObject_IsTrue(given.ptr()) == 1;
     else
       throw_invalid(fmt::format("{}: expected True or False, got {}", what(name), text_of(given)));

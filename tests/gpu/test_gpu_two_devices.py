@@ -107,7 +107,7 @@ def test_a_stream_of_the_other_device_is_refused():
     m, x, weight = manager(), random(9, 512), random(512)
     expected = m.fuse_rmsnorm(x, weight)
     there = on(1, {"x": x, "weight": weight})
-    with pytest.raises(kf.KernelFusionError):
+    with pytest.raises(kf.InvalidArgumentError, match="stream: expected one of cuda:1.*got one of cuda:0"):
         m.fuse_rmsnorm(**there, stream=torch.cuda.Stream(0))
     assert equal(m.fuse_rmsnorm(**there, stream=torch.cuda.Stream(1)), expected)
     assert equal(m.fuse_rmsnorm(x, weight), expected)
@@ -212,11 +212,12 @@ def test_compiled_on_the_second_device(mode):
 
 def test_a_custom_kernel_of_both():
     silu = kf.CudaSource(
-        r"""extern "C" __global__ void silu(const KF_TYPE* x, KF_TYPE* out, int n) {
+        r"""#include <cuda_bf16.h>
+            extern "C" __global__ void silu(const KF_TYPE* x, KF_TYPE* out, int n) {
               int i = blockIdx.x * 256 + threadIdx.x;
               if (i < n) { float v = float(x[i]); out[i] = KF_TYPE(v / (1 + expf(-v))); }
             }""",
-        "silu", ("x", "out", "x.numel"), grid=lambda a: (-(-a["N"] * a["D"] // 256),),
+        "silu", ("x", "out", "x.numel"), grid=lambda a: (-(-a["N"] * a["D"] // 256),), dtypes=("f32", "bf16"),
     )  # fmt: skip
     m, x = manager(), random(9, 512)
     m.register_custom_kernel("my_silu", silu, op="activation")

@@ -30,6 +30,23 @@ CurrentDevice::CurrentDevice(int index) : index_(index) {
   check(cudaGetDevice(&before_), "cudaGetDevice");
   if (before_ != index_) check(cudaSetDevice(index_), "cudaSetDevice");
 }
+#ifdef KF_WARP
+CurrentDevice::CurrentDevice(int index, void*) : CurrentDevice(index) {}  // not every HIP tells
+#else
+CurrentDevice::CurrentDevice(int index, void* stream) : CurrentDevice(index) {
+  static const int devices = [] {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+  }();
+  int of_stream = index;
+  if (devices <= 1 || stream == nullptr ||
+      cudaStreamGetDevice(static_cast<cudaStream_t>(stream), &of_stream) != cudaSuccess || of_stream == index)
+    return;
+  throw Error(ErrorCode::invalid_argument,
+              fmt::format("stream: expected one of {0}:{1}, where the operands are, got one of {0}:{2}",
+                          kDevice, index, of_stream));
+}
+#endif
 CurrentDevice::~CurrentDevice() {
   if (before_ != index_) (void)cudaSetDevice(before_);
 }

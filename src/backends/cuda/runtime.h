@@ -12,10 +12,12 @@ inline constexpr int kMaxDevices = 64;
 // Throws what a call of the runtime returned, as resource_exhausted or unavailable: "cudaMalloc: out of memory".
 void check(cudaError_t status, const char* what);
 
-// Makes a device current, and the one before again.
+// Makes a device current, and the one before again. With a stream: refused where that is another device's, on which the work
+// would be done.
 class CurrentDevice {
  public:
   explicit CurrentDevice(int index);
+  CurrentDevice(int index, void* stream);
   ~CurrentDevice();
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;

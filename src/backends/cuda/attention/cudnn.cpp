@@ -195,7 +195,7 @@ std::shared_ptr<CudnnState> cudnn_prepare(const AttentionParams& p, const PlanCo
 
 void cudnn_run(const AttentionParams& p, const CudnnState& s, const RunContext& ctx) {
   const int device = p.q.device.index;
-  const CurrentDevice current(device);
+  const CurrentDevice current(device, ctx.stream);
   if (!is_aligned(p))
     throw Error(ErrorCode::invalid_argument, "attention: cuDNN expected q, k, v and out aligned to 16 bytes");
   std::unordered_map<std::int64_t, void*> operands = {

@@ -14,7 +14,7 @@ namespace kf::cuda {
 class Launch {
  public:
   Launch(const TensorView& on, const RunContext& ctx)
-      : current_(on.device.index), stream_(static_cast<cudaStream_t>(ctx.stream)), device_(on.device.index) {}
+      : current_(on.device.index, ctx.stream), stream_(static_cast<cudaStream_t>(ctx.stream)), device_(on.device.index) {}
 
   TableFault* fault() const { return table_fault(device_); }
 

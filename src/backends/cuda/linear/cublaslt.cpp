@@ -259,7 +259,7 @@ std::shared_ptr<CublasLtState> cublaslt::prepare(const LinearParams& p, const Pl
 
 void cublaslt::run(const LinearParams& p, const CublasLtState& s, const RunContext& ctx) {
   if (p.out.numel() == 0) return;
-  const CurrentDevice current(p.x.device.index);
+  const CurrentDevice current(p.x.device.index, ctx.stream);
   bool aligned = true;
   for (const TensorView* t : {&p.x, &p.weight, &p.residual, &p.out})
     aligned &= !t->present() || reinterpret_cast<std::uintptr_t>(t->data) % 16 == 0;

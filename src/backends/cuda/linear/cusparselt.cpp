@@ -237,7 +237,7 @@ void run(const LinearParams& p, const CusparseLtState& s, const RunContext& ctx)
           fmt::format("linear: {}: cuSPARSELt expected an address that is a multiple of {}, got {}: copy "
                       "the tensor, or select the kernel cuda::linear_dequant_gemm",
                       name, kAlignment, t->data));
-  const CurrentDevice current(p.x.device.index);
+  const CurrentDevice current(p.x.device.index, ctx.stream);
   const float one = 1, kept = p.residual.present() ? 1.0f : 0.0f;
   auto stream = static_cast<cudaStream_t>(ctx.stream);
   check_lt(library().cusparseLtMatmul(s.product->handle, &s.product->plan, &one, s.weight.get(), p.x.data,
