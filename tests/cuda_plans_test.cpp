@@ -148,6 +148,10 @@ TEST(CudaPlans, DenseNormsSayWhatTheyLeave) {
   RmsNormParams p = rms(64);
   p.residual = {};
   EXPECT_EQ(of(p), "no residual: this kernel adds one");
+  EXPECT_EQ(selected(d, p), "cuda::rms_norm_dense");
+  EXPECT_EQ(reason(rms(64), "cuda::rms_norm_dense"), "residual given: this kernel takes none");
+  p.weight.dtype = DType::f32;
+  EXPECT_EQ(selected(d, p), "cuda::rms_norm_plain");
   p = rms(64);
   p.weight.dtype = DType::f32;
   EXPECT_EQ(of(p), "weight f32 with x bf16: this kernel takes one dtype");
@@ -167,6 +171,8 @@ TEST(CudaPlans, DenseNormsSayWhatTheyLeave) {
             "bias f32 with x f16: this kernel takes one dtype");
   layer.bias.dtype = DType::f16;
   EXPECT_EQ(selected(d, layer), "cuda::layer_norm_residual_dense");
+  layer.residual = {};
+  EXPECT_EQ(selected(d, layer), "cuda::layer_norm_dense");
 }
 
 // A row that a launch would fail in refuses when it is planned, and says how much it needs; another serves.

@@ -56,10 +56,16 @@ std::vector<Kernel> kernels() {
   // --- rms_norm, layer_norm ---
   constexpr const char* kDense =
       "with a residual; one dtype; evenly spaced rows in vectors of 16 bytes, up to 32 KiB";
+  constexpr const char* kDensePlain =
+      "no residual; one dtype; evenly spaced rows in vectors of 16 bytes, up to 32 KiB";
+  add("rms_norm_plain", make_kernel("cuda::rms_norm_dense", kFused | kVanilla, kDensePlain,
+                                    rms_norm_dense_supports, rms_norm_dense_run));
+  add("layer_norm_plain", make_kernel("cuda::layer_norm_dense", kFused | kVanilla, kDensePlain,
+                                      layer_norm_dense_supports, layer_norm_dense_run));
   add("rms_norm_residual", make_kernel("cuda::rms_norm_residual_dense", kFused, kDense,
-                                       rms_norm_dense_supports, rms_norm_dense_run));
+                                       rms_norm_residual_dense_supports, rms_norm_dense_run));
   add("layer_norm_residual", make_kernel("cuda::layer_norm_residual_dense", kFused, kDense,
-                                         layer_norm_dense_supports, layer_norm_dense_run));
+                                         layer_norm_residual_dense_supports, layer_norm_dense_run));
 
   // --- attention ---
   add("attention_f32",

@@ -16,8 +16,9 @@ namespace {
 constexpr std::int64_t kVectorBytes = 16;
 
 template <class P>
-Support supports(const P& p) {
-  if (!p.residual.present()) return Support::no("no residual: this kernel adds one");
+Support supports(const P& p, bool residual) {
+  if (residual && !p.residual.present()) return Support::no("no residual: this kernel adds one");
+  if (!residual && p.residual.present()) return Support::no("residual given: this kernel takes none");
   const TensorView bias = bias_of(p);
   for (const auto& [name, t] : {std::pair{"weight", &p.weight}, {"bias", &bias}})
     if (t->present() && t->dtype != p.x.dtype)
@@ -57,12 +58,18 @@ bool aligned(const P& p) {
 
 }  // namespace
 
-Support rms_norm_dense_supports(const RmsNormParams& p, const PlanContext&) { return supports(p); }
+Support rms_norm_dense_supports(const RmsNormParams& p, const PlanContext&) { return supports(p, false); }
+Support rms_norm_residual_dense_supports(const RmsNormParams& p, const PlanContext&) {
+  return supports(p, true);
+}
 void rms_norm_dense_run(const RmsNormParams& p, const RunContext& ctx) {
   if (aligned(p)) return dense_norm_run(p, ctx);
   rms_norm_run(p, ctx);
 }
-Support layer_norm_dense_supports(const LayerNormParams& p, const PlanContext&) { return supports(p); }
+Support layer_norm_dense_supports(const LayerNormParams& p, const PlanContext&) { return supports(p, false); }
+Support layer_norm_residual_dense_supports(const LayerNormParams& p, const PlanContext&) {
+  return supports(p, true);
+}
 void layer_norm_dense_run(const LayerNormParams& p, const RunContext& ctx) {
   if (aligned(p)) return dense_norm_run(p, ctx);
   layer_norm_run(p, ctx);

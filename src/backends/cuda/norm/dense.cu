@@ -14,7 +14,7 @@ namespace {
 constexpr int kMostVecs = 4;
 
 struct DenseArgs {
-  const void *x, *residual, *weight, *bias;
+  const void *x, *residual, *weight, *bias;                                 // residual, bias: or null
   void *out, *residual_out;                                                 // residual_out: or null
   std::int64_t x_stride, residual_stride, out_stride, residual_out_stride;  // of rows, in elements
   std::int64_t rows;
@@ -36,30 +36,43 @@ __device__ void add_raw(const Raw& a, const Raw& b, float (&to)[W]) {
   for (int k = 0; k < W; ++k) to[k] += v[k];
 }
 
-template <bool kCentred, class T, int kVecs>
-__global__ void __launch_bounds__(kMaxRowThreads, kVecs == 1 ? 3 : 2) dense_norm_kernel(const DenseArgs a) {
+// The blocks that a multiprocessor is to hold: without a residual a thread has half as much on its way.
+constexpr int dense_blocks(bool residual, int vecs) { return residual && vecs > 1 ? 2 : 3; }
+
+template <bool kCentred, bool kResidual, class T, int kVecs>
+__global__ void __launch_bounds__(kMaxRowThreads, dense_blocks(kResidual, kVecs))
+    dense_norm_kernel(const DenseArgs a) {
   constexpr int W = kVectorWidth<T>;
   wait_for_predecessor();
   const std::int64_t row = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   const bool active = row < a.rows;  // the others only take part in reductions
   const int n = active ? a.n : 0;
   const T* const x_row = static_cast<const T*>(a.x) + (active ? row : 0) * a.x_stride;
-  const T* const residual_row = static_cast<const T*>(a.residual) + (active ? row : 0) * a.residual_stride;
-  Raw x[kVecs], residual[kVecs];
+  const T* const residual_row =
+      kResidual ? static_cast<const T*>(a.residual) + (active ? row : 0) * a.residual_stride : nullptr;
+  Raw x[kVecs], residual[kResidual ? kVecs : 1];
   for_each_vector<kVecs, W>(n, [&](int j, int i) {
     x[j].bits = *reinterpret_cast<const uint4*>(x_row + i);
-    residual[j].bits = *reinterpret_cast<const uint4*>(residual_row + i);
+    if constexpr (kResidual) residual[j].bits = *reinterpret_cast<const uint4*>(residual_row + i);
   });
+  const auto element = [&](int j, float(&h)[W]) {
+    if constexpr (kResidual)
+      add_raw<T>(x[j], residual[j], h);
+    else
+      widen(reinterpret_cast<const Pack<T, W>&>(x[j].bits), h);
+  };
   const auto each = [&](const auto& f) {
     for_each_vector<kVecs, W>(n, [&](int j, int) {
       float h[W];
-      add_raw<T>(x[j], residual[j], h);
+      element(j, h);
       f(h);
     });
   };
   Statistics statistics;
   if constexpr (kCentred) {
-    statistics = row_statistics_about<W>(widen(*x_row) + widen(*residual_row), a.n, a.eps, each);
+    float near = widen(*x_row);
+    if constexpr (kResidual) near += widen(*residual_row);
+    statistics = row_statistics_about<W>(near, a.n, a.eps, each);
   } else {
     statistics = row_statistics<false, W>(false, a.n, a.eps, each);
   }
@@ -67,13 +80,13 @@ __global__ void __launch_bounds__(kMaxRowThreads, kVecs == 1 ? 3 : 2) dense_norm
 #pragma unroll
   for (int j = 0; j < kVecs; ++j) {
     x[j].forget();
-    residual[j].forget();
+    if constexpr (kResidual) residual[j].forget();
   }
   T* const out = static_cast<T*>(a.out) + row * a.out_stride;
   T* const residual_out = static_cast<T*>(a.residual_out) + row * a.residual_out_stride;
   for_each_vector<kVecs, W>(n, [&](int j, int i) {
     float h[W], w[W], result[W];
-    add_raw<T>(x[j], residual[j], h);
+    element(j, h);
     load(static_cast<const T*>(a.weight) + i, w);
     if constexpr (kCentred) {
       float b[W] = {};
@@ -98,9 +111,9 @@ void launch_dense(const P& p, const RunContext& ctx) {
               norm.out,
               norm.residual_out,
               *norm.x_rows.even_stride(),
-              *norm.residual_rows.even_stride(),
+              norm.residual ? *norm.residual_rows.even_stride() : 0,
               *norm.out_rows.even_stride(),
-              *norm.residual_out_rows.even_stride(),
+              norm.residual_out ? *norm.residual_out_rows.even_stride() : 0,
               norm.rows,
               norm.n,
               norm.eps,
@@ -110,7 +123,9 @@ void launch_dense(const P& p, const RunContext& ctx) {
     const RowShape shape = row_shape(a.n, kVectorWidth<T>, vectors_each(a.rows));
     with_vecs(shape.vecs, [&]<int kVecs>(std::integral_constant<int, kVecs>) {
       if constexpr (kVecs > 0 && kVecs <= kMostVecs)
-        launch(dense_norm_kernel<kCentred, T, kVecs>, shape.grid(a.rows), shape.block(), 0, a);
+        launch(a.residual ? dense_norm_kernel<kCentred, true, T, kVecs>
+                          : dense_norm_kernel<kCentred, false, T, kVecs>,
+               shape.grid(a.rows), shape.block(), 0, a);
     });
   });
 }
