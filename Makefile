@@ -90,6 +90,7 @@ test-cuda-build: setup
 	@cmake --build build-cuda-check -j $(JOBS) --target kf_tests kf_info
 	@build-cuda-check/kf_tests --gtest_brief=1 --gtest_filter='Accelerators*:Cuda*'
 	@build-cuda-check/kf_info | grep -q 'cuda'
+	@! nm build-cuda-check/CMakeFiles/kf.dir/src/backends/cuda/attention/cudnn.cpp.o 2>/dev/null | grep ' u ' # shared with PyTorch's
 
 ## make test-hip-build  the ROCm backend's kernels compiled for gfx906 and gfx90a (Debian's hipcc), their registers and waves checked
 test-hip-build: setup

@@ -148,6 +148,7 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--ours", action="store_true")
     parser.add_argument("--json")
     args = parser.parse_args()
     torch.set_grad_enabled(False)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from bounds import on_the_cpu, random, rows_agree
+from bounds import attention_agrees, on_the_cpu, random, rows_agree
 
 import sagellm_kernel_fusion as kf
 import sagellm_kernel_fusion.torch as kft
@@ -58,6 +58,15 @@ def test_attention(options):
         operands["attn_mask"] = torch.ones(64, 64, dtype=torch.bool, device="cuda").tril(3)
     got = kft.scaled_dot_product_attention(**operands)
     rows_agree(got, kft.scaled_dot_product_attention(**on_the_cpu(operands)), FEW[BF16])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_cudnns_attention(causal):
+    """In the process of PyTorch, which has cuDNN and a frontend to it of its own."""
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(libraries=[], attention_backend="flash3"))
+    operands = {"q": random(2, 130, 8, 64), "k": random(2, 130, 2, 64), "v": random(2, 130, 2, 64).flip(1)}
+    assert m.plan("attention", **operands, causal=causal)["kernel"] == "cuda::attention_cudnn"
+    attention_agrees(m.fuse_attention(**operands, causal=causal), None, operands, {"causal": causal})
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "layer_norm", "attention", "gated_ffn"])
