@@ -1,10 +1,12 @@
 // A weight is compressed into cuSPARSELt's own form once, by way of a dense copy, and the calls that know it as constant share it.
+// Of the library's algorithms the fastest for a size is found once, by running them.
 
 #include "backends/cuda/linear/cusparselt.h"
 
 #include <cusparseLt.h>
 
 #include <array>
+#include <map>
 #include <mutex>
 #include <string>
 #include <type_traits>
@@ -31,7 +33,8 @@ namespace {
               each(cusparseLtMatmulAlgSelectionDestroy) each(cusparseLtMatmulPlanInit)     \
                   each(cusparseLtMatmulPlanDestroy) each(cusparseLtMatmulGetWorkspace)     \
                       each(cusparseLtSpMMACompressedSize2) each(cusparseLtSpMMACompress2)  \
-                          each(cusparseLtMatmul)
+                          each(cusparseLtMatmul) each(cusparseLtMatmulSearch)              \
+                              each(cusparseLtMatmulAlgGetAttribute) each(cusparseLtMatmulAlgSetAttribute)
 
 struct Library {
 #define KF_MEMBER(name) decltype(&::name) name = nullptr;
@@ -80,6 +83,12 @@ const cusparseLtHandle_t* handle_of(int device) {
 
 constexpr std::uint32_t kAlignment = 16;
 
+// How a size is multiplied.
+using Choice = std::map<cusparseLtMatmulAlgAttribute_t, int>;
+constexpr cusparseLtMatmulAlgAttribute_t kChosen[] = {
+    CUSPARSELT_MATMUL_ALG_CONFIG_ID, CUSPARSELT_MATMUL_SPLIT_K, CUSPARSELT_MATMUL_SPLIT_K_MODE,
+    CUSPARSELT_MATMUL_SPLIT_K_BUFFERS};
+
 // out^T [out, tokens] = weight [out, in] x^T. The library keeps the addresses of what it is given: none of it moves.
 struct Product {
   const cusparseLtHandle_t* handle;
@@ -89,7 +98,8 @@ struct Product {
   cusparseLtMatmulPlan_t plan;
   int made = 0;
 
-  Product(const LinearParams& p, int device) : handle(handle_of(device)) {
+  // `choice`: as found before; null: the library's default.
+  Product(const LinearParams& p, int device, const Choice* choice = nullptr) : handle(handle_of(device)) {
     const Library& lt = library();
     const std::int64_t tokens = p.x.dim(0), in = p.x.dim(1), features = p.out.dim(1);
     const cudaDataType type = p.x.dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
@@ -118,6 +128,10 @@ struct Product {
            "cusparseLtMatmulDescriptorInit");
       step(lt.cusparseLtMatmulAlgSelectionInit(handle, &algorithm, &product, CUSPARSELT_MATMUL_ALG_DEFAULT),
            "cusparseLtMatmulAlgSelectionInit");
+      if (choice != nullptr)
+        for (const auto& [attribute, value] : *choice)
+          check_lt(lt.cusparseLtMatmulAlgSetAttribute(handle, &algorithm, attribute, &value, sizeof value),
+                   "cusparseLtMatmulAlgSetAttribute");
       step(lt.cusparseLtMatmulPlanInit(handle, &plan, &product, &algorithm), "cusparseLtMatmulPlanInit");
     } catch (...) {
       destroy();
@@ -125,6 +139,32 @@ struct Product {
     }
   }
   ~Product() { destroy(); }
+
+  // Runs the algorithms over memory of the call's size, and leaves the plan with the fastest.
+  Choice search(const LinearParams& p, const void* compressed, const Dispatcher& d) {
+    const Library& lt = library();
+    std::size_t workspace_bytes = 0;
+    check_lt(lt.cusparseLtMatmulGetWorkspace(handle, &plan, &workspace_bytes),
+             "cusparseLtMatmulGetWorkspace");
+    const auto rows_of = [&](const TensorView& t) {
+      const std::size_t stride = t.dim(0) > 1 ? t.stride(0) : t.dim(1);
+      return d.allocate(static_cast<std::size_t>(t.dim(0)) * stride * 2);
+    };
+    const auto x_rows = rows_of(p.x), rows = rows_of(p.out), workspace = d.allocate(workspace_bytes);
+    const auto added_rows = p.residual.present() ? rows_of(p.residual) : rows;
+    d.synchronize();
+    const float one = 1, kept = p.residual.present() ? 1.0f : 0.0f;
+    check_lt(lt.cusparseLtMatmulSearch(handle, &plan, &one, compressed, x_rows.get(), &kept, added_rows.get(),
+                                       rows.get(), workspace.get(), nullptr, 0),
+             "cusparseLtMatmulSearch");
+    d.synchronize();
+    Choice found;
+    for (const cusparseLtMatmulAlgAttribute_t attribute : kChosen)
+      check_lt(
+          lt.cusparseLtMatmulAlgGetAttribute(handle, &algorithm, attribute, &found[attribute], sizeof(int)),
+          "cusparseLtMatmulAlgGetAttribute");
+    return found;
+  }
   Product(const Product&) = delete;
   Product& operator=(const Product&) = delete;
 
@@ -169,6 +209,54 @@ std::shared_ptr<void> compress(const LinearParams& p, const Product& product, co
   d.synchronize();
   return compressed;
 }
+
+// What was found, by size.
+struct Choices {
+  using Size = std::array<std::int64_t, 9>;
+  static Size size_of(const LinearParams& p, int device) {
+    const auto stride = [](const TensorView& t) { return t.present() ? t.stride(0) : 0; };
+    return {device,
+            static_cast<std::int64_t>(p.x.dtype),
+            p.x.dim(0),
+            p.x.dim(1),
+            p.out.dim(1),
+            stride(p.x),
+            stride(p.out),
+            stride(p.residual),
+            p.residual.present()};
+  }
+  const Choice* find(const Size& size) {
+    const std::lock_guard lock(mutex_);
+    const auto found = choices_.find(size);
+    return found == choices_.end() ? nullptr : &found->second;
+  }
+  void keep(const Size& size, Choice choice) {
+    const std::lock_guard lock(mutex_);
+    choices_.emplace(size, std::move(choice));  // the first stays, where it is
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<Size, Choice> choices_;
+};
+Choices& choices() {
+  static Choices& all = *new Choices;
+  return all;
+}
+
+// What a recording of some stream forbids its thread is allowed: memory of its own, and waiting for it.
+class WhileRecording {
+ public:
+  WhileRecording() {
+    check(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode");
+  }
+  ~WhileRecording() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+  WhileRecording(const WhileRecording&) = delete;
+  WhileRecording& operator=(const WhileRecording&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
 
 }  // namespace
 
@@ -220,10 +308,14 @@ std::shared_ptr<CusparseLtState> prepare(const LinearParams& p, const PlanContex
                                          std::size_t* workspace_bytes) {
   const CurrentDevice current(ctx.caps.device.index);
   auto s = std::make_shared<CusparseLtState>();
-  s->product = std::make_unique<Product>(p, ctx.caps.device.index);
+  const Choices::Size size = Choices::size_of(p, ctx.caps.device.index);
+  const Choice* const known = choices().find(size);
+  s->product = std::make_unique<Product>(p, ctx.caps.device.index, known);
   s->weight = ctx.packs->get<void>(
       {&p.weight, &p.weight_sparsity.mask}, "cusparselt",
       [&](std::size_t* bytes) { return compress(p, *s->product, ctx.dispatcher, bytes); });
+  const WhileRecording allowed;
+  if (known == nullptr) choices().keep(size, s->product->search(p, s->weight.get(), ctx.dispatcher));
   check_lt(library().cusparseLtMatmulGetWorkspace(s->product->handle, &s->product->plan, workspace_bytes),
            "cusparseLtMatmulGetWorkspace");
   return s;
