@@ -25,8 +25,8 @@ find_path(KF_CUDNN_INCLUDE cudnn.h HINTS ${KF_SITE_PACKAGES} PATH_SUFFIXES nvidi
 set(KF_CUDNN_SOURCE ${CMAKE_SOURCE_DIR}/src/backends/cuda/attention/cudnn.cpp)
 set(KF_CUDNN_ABSENT ${CMAKE_SOURCE_DIR}/src/backends/cuda/attention/cudnn_absent.cpp)
 if(KF_CUDNN_FRONTEND_INCLUDE AND KF_CUDNN_INCLUDE)
-  # Not the project's warnings. Its symbols stay within: PyTorch has another version of these headers inside, and statics of inline
-  # functions that are unique in a process would be shared with it.
+  # Not the project's warnings. Its symbols stay within: another copy of these headers in the process, as PyTorch's, of another version
+  # may be, is to share no statics of inline functions with this one.
   set_source_files_properties(${KF_CUDNN_SOURCE} PROPERTIES COMPILE_OPTIONS
     "-O1;-fvisibility=hidden;-fno-gnu-unique;-isystem;${KF_CUDNN_FRONTEND_INCLUDE};-isystem;${KF_CUDNN_INCLUDE};-isystem;${CUDAToolkit_INCLUDE_DIRS}")
   set_source_files_properties(${KF_CUDNN_ABSENT} PROPERTIES HEADER_FILE_ONLY ON)
