@@ -44,6 +44,12 @@ const Form& form_of(const OpInfo& info) {
 
 std::string text_of(nb::handle h) { return nb::cast<std::string>(nb::repr(h)); }
 
+bool is_numpys_boolean(nb::handle given) {
+  const nb::handle type = given.type();
+  return nb::cast<std::string>(type.attr("__module__")) == "numpy" &&
+         nb::cast<std::string_view>(type.attr("__name__")).starts_with("bool");
+}
+
 // A function of sagellm_kernel_fusion.arrays, found once.
 nb::handle arrays_function(const char* name) {
   return nb::object(nb::module_::import_("sagellm_kernel_fusion.arrays").attr(name)).release();
@@ -102,8 +108,7 @@ class BoundCall::Binder final : public FieldVisitor {
   void attr(const char* name, bool& value) override {
     nb::handle given = take_value();
     if (!given.is_valid()) return;
-    if (PyBool_Check(given.ptr()) ||
-        std::string_view(nb::type_name(given.type()).c_str()).starts_with("numpy.bool"))
+    if (PyBool_Check(given.ptr()) || is_numpys_boolean(given))
       value = PyObject_IsTrue(given.ptr()) == 1;
     else
       throw_invalid(fmt::format("{}: expected True or False, got {}", what(name), text_of(given)));

@@ -1,8 +1,9 @@
-"""What editors and type checkers read: the package is marked as typed, and the extension has stubs."""
+"""What editors, type checkers and linkers read: the package is marked as typed, the extension has stubs, and exports."""
 
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,11 @@ print(load_model.__name__, __version__)
     error, names = run(code).splitlines()
     assert error == "fuse_model: expected PyTorch, found none: pip install torch"
     assert names == f"load_model {sagellm_kernel_fusion.__version__}"
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm here")
+def test_the_extension_exports_its_beginning_alone():
+    """Another extension in the process, which has libraries of ours or libstdc++ inside, is to find none of ours."""
+    listed = subprocess.run(["nm", "-D", "--defined-only", _kf.__file__], check=True, capture_output=True, text=True)
+    strong = {name for _, kind, name in map(str.split, listed.stdout.splitlines()) if kind in "TDBR"}
+    assert strong == {"PyInit__kf"}
