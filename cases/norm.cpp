@@ -16,7 +16,7 @@ namespace kf::cases {
 namespace {
 
 struct Form {
-  const char* name;
+  std::string name;
   bool residual = false;
   int apart = 0;     // elements between rows, of rank 3
   bool bias = true;  // layer norm
@@ -131,22 +131,28 @@ void add_norm_cases(CaseList& list) {
       add(list, op, dtype, 2150, n, {"_residual_own_weight_apart", true, 8, true, 0.0f, 1.0f, dtype});
     }
     add(list, op, DType::f32, 530, 8192, plain);
-    // Weight and bias of x's dtype beside a residual, which a device has kernels of its own for: rows of less than a warp, of an odd
-    // number of vectors, of several vectors a thread, the longest and one longer; rows apart by whole vectors and by less, and a mean
-    // far from the deviation.
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      const Form own{"_residual_own_weight", true, 0, true, 0.0f, 1.0f, dtype};
-      const std::int64_t width = dtype == DType::f32 ? 4 : 8;
-      for (const std::int64_t vectors : {1, 5, 67, 512, 2048, 2049})
-        add(list, op, dtype, 5, vectors * width, own);
-      add(list, op, dtype, 2100, 8 * width, own);
-      for (const int apart : {16, 3})
-        add(list, op, dtype, 7, 33 * width,
-            {apart == 3 ? "_residual_own_weight_apart_3" : "_residual_own_weight_apart_16", true, apart, true,
-             0.0f, 1.0f, dtype});
-      if (dtype == DType::f32)
-        add(list, op, dtype, 9, 96, {"_residual_own_weight_mean100", true, 0, true, 100.0f, 1.0f, dtype});
-    }
+    // Weight and bias of x's dtype, with and without a residual, which a device has kernels of its own for: rows of less than a warp, of
+    // an odd number of vectors, of several vectors a thread, the longest and one longer; rows apart by whole vectors and by less, and a
+    // mean far from the deviation.
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16})
+      for (const bool with : {true, false}) {
+        const std::int64_t width = dtype == DType::f32 ? 4 : 8;
+        const auto own = [&](const char* suffix, int apart, float mean) {
+          return Form{fmt::format("{}_own_weight{}", with ? "_residual" : "", suffix),
+                      with,
+                      apart,
+                      true,
+                      mean,
+                      1.0f,
+                      dtype};
+        };
+        for (const std::int64_t vectors : {1, 5, 67, 512, 2048, 2049})
+          add(list, op, dtype, 5, vectors * width, own("", 0, 0.0f));
+        add(list, op, dtype, 2100, 8 * width, own("", 0, 0.0f));
+        add(list, op, dtype, 7, 33 * width, own("_apart_16", 16, 0.0f));
+        add(list, op, dtype, 7, 33 * width, own("_apart_3", 3, 0.0f));
+        if (dtype == DType::f32) add(list, op, dtype, 9, 96, own("_mean100", 0, 100.0f));
+      }
   }
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16})
     for (const DType weight : {DType::f32, dtype})
