@@ -6,6 +6,7 @@
 #include <string>
 
 #include "case.h"
+#include "graph/sample_data.h"
 #include "kf/error.h"
 #include "kf/manager.h"
 #include "kf/replay.h"
@@ -66,6 +67,18 @@ TEST_F(CallLogTest, ReplayComparesTheCallWithItsUnfusedForm) {
   EXPECT_GT(r.baseline_launches, 1);
   EXPECT_GE(r.bytes, static_cast<double>(p.out.nbytes()));
   for (float value : {p.out.as<float>()[0], p.out.as<float>()[33 * 4 * 32 - 1]}) EXPECT_EQ(value, 0.0f);
+}
+
+TEST_F(CallLogTest, ReplayOfOperandsThatRunBackwards) {
+  LinearParams p;
+  p.x = maker.normal(DType::f32, {3, 64});
+  p.weight = maker.normal(DType::f32, {32, 64});
+  p.weight.data = p.weight.as<float>() + 31 * 64;
+  p.weight.strides[0] = -64;
+  p.out = maker.filled(DType::f32, {3, 32}, 0.0f);
+  EXPECT_EQ(bytes_before(p.weight), 31 * 64 * sizeof(float));
+  EXPECT_EQ(span_bytes(p.weight), 32 * 64 * sizeof(float));
+  EXPECT_TRUE(replay(Op::linear, &p, default_dispatcher(), {}, {.families = kReference}, 0.001).agreed);
 }
 
 TEST_F(CallLogTest, AWrongKernelDoesNotAgree) {

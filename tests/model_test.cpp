@@ -289,6 +289,15 @@ TEST(ModelWeights, GgufNamesBecomeCanonical) {
                             "blk.1", "blk.99999999999.attn_q.weight", "token_embd.scale", "blk.1.attn_q"}) {
     EXPECT_FALSE(canonical_tensor_name(other)) << other;
   }
+  EXPECT_EQ(canonical_tensor_name("blk.1.attn_qkv.weight", Architecture::phi3),
+            "model.layers.1.self_attn.qkv_proj.weight");
+  EXPECT_EQ(canonical_tensor_name("blk.1.ffn_up.weight", Architecture::phi3),
+            "model.layers.1.mlp.gate_up_proj.weight");
+  EXPECT_EQ(canonical_tensor_name("blk.1.ffn_norm.weight", Architecture::gemma2),
+            "model.layers.1.pre_feedforward_layernorm.weight");
+  EXPECT_EQ(canonical_tensor_name("blk.1.post_ffw_norm.weight", Architecture::gemma3_text),
+            "model.layers.1.post_feedforward_layernorm.weight");
+  EXPECT_FALSE(canonical_tensor_name("blk.1.post_ffw_norm.weight"));
 }
 
 // The message of the error that check_weights gives after this change.

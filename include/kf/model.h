@@ -72,8 +72,10 @@ using NamedTensors = std::map<std::string, TensorView, std::less<>>;
 // have it).
 inline constexpr std::string_view kRopeFreqsName = "rope_freqs.weight";
 
-// The canonical name of a GGUF tensor ("blk.3.attn_q.weight"); nullopt: not a tensor of this family.
-std::optional<std::string> canonical_tensor_name(std::string_view gguf_name);
+// The canonical name of a GGUF tensor ("blk.3.attn_q.weight"); nullopt: not a tensor of this family. Phi-3's merged
+// layers are named as its own files name them, and are to be sliced.
+std::optional<std::string> canonical_tensor_name(std::string_view gguf_name,
+                                                 Architecture architecture = Architecture::llama);
 
 // What a model of this configuration needs, in file order. Throws invalid_argument where its sizes do not
 // fit.

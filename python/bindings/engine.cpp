@@ -32,6 +32,7 @@ ModelConfig config_from(const nb::dict& values) {
       .read("sliding_window", c.sliding_window)
       .read("full_layers", c.full_layers)
       .read("rms_norm_eps", c.rms_norm_eps)
+      .read("norm_weight_offset", c.norm_weight_offset)
       .read("rope_theta", c.rope_theta)
       .read("rope_interleaved", c.rope_interleaved)
       .read("tie_embeddings", c.tie_embeddings)
@@ -308,8 +309,13 @@ std::string graph_text(const Graph& g, const std::string& format) {
 }  // namespace
 
 void bind_engine(nb::module_& m) {
-  m.def("canonical_tensor_name", &canonical_tensor_name, nb::arg("gguf_name"),
-        "The canonical name of a GGUF tensor; None: not one of the Llama family.");
+  m.def(
+      "canonical_tensor_name",
+      [](const std::string& gguf_name, const std::string& architecture) {
+        return canonical_tensor_name(gguf_name, architecture_from_name(architecture));
+      },
+      nb::arg("gguf_name"), nb::arg("architecture") = "llama",
+      "The canonical name of a GGUF tensor; None: not one of the Llama family.");
   m.def(
       "expected_weights",
       [](const nb::dict& config) {

@@ -41,7 +41,7 @@ class GgufTensor(_kf.TypedArray):
     """
 
     def __init__(self, data, dtype: str, shape: Sequence[int]):
-        if not isinstance(dtype, str):
+        if not isinstance(dtype, str) or not dtype.isascii():
             raise refusing(f"GgufTensor: dtype: expected the name of a format, as q4_1, got {dtype!r}")
         super().__init__(data, dtype, sizes("GgufTensor: shape", shape))
         self.data = data
@@ -49,13 +49,15 @@ class GgufTensor(_kf.TypedArray):
 
 def layout(dtype: str, shape: Sequence[int]) -> _kf.TypedArray:
     """A tensor's dtype and shape without memory: what `explain` takes. dtype: the library's name, as "f32"."""
-    if not isinstance(dtype, str):
+    if not isinstance(dtype, str) or not dtype.isascii():
         raise refusing(f"layout: dtype: expected one of {', '.join(NUMPY_DTYPES)}, got {dtype!r}")
     return _kf.TypedArray(None, dtype, sizes("layout: shape", shape))
 
 
 def allocate(dtype: str, shape: tuple[int, ...], like):
     """An uninitialised array of the kind of `like` (None: NumPy's)."""
+    if dtype not in NUMPY_DTYPES:
+        raise refusing(f"expected operands of {', '.join(NUMPY_DTYPES)}, whose type results have, got {dtype}")
     if like is None or isinstance(like, np.ndarray):
         return np.empty(shape, NUMPY_DTYPES[dtype])
     torch = sys.modules.get("torch")
@@ -74,7 +76,10 @@ def allocate(dtype: str, shape: tuple[int, ...], like):
 def as_kind_of(array, like):
     """`array` as `like`'s library has it, where that is neither NumPy nor torch: through its from_dlpack."""
     if isinstance(array, np.ndarray) and hasattr(like, "__array_namespace__") and not isinstance(like, np.ndarray):
-        namespace = like.__array_namespace__()
+        try:
+            namespace = like.__array_namespace__()
+        except NotImplementedError as error:  # JAX's random keys
+            raise refusing(f"expected an array of numbers, got {type(like).__name__}") from error
         # NumPy has no DLPack for the types of ml_dtypes, whose arrays JAX takes as they are.
         return namespace.asarray(array) if array.dtype.kind == "V" else namespace.from_dlpack(array)
     return array

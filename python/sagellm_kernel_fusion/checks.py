@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 
+import numpy as np
+
 from .errors import refusing
 
 _END = 2**63  # of the library's integers
@@ -12,7 +14,11 @@ _END = 2**63  # of the library's integers
 
 def shape_of(what: str, x) -> tuple[int, ...]:
     """Of an array of any library."""
-    if (shape := getattr(x, "shape", None)) is None:
+    try:
+        shape = getattr(x, "shape", None)
+    except RuntimeError:  # torch's nested tensors have none
+        shape = None
+    if shape is None:
         raise refusing(f"{what}: expected an array, got {'none' if x is None else type(x).__name__}")
     return tuple(int(size) for size in shape)
 
@@ -42,6 +48,19 @@ def sizes(what: str, shape) -> tuple[int, ...]:
     if not all(0 <= size < _END for size in dims):
         raise refusing(f"{what}: expected sizes of at least 0 and less than 2^63, got {dims}")
     return dims
+
+
+def flag(what: str, value) -> bool:
+    """A truth value, or a number in its place; an array has none."""
+    if not isinstance(value, (bool, int, np.bool_)):
+        raise refusing(f"{what}: expected True or False, got {type(value).__name__}")
+    return bool(value)
+
+
+def names_of(what: str, value) -> list[str]:
+    if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in value):
+        raise refusing(f"{what}: expected a list of names, got {value!r:.80}")
+    return list(value)
 
 
 def one_of(what: str, value, names: Iterable[str]) -> str:

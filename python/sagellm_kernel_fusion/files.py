@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from .errors import ResourceExhaustedError
+from .errors import ResourceExhaustedError, refusing
 
 
 def _write_beside(path: Path, text: str, partial: list[str]) -> None:
@@ -44,6 +44,8 @@ def write_or_refuse(texts: dict[Path, str]) -> None:
     """write_all for files that a caller named."""
     try:
         write_all(texts)
+    except ValueError as error:  # no name of a file: with a zero byte, or characters that are none
+        raise refusing(f"{next(iter(texts))!s:.200}: expected the name of a file: {error}") from error
     except OSError as error:
         file = next(iter(texts))
         raise ResourceExhaustedError(

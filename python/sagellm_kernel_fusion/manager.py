@@ -9,6 +9,7 @@ from functools import cache
 from typing import get_args
 
 from . import _kf, adapters, operators
+from .checks import one_of
 from .config import FusionBackend, KernelFusionConfig
 from .custom import register
 from .custom.adapter import Adapter
@@ -64,7 +65,7 @@ class KernelFusionManager(KernelFusionProtocol):
         softmax_scale: float | None = None, window_size: tuple[int, int] = operators.EVERY_KEY, softcap: float = 0.0,
         alibi_slopes=None, attn_mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_k=None,
         max_seqlen_q: int | None = None, max_seqlen_k: int | None = None, block_tables=None, context_lens=None,
-        kv_layout: str = "HND", k_scales=None, v_scales=None, k_zeros=None, v_zeros=None, out=None,
+        kv_layout: str = operators.HND, k_scales=None, v_scales=None, k_zeros=None, v_zeros=None, out=None,
         return_lse: bool = False, stream=None, block_layout=None, block_size: tuple[int, int] = operators.NO_BLOCKS,
         keep: tuple[int, int] | None = None,
     ):  # fmt: skip
@@ -122,8 +123,7 @@ class KernelFusionManager(KernelFusionProtocol):
     def make_kv_cache(self, num_pages: int, num_kv_heads: int, head_dim: int, *, kv_layout: str = "HND", like=None):
         """Two zeroed page pools (k_cache, v_cache) of config.page_size tokens a page, of the 16-bit type that the
         configuration allows (bf16, else f16, else f32), of the kind of `like` (None: NumPy's)."""
-        if kv_layout not in ("HND", "NHD"):
-            raise refusing(f"make_kv_cache: kv_layout: expected HND or NHD, got {kv_layout!r}")
+        one_of("make_kv_cache: kv_layout", kv_layout, ("HND", "NHD"))
         rows = (num_kv_heads, self.config.page_size) if kv_layout == "HND" else (self.config.page_size, num_kv_heads)
         return tuple(operators.zeros(self.config.work_dtype(), (num_pages, *rows, head_dim), like) for _ in range(2))
 
@@ -413,9 +413,9 @@ def _with_advice(error: InvalidArgumentError, fields: dict, transposed: tuple) -
 
 
 def _queue(stream) -> int:
-    if (handle := handle_of(stream)) is None or handle < 0:
+    if (handle := handle_of(stream)) is None or not 0 <= handle < 2**64:
         what = type(stream).__name__ if handle is None else handle
-        raise refusing(f"stream: expected an integer of at least 0 or an object with cuda_stream, got {what}")
+        raise refusing(f"stream: expected a handle of 64 bits or an object with cuda_stream, got {what}")
     return handle
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from . import _kf
 from .arrays import to_numpy
+from .checks import at_least, flag, names_of, one_of
 from .config import FusionChoice, KernelFusionConfig
 from .errors import NotServedError, ResourceExhaustedError, refusing
 from .quantized import CODE_DTYPES
@@ -53,6 +54,8 @@ class Model:
         self.path = file.path
         self.config = dict(file.config)
         self._file = file
+        self._made_of = weights, engine_options, verdicts
+        self._counts_calls = count_calls
         self.engine = _kf.Engine(file.config, weights, engine_options, verdicts, count_calls)
         self._sequence: int | None = None
         self._busy = threading.Lock()
@@ -66,6 +69,12 @@ class Model:
             yield
         finally:
             self._busy.release()
+
+    @cached_property
+    def counting(self) -> Model:
+        """This model where it counts its calls, else another one that does, over the same weights, with a cache of its
+        own."""
+        return self if self._counts_calls else Model(self._file, *self._made_of, count_calls=True)
 
     @cached_property
     def tokenizer(self) -> TokenizerOf:
@@ -141,9 +150,16 @@ class Model:
         greedy; otherwise tokens are drawn as `ops.sample` says, by `seed`. stop=False goes on past the end-of-text
         token. on_text(prompt number, piece) is told of text as it comes; returning False ends that prompt.
         """
+        if not (on_text is None or callable(on_text)):
+            raise refusing(
+                f"on_text: expected a function of a prompt's number and a text, got {type(on_text).__name__}"
+            )
+        stop = flag("stop", stop)
         single = isinstance(prompts, str) or _is_ids(prompts)
-        if not isinstance(prompts, Iterable) or isinstance(prompts, bytes):
+        if not isinstance(prompts, Iterable) or isinstance(prompts, bytes) or getattr(prompts, "ndim", 1) == 0:
             raise refusing(f"prompts: expected a text, or a list of texts or token lists, got {type(prompts).__name__}")
+        if getattr(prompts, "is_nested", False):
+            prompts = prompts.unbind()  # torch's tensors of several lengths
         texts = [prompts] if single else list(prompts)
         vocab_size = self.config["vocab_size"]
         # Ids alone need none, as of a model of transformers that was made here.
@@ -198,7 +214,13 @@ def token_ids(tokens, vocab_size: int) -> np.ndarray:
     """`tokens` as int32 [n], none of them changed on the way."""
     try:
         ids = np.asarray(tokens)
-    except (ValueError, OverflowError) as error:
+    except (
+        ValueError,
+        OverflowError,
+        TypeError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # torch's of the last three
         raise refusing(f"tokens: expected ids in a list: {error}") from error
     if ids.ndim != 1:
         raise refusing(f"tokens: expected ids [n], got shape {list(ids.shape)}")
@@ -214,10 +236,10 @@ def token_ids(tokens, vocab_size: int) -> np.ndarray:
 
 def fusion_mode(fusion: FusionChoice) -> tuple[str, list[str]]:
     """The engine's mode and the rules that it is restricted to: names of rules apply all of these and no others."""
-    if fusion in FUSION_MODES:
+    if isinstance(fusion, str) and fusion in FUSION_MODES:
         return fusion, []
     known = [r["name"] for r in _kf.rules()]
-    names = [name.strip() for name in (fusion.split(",") if isinstance(fusion, str) else fusion)]
+    names = [name.strip() for name in (fusion.split(",") if isinstance(fusion, str) else names_of("fusion", fusion))]
     if not names or not set(names) <= set(known):
         got = ",".join(names) or "nothing"
         raise refusing(f"fusion: expected {', '.join(FUSION_MODES)}, or rules among {', '.join(known)}; got {got}")
@@ -245,7 +267,7 @@ def load_model(
 ) -> Model:
     """Loads a GGUF file or a safetensors folder; or a model of transformers, whose weights it shares (on the CPU).
 
-    Served are Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 and Gemma 3 (text); Phi-3 and Gemma not as GGUF files.
+    Served are Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 and Gemma 3 (text).
 
     fuse_kernels=False (or fusion="none") is the baseline: the same model in primitive ops, as an eager framework runs
     it. fusion: "measured" keeps each fusion that is faster here, "all" takes every one, names of rules ("rule,rule" or
@@ -265,19 +287,23 @@ def load_model(
     if not isinstance(config, KernelFusionConfig):
         raise refusing(f"fusion_config: expected a KernelFusionConfig, got {type(config).__name__}")
     device = device_named(device)
+    fuse_kernels = flag("fuse_kernels", fuse_kernels)
     mode, named = fusion_mode((config.fusion if fuse_kernels else "none") if fusion is None else fusion)
-    if weights not in WEIGHTS:
-        raise refusing(f"weights: expected {' or '.join(WEIGHTS)}, got {weights!r}")
+    one_of("weights", weights, WEIGHTS)
+    if not (verdicts is None or isinstance(verdicts, _kf.VerdictStore)):
+        raise refusing(f"verdicts: expected a VerdictStore, got {type(verdicts).__name__}")
     if verdicts is None and mode == "measured":
         verdicts = _kf.VerdictStore(_kf.VerdictStore.default_path())
     tensors = model_weights(file, weights)
     activations = activation_dtype_of(tensors, device)
     cache_dtype = activations if cache_dtype is None else cache_dtype
+    if not isinstance(cache_dtype, str):
+        raise refusing(f"cache_dtype: expected the name of a dtype, as f16, got {type(cache_dtype).__name__}")
     options = {
         "baseline": mode == "none",
         "activation_dtype": activations,
-        "families": list(families),
-        "max_seq_len": context or min(file.config["max_positions"], 4096),
+        "families": names_of("families", families),
+        "max_seq_len": at_least("context", context, 0) or min(file.config["max_positions"], 4096),
         "max_batch_size": max_batch_size,
         "max_step_tokens": max_step_tokens,
         "num_threads": threads,
@@ -289,8 +315,8 @@ def load_model(
         },
         "fusion": {
             "mode": mode,
-            "only": _restricted(named, [*config.only_rules, *only_rules]),
-            "except": [*config.except_rules, *except_rules, *_rules_off(config)],
+            "only": _restricted(named, [*config.only_rules, *names_of("only_rules", only_rules)]),
+            "except": [*config.except_rules, *names_of("except_rules", except_rules), *_rules_off(config)],
         },
     }
     return Model(file, tensors, options, verdicts, count_calls)

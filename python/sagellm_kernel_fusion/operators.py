@@ -14,13 +14,13 @@ import numpy as np
 
 from . import _kf
 from .arrays import NUMPY_DTYPES, GgufTensor, allocate, as_kind_of, layout, to_numpy
-from .checks import shape_of, sizes
+from .checks import flag, one_of, shape_of, sizes
 from .config import KernelFusionConfig
 from .errors import ResourceExhaustedError, refusing
 from .packed_once import made_once
 from .paged import tables_and_lengths
 from .quantized import as_quantized, kv_of_codes
-from .sparse import SparseTensor, sparsify
+from .sparse import SparseTensor, check_masked, sparsify
 
 
 class Call(NamedTuple):
@@ -50,12 +50,13 @@ def _is_plain(x) -> bool:
 # Defaults, which calls that leave them are known by, without a comparison.
 EVERY_KEY = (-1, -1)
 NO_BLOCKS = (0, 0)
+HND = "HND"
 
 
 def attention(
     config, q, k, v, causal=True, softmax_scale=None, window_size=EVERY_KEY, softcap=0.0, alibi_slopes=None,
     attn_mask=None, sinks=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None,
-    block_tables=None, context_lens=None, kv_layout="HND", k_scales=None, v_scales=None, k_zeros=None, v_zeros=None,
+    block_tables=None, context_lens=None, kv_layout=HND, k_scales=None, v_scales=None, k_zeros=None, v_zeros=None,
     out=None, return_lse=False, block_layout=None, block_size=NO_BLOCKS, keep=None,
 ) -> tuple:  # fmt: skip
     leading = None
@@ -67,7 +68,7 @@ def attention(
     if block_tables is not None:
         if not (type(block_tables) in _plain_types and type(context_lens) in _plain_types):
             block_tables, context_lens = tables_and_lengths(
-                block_tables, context_lens, k, 1 if kv_layout == "NHD" else 2
+                block_tables, context_lens, k, 1 if isinstance(kv_layout, str) and kv_layout == "NHD" else 2
             )
         fields["block_tables"], fields["context_lens"] = block_tables, context_lens
         if cu_seqlens_q is None and _rank(q) == 4:  # [batch, seqlen_q, num_heads, head_dim]
@@ -95,17 +96,17 @@ def attention(
     fields["q"] = q
     if out is not None:
         fields["out"] = out
-    if return_lse:
+    if return_lse is not False and flag("attention: return_lse", return_lse):
         fields["lse"] = True
     if cu_seqlens_q is not None:
         fields["cu_seqlens_q"] = cu_seqlens_q
     if cu_seqlens_k is not None:
         fields["cu_seqlens_k"] = cu_seqlens_k
-    if kv_layout != "HND":
+    if kv_layout is not HND:
         fields["kv_layout"] = kv_layout
     if softmax_scale is not None:
         fields["softmax_scale"] = softmax_scale
-    if softcap != 0.0:
+    if type(softcap) is not float or softcap != 0.0:
         fields["softcap"] = softcap
     if alibi_slopes is not None:
         fields["alibi_slopes"] = alibi_slopes
@@ -154,11 +155,11 @@ def _check_longest(name: str, longest: int, offsets) -> None:
         offsets = offsets if isinstance(offsets, np.ndarray) else np.from_dlpack(offsets)
     except (AttributeError, TypeError, RuntimeError, BufferError):
         return  # on a device, which is not waited for; or no array, as the op says
-    if offsets.ndim != 1:
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu":
         return  # as the op says
     lengths = np.diff(offsets)
     if lengths.size and lengths.max() > longest:
-        raise refusing(f"attention: {name}: the longest sequence has {lengths.max()} tokens, got {longest}")
+        raise refusing(f"attention: {name}: expected at least the longest sequence's {lengths.max()}, got {longest}")
 
 
 # FFN and linear layers
@@ -166,7 +167,7 @@ def _check_longest(name: str, longest: int, offsets) -> None:
 
 def ffn(config, x, gate_weight, up_weight, down_weight, activation="silu", weight_layout="in_out", out=None) -> tuple:
     fields = {"x": x, "gate_weight": gate_weight, "up_weight": up_weight, "down_weight": down_weight}
-    if activation != "silu":
+    if type(activation) is not str or activation != "silu":
         fields["activation"] = activation
     return _linear_call("gated_ffn", config, fields, _FFN_WEIGHTS, weight_layout, out)
 
@@ -192,8 +193,7 @@ def rmsnorm_linear(
 
 
 def gelu_linear(config, x, weight, bias=None, approximate="tanh", weight_layout="in_out", out=None) -> tuple:
-    if approximate not in ("tanh", "none"):
-        raise refusing(f"gelu_linear: approximate: expected tanh or none, got {approximate!r}")
+    one_of("gelu_linear: approximate", approximate, ("tanh", "none"))
     fields = {"x": x, "weight": weight, "pre_activation": "gelu_tanh" if approximate == "tanh" else "gelu"}
     if bias is not None:
         fields["bias"] = bias
@@ -214,13 +214,16 @@ _WEIGHT = ("weight",)
 def _linear_call(
     op: str, config: KernelFusionConfig, fields: dict, weights: tuple[str, ...], weight_layout: str, out
 ) -> tuple:
-    if weight_layout not in ("in_out", "out_in"):
+    if type(weight_layout) is not str or weight_layout not in ("in_out", "out_in"):
         raise refusing(f"{op}: weight_layout: expected in_out (x @ W) or out_in, got {weight_layout!r}")
     if out is not None:
         fields["out"] = out
     transposed = weights if weight_layout == "in_out" else ()
+    masked = config.sparse_pattern == "n:m" and config.fuse_with_sparse
     for name in weights:
         weight = fields[name]
+        if masked:
+            check_masked(f"{op}: {name}", weight, int(weight_layout == "out_in"))
         if type(weight) in _plain_types or _is_plain(weight):
             continue
         if "SemiStructured" in type(weight).__name__:
@@ -294,7 +297,13 @@ def _norm_call(op: str, fields: dict, residual, out) -> tuple:
 
 
 def softmax(config, x, scale=1.0, return_lse=False, out=None) -> tuple:
-    return "softmax", {"x": x, "out": out, "lse": return_lse or None, "scale": scale}, (), False, None
+    return (
+        "softmax",
+        {"x": x, "out": out, "lse": flag("softmax: return_lse", return_lse) or None, "scale": scale},
+        (),
+        False,
+        None,
+    )
 
 
 def activation(config, x, kind="silu", out=None) -> tuple:

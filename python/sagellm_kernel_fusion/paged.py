@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,8 @@ class BlockTables:
             tables = pool.get_block_tables(request_ids)
             return tables if isinstance(tables, cls) else cls(tables)
         if hasattr(pool, "get_sequence_blocks"):
+            if not isinstance(request_ids, Iterable) or getattr(request_ids, "ndim", 1) == 0:
+                raise refusing(f"BlockTables: request_ids: expected a sequence, got {type(request_ids).__name__}")
             return cls([[_number(block) for block in pool.get_sequence_blocks(r)] for r in request_ids])
         raise refusing(
             "BlockTables: expected a pool with get_block_tables(request_ids) or get_sequence_blocks(request_id), got "

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _kf
 from .arrays import NUMPY_DTYPES
-from .checks import integer, one_of, shape_of, sizes
+from .checks import flag, integer, one_of, shape_of, sizes
 from .errors import NotServedError, refusing
 from .packed_once import made_once
 
@@ -132,6 +132,7 @@ def quantize(
     scale_rows = 1 if rows_per_scale == 0 else -(-rows // rows_per_scale)
     data = np.zeros((rows, n // 2 if dtype == "int4" else n), np.uint8)
     scales = np.zeros((scale_rows, groups), NUMPY_DTYPES[scales_dtype])
+    symmetric = flag("quantize: symmetric", symmetric)
     zeros = None if symmetric else np.zeros((scale_rows, groups), np.int8)
     _kf.quantize(x, data, dtype, scales, zeros, group_size)
     return QuantizedTensor(
@@ -206,7 +207,7 @@ def _empty_kv(function, shape, dtype, per, group_size, symmetric, heads_axis, sc
             f"{function}: group_size: expected 0 (the row), or a multiple of 16 that divides head_dim {head_dim}, "
             f"got {group_size}"
         )
-    if not symmetric and dtype not in ("int4", "i8"):
+    if not flag(f"{function}: symmetric", symmetric) and dtype not in ("int4", "i8"):
         raise refusing(f"{function}: symmetric: expected True for {dtype}, which has no zeros, got False")
     heads = {heads_axis % len(shape)}
     own = {"tensor": set(), "head": heads, "token": set(range(outer)) - heads, "row": set(range(outer))}[per]

@@ -25,6 +25,8 @@ def device_named(device: str) -> str:
     """The core's name of a device, by the name or alias of a backend: "ascend:1" of "npu:1", "kunlun" of "r300"."""
     from .vendors.vendor import REGISTERED
 
+    if not isinstance(device, str) or not device.isprintable():
+        raise refusing(f'device: expected the name of a device, as "cpu" or "cuda:1", got {device!r:.80}')
     kind, colon, index = device.partition(":")
     kind = ALIASES.get(kind, kind)
     vendor = REGISTERED.get(kind)

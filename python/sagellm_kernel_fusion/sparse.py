@@ -10,8 +10,9 @@ import numpy as np
 
 from . import _kf
 from .arrays import NUMPY_DTYPES
-from .checks import integer, one_of, shape_of, sizes
+from .checks import flag, integer, one_of, shape_of, sizes
 from .errors import refusing
+from .packed_once import made_once
 from .quantized import QuantizedTensor, quantize
 
 _SCALED = ("int4", "i8", "fp8_e4m3", "fp8_e5m2")
@@ -147,7 +148,11 @@ def sparsify(
     mask = np.zeros((rows, -(-columns // 8)), np.uint8)
     count, kind = _kf.choose(x, n, m, float(sparsity), mask)
     kept = _packed(x, kind, mask, count, n, m)
-    if not prune and m and (lost := np.count_nonzero(_float32(x)) - np.count_nonzero(kept.densify())):
+    if (
+        not flag("sparsify: prune", prune)
+        and m
+        and (lost := np.count_nonzero(_float32(x)) - np.count_nonzero(kept.densify()))
+    ):
         raise refusing(
             f"sparsify: x: expected at most {n} values that are not 0 in every {m} of a row, got {lost} more; "
             "prune=True drops the smallest"
@@ -156,6 +161,35 @@ def sparsify(
         return kept
     codes = quantize(kept.densify(), dtype, group_size=group_size, symmetric=symmetric, scales_dtype=scales_dtype)
     return _packed(codes.fields("x")["x"], codes.dtype, mask, count, n, m, codes)
+
+
+_MASKS = ((2, 4), (4, 8))
+
+
+def check_masked(what: str, weight, dim: int) -> None:
+    """Refuses a dense matrix that is not masked n:m along `dim`, the reduction; looked at when it is first used. It is
+    read dense, so a later change makes no result wrong. Anything else is left to others."""
+    if getattr(weight, "ndim", 0) != 2 or isinstance(weight, (SparseTensor, QuantizedTensor, _kf.TypedArray)):
+        return
+    if (
+        "strided" in str(getattr(weight, "layout", "strided"))
+        and hasattr(weight, "__dlpack__")
+        and "meta" not in str(getattr(weight, "device", ""))
+    ):
+        made_once(weight, f"masked along {dim}", (), lambda: _check_masked(what, weight, dim))
+
+
+def _check_masked(what: str, weight, dim: int) -> bool:
+    size, present = shape_of(what, weight)[dim], weight != 0
+    for n, m in _MASKS:
+        groups = (size // m, m, -1) if dim == 0 else (-1, size // m, m)
+        if size % m == 0 and (not size or int(present.reshape(groups).sum(dim + 1).max()) <= n):
+            return True
+    raise refusing(
+        f"{what}: sparse_pattern is configured as n:m: expected at most 2 values that are not 0 in every 4 neighbours "
+        f"along the reduction, or 4 in every 8, got a dense matrix with more; sparsify() drops the smallest, and "
+        "sparse_pattern=None takes it as it is"
+    )
 
 
 def _float32(x) -> np.ndarray:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from . import _kf
+from .checks import flag
 from .errors import KernelFusionError, NotServedError, refusing
 from .files import write_or_refuse
 
@@ -32,6 +33,7 @@ class Gains:
             self._measured.clear()
 
     def report(self, measure: bool) -> dict[str, float]:
+        measure = flag("report: measure", measure)
         calls = self._core.distinct()
         if measure:
             with self._lock:
@@ -182,6 +184,10 @@ def _signed(number: int) -> int:
 
 def write_chrome_trace(path: str | os.PathLike, spans: list[tuple]) -> int:
     """Trace Event Format, complete events; times in microseconds."""
+    try:
+        path = Path(path)
+    except TypeError:
+        raise refusing(f"write_trace: path: expected the name of a file, got {type(path).__name__}") from None
     threads: dict[int, int] = {}
     events = [
         {
@@ -196,5 +202,5 @@ def write_chrome_trace(path: str | os.PathLike, spans: list[tuple]) -> int:
         }
         for op, kernel, shapes, start, seconds, thread, _ in spans
     ]
-    write_or_refuse({Path(path): json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})})
+    write_or_refuse({path: json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})})
     return len(events)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 import jinja2.sandbox
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from .errors import KernelFusionError, NotServedError, refusing
 from .weights import Metadata, ModelFile
@@ -29,7 +29,8 @@ _PATTERNS = {"default": _GPT2, "gpt-2": _GPT2, "llama-bpe": _LLAMA3, "llama3": _
 # Llama 3's vocabulary has words that no merges make, and its texts begin with BOS, whether the file says so or not.
 _LLAMA3_NAMES = ("llama3", "llama-bpe")
 
-_CONTROL, _USER_DEFINED = 3, 4  # GGUF's token types
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # GGUF's token types
+_SPACE = "\u2581"  # as SentencePiece writes it
 
 
 @contextmanager
@@ -60,14 +61,8 @@ def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _gguf_tokenizer(meta: Metadata) -> Tokenizer:
-    kind = meta.text("tokenizer.ggml.model", default="none")
-    if kind != "gpt2":
-        raise NotServedError(f"{meta.path}: tokenizer.ggml.model {kind} is not served; served is gpt2 (byte-level BPE)")
-    tokens, merges = meta.texts("tokenizer.ggml.tokens"), meta.texts("tokenizer.ggml.merges")
-    kinds = meta.values.get("tokenizer.ggml.token_type")
-    if kinds is not None and (not isinstance(kinds, list) or len(kinds) != len(tokens)):
-        raise meta.fail("tokenizer.ggml.token_type", f"a list of {len(tokens)} numbers, one a token")
+def _byte_level(meta: Metadata, tokens: list[str]) -> Tokenizer:
+    merges = meta.texts("tokenizer.ggml.merges")
     if any(" " not in merge for merge in merges):
         raise meta.fail("tokenizer.ggml.merges", "pairs of tokens with a space between them")
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
@@ -79,9 +74,56 @@ def _gguf_tokenizer(meta: Metadata) -> Tokenizer:
         )
         tokenizer.pre_tokenizer = pre_tokenizer
         tokenizer.decoder = decoders.ByteLevel()
-        typed = list(zip(tokens, kinds or [], strict=False))
+    return tokenizer
+
+
+def _sentencepiece(meta: Metadata, tokens: list[str]) -> Tokenizer:
+    """SentencePiece's BPE, which merges the two neighbours that make the piece of the highest score: every way to
+    halve a piece is a merge, ranked by the piece's score."""
+    scores = _one_a_token(meta, "tokenizer.ggml.scores", tokens)
+    if not all(isinstance(score, (int, float)) for score in scores):
+        raise meta.fail("tokenizer.ggml.scores", "numbers")
+    kinds = _one_a_token(meta, "tokenizer.ggml.token_type", tokens, default=[_NORMAL] * len(tokens))
+    ids = {token: i for i, token in enumerate(tokens)}
+    ranked = sorted((i for i, kind in enumerate(kinds) if kind == _NORMAL), key=lambda i: -scores[i])
+    halves = ((piece[:at], piece[at:]) for piece in map(tokens.__getitem__, ranked) for at in range(1, len(piece)))
+    merges = [pair for pair in halves if pair[0] in ids and pair[1] in ids]
+    unknown = (meta.ids("tokenizer.ggml.unknown_token_id") or [0])[0]
+    prefixed = meta.flag("tokenizer.ggml.add_space_prefix", default=True)
+    with _refusing(f"{meta.path}: tokenizer vocabulary and scores do not fit together"):
+        tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True))
+        spaces = normalizers.Replace(" ", _SPACE)
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefixed else spaces
+        steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
+    return tokenizer
+
+
+def _one_a_token(meta: Metadata, key: str, tokens: list[str], default: list | None = None) -> list:
+    values = meta.values.get(key, default)
+    if not isinstance(values, list) or len(values) != len(tokens):
+        raise meta.fail(key, f"a list of {len(tokens)} numbers, one a token")
+    return values
+
+
+_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}
+
+
+def _gguf_tokenizer(meta: Metadata) -> Tokenizer:
+    kind = meta.text("tokenizer.ggml.model", default="none")
+    if kind not in _KINDS:
+        raise NotServedError(
+            f"{meta.path}: tokenizer.ggml.model {kind} is not served; served are gpt2 (byte-level BPE) and llama "
+            "(SentencePiece's BPE)"
+        )
+    tokens = meta.texts("tokenizer.ggml.tokens")
+    typed = list(
+        zip(tokens, _one_a_token(meta, "tokenizer.ggml.token_type", tokens, default=[0] * len(tokens)), strict=True)
+    )
+    tokenizer = _KINDS[kind](meta, tokens)
+    with _refusing(f"{meta.path}: tokens of the tokenizer that do not fit together"):
         tokenizer.add_special_tokens([AddedToken(token, special=True) for token, kind in typed if kind == _CONTROL])
-        tokenizer.add_tokens([AddedToken(token) for token, kind in typed if kind == _USER_DEFINED])
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token, kind in typed if kind == _USER_DEFINED])
     return tokenizer
 
 
@@ -186,7 +228,7 @@ def load_tokenizer(file: ModelFile) -> TokenizerOf:
 def _from_gguf(file: ModelFile) -> TokenizerOf:
     meta = Metadata(file.metadata, file.path)
     tokenizer = _gguf_tokenizer(meta)
-    pre = meta.text("tokenizer.ggml.pre", default="default")
+    kind, pre = meta.text("tokenizer.ggml.model"), meta.text("tokenizer.ggml.pre", default="default")
     tokens = meta.texts("tokenizer.ggml.tokens")
     bos, eos = meta.ids("tokenizer.ggml.bos_token_id"), meta.ids("tokenizer.ggml.eos_token_id")
     special = {
@@ -195,7 +237,7 @@ def _from_gguf(file: ModelFile) -> TokenizerOf:
     return TokenizerOf(
         tokenizer,
         bos_id=bos[0] if bos else None,
-        add_bos=meta.flag("tokenizer.ggml.add_bos_token", default=pre in _LLAMA3_NAMES),
+        add_bos=meta.flag("tokenizer.ggml.add_bos_token", default=pre in _LLAMA3_NAMES or kind == "llama"),
         stop_ids=[*eos, *meta.ids("tokenizer.ggml.eot_token_id")],
         chat_template=meta.text("tokenizer.chat_template", default=""),
         special=special,

@@ -14,10 +14,12 @@ on CUDA may be TF32 where torch's own may (torch.backends.cuda.matmul.allow_tf32
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .call import Selection, call
+from .checks import flag
 from .errors import refusing
 from .torch_precision import allows_tf32
 
@@ -30,7 +32,7 @@ _EPS, _SMALLEST = torch.finfo(torch.float32).eps, torch.finfo(torch.float32).tin
 def rms_norm(input: Tensor, normalized_shape, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """torch.nn.functional.rms_norm over one dimension. eps None: f32's, which torch computes 16-bit types in, too."""
     weight = _norm_weight("rms_norm", input, normalized_shape, weight)
-    return torch.ops.kernel_fusion.rms_norm(input, weight, _EPS if eps is None else eps)
+    return torch.ops.kernel_fusion.rms_norm(input, weight, _EPS if eps is None else _number("rms_norm: eps", eps))
 
 
 def layer_norm(
@@ -38,7 +40,9 @@ def layer_norm(
 ) -> Tensor:
     """torch.nn.functional.layer_norm over one dimension."""
     weight = _norm_weight("layer_norm", input, normalized_shape, weight)
-    return torch.ops.kernel_fusion.layer_norm(input, weight, bias, eps)
+    if bias is not None:
+        _check_tensor("layer_norm: bias", bias)
+    return torch.ops.kernel_fusion.layer_norm(input, weight, bias, _number("layer_norm: eps", eps))
 
 
 def scaled_dot_product_attention(
@@ -50,12 +54,14 @@ def scaled_dot_product_attention(
 
     Batches of one are broadcast. is_causal counts from the first key, as torch does (ops.attention counts from the
     last)."""
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise refusing(
-                f"scaled_dot_product_attention: {name}: expected a torch tensor, got {type(tensor).__name__}"
-            )
-    if dropout_p > 0:
+    for name, tensor in (("query", query), ("key", key), ("value", value), ("attn_mask", attn_mask)):
+        if tensor is not None or name != "attn_mask":
+            _check_tensor(f"scaled_dot_product_attention: {name}", tensor)
+    is_causal = flag("scaled_dot_product_attention: is_causal", is_causal)
+    enable_gqa = flag("scaled_dot_product_attention: enable_gqa", enable_gqa)
+    if scale is not None:
+        scale = _number("scaled_dot_product_attention: scale", scale)
+    if _number("scaled_dot_product_attention: dropout_p", dropout_p) > 0:
         raise refusing(f"scaled_dot_product_attention: dropout_p: expected 0, got {dropout_p}: it is for inference")
     if attn_mask is not None and is_causal:
         raise refusing("scaled_dot_product_attention: is_causal: expected False with attn_mask, got both")
@@ -87,12 +93,34 @@ def swiglu(x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tenso
     """(silu(x @ gate_weight^T) * (x @ up_weight^T)) @ down_weight^T: the gated FFN, weights as torch.nn.Linear's.
 
     x [..., hidden], gate_weight and up_weight [intermediate, hidden], down_weight [hidden_out, intermediate]."""
+    _check_tensor("swiglu: x", x)
+    if x.dim() < 1:
+        raise refusing("swiglu: x: expected 1 dimension or more, got a single number")
+    for name, weight in (("gate", gate_weight), ("up", up_weight), ("down", down_weight)):
+        _check_tensor(f"swiglu: {name}_weight", weight)
     return torch.ops.kernel_fusion.gated_ffn(x, gate_weight, up_weight, down_weight)
 
 
+def _check_tensor(what: str, x) -> None:
+    if not isinstance(x, Tensor):
+        raise refusing(f"{what}: expected a torch tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested or x.is_quantized:
+        kind = "nested" if x.is_nested else "quantized" if x.is_quantized else x.layout
+        raise refusing(f"{what}: expected a plain tensor, got a {kind} one")
+
+
+def _number(what: str, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise refusing(f"{what}: expected a number, got {type(value).__name__}")
+    return float(value)
+
+
 def _norm_weight(name: str, input: Tensor, normalized_shape, weight: Tensor | None) -> Tensor:
-    if not isinstance(input, Tensor) or input.dim() < 1:
-        raise refusing(f"{name}: input: expected a torch tensor of 1 dimension or more, got {type(input).__name__}")
+    _check_tensor(f"{name}: input", input)
+    if weight is not None:
+        _check_tensor(f"{name}: weight", weight)
+    if input.dim() < 1:
+        raise refusing(f"{name}: input: expected 1 dimension or more, got a single number")
     if not isinstance(normalized_shape, (tuple, list)) or tuple(normalized_shape) != (input.shape[-1],):
         raise refusing(
             f"{name}: normalized_shape: expected the last dimension, ({input.shape[-1]},), got {normalized_shape!r}"

@@ -1,5 +1,6 @@
 #include "kf/host_reference.h"
 
+#include <cstddef>
 #include <cstring>
 
 #include "graph/sample_data.h"
@@ -38,7 +39,8 @@ void run(Op op, const void* params, const Dispatcher& device, const RunContext& 
   const Launch launch{ctx.stream};
   AnyParams on_host = copy_params(op, params);
   struct Written {
-    TensorView from, to;
+    const void* from;
+    void* to;
     std::size_t bytes;
   };
   std::vector<StoredTensor> copies;
@@ -50,11 +52,13 @@ void run(Op op, const void* params, const Dispatcher& device, const RunContext& 
     // Outputs too: what lies between their rows goes back as it was.
     copies.push_back(copy_from(device, there));
     *s.tensor = copies.back().view;
-    if (s.role != Role::in) written.push_back({copies.back().view, there, span_bytes(there)});
+    if (s.role != Role::in) {
+      void* lowest = static_cast<std::byte*>(there.data) - bytes_before(there);
+      written.push_back({copies.back().storage.get(), lowest, span_bytes(there)});
+    }
   }
   host().run(op, on_host.data(), {.families = kReference});
-  for (const Written& w : written)
-    device.copy(w.to.data, w.from.data, w.bytes, CopyDirection::to_device, launch);
+  for (const Written& w : written) device.copy(w.to, w.from, w.bytes, CopyDirection::to_device, launch);
   device.synchronize(launch);
 }
 

@@ -50,7 +50,7 @@ struct Guarded {
         memory(d.allocate(payload + 2 * kBytes)) {
     auto* begin = static_cast<unsigned char*>(memory.get());
     if (on_host) std::memset(begin, kValue, payload + 2 * kBytes);
-    view.data = begin + kBytes;
+    view.data = begin + kBytes + bytes_before(layout);
   }
   bool intact() const {
     if (!on_host) return true;

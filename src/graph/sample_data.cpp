@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -205,13 +206,30 @@ std::string_view first_slot(const Graph& g, ValueId v) {
 
 }  // namespace
 
+std::size_t bytes_before(const TensorView& t) {
+  if (t.numel() == 0) return 0;
+  std::int64_t elements = 0;
+  for (int i = 0; i < t.rank; ++i) elements -= std::min<std::int64_t>((t.shape[i] - 1) * t.strides[i], 0);
+  const DTypeInfo& type = dtype_info(t.dtype);
+  return static_cast<std::size_t>(elements / type.block_elems * type.block_bytes);
+}
+
 std::size_t span_bytes(const TensorView& t) {
   if (t.numel() == 0) return 0;
   std::int64_t last = 0;
-  for (int i = 0; i < t.rank; ++i) last += (t.shape[i] - 1) * t.strides[i];
+  for (int i = 0; i < t.rank; ++i) last += std::max<std::int64_t>((t.shape[i] - 1) * t.strides[i], 0);
   const DTypeInfo& type = dtype_info(t.dtype);
-  return static_cast<std::size_t>((last / type.block_elems + 1) * type.block_bytes);
+  return static_cast<std::size_t>((last / type.block_elems + 1) * type.block_bytes) + bytes_before(t);
 }
+
+namespace {
+
+// Where the first element lies in memory that begins with the lowest.
+void* first_element(const std::shared_ptr<void>& memory, const TensorView& t) {
+  return static_cast<std::byte*>(memory.get()) + bytes_before(t);
+}
+
+}  // namespace
 
 std::map<std::string, SampleData> sample_inputs(const Graph& graph) {
   const TableBounds bounds(graph);
@@ -227,7 +245,7 @@ std::map<std::string, SampleData> sample_inputs(const Graph& graph) {
     const std::size_t bytes = span_bytes(data.view);
     data.storage = allocate_host(bytes);
     if (bytes > 0) std::memset(data.storage.get(), 0, bytes);
-    data.view.data = data.storage.get();
+    data.view.data = first_element(data.storage, data.view);
     data.view.device = {};
     std::string_view slot = first_slot(graph, v);
     if (slot == "block_layout" && data.view.dtype == DType::i32) slot = "listed_blocks";
@@ -251,7 +269,7 @@ SampleData copy_to(const Dispatcher& dispatcher, const SampleData& data) {
   const std::size_t bytes = span_bytes(data.view);
   SampleData copy{dispatcher.allocate(bytes), data.view};
   dispatcher.copy(copy.storage.get(), data.storage.get(), bytes, CopyDirection::to_device);
-  copy.view.data = copy.storage.get();
+  copy.view.data = first_element(copy.storage, copy.view);
   copy.view.device = dispatcher.caps().device;
   return copy;
 }
@@ -259,9 +277,10 @@ SampleData copy_to(const Dispatcher& dispatcher, const SampleData& data) {
 SampleData copy_from(const Dispatcher& dispatcher, const TensorView& tensor) {
   const std::size_t bytes = span_bytes(tensor);
   SampleData copy{allocate_host(bytes), tensor};
-  dispatcher.copy(copy.storage.get(), tensor.data, bytes, CopyDirection::to_host);
+  dispatcher.copy(copy.storage.get(), static_cast<const std::byte*>(tensor.data) - bytes_before(tensor),
+                  bytes, CopyDirection::to_host);
   dispatcher.synchronize();
-  copy.view.data = copy.storage.get();
+  copy.view.data = first_element(copy.storage, copy.view);
   copy.view.device = {};
   return copy;
 }

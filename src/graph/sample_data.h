@@ -15,8 +15,9 @@ using SampleData = StoredTensor;
 
 // One for every input of a graph without symbolic dimensions, on the host.
 std::map<std::string, SampleData> sample_inputs(const Graph& graph);
-// Bytes from the first element to the last.
+// Bytes from the lowest element to the highest, and those of them that lie before the first: of negative strides.
 std::size_t span_bytes(const TensorView& t);
+std::size_t bytes_before(const TensorView& t);
 // A copy on the dispatcher's device, and one on the host of what lies on the device.
 SampleData copy_to(const Dispatcher& dispatcher, const SampleData& data);
 SampleData copy_from(const Dispatcher& dispatcher, const TensorView& tensor);

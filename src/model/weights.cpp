@@ -33,12 +33,31 @@ constexpr NamePair kLayerTensors[] = {
     {"ffn_down", "mlp.down_proj"},
 };
 
+// Where an architecture's differ: Gemma has norms after each part too, Phi-3 merges layers.
+constexpr NamePair kGemmaTensors[] = {
+    {"post_attention_norm", "post_attention_layernorm"},
+    {"ffn_norm", "pre_feedforward_layernorm"},
+    {"post_ffw_norm", "post_feedforward_layernorm"},
+};
+constexpr NamePair kPhi3Tensors[] = {
+    {"attn_qkv", "self_attn.qkv_proj"},
+    {"ffn_up", "mlp.gate_up_proj"},
+};
+
 template <std::size_t N>
 std::optional<std::string_view> look_up(const NamePair (&names)[N], std::string_view gguf) {
   for (const auto& [from, to] : names) {
     if (from == gguf) return to;
   }
   return std::nullopt;
+}
+
+std::optional<std::string_view> layer_tensor(std::string_view gguf, Architecture architecture) {
+  std::optional<std::string_view> own;
+  if (architecture == Architecture::gemma2 || architecture == Architecture::gemma3_text)
+    own = look_up(kGemmaTensors, gguf);
+  if (architecture == Architecture::phi3) own = look_up(kPhi3Tensors, gguf);
+  return own ? own : look_up(kLayerTensors, gguf);
 }
 
 // Weights that files carry and that this forward pass needs not: the tied copy of the embedding, and the
@@ -71,7 +90,7 @@ std::string fault_of(const WeightSpec& spec, const TensorView& t) {
 
 }  // namespace
 
-std::optional<std::string> canonical_tensor_name(std::string_view gguf_name) {
+std::optional<std::string> canonical_tensor_name(std::string_view gguf_name, Architecture architecture) {
   const std::size_t dot = gguf_name.rfind('.');
   if (dot == std::string_view::npos) return std::nullopt;
   const std::string_view kind = gguf_name.substr(dot);
@@ -87,7 +106,7 @@ std::optional<std::string> canonical_tensor_name(std::string_view gguf_name) {
   const auto [end, error] = std::from_chars(stem.data(), stem.data() + stem.size(), layer);
   if (error != std::errc() || layer < 0 || end == stem.data() + stem.size() || *end != '.')
     return std::nullopt;
-  const auto name = look_up(kLayerTensors, stem.substr(end + 1 - stem.data()));
+  const auto name = layer_tensor(stem.substr(end + 1 - stem.data()), architecture);
   return name ? std::optional(fmt::format("model.layers.{}.{}{}", layer, *name, kind)) : std::nullopt;
 }
 

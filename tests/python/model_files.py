@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFValueType, GGUFWriter, get_tensor_name_map
 from gguf.quants import quantize
 from safetensors.numpy import save_file
 
@@ -115,6 +115,53 @@ def write_gguf(path: Path, shape: Shape, kind: str = "q4_1", architecture: str =
             writer.add_tensor(gguf_name(name), weight)
         else:
             writer.add_tensor(gguf_name(name), quantize(weight, quantization), raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_gguf_of(model, path: Path, kind: str = "f32", **overrides) -> Path:
+    """A model of transformers (Phi-3, Gemma) as its GGUF file: names as the gguf package has them, ones added to
+    Gemma's norms, vectors in f32, matrices in `kind`. Overrides: other metadata, None leaves a key out."""
+    config = model.config
+    name = config.model_type.removesuffix("_text")
+    gemma = name.startswith("gemma")
+    quantization = GGMLQuantizationType[kind.upper()]
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    u32, f32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
+    rope = config.rope_parameters
+    values = {
+        "context_length": (config.max_position_embeddings, u32),
+        "embedding_length": (config.hidden_size, u32),
+        "block_count": (config.num_hidden_layers, u32),
+        "feed_forward_length": (config.intermediate_size, u32),
+        "attention.head_count": (config.num_attention_heads, u32),
+        "attention.head_count_kv": (config.num_key_value_heads, u32),
+        "attention.key_length": (head_dim, u32),
+        "attention.value_length": (head_dim, u32),
+        "attention.layer_norm_rms_epsilon": (config.rms_norm_eps, f32),
+        "rope.freq_base": (rope.get("full_attention", rope)["rope_theta"], f32),
+    }
+    if config.sliding_window:
+        values["attention.sliding_window"] = (config.sliding_window, u32)
+    if name == "gemma2":
+        values["attn_logit_softcapping"] = (config.attn_logit_softcapping, f32)
+        values["final_logit_softcapping"] = (config.final_logit_softcapping, f32)
+    writer = GGUFWriter(path, name)
+    for key, value in (values | overrides).items():
+        if value is not None:
+            writer.add_key_value(f"{name}.{key}", *value)
+    names = get_tensor_name_map(MODEL_ARCH[name.upper()], config.num_hidden_layers)
+    for key, tensor in model.state_dict().items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        weight, known = tensor.numpy(), names.get_name(key, try_suffixes=(".weight",))
+        if weight.ndim == 1:
+            writer.add_tensor(known, weight + 1 if gemma else weight)
+        else:
+            writer.add_tensor(known, quantize(weight, quantization), raw_dtype=quantization)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

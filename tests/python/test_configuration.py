@@ -137,7 +137,7 @@ def test_page_size_and_the_16_bit_type_of_a_cache():
         k, v = m.make_kv_cache(3, 2, 8)
         assert k.shape == v.shape == (3, 2, 32, 8) and k.dtype == dtype and not k.any()
         assert m.make_kv_cache(3, 2, 8, kv_layout="NHD")[0].shape == (3, 32, 2, 8)
-    with pytest.raises(kf.InvalidArgumentError, match="kv_layout: expected HND or NHD"):
+    with pytest.raises(kf.InvalidArgumentError, match="kv_layout: expected one of HND, NHD"):
         m.make_kv_cache(3, 2, 8, kv_layout="DHN")
 
 

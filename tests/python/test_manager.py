@@ -59,7 +59,9 @@ def test_attention_packed_is_each_sequence_by_itself(m):
     close(out[:3], attention_by_torch(q[None, :3], k[None, :4], v[None, :4])[0])
     close(out[3:], attention_by_torch(q[None, 3:], k[None, 4:], v[None, 4:])[0])
     assert lse.shape == (4, 7)
-    with pytest.raises(kf.InvalidArgumentError, match="max_seqlen_k: the longest sequence has 6 tokens, got 5"):
+    with pytest.raises(
+        kf.InvalidArgumentError, match="max_seqlen_k: expected at least the longest sequence's 6, got 5"
+    ):
         m.fuse_attention(q, k, v, **(options | {"max_seqlen_k": 5}))
 
 
@@ -272,7 +274,7 @@ def test_wrong_operands_are_refused_with_what_was_expected(m):
         "kv_layout": lambda: m.fuse_attention(q, q, q, kv_layout="NDH"),
         "weight": lambda: m.fuse_gelu_linear(x, w.T),
         "weight_layout: expected in_out": lambda: m.fuse_gelu_linear(x, w, weight_layout="oi"),
-        "approximate: expected tanh or none": lambda: m.fuse_gelu_linear(x, w, approximate="erf"),
+        "approximate: expected one of tanh, none": lambda: m.fuse_gelu_linear(x, w, approximate="erf"),
         "activation": lambda: m.fuse_ffn(x, w, w, w.T.contiguous(), activation="swish"),
         "page pool of 4 dimensions": lambda: m.fuse_attention(
             q, q[0], q, block_tables=torch.zeros(1, 1, dtype=torch.int32)
@@ -324,7 +326,7 @@ def test_longest_lengths_are_numbers_and_checked_on_the_host_alone(m):
     assert torch.equal(packed(ends, torch.tensor(12)), packed(ends, None))
     for offsets, longest, expected in (
         (ends, "12", "max_seqlen_q: expected a number of tokens, got '12'"),
-        (ends, 11, "max_seqlen_q: the longest sequence has 12 tokens, got 11"),
+        (ends, 11, "max_seqlen_q: expected at least the longest sequence's 12, got 11"),
         ([0, 8, 20], 12, "cu_seqlens_q: expected an array .*got list"),
         (OnADevice(), 1, "cu_seqlens_q: expected an array .*got OnADevice"),  # the op asks first
     ):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import threading
 
 import ml_dtypes
 import numpy as np
 import pytest
+from gguf import GGUFValueType
 
 import sagellm_kernel_fusion as kf
-from model_files import BF16, TINY, write_gguf, write_safetensors
+from model_files import BF16, TINY, write_gguf, write_gguf_of, write_safetensors
 from projections import errors, project, projected_errors
 from repository import ROOT
 from sagellm_kernel_fusion.bench.model_bench import prompt_gflop
 from sagellm_kernel_fusion.weights import open_model
+from sagellm_kernel_fusion.weights.common import parts_of
 
 
 def relative_error(got, expected):
@@ -281,10 +284,120 @@ def test_a_model_without_its_last_layer_is_refused(tmp_path):
         kf.load_model(hf_model("llama", tmp_path).model)
 
 
-def test_gguf_of_relatives_of_llama_is_refused(tmp_path):
-    path = write_gguf(tmp_path / "x.gguf", TINY, architecture="gemma2")
-    with pytest.raises(kf.NotServedError, match="'gemma2' is not served as a GGUF file; a folder of safetensors is"):
-        kf.load_model(path)
+def with_the_values_of(model, file):
+    """The model with the weights that a GGUF file holds in fewer bits."""
+    torch = pytest.importorskip("torch")
+    offset = 1 if model.config.model_type.startswith("gemma") else 0
+    read = open_model(file)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parts = [p for p, _ in parts_of(read.config, name, parameter.shape)]
+            values = np.concatenate([read.dequantize(p) for p in parts])
+            parameter.copy_(torch.from_numpy(values - offset if parameter.ndim == 1 else values))
+    return model
+
+
+@pytest.mark.parametrize("weights", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("kind", ["phi3", "phi3-window", "gemma2", "gemma3", "gemma3-scaled"])
+def test_gguf_of_relatives_of_llama(tmp_path, rng, kind, weights):
+    torch = pytest.importorskip("torch")
+    model = hf_model(kind, tmp_path)
+    u32, f32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
+    config, own = model.config, {}
+    if kind.startswith("gemma"):
+        own["attention.scale"] = (config.query_pre_attn_scalar**-0.5, f32)
+    if kind.startswith("gemma3"):
+        own["attention.sliding_window_pattern"] = (3, u32)
+    if kind == "gemma3-scaled":
+        own |= {
+            "rope.scaling.type": ("linear", GGUFValueType.STRING),
+            "rope.scaling.factor": (8.0, f32),
+            "rope.freq_base_swa": (300.0, f32),
+        }
+    file = write_gguf_of(model, tmp_path / "x.gguf", weights, **own)
+    if weights != "f32":
+        with_the_values_of(model, file)
+    tokens = rng.integers(0, 300, 70)
+    with torch.inference_mode():
+        expected = model(torch.tensor(tokens[None])).logits[0].numpy()
+    for fusion in ("none", "all"):
+        got = kf.load_model(file, fusion=fusion, max_step_tokens=32).logits(tokens)
+        assert relative_error(got, expected) <= 1e-4, fusion
+    if weights == "q8_0":  # stored as no kernel takes it, and dequantized
+        got = kf.load_model(file, weights="f32", fusion="all").logits(tokens)
+        assert relative_error(got, expected) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes", "expected"),
+    [
+        (2, {}, {"attention_scale": 32**-0.5, "sliding_window": 9, "full_layers": [1]}),
+        (46, {}, {"attention_scale": 16**-0.5, "full_layers": list(range(1, 46, 2))}),
+        (2, {"attention.sliding_window": None}, {"sliding_window": 4096}),
+        (
+            2,
+            {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+            {"attention_softcap": 50.0, "logit_softcap": 30.0},
+        ),
+        (2, {"attention.sliding_window_pattern": ([False, True], GGUFValueType.ARRAY)}, {"full_layers": [0]}),
+    ],
+)
+def test_what_gguf_files_of_gemma_do_not_say(tmp_path, layers, changes, expected):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Gemma2Config(
+        hidden_size=64, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=40, head_dim=32, sliding_window=9, max_position_embeddings=64,
+    )  # fmt: skip
+    with torch.device("cpu"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    read = open_model(write_gguf_of(model, tmp_path / "x.gguf", **changes)).config
+    assert {k: read[k] for k in expected} == {
+        k: pytest.approx(v) if isinstance(v, float) else v for k, v in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "error", "words"),
+    [
+        (
+            "gemma3",
+            {"attention.sliding_window_pattern": ([True], GGUFValueType.ARRAY)},
+            ValueError,
+            "true or false for each of 4",
+        ),
+        ("gemma3", {"attention.scale": (-1.0, GGUFValueType.FLOAT32)}, ValueError, "scale: expected a positive number"),
+        ("gemma3", {"block_count": (2**31 - 1, GGUFValueType.UINT32)}, ValueError, "num_layers"),
+        (
+            "phi3",
+            {"rope.scaling.type": ("yarn", GGUFValueType.STRING)},
+            NotImplementedError,
+            "none or linear, got yarn",
+        ),
+        ("phi3", {"feed_forward_length": (80, GGUFValueType.UINT32)}, ValueError, "gate_up_proj.weight.*no use for it"),
+    ],
+)
+def test_gguf_of_relatives_of_llama_with_what_does_not_fit(tmp_path, kind, changes, error, words):
+    file = write_gguf_of(hf_model(kind, tmp_path), tmp_path / "x.gguf", **changes)
+    with pytest.raises(kf.KernelFusionError, match=words) as caught:
+        kf.load_model(file)
+    assert isinstance(caught.value, error)
+
+
+def test_doubles_of_merged_layers(tmp_path, rng):
+    model = hf_model("phi3", tmp_path)
+    expected = kf.load_model(model, fusion="none").prefill([1, 2, 3])
+    model.double().save_pretrained(tmp_path)
+    got = kf.load_model(tmp_path, weights="f32", fusion="none").prefill([1, 2, 3])
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_layers_beyond_any_model_are_not_listed(tmp_path):
+    hf_model("gemma3", tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 2**31 - 1, "layer_types": None}))
+    with pytest.raises(kf.InvalidArgumentError, match="num_layers must be 1 to 65536, got 2147483647"):
+        kf.load_model(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["llama-tied", "qwen2"])

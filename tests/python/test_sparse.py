@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -161,6 +163,33 @@ def test_the_manager_goes_by_its_configuration(rng):
     quantized = kf.KernelFusionConfig(fuse_with_sparse=True, fuse_with_quant=True, quant_dtype="int4")
     with pytest.raises(kf.InvalidArgumentError, match="configured as int4, got i8"):
         kf.KernelFusionManager(quantized).fuse_ffn(x, gate, up, down)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+def test_dense_weights_under_a_pattern_are_masked_so(rng, library, pattern):
+    make = {"numpy": np.asarray, "torch": lambda a: pytest.importorskip("torch").tensor(a)}.get(library)
+    make = make or pytest.importorskip("jax.numpy").asarray
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(fuse_with_sparse=True, sparse_pattern="n:m"))
+    x, dense = rng.standard_normal((3, 64), np.float32), rng.standard_normal((32, 64), np.float32)
+    masked = kf.sparsify(dense, pattern).densify()
+    expected = (x / (1 + np.exp(-x))) @ masked.T
+    for weight, weight_layout in ((masked, "out_in"), (np.ascontiguousarray(masked.T), "in_out")):
+        given = make(weight)
+        for _ in range(2):
+            got = m.fuse_silu_linear(make(x), given, weight_layout=weight_layout)
+            np.testing.assert_allclose(np.asarray(got), expected, rtol=1e-4, atol=1e-4)
+    for weight, weight_layout in ((dense, "out_in"), (dense.T.copy(), "in_out"), (masked.T.copy(), "out_in")):
+        with pytest.raises(
+            kf.InvalidArgumentError, match=r"linear: weight: .*n:m: expected at most 2 .* every 4.*sparsify"
+        ):
+            m.fuse_silu_linear(
+                make(x[:, : weight.shape[weight_layout == "out_in"]]), make(weight), weight_layout=weight_layout
+            )
+    with pytest.raises(kf.InvalidArgumentError, match=r"gated_ffn: up_weight: .*n:m"):
+        m.fuse_ffn(make(x), make(masked), make(dense), make(masked.T.copy()), weight_layout="out_in")
+    for loose in ({"sparse_pattern": None}, {"fuse_with_sparse": False}):
+        m.fuse_silu_linear(make(x), make(dense), dataclasses.replace(m.config, **loose), weight_layout="out_in")
 
 
 def test_what_does_not_fit_is_refused(rng):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from gguf import GGUFValueType
@@ -179,3 +181,75 @@ def test_without_a_template(tiny_gguf):
 def test_without_a_tokenizer(tiny_folder):
     with pytest.raises(kf.InvalidArgumentError, match=r"expected tokenizer\.json"):
         load_tokenizer(open_model(tiny_folder))
+
+
+_PIECES = {"▁": -8, "h": -9, "e": -10, "l": -11, "o": -12, "w": -13, "r": -14, "d": -15, "he": -2, "ll": -1, "llo": -4}
+_PIECES |= {
+    "hello": -3,
+    "▁hello": -0.5,
+    "lo": -1.5,
+    "▁w": -5,
+    "or": -6,
+    "▁wor": -6.5,
+    "ld": -7,
+    "el": -0.7,
+    "hel": -3.5,
+}
+
+
+def sentencepiece_file(tmp_path, space_prefix=True):
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *_PIECES, "<|end|>", "  "]
+    kinds = [2, 3, 3, *[6] * 256, *[1] * len(_PIECES), 3, 4]
+    scores = [0.0] * 259 + [float(s) for s in _PIECES.values()] + [0.0, 0.0]
+    rest = {
+        "tokens": (tokens, GGUFValueType.ARRAY), "token_type": (kinds, GGUFValueType.ARRAY),
+        "scores": (scores, GGUFValueType.ARRAY), "model": ("llama", GGUFValueType.STRING),
+        "bos_token_id": (1, _ID), "add_space_prefix": (space_prefix, GGUFValueType.BOOL),
+    }  # fmt: skip
+    shape = replace(TINY, vocab=len(tokens))
+    path = write_gguf(tmp_path / "x.gguf", shape, **{f"tokenizer__ggml__{k}": v for k, v in rest.items()})
+    return path, {token: i for i, token in enumerate(tokens)}
+
+
+def merged_by_score(text, ids):
+    """SentencePiece's BPE as it is written down: again and again the two neighbours of the best score, the first."""
+    pieces = list(text.replace(" ", "▁"))
+    while True:
+        found = [(-_PIECES[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(pieces)) if a + b in _PIECES]
+        if not found:
+            break
+        _, i = min(found)
+        pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+    return [t for p in pieces for t in ([ids[p]] if p in ids else [ids[f"<0x{b:02X}>"] for b in p.encode()])]
+
+
+@pytest.mark.parametrize("space_prefix", [True, False])
+def test_sentencepiece_of_gguf(tmp_path, space_prefix):
+    path, ids = sentencepiece_file(tmp_path, space_prefix)
+    tokenizer = load_tokenizer(open_model(path))
+    for text in ("hello world", "hello", "well old hell", "é漢 hello", "lllll oooo", " hello", "helhelo rorlld"):
+        got = tokenizer.encode(text)
+        assert got == [1, *merged_by_score(f" {text}" if space_prefix else text, ids)]
+        assert tokenizer.decode(got) == text
+    assert tokenizer.encode("hello<|end|>hello")[2] == ids["<|end|>"]
+    assert ids["  "] in tokenizer.encode("hello  world")  # of the user's, with the spaces of the text
+    model = kf.load_model(path, fusion="all")
+    assert len(model.generate("hello", max_new_tokens=3, stop=False).tokens) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("scores", ([0.0], GGUFValueType.ARRAY), "scores: expected a list of 2.. numbers"),
+        ("scores", (["a"] * 281, GGUFValueType.ARRAY), "scores: expected"),
+        ("unknown_token_id", (10**6, _ID), "do not fit together"),
+        ("model", ("bert", GGUFValueType.STRING), "served are gpt2 .* and llama"),
+    ],
+)
+def test_sentencepiece_that_does_not_fit(tmp_path, key, value, words):
+    tokens = ["<unk>", "a", *(f"<{i}>" for i in range(TINY.vocab - 2))]
+    rest = {"model": ("llama", GGUFValueType.STRING), "scores": ([0.0] * TINY.vocab, GGUFValueType.ARRAY)}
+    rest |= {"tokens": (tokens, GGUFValueType.ARRAY), "token_type": ([1] * TINY.vocab, GGUFValueType.ARRAY)}
+    values = {f"tokenizer__ggml__{k}": v for k, v in (rest | {key: value}).items()}
+    with pytest.raises(kf.KernelFusionError, match=words):
+        load_tokenizer(open_model(write_gguf(tmp_path / "x.gguf", TINY, **values)))

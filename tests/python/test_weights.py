@@ -186,7 +186,7 @@ def test_gguf_with_an_array_longer_than_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"llama__rope__scaling__type": ("linear", GGUFValueType.STRING)}, "rope.scaling.type: expected none"),
+        ({"llama__rope__scaling__type": ("yarn", GGUFValueType.STRING)}, "rope.scaling.type: expected none"),
         ({"llama__rope__dimension_count": (16, GGUFValueType.UINT32)}, "all 32 of a head, got 16"),
     ],
 )

@@ -76,11 +76,17 @@ class Adapter:
         fields = _kf.ops()[form.op]["fields"]
         self.outputs = [f["name"] for f in fields if f["kind"] == "tensor" and f["role"] != "in"]
         self.defaults = {f["name"]: f["default"] for f in fields if f["kind"] != "tensor"}
-        self._takes_tf32 = "tf32" in inspect.signature(function).parameters
+        self._takes_tf32 = "tf32" in self._signature(function)
         self.takes_all, self.names = self._parameters(function, [f["name"] for f in fields])
 
+    def _signature(self, function: Callable) -> Mapping[str, inspect.Parameter]:
+        try:
+            return inspect.signature(function).parameters
+        except (TypeError, ValueError) as error:  # of builtins
+            raise refusing(f"{self._named}: expected a function whose parameters can be read: {error}") from error
+
     def _parameters(self, function: Callable, known: list[str]) -> tuple[bool, list[str]]:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = self._signature(function).values()
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         for p in parameters:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .. import _kf
+from ..checks import at_least, flag, names_of
 from ..errors import UnavailableError, refusing
 from ..libraries import find_libraries
 from .served import Served
@@ -43,6 +44,17 @@ class CudaSource:
     graph_safe: bool = True
 
     def __post_init__(self):
+        for name in ("source", "entry"):
+            if not isinstance(getattr(self, name), str):
+                raise refusing(f"CudaSource: {name}: expected a text, got {type(getattr(self, name)).__name__}")
+        for name in ("args", "options", "dtypes"):
+            names_of(f"CudaSource: {name}", getattr(self, name))
+        for name in ("grid", "block"):
+            if not (callable(size := getattr(self, name)) or isinstance(size, (list, tuple))):
+                raise refusing(f"CudaSource: {name}: expected up to three numbers or a function, got {size!r:.80}")
+        if not callable(self.shared_bytes):
+            at_least("CudaSource: shared_bytes", self.shared_bytes, 0)
+        flag("CudaSource: graph_safe", self.graph_safe)
         if re.split("<", self.entry)[0].split("::")[-1].strip() not in self.source:
             raise refusing(f"CudaSource: entry: expected a function of the source, got {self.entry}")
 

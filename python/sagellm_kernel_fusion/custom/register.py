@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 
 from .. import _kf
+from ..checks import flag
 from ..errors import refusing
 from . import triton_kernel
 from .adapter import Adapter
@@ -19,8 +20,9 @@ def register(
     core: _kf.Manager, name: str, kernel, *, op: str | None, reference: Callable | None, graph_safe: bool
 ) -> list[Adapter]:
     """Adds the row `custom::<name>`; returns its function and its reference's, where that is given."""
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or not name.isprintable():
         raise refusing(f"register_custom_kernel: name: expected a name, got {name!r}")
+    graph_safe = flag("register_custom_kernel: graph_safe", graph_safe)
     if isinstance(kernel, FusedKernel):
         op, graph_safe = op or kernel.op, graph_safe or kernel.graph_safe
         reference = reference or kernel.reference
@@ -28,7 +30,7 @@ def register(
         raise refusing(
             f"register_custom_kernel: {name}: reference: expected a callable, got {type(reference).__name__}"
         )
-    form = served(op or name)
+    form = served(name if op is None else op)
     check = None if reference is None else Adapter(f"{name}::reference", reference, form)
     if isinstance(kernel, CudaSource):
         condition = f"CUDA source, for {op or name}; checked before use"

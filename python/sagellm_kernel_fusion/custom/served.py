@@ -63,11 +63,12 @@ OPERATORS = {
 
 def served(name: str) -> Served:
     """By an operator's name or an op's."""
-    if found := OPERATORS.get(name):
-        return found
-    if name in _kf.ops():
-        return Served(name)
+    if isinstance(name, str):
+        if found := OPERATORS.get(name):
+            return found
+        if name in _kf.ops():
+            return Served(name)
     raise refusing(
         f"custom kernel: op: expected one of {', '.join(OPERATORS)}, or an op of the library "
-        f"({', '.join(_kf.ops())}); got {name}"
+        f"({', '.join(_kf.ops())}); got {name!r}"
     )

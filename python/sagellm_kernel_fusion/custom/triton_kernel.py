@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from inspect import Parameter, Signature
 
 from .. import _kf
+from ..checks import integer
 from ..errors import refusing
 from .sizes import sizes_of
 
@@ -36,6 +37,21 @@ class TritonKernel:
     fn: Callable
     grid: Sequence[int] | Callable[[Mapping], Sequence[int]] | None = None
     args: Mapping[str, object] | Callable[[Mapping], Mapping[str, object]] | None = None
+
+    def __post_init__(self):
+        if not hasattr(self.fn, "arg_names"):
+            raise refusing(f"TritonKernel: fn: expected a @triton.jit function, got {type(self.fn).__name__}")
+        if not (self.grid is None or callable(self.grid)):
+            try:
+                object.__setattr__(self, "grid", tuple(integer("TritonKernel: grid", size) for size in self.grid))
+            except TypeError:
+                raise refusing(
+                    f"TritonKernel: grid: expected sizes or a function of the arguments, got {type(self.grid).__name__}"
+                ) from None
+        if not (self.args is None or callable(self.args) or isinstance(self.args, Mapping)):
+            raise refusing(
+                f"TritonKernel: args: expected a mapping of parameters or a function, got {type(self.args).__name__}"
+            )
 
 
 def is_triton(kernel) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..checks import shape_of
 from ..config import KernelFusionConfig
 from ..errors import refusing
 from ..manager import KernelFusionManager
@@ -80,7 +81,7 @@ def _expect_sizes(**sizes: int) -> None:
 
 
 def _expect(name: str, array, sizes: dict[int, int]) -> None:
-    shape = list(getattr(array, "shape", ()))
+    shape = list(shape_of(name, array))
     for axis, size in sizes.items():
         if len(shape) < -axis or shape[axis] != size:
             raise refusing(f"{name}: expected {size} in dimension {axis} as configured, got shape {shape}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +43,55 @@ _MERGED = {
 }
 
 
-def split_merged(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Phi-3's merged layers as those that they were merged of: views of their rows. Others as they are, and so is what
-    has another number of rows: the weights' own check names it."""
+def parts_of(config: Mapping[str, Any], name: str, shape: Sequence[int]) -> list[tuple[str, slice | None]]:
+    """What a tensor was merged of (Phi-3's layers), each with its rows. Any other is its own part, and so is one of
+    another number of rows: the weights' own check names it."""
+    module, _, kind = name.rpartition(".")
+    merged = next((m for m in _MERGED if module.endswith(m)), None)
+    if config["architecture"] != "phi3" or merged is None:
+        return [(name, None)]
     kv = config["num_kv_heads"] * config["head_dim"]
-    rows = {
+    sizes = {
         ".self_attn.qkv_proj": (config["num_heads"] * config["head_dim"], kv, kv),
         ".mlp.gate_up_proj": (config["intermediate_size"],) * 2,
+    }[merged]
+    if tuple(shape[:1]) != (sum(sizes),):
+        return [(name, None)]
+    ends = list(accumulate(sizes))
+    return [
+        (f"{module.removesuffix(merged)}{part}.{kind}", slice(end - size, end))
+        for part, size, end in zip(_MERGED[merged], sizes, ends, strict=True)
+    ]
+
+
+def rows_of(tensor: np.ndarray | GgufTensor, rows: slice | None) -> np.ndarray | GgufTensor:
+    """A view of these rows; None: the tensor itself."""
+    if rows is None:
+        return tensor
+    if isinstance(tensor, GgufTensor):
+        return GgufTensor(tensor.data[rows], tensor.dtype, (rows.stop - rows.start, tensor.shape[1]))
+    return tensor[rows]
+
+
+def split_merged(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors by name, merged ones as views of their parts."""
+    return {
+        part: rows_of(tensor, rows)
+        for name, tensor in tensors.items()
+        for part, rows in parts_of(config, name, tensor.shape)
     }
-    split = {}
-    for name, array in tensors.items():
-        module, _, kind = name.rpartition(".")
-        merged = next((m for m in _MERGED if module.endswith(m)), None)
-        if config["architecture"] != "phi3" or merged is None or array.shape[:1] != (sum(rows[merged]),):
-            split[name] = array
-            continue
-        ends = np.cumsum(rows[merged])[:-1]
-        for part, piece in zip(_MERGED[merged], np.split(array, ends), strict=True):
-            split[f"{module.removesuffix(merged)}{part}.{kind}"] = piece
-    return split
+
+
+def every(period: int, layers: int) -> list[int]:
+    """Every period-th layer, the last of each group. A count from a damaged file may be anything: beyond what a model
+    may have, which is refused later, none is listed."""
+    return list(range(period - 1, min(layers, 1 << 16), period))
+
+
+def linear_scaling(factor: float) -> dict[str, float]:
+    """Every rotary frequency divided: every one is below the lowest that stays."""
+    far = float(np.finfo(np.float32).max)
+    return {"factor": factor, "low_freq_factor": far / 2, "high_freq_factor": far}
 
 
 class Metadata:

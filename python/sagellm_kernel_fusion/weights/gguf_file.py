@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -12,7 +13,7 @@ from gguf.quants import dequantize
 from .. import _kf
 from ..arrays import GgufTensor
 from ..errors import NotServedError, refusing
-from .common import Metadata, ModelFile, aligned
+from .common import Metadata, ModelFile, aligned, every, linear_scaling, parts_of, rows_of
 
 # The library's errors for damaged files are of many kinds; all mean that the file is not what it should be.
 _DAMAGED = (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
@@ -72,40 +73,41 @@ def _open(path: Path) -> GGUFReader:
         raise refusing(f"{path}: cannot be read: {error.strerror or error}", file=path) from error
 
 
+def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
+    return tuple(int(n) for n in reversed(tensor.shape))
+
+
 def _array(tensor: ReaderTensor) -> np.ndarray | GgufTensor | None:
     """The tensor over the file's memory; None where kernels do not take its element type."""
-    shape = tuple(int(n) for n in reversed(tensor.shape))
     data = np.asarray(tensor.data)
     if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
         return aligned(data)
     if tensor.tensor_type == GGMLQuantizationType.BF16:
         return aligned(data.view(ml_dtypes.bfloat16))
     if name := _BLOCK_FORMATS.get(tensor.tensor_type):
-        return GgufTensor(aligned(data, _BLOCK_ALIGNMENT), name, shape)
+        return GgufTensor(aligned(data, _BLOCK_ALIGNMENT), name, _shape(tensor))
     return None
 
 
+_ARCHITECTURES = {"gemma3": "gemma3_text"}  # where GGUF's name is not config.json's
+
+
 def _config(meta: Metadata, names: set[str], vocab_size: int) -> dict:
-    architecture = meta.text("general.architecture")
-    if architecture in ("phi3", "gemma2", "gemma3_text"):
-        # The model would be; but their converters merge, rename and change tensors.
-        raise NotServedError(
-            f"{meta.path}: model architecture '{architecture}' is not served as a GGUF file; a folder of safetensors is"
-        )
-    key = f"{architecture}.".__add__
+    prefix = meta.text("general.architecture")
+    architecture = _ARCHITECTURES.get(prefix, prefix)
+    key = f"{prefix}.".__add__
     hidden, heads = meta.integer(key("embedding_length")), meta.integer(key("attention.head_count"))
     head_dim = meta.integer(key("attention.key_length"), default=hidden // heads or 1)
     if (value_dim := meta.integer(key("attention.value_length"), default=head_dim)) != head_dim:
         raise NotServedError(f"{meta.path}: expected keys and values of one head_dim, got {head_dim} and {value_dim}")
     if (rotary := meta.integer(key("rope.dimension_count"), default=head_dim)) != head_dim:
         raise NotServedError(f"{meta.path}: expected rotary positions over all {head_dim} of a head, got {rotary}")
-    if (scaling := meta.text(key("rope.scaling.type"), default="none")) != "none":
-        raise NotServedError(f"{meta.path}: {key('rope.scaling.type')}: expected none, got {scaling}")
-    window = meta.integer(key("attention.sliding_window"), default=0, at_least=0)
+    scaling = meta.text(key("rope.scaling.type"), default="none")
+    if scaling not in ("none", "linear") or "rope_factors_long.weight" in names:
+        got = scaling if scaling != "none" else "factors for long texts"
+        raise NotServedError(f"{meta.path}: {key('rope.scaling.type')}: expected none or linear, got {got}")
     positions = meta.integer(key("context_length"))
-    if window and architecture != "llama":  # the file does not say which layers have it: what is shorter needs none
-        positions, window = min(positions, window), 0
-    return {
+    config = {
         "architecture": architecture,
         "hidden_size": hidden,
         "intermediate_size": meta.integer(key("feed_forward_length")),
@@ -115,12 +117,53 @@ def _config(meta: Metadata, names: set[str], vocab_size: int) -> dict:
         "head_dim": head_dim,
         "vocab_size": vocab_size,
         "max_positions": positions,
-        "sliding_window": window,
+        "sliding_window": meta.integer(key("attention.sliding_window"), default=0, at_least=0),
         "rms_norm_eps": meta.number(key("attention.layer_norm_rms_epsilon"), default=1e-5),
         "rope_theta": meta.number(key("rope.freq_base"), default=10000.0),
         "rope_interleaved": architecture == "llama",  # its converter permutes the rows of q and k
         "tie_embeddings": "output.weight" not in names,
     }
+    if scaling == "linear":
+        config["rope_scaling"] = linear_scaling(meta.number(key("rope.scaling.factor")))
+    if architecture in _GEMMA:
+        config |= _gemma(meta, key, config)
+    elif config["sliding_window"] and architecture not in ("llama", "phi3"):
+        # The file does not say which layers have it: what is shorter needs none.
+        config |= {"max_positions": min(positions, config["sliding_window"]), "sliding_window": 0}
+    return config
+
+
+# By architecture: the window that a file may leave out, every how many layers one attends all, and the number of layers
+# of the one size whose queries are scaled by the width over the heads: no key says that.
+_GEMMA = {"gemma2": (4096, 2, 46), "gemma3_text": (0, 6, 62)}
+
+
+def _gemma(meta: Metadata, key: Callable[[str], str], config: dict) -> dict:
+    usual_window, period, scaled_by_width = _GEMMA[config["architecture"]]
+    layers, gemma2 = config["num_layers"], config["architecture"] == "gemma2"
+    fields = {
+        "sliding_window": meta.integer(key("attention.sliding_window"), default=usual_window, at_least=0),
+        "norm_weight_offset": 0.0,  # their converter adds the one to the weights
+    }
+    pattern = meta.values.get(key("attention.sliding_window_pattern"), period)
+    if isinstance(pattern, list):
+        if len(pattern) != layers or not all(isinstance(windowed, bool) for windowed in pattern):
+            raise meta.fail(key("attention.sliding_window_pattern"), f"true or false for each of {layers} layers")
+        fields["full_layers"] = [i for i, windowed in enumerate(pattern) if not windowed]
+    else:
+        period = meta.integer(key("attention.sliding_window_pattern"), default=period)
+        fields["full_layers"] = every(period, layers)
+    per_head = config["hidden_size"] // config["num_heads"] if layers == scaled_by_width else config["head_dim"]
+    fields["attention_scale"] = meta.number(key("attention.scale"), default=max(per_head, 1) ** -0.5)
+    for name, which, usual in (
+        ("attention_softcap", "attn_logit_softcapping", 50.0),
+        ("logit_softcap", "final_logit_softcapping", 30.0),
+    ):
+        if gemma2 or key(which) in meta.values:
+            fields[name] = meta.number(key(which), default=usual)
+    if not gemma2:
+        fields["local_rope_theta"] = meta.number(key("rope.freq_base_swa"), default=10000.0)
+    return fields
 
 
 def read_gguf(path: Path) -> ModelFile:
@@ -137,25 +180,27 @@ def read_gguf(path: Path) -> ModelFile:
         raise refusing(f"{path}: token_embd.weight: expected a matrix, got another shape", file=path)
     vocab_size = int(by_name["token_embd.weight"].shape[-1])
 
+    config = _config(Metadata(values, path), set(by_name), vocab_size)
+
     tensors, unserved, sources = {}, {}, {}
     for tensor in reader.tensors:
-        name = _kf.canonical_tensor_name(tensor.name) or tensor.name
-        if name in sources:
-            raise refusing(f"{path}: {tensor.name} is there twice", file=path)
-        sources[name] = tensor
-        if (array := _array(tensor)) is None:
-            unserved[name] = tensor.tensor_type.name.lower()
-        else:
-            tensors[name] = array
+        merged = _kf.canonical_tensor_name(tensor.name, config["architecture"]) or tensor.name
+        array = _array(tensor)
+        for name, rows in parts_of(config, merged, _shape(tensor)):
+            if name in sources:
+                raise refusing(f"{path}: {tensor.name} is there twice", file=path)
+            sources[name] = tensor, rows
+            if array is None:
+                unserved[name] = tensor.tensor_type.name.lower()
+            else:
+                tensors[name] = rows_of(array, rows)
 
     def values_of(name: str) -> np.ndarray:
-        tensor = sources[name]
-        shape = tuple(int(n) for n in reversed(tensor.shape))
+        tensor, rows = sources[name]
         try:
             values = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
             raise NotServedError(f"{path}: {name} is stored as {unserved[name]}, which is not dequantized") from error
-        return np.ascontiguousarray(values, np.float32).reshape(shape)
+        return rows_of(np.ascontiguousarray(values, np.float32).reshape(_shape(tensor)), rows)
 
-    config = _config(Metadata(values, path), set(by_name), vocab_size)
     return ModelFile(path, "gguf", config, tensors, values, values_of, unserved)

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..errors import NotServedError, refusing
-from .common import Metadata, ModelFile, aligned, split_merged
+from .common import Metadata, ModelFile, aligned, every, linear_scaling, parts_of, rows_of, split_merged
 
 _DTYPES = {
     "F32": np.dtype(np.float32),
@@ -108,10 +108,8 @@ def _rope(meta: Metadata) -> dict:
     kind = values.get("rope_type", values.get("type", "default"))
     if kind == "default":
         return rope
-    if kind == "linear":  # every frequency is below the lowest that stays
-        far = float(np.finfo(np.float32).max)
-        scaled = {"factor": scaling.number("factor"), "low_freq_factor": far / 2, "high_freq_factor": far}
-        return rope | {"rope_scaling": scaled}
+    if kind == "linear":
+        return rope | {"rope_scaling": linear_scaling(scaling.number("factor"))}
     if kind != "llama3":
         raise NotServedError(
             f"{meta.path}: rope_scaling of type {kind} is not served; served are default, linear, llama3"
@@ -197,10 +195,10 @@ def _sliding_window(meta: Metadata, architecture: str) -> dict:
         full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
     elif gemma:
         period = meta.integer("sliding_window_pattern", default=2 if architecture == "gemma2" else 6)
-        full = list(range(period - 1, layers, period))
+        full = every(period, layers)
     else:
         first = meta.integer("max_window_layers", default=0, at_least=0) if architecture.startswith("qwen") else 0
-        full = list(range(min(first, layers)))
+        full = every(1, min(first, layers))
     return {"sliding_window": window, "full_layers": full}
 
 
@@ -217,6 +215,11 @@ def read_safetensors(folder: Path) -> ModelFile:
         unserved |= others
     config = config_of(Metadata(values, folder / "config.json"))
     tensors = split_merged(config, tensors)
+    unserved = {
+        part: (kind, rows_of(stored, rows))
+        for name, (kind, stored) in unserved.items()
+        for part, rows in parts_of(config, name, stored.shape)
+    }
 
     def values_of(name: str) -> np.ndarray:
         if name in tensors:
