@@ -3,13 +3,17 @@ which are spread over seconds, since a machine that is shared changes its clock 
 
     .venv/bin/python bench/call_overhead.py [--numpy] [--json FILE]
 
-The kernel's own time is that of its plan run from C++ on operands of the same layout (as report() measures it).
+The kernel's own time is that of its plan run from C++ on operands of the same layout (as report() measures it). And
+what the import costs in a new process, in seconds, the process itself taken off: without PyTorch, which it does not
+load.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -74,18 +78,30 @@ def measure(kind: str, make) -> list[dict]:
     return rows
 
 
+def import_seconds(rounds: int = 12) -> float:
+    def process(code: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
+
+    code = "import sys, sagellm_kernel_fusion; assert 'torch' not in sys.modules"
+    return min(process(code) for _ in range(rounds)) - min(process("") for _ in range(rounds))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--numpy", action="store_true", help="NumPy's arrays as well")
     parser.add_argument("--json", type=Path, help="where to write the figures and what they were measured on")
     options = parser.parse_args()
+    imported = import_seconds()
+    print(f"import: {imported:.3f} s")
     torch.manual_seed(0)
     with torch.inference_mode():
         rows = measure("torch", torch.randn)
     if options.numpy:
         rows += measure("numpy", lambda *shape: np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     if options.json:
-        found = {"environment": environment(), "torch": torch.__version__, "rows": rows}
+        found = {"environment": environment(), "torch": torch.__version__, "import_s": imported, "rows": rows}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import ops
-from ._kf import VerdictStore, __version__, backends, rules
+from ._kf import __version__, rules
 from .adapters import list_kernels
 from .arrays import GgufTensor, layout
 from .builtin import register_builtin
@@ -40,6 +40,7 @@ from .registry import KernelFusionBackendRegistry
 from .sparse import SparseTensor, densify, sparsify
 from .sparse_attention import FusedSparseAttention
 from .vendors import register_vendors
+from .verdicts import VerdictStore, backends
 
 if TYPE_CHECKING:  # what __getattr__ imports when it is asked for
     from .benchmark import benchmark_kernel_fusion, measure_performance

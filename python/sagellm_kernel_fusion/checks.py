@@ -57,6 +57,16 @@ def flag(what: str, value) -> bool:
     return bool(value)
 
 
+def text(what: str, value) -> str:
+    """One that has bytes: half of a character's pair has none."""
+    try:
+        if isinstance(value, str) and value.encode() is not None:
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise refusing(f"{what}: expected a text, got {value!r:.80}")
+
+
 def names_of(what: str, value) -> list[str]:
     if not isinstance(value, (list, tuple, set, frozenset)) or not all(isinstance(name, str) for name in value):
         raise refusing(f"{what}: expected a list of names, got {value!r:.80}")

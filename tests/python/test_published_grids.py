@@ -1,4 +1,5 @@
-"""The shape and feature grids that FlashAttention, FlashInfer, PyTorch and xFormers test attention with, asked of ours.
+"""The shape and feature grids that FlashAttention, FlashInfer, vLLM, PyTorch and xFormers test attention with, asked of
+ours.
 
 The grids are theirs, the calls and the float64 reference are ours; each is sampled, so that all take some seconds.
 docs/verification.md says where each grid comes from, and what differs and why.
@@ -344,6 +345,109 @@ def test_flashinfer_prefill(point):
     )
     exact, _ = eager(q[:1], k[:1], v[:1], seen=visible(sq, sk, point["causal"]))
     torch.testing.assert_close(out[:sq][None].double(), exact, rtol=1e-3, atol=1e-3)
+
+
+# vLLM: tests/kernels/attention/test_attention.py, test_flash_attn.py
+
+
+def keys_of(pool, table, length, layout):
+    """What a sequence sees of a pool: its pages one after another, [1, length, kv_heads, d]."""
+    pages = pool[table.long()] if layout == "NHD" else pool[table.long()].transpose(1, 2)
+    return pages.flatten(0, 1)[None, :length]
+
+
+@pytest.mark.parametrize(
+    "point",
+    sampled(
+        "vllm-decode",
+        18,
+        heads=[(32, 8), (40, 40), (64, 8)],
+        d=[32, 64, 80, 96, 128, 192, 256],
+        page_size=[16, 32],
+        alibi=[False, True],
+        dtype=["f16", "bf16"],
+        cache=["auto", "fp8"],
+    ),
+)
+def test_vllm_paged_attention(point):
+    """Pages drawn at random, so that sequences share them and one may be there twice; NaN where no sequence reaches."""
+    g, rng = torch.Generator().manual_seed(7), np.random.default_rng(7)
+    (heads, kv_heads), d, page_size, dtype = point["heads"], point["d"], point["page_size"], DTYPES[point["dtype"]]
+    lengths = [*rng.integers(1, 1000, 6).tolist(), 1000]
+    table = torch.tensor(rng.integers(0, 97, (7, -(-1000 // page_size))), dtype=torch.int32)
+    pools = randn(g, 2, 97, kv_heads, page_size, d, dtype=dtype)
+    reached = torch.zeros(97, page_size, dtype=torch.bool)
+    for row, length in zip(table, lengths, strict=True):
+        for page, begin in zip(row.tolist(), range(0, length, page_size), strict=False):
+            reached[page, : length - begin] = True
+    scales = {"k": 0.5, "v": 0.25} if point["cache"] == "fp8" else {"k": 1.0, "v": 1.0}
+    options = {"alibi_slopes": torch.randn(heads, generator=g)} if point["alibi"] else {}
+    if point["cache"] == "fp8":
+        given = [(pool / scale).to(torch.float8_e4m3fn) for pool, scale in zip(pools, scales.values(), strict=True)]
+        options |= {f"{name}_scales": torch.full((1, 1, 1, 1), scale) for name, scale in scales.items()}
+    else:
+        given = list(pools)
+    exact_pools = [(x.double() * scale) for x, scale in zip(given, scales.values(), strict=True)]
+    for x in given:
+        x.view(torch.uint8 if x.element_size() == 1 else x.dtype).transpose(1, 2)[~reached] = (
+            0x7F if x.element_size() == 1 else float("nan")
+        )
+    q = (torch.rand(7, heads, d, generator=g) * 2 - 1).mul(d**-0.5).to(dtype)
+    m = kf.KernelFusionManager(kf.KernelFusionConfig(attention_backend="paged", fuse_with_quant=True))
+    lens = torch.tensor(lengths, dtype=torch.int32)
+    out = m.fuse_attention(q, *given, block_tables=table, context_lens=lens, **options)
+    for i, length in enumerate(lengths):
+        k, v = (keys_of(pool, table[i], length, "HND") for pool in exact_pools)
+        bias = alibi(options["alibi_slopes"], 1, length) if point["alibi"] else None
+        exact = eager(q[i][None, None], k, v, bias=bias)[0]
+        plain = eager(q[i][None, None], k.to(dtype), v.to(dtype), bias=bias, kind=dtype)[0]
+        no_worse_than_eager(out[i][None, None], exact, plain)
+
+
+@pytest.mark.parametrize(
+    "point",
+    sampled(
+        "vllm-varlen",
+        15,
+        lengths=[[(1, 1328), (5, 18), (129, 463)], [(1, 523), (1, 37), (1, 2011)]],
+        heads=[(4, 4), (8, 2)],
+        d=[40, 72, 80, 128, 256],
+        window=[None, 256],
+        softcap=[0.0, 50.0],
+        use_out=[False, True],
+    ),
+)
+def test_vllm_varlen_with_paged_keys(point):
+    g, rng = torch.Generator().manual_seed(8), np.random.default_rng(8)
+    (heads, kv_heads), d, dtype = point["heads"], point["d"], torch.bfloat16
+    rows, lengths = zip(*point["lengths"], strict=True)
+    q = randn(g, sum(rows), heads, d, dtype=dtype)
+    k_pool, v_pool = randn(g, 2, 512, 16, kv_heads, d, dtype=dtype)
+    table = torch.tensor(rng.integers(0, 512, (3, -(-max(lengths) // 16))), dtype=torch.int32)
+    ends = torch.tensor([0, *itertools.accumulate(rows)], dtype=torch.int32)
+    window = (-1, -1) if point["window"] is None else (point["window"] - 1, 0)
+    given = torch.empty_like(q) if point["use_out"] else None
+    out = kf.KernelFusionManager().fuse_attention(
+        q,
+        k_pool,
+        v_pool,
+        block_tables=table,
+        context_lens=torch.tensor(lengths, dtype=torch.int32),
+        cu_seqlens_q=ends,
+        max_seqlen_q=max(rows),
+        kv_layout="NHD",
+        window_size=window,
+        softcap=point["softcap"],
+        out=given,
+    )
+    assert given is None or out is given
+    for i, (sq, sk) in enumerate(point["lengths"]):
+        one = q[None, ends[i] : ends[i + 1]]
+        k, v = (keys_of(pool, table[i], sk, "NHD") for pool in (k_pool, v_pool))
+        seen = visible(sq, sk, True, window)
+        exact = eager(one, k, v, seen=seen, softcap=point["softcap"])[0]
+        plain = eager(one, k, v, seen=seen, softcap=point["softcap"], kind=dtype)[0]
+        no_worse_than_eager(out[None, ends[i] : ends[i + 1]], exact, plain)
 
 
 # PyTorch: test/test_transformers.py, the CPU's fused scaled_dot_product_attention

@@ -400,6 +400,10 @@ def calls() -> dict[str, tuple[Callable, dict]]:
         "Registry.get": (kf.KernelFusionBackendRegistry.get, {"name": "cuda:9"}),
         "Registry.register": (kf.KernelFusionBackendRegistry.register, {"name": 3, "backend_cls": None}),
         "list_kernels": (kf.list_kernels, dict.fromkeys(inspect.signature(kf.list_kernels).parameters, "cpu")),
+        "backends": (kf.backends, {"only": "cpu"}),
+        "VerdictStore": (kf.VerdictStore, {"path": ""}),
+        "VerdictStore.find": (kf.VerdictStore().find, {"rule": "a", "signature": "b", "device": "c"}),
+        "VerdictStore.put": (kf.VerdictStore().put, {"verdict": {}}),
         "Selection": (kf.Selection, dataclasses.asdict(kf.Selection())),
         "torch.rms_norm": (
             drop_ins.rms_norm,
