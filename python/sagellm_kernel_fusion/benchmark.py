@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ def measure_performance(model: Model, test_inputs: Sequence[Sequence[int]] | Non
     at_least("measure_performance: decode_tokens", decode_tokens, 0)
     if test_inputs is None:
         test_inputs = _prompts(model, decode_tokens)
-    elif not isinstance(test_inputs, (list, tuple)) and getattr(test_inputs, "ndim", 0) != 2:
+    elif not isinstance(test_inputs, Iterable) or isinstance(test_inputs, (str, bytes)) or _is_number(test_inputs):
         raise refusing(
             f"measure_performance: test_inputs: expected a list of prompts, each of token ids, got {test_inputs!r:.80}"
         )
@@ -67,6 +67,10 @@ def measure_performance(model: Model, test_inputs: Sequence[Sequence[int]] | Non
         "kernel_calls": sum(c["calls"] * c["launches"] for c in calls),
         "logits": logits,
     }
+
+
+def _is_number(x) -> bool:
+    return getattr(x, "ndim", 1) == 0
 
 
 def _is_ffn(call: dict, intermediate_size: int) -> bool:

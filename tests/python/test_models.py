@@ -752,7 +752,7 @@ def test_more_tokens_than_there_is_room_for(tiny_gguf):
         (dict(fusion="qkv_merge", only_rules=["residual_rms_norm"]), "no rule in common"),
         (dict(threads=100_000), "num_threads must be 0 to .*, got 100000"),
         (dict(threads=-1), "num_threads must be 0 to"),
-        (dict(weights="int8"), "weights: expected f32 or file"),
+        (dict(weights="int8"), "weights: expected one of f32, file"),
         (dict(context=512), "max_seq_len must be 1 to 256"),
         (dict(cache_dtype="int3"), "dtype: expected one of"),
         (dict(fusion="all", only_rules=["no_such_rule"]), "no_such_rule"),
