@@ -3,6 +3,7 @@ caller's own is found among the modules already loaded."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -70,7 +71,17 @@ def allocate(dtype: str, shape: tuple[int, ...], like):
     if cupy is not None and isinstance(like, cupy.ndarray):
         with like.device:
             return cupy.empty(shape, NUMPY_DTYPES[dtype])
-    return np.empty(shape, NUMPY_DTYPES[dtype])
+    return _aligned(shape, NUMPY_DTYPES[dtype])
+
+
+_ALIGNMENT = 64  # bytes; JAX copies what it is handed at any other address
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def as_kind_of(array, like):
@@ -80,9 +91,22 @@ def as_kind_of(array, like):
             namespace = like.__array_namespace__()
         except NotImplementedError as error:  # JAX's random keys
             raise refusing(f"expected an array of numbers, got {type(like).__name__}") from error
-        # NumPy has no DLPack for the types of ml_dtypes, whose arrays JAX takes as they are.
-        return namespace.asarray(array) if array.dtype.kind == "V" else namespace.from_dlpack(array)
+        return namespace.from_dlpack(_Exported(array) if array.dtype.kind == "V" else array)
     return array
+
+
+class _Exported:
+    """An array of a type of ml_dtypes, for which NumPy has no DLPack."""
+
+    def __init__(self, array: np.ndarray):
+        name = next(name for name, dtype in NUMPY_DTYPES.items() if dtype == array.dtype)
+        self._typed = _kf.TypedArray(array.reshape(-1).view(np.uint8), name, array.shape)
+
+    def __dlpack__(self, **options):
+        return self._typed.dlpack()
+
+    def __dlpack_device__(self):
+        return 1, 0  # the CPU
 
 
 def to_numpy(tensor: _kf.TypedArray | np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ class Selection:
                 raise refusing(f"Selection: {name}: expected True or False, got {getattr(self, name)!r}")
 
     def bound(self) -> _kf.Selection:
+        """The selection as the C++ library has it."""
         return _kf.Selection(list(self.families), self.kernel, self.allow_fallback, self.batch_invariant, self.tf32)
 
 

@@ -26,6 +26,7 @@ class KernelFusionError(Exception):
         return self.code in ("resource_exhausted", "unavailable", "deadline_exceeded")
 
     def to_dict(self) -> dict:
+        """code, message, context and retryable: what a service writes to its clients or its log."""
         return {
             "code": self.code,
             "message": self.message,

@@ -78,6 +78,7 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> TokenizerOf:
+        """The file's own tokenizer: text to token ids and back, its chat template, the ids that end an answer."""
         return load_tokenizer(self._file)
 
     def prefill(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:

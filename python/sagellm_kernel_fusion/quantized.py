@@ -78,11 +78,13 @@ class QuantizedTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The sizes in elements, two of which lie in a byte of int4."""
         *outer, width = (int(size) for size in self.data.shape)
         return (*outer, width * (2 if self.dtype == "int4" else 1))
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its codes, scales and zero points."""
         return sum(int(part.nbytes) for part in (self.data, self.scales, self.zeros) if part is not None)
 
     def fields(self, name: str) -> dict:

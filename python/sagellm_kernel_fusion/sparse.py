@@ -79,6 +79,7 @@ class SparseTensor:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its values, of the mask and offsets that place them, and of their scales and zero points."""
         parts = (self.data, self.mask, self.offsets, self.scales, self.zeros)
         return sum(int(part.nbytes) for part in parts if part is not None)
 

@@ -47,6 +47,37 @@ def test_torch_views_are_not_copied():
     assert wide[:, 8:16].eq(2).all() and wide.sum() == 64
 
 
+def memory_of(array) -> int:
+    for address in ("data_ptr", "unsafe_buffer_pointer"):
+        if hasattr(array, address):
+            return getattr(array, address)()
+    return array.ctypes.data
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax.numpy"])
+def test_kernels_work_on_the_callers_memory(rng, library, dtype):
+    """What a kernel reads is the operand's memory, and what it writes the result's: by a kernel that tells."""
+    library = pytest.importorskip(library)
+    dtype = getattr(library, dtype, None) or ml_dtypes.bfloat16
+    seen = []
+
+    def doubled(x, out):
+        seen.append((memory_of(x), memory_of(out)))
+        out[...] = x + x
+
+    m = kf.KernelFusionManager()
+    m.register_custom_kernel("doubled", doubled, op="activation", reference=doubled)
+    kept = []  # so that every size has memory of its own
+    for rows in (1, 3, 64, 1000):
+        x = library.asarray(rng.standard_normal((rows, 24)).astype(np.float32))
+        x = x.to(dtype) if hasattr(x, "data_ptr") else x.astype(dtype)
+        out = m.fuse_activation(x)
+        assert type(out) is type(x) and out.dtype == x.dtype and (out == x + x).all()
+        assert seen[-1] == (memory_of(x), memory_of(out)), rows
+        kept += [x, out]
+
+
 def test_torch_that_requires_gradients_is_refused_with_advice():
     torch = pytest.importorskip("torch")
     x = torch.ones(2, 4, requires_grad=True)

@@ -21,6 +21,7 @@ SIZES = {
     "initializer_range": 0.2, "attn_implementation": "eager",
 }  # fmt: skip
 WINDOW = {"sliding_window": 6}
+UNTIED = SIZES | {"tie_word_embeddings": False}  # tied ones of random weights say the last token again
 
 
 def configs() -> dict:
@@ -33,12 +34,13 @@ def configs() -> dict:
         "mistral": t.MistralConfig(**SIZES, head_dim=16, **WINDOW),
         "phi3": t.Phi3Config(**SIZES, **WINDOW),
         "phi3, partly rotated": t.Phi3Config(**SIZES, rope_parameters=PARTIAL_ROPE),
-        "gemma2": t.Gemma2Config(**SIZES, head_dim=16, **WINDOW),
-        "gemma3": t.Gemma3TextConfig(**SIZES, head_dim=16, **WINDOW),
+        "gemma2": t.Gemma2Config(**UNTIED, head_dim=16, attn_logit_softcapping=1.0, **WINDOW),
+        "gemma3": t.Gemma3TextConfig(**UNTIED, head_dim=16, **WINDOW),
     }
 
 
 PARTIAL_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+WHOLE_ROPE = PARTIAL_ROPE | {"partial_rotary_factor": 1.0}
 
 
 def random_model(config, seed: int = 0):
@@ -67,9 +69,26 @@ def greedy(model, ids, mask, **options):
     return model.generate(ids, attention_mask=mask, max_new_tokens=10, do_sample=False, **options)
 
 
+def in_parts(model, ids, mask):
+    """The same logits by several tokens a step over what a cache holds."""
+    got, cache = [], None
+    for start, end in ((0, 7), (7, 10), (10, 13)):
+        with torch.no_grad():
+            out = model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        got.append(out.logits)
+    return torch.cat(got, 1)[mask.bool()]
+
+
+TOLERANCE = 1e-4  # f32 throughout: sums in another order through a few layers
+
+
+def difference(actual, expected) -> float:
+    return float((actual - expected).abs().max()) / float(expected.abs().max())
+
+
 def close_to(actual, expected):
-    """f32 throughout: sums in another order through a few layers."""
-    assert float((actual - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+    assert difference(actual, expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", list(configs()))
@@ -77,11 +96,15 @@ def test_families_give_the_same_logits_and_tokens(family):
     model = random_model(configs()[family])
     ids, mask = prompts()
     expected, tokens = logits(model, ids, mask), greedy(model, ids, mask)
+    assert tokens[:, ids.shape[1] :].unique().numel() > 5, "tokens that would hide a difference"
     unfused = copy.deepcopy(model)
+    weights = {name: p.data_ptr() for name, p in model.named_parameters()}
     done = kf.fuse_model(model)
     assert [what for _, what in done.fused] == ["decoder layer"] * 2 + ["rms_norm", "linear"], str(done)
     assert done.refused == []
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == weights
     close_to(logits(model, ids, mask), expected)
+    close_to(in_parts(model, ids, mask), expected)
     assert torch.equal(greedy(model, ids, mask), tokens)
     assert torch.equal(greedy(model, ids, mask, cache_implementation="static", disable_compile=True), tokens)
     whole = prompts(padding=0)  # without a mask where nothing is padded
@@ -92,6 +115,21 @@ def test_families_give_the_same_logits_and_tokens(family):
     assert kf.unfuse_model(model) is model
     assert torch.equal(logits(model, ids, mask), expected)
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [(family, {"sliding_window": 64}) for family in ("qwen2", "mistral", "phi3", "gemma2", "gemma3")]
+    + [("gemma2", {"attn_logit_softcapping": None}), ("phi3, partly rotated", {"rope_parameters": WHOLE_ROPE})],
+)
+def test_what_these_families_have_shows_in_their_logits(family, options):
+    """What the test above compares would differ, were it left out."""
+    model, other = random_model(configs()[family]), configs()[family]
+    for name, value in options.items():
+        setattr(other, name, value)
+    without = random_model(other)
+    without.load_state_dict(model.state_dict())
+    assert difference(logits(without, *prompts()), logits(model, *prompts())) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 2**-8), ("float16", 2**-11)])

@@ -345,6 +345,40 @@ def test_stale_tables_change_nothing(m, pages):
     assert (out == 7).all()
 
 
+@pytest.mark.parametrize(
+    ("stale", "words"),
+    [
+        (lambda k, v, tables: (k, v, tables.masked_fill(tables == 4, -1)), "expected a page of 0 to 4 .*got -1"),
+        (lambda k, v, tables: (k[:4], v[:4], tables), "expected a page of 0 to 3 .*got 4"),  # a smaller pool's
+        (lambda k, v, tables: (k, v, tables[:, :1]), "context_lens"),  # fewer pages than the lengths need
+        (lambda k, v, tables: (k, freed(v.clone()), tables), "v: expected memory, got a null pointer"),
+    ],
+    ids=["a page given back", "a pool made smaller", "a table cut short", "a pool that was freed"],
+)
+def test_tables_that_outlived_their_pages(m, pages, stale, words):
+    _, _, pool_k, pool_v, tables, lengths = pages
+    k, v, tables = stale(pool_k, pool_v, tables)
+    out = torch.full((2, 4, 16), 7.0)
+    with pytest.raises(kf.InvalidArgumentError, match=words):
+        m.fuse_attention(torch.randn(2, 4, 16), k, v, block_tables=tables, context_lens=lengths, out=out)
+    assert (out == 7).all()
+
+
+def freed(pool):
+    pool.untyped_storage().resize_(0)
+    return pool
+
+
+def test_slots_that_outlived_their_pages(m, pages):
+    _, _, pool_k, pool_v, _, _ = pages
+    k, before = torch.randn(2, 2, 16), pool_k.clone()
+    with pytest.raises(kf.InvalidArgumentError, match="slot_mapping: expected values less than 80 "):
+        m.append_kv(k, k, pool_k, pool_v, torch.tensor([1, 80]))
+    with pytest.raises(kf.InvalidArgumentError, match="v_cache: expected memory, got a null pointer"):
+        m.append_kv(k, k, pool_k, freed(pool_v.clone()), torch.tensor([1, 2]))
+    assert torch.equal(pool_k, before)
+
+
 def test_results_are_of_the_callers_kind(m):
     x = np.ones((2, 8), np.float32)
     assert isinstance(m.fuse_softmax(x), np.ndarray)

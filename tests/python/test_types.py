@@ -1,8 +1,10 @@
-"""What editors, type checkers and linkers read: the package is marked as typed, the extension has stubs, and exports."""
+"""What editors, type checkers and linkers read: the mark of a typed package, the extension's stubs and exports, and
+docstrings."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import shutil
 import subprocess
 import sys
@@ -28,6 +30,24 @@ def test_the_extension_has_stubs():
     manager = {node.name: node for node in described["Manager"].body if isinstance(node, ast.FunctionDef)}
     assert [a.arg for a in manager["call"].args.args][:4] == ["self", "op", "fields", "config"]
     assert all(ast.get_docstring(node) for name, node in manager.items() if name != "__init__")
+
+
+def test_every_public_name_says_what_it_does():
+    """Functions, classes, and what classes define themselves; of ops, its operators."""
+
+    def without_words(names: dict, where: str):
+        for name, thing in names.items():
+            is_class = inspect.isclass(thing)
+            if name.startswith("_") or not (is_class or inspect.isroutine(thing) or isinstance(thing, property)):
+                continue
+            if not (thing.__doc__ or "").strip():
+                yield f"{where}.{name}"
+            if is_class:
+                yield from without_words(vars(thing), f"{where}.{name}")
+
+    public = {name: getattr(sagellm_kernel_fusion, name) for name in sagellm_kernel_fusion.__all__}
+    operators = {name: getattr(sagellm_kernel_fusion.ops, name) for name in _kf.ops()}
+    assert not [*without_words(public, "kf"), *without_words(operators, "ops")]
 
 
 def run(code: str) -> str:
