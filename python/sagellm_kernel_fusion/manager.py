@@ -277,8 +277,8 @@ class KernelFusionManager(KernelFusionProtocol):
         an operator's. Weights are given to it as x @ W has them. Before a layout is served for the first time, the
         kernel runs on generated data and is compared with `reference` (a function like it; None: the op's own): a
         kernel that is wrong, or writes outside its result, raises InvalidArgumentError and never runs on the caller's
-        data. A call with an operand that the kernel does not name goes to the next kernel. graph_safe: it only enqueues
-        work."""
+        data; plan() and warm_up() do the same ahead, for layouts. A call with an operand that the kernel does not name
+        goes to the next kernel. graph_safe: it only enqueues work."""
         self._custom += register(self._core, name, kernel, op=op, reference=reference, graph_safe=graph_safe)
 
     def record(self, function: Callable[[], object], device=None) -> Recorded:

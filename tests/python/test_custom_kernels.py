@@ -139,6 +139,22 @@ def test_a_wrong_kernel_is_refused_before_it_touches_data(m, rng, kernel, words)
     assert (out == 7).all()
 
 
+def test_kernels_are_checked_ahead_for_given_layouts(m):
+    seen = []
+
+    def narrow(x):
+        """Right up to a width of 8."""
+        seen.append(x.shape)
+        return x / (1 + np.exp(-x)) if x.shape[-1] <= 8 else x
+
+    m.register_custom_kernel("narrow", narrow, op="activation")
+    assert m.warm_up([("activation", {"x": kf.layout("f32", (3, 8))})])[0]["kernel"] == "custom::narrow"
+    for ahead in (lambda x: m.warm_up([("activation", {"x": x})]), lambda x: m.plan("activation", x=x)):
+        with pytest.raises(kf.InvalidArgumentError, match=r"custom::narrow: its results differ .*x=f32\[5, 16\]"):
+            ahead(kf.layout("f32", (5, 16)))
+    assert seen == [(3, 8), (5, 16), (5, 16)] and m.get_stats()["ops"] == {}
+
+
 def test_a_kernel_that_writes_outside_its_result_is_refused(m):
     def mine(x, out):
         out[...] = x / (1 + np.exp(-x))
