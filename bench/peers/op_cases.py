@@ -136,6 +136,23 @@ def linear(tokens: int, in_features: int, out_features: int, dtype: torch.dtype 
     return Case("linear", shape, dtype, 2.0 * tokens * in_features * out_features, size, inputs, peers)
 
 
+def ffn(tokens: int, hidden: int, intermediate: int, dtype: torch.dtype = torch.float32) -> Case:
+    """(silu(x @ gate.T) * (x @ up.T)) @ down.T: three linear layers and what lies between them in PyTorch."""
+
+    def inputs(case):
+        draw = lambda *shape: (torch.randn(*shape) / shape[-1] ** 0.5).to(dtype)  # noqa: E731
+        weights = {"gate": draw(intermediate, hidden), "up": draw(intermediate, hidden)}
+        return {"x": torch.randn(tokens, hidden).to(dtype), **weights, "down": draw(hidden, intermediate)}
+
+    def peers(case, t):
+        x, gate, up, down = (t[name] for name in ("x", "gate", "up", "down"))
+        return {"three-layers": lambda: F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)}
+
+    size = dtype.itemsize * (2 * tokens * hidden + 3 * hidden * intermediate)
+    shape = {"tokens": tokens, "hidden": hidden, "intermediate": intermediate}
+    return Case("ffn", shape, dtype, 6.0 * tokens * hidden * intermediate, size, inputs, peers)
+
+
 CASES = [
     attention(32, 8, 128, 512, 512),
     attention(32, 8, 128, 2048, 2048),
@@ -150,4 +167,6 @@ CASES = [
     *(linear(*shape) for shape in ((2048, 2048, 2048), (512, 4096, 4096), (512, 576, 1536), (512, 1536, 576),
                                    (1, 4096, 4096), (1, 576, 49152))),
     *(linear(*shape, torch.bfloat16) for shape in ((2048, 2048, 2048), (512, 4096, 4096), (512, 576, 1536))),
+    *(ffn(tokens, *sizes, dtype) for dtype in (torch.float32, torch.bfloat16)
+      for sizes in ((256, 768), (576, 1536), (1024, 2816), (2048, 5632)) for tokens in (1, 2, 4, 8, 16, 512)),
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import report
 import torch
+import torch.nn.functional as F
 from op_cases import CASES, Case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,7 @@ def kf_callable(case: Case, inputs: dict[str, torch.Tensor], threads: int) -> di
         "gelu": lambda out=None: ops.activation(t["x"], out, kind="gelu_tanh"),
         "silu_mul": lambda out=None: ops.gated_activation(t["x"], t["up"], out),
         "linear": lambda out=None: ops.linear(t["x"], t["weight"], None, None, out),
+        "ffn": lambda out=None: ops.gated_ffn(t["x"], t["gate"], t["up"], t["down"], None, out),
     }
     if case.op not in calls:
         return {}
@@ -65,11 +67,12 @@ def exact(case: Case, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         "read": lambda: x.sum(),
         "copy": lambda: x,
         "rms_norm": lambda: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * wide["weight"],
-        "layer_norm": lambda: torch.nn.functional.layer_norm(x, shape, wide["weight"], wide["bias"], 1e-5),
+        "layer_norm": lambda: F.layer_norm(x, shape, wide["weight"], wide["bias"], 1e-5),
         "softmax": lambda: x.softmax(-1),
-        "gelu": lambda: torch.nn.functional.gelu(x, approximate="tanh"),
+        "gelu": lambda: F.gelu(x, approximate="tanh"),
         "silu_mul": lambda: x * x.sigmoid() * wide["up"],
         "linear": lambda: x @ wide["weight"].T,
+        "ffn": lambda: (F.silu(x @ wide["gate"].T) * (x @ wide["up"].T)) @ wide["down"].T,
     }[case.op]()
 
 

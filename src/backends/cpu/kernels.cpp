@@ -70,10 +70,11 @@ Kernel reference_row(const char* name, void (*run)(const P&, const RunContext&),
 }
 
 // A row of the linear family for few tokens.
-template <class P>
+template <class P, Units kUnits = Units::vector>
 Kernel gemv_row(const char* name, unsigned families, std::string condition,
                 Support (*supports)(const P&, const PlanContext&)) {
-  Kernel k = make_kernel<P>(name, families, std::move(condition), supports, gemv::run, gemv::workspace);
+  Kernel k = make_kernel<P>(name, families, std::move(condition), supports, gemv::run<kUnits>,
+                            gemv::workspace<kUnits>);
   k.reads_first = [](const void* p, int thread, int threads) {
     return gemv::first_reads(*static_cast<const P*>(p), thread, threads);
   };
@@ -92,7 +93,13 @@ bool goes_by_teams(const Kernel& k) {
 std::vector<Kernel> kernels() {
   std::vector<Kernel> rows = {
       // --- linear ---
+      gemv_row<LinearParams, Units::matrix>("cpu::linear_gemv_amx", kFused, gemv::matrix_condition(),
+                                            gemv::supports_matrix),
       gemv_row<LinearParams>("cpu::linear_gemv", kFused, gemv::condition(), gemv::supports),
+      gemv_row<LinearParams, Units::matrix>(
+          "cpu::linear_gemv_amx_unfused", kVanilla,
+          gemv::matrix_condition() + "; no prologue, activation or residual",
+          gemv::supports_matrix_primitive),
       gemv_row<LinearParams>(
           "cpu::linear_gemv_unfused", kVanilla,
           gemv::condition() + ", 16-bit, low-bit or sparse weight; no prologue, activation or residual",
@@ -122,6 +129,8 @@ std::vector<Kernel> kernels() {
       reference_row<LinearParams>("cpu::linear_reference", reference::linear, reference::workspace),
 
       // --- qkv_linear, gated_ffn, lm_head_argmax ---
+      gemv_row<QkvLinearParams, Units::matrix>("cpu::qkv_linear_gemv_amx", kFused, gemv::matrix_condition(),
+                                               gemv::supports_matrix),
       gemv_row<QkvLinearParams>("cpu::qkv_linear_gemv", kFused, gemv::condition(), gemv::supports),
       make_kernel<QkvLinearParams, GemmState>("cpu::qkv_linear_amx", kFused, kOnMatrixUnits,
                                               gemm::supports_matrix, gemm::prepare_matrix<QkvLinearParams>,
@@ -133,6 +142,8 @@ std::vector<Kernel> kernels() {
                                           gemv::supports_int8)),
       reference_row<QkvLinearParams>("cpu::qkv_linear_reference", reference::qkv_linear,
                                      reference::workspace),
+      gemv_row<GatedFfnParams, Units::matrix>("cpu::gated_ffn_gemv_amx", kFused, gemv::matrix_condition(),
+                                              gemv::supports_matrix),
       gemv_row<GatedFfnParams>("cpu::gated_ffn_gemv", kFused, gemv::condition(), gemv::supports),
       make_kernel<GatedFfnParams, GemmState>("cpu::gated_ffn_amx", kFused, kOnMatrixUnits,
                                              gemm::supports_matrix, gemm::prepare_matrix<GatedFfnParams>,
@@ -143,13 +154,15 @@ std::vector<Kernel> kernels() {
       invariant(gemv_row<GatedFfnParams>("cpu::gated_ffn_int8", kFused, gemv::int8_condition(),
                                          gemv::supports_int8)),
       reference_row<GatedFfnParams>("cpu::gated_ffn_reference", reference::gated_ffn, reference::workspace),
+      gemv_row<LmHeadArgmaxParams, Units::matrix>("cpu::lm_head_argmax_gemv_amx", kFused,
+                                                  gemv::matrix_condition(), gemv::supports_matrix),
       gemv_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_gemv", kFused, gemv::condition(), gemv::supports),
       make_kernel<LmHeadArgmaxParams, GemmState>("cpu::lm_head_argmax_amx", kFused, kOnMatrixUnits,
                                                  gemm::supports_matrix,
                                                  gemm::prepare_matrix<LmHeadArgmaxParams>, gemm::run),
       invariant(make_kernel<LmHeadArgmaxParams, GemmState>(
-          "cpu::lm_head_argmax_fused", kFused, kUnrounded, full_precision<LmHeadArgmaxParams>,
-          gemm::prepare_vector<LmHeadArgmaxParams>, gemm::run)),
+          "cpu::lm_head_argmax_fused", kFused, kUnrounded,
+          full_precision<LmHeadArgmaxParams>, gemm::prepare_vector<LmHeadArgmaxParams>, gemm::run)),
       invariant(gemv_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_int8", kFused, gemv::int8_condition(),
                                              gemv::supports_int8)),
       reference_row<LmHeadArgmaxParams>("cpu::lm_head_argmax_reference", reference::lm_head_argmax,

@@ -16,7 +16,6 @@
 
 namespace kf::cpu {
 
-using gemm::Units;
 
 struct GemmState {
   std::shared_ptr<void> packs[3];  // of the op's weights in their order; null where a weight is not packed
@@ -72,9 +71,6 @@ std::size_t packed_row_bytes(const Blocks& blocks, const PanelLayout& layout) {
 std::size_t packed_row_bytes(std::int64_t in, const PanelLayout& layout) {
   return packed_row_bytes(cut_blocks(in), layout);
 }
-
-// Pieces of x that count for its dtype: a 16-bit float's own, of f32 all.
-int pieces_of(DType x) { return x == DType::bf16 ? 1 : x == DType::f16 ? 2 : kMaxPieces; }
 
 PanelLayout layout_of(DType x, Units units) {
   PanelLayout layout;

@@ -20,6 +20,7 @@
 #include "backends/cpu/linear/rows-inl.h"
 #include "backends/cpu/linear/strips-inl.h"
 #include "backends/cpu/simd/matrix_units.h"
+#include "backends/cpu/simd/pieces-inl.h"
 #include "backends/cpu/simd/words-inl.h"
 #include "hwy/highway.h"
 
@@ -32,38 +33,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 inline constexpr std::int64_t kTileElements = kTileBytes / 2;
 // Of a pair of strips in one piece: 16 KB.
 inline constexpr std::int64_t kStepsInL1 = 8;
-
-// How a value is cut in two: to the nearest, so that the second piece is as small as may be; or so that both have its sign, and none
-// is zero unless it is.
-enum class Cut { nearest, same_sign };
-
-// Calls body(piece, vector whose lanes' upper halves are that piece) for every piece but the last, and returns what is left for it.
-template <int kPieces, Cut kCut, class Body>
-HWY_INLINE F32Vec CutHeads(F32Vec v, const Body& body) {
-  const F32Tag d;
-  const WordTag du;
-  if constexpr (kPieces > 1) {
-    // What is not finite has no head, and neither has zero where it is made from the next smaller number.
-    const auto magnitude = hn::And(hn::BitCast(du, v), hn::Set(du, 0x7FFFFFFFu));
-    const auto has_head = kCut == Cut::nearest
-                              ? hn::Lt(magnitude, hn::Set(du, 0x7F800000u))
-                              : hn::Lt(hn::Sub(magnitude, hn::Set(du, 1u)), hn::Set(du, 0x7F7FFFFFu));
-    // Half of what a head's last bit counts; nothing where that would round to infinity.
-    const auto half = hn::IfThenElseZero(hn::Lt(magnitude, hn::Set(du, 0x7F7F8000u)), hn::Set(du, 0x8000u));
-    for (int piece = 0; piece + 1 < kPieces; ++piece) {
-      const auto bits = hn::BitCast(du, v);
-      const auto near = kCut == Cut::nearest ? hn::Add(bits, half) : hn::Sub(bits, hn::Set(du, 1u));
-      const auto head = hn::IfThenElseZero(has_head, hn::And(near, hn::Set(du, 0xFFFF0000u)));
-      body(piece, head);
-      v = hn::Sub(v, hn::BitCast(d, head));
-    }
-  }
-  return v;
-}
-
-HWY_INLINE hn::Vec<hn::Rebind<std::uint16_t, F32Tag>> ToBf16(F32Vec v) {
-  return kf::HWY_NAMESPACE::Narrow(F32Tag(), v, kf::HWY_NAMESPACE::Bf16Converted{});
-}
 
 // Sixteen elements of a row of A to its pieces, which are a tile apart.
 template <int kPieces>
@@ -86,23 +55,10 @@ HWY_INLINE void CutStrip(const float* strip, std::int64_t depth, std::uint16_t* 
       const auto column = [&](std::int64_t at)
                               HWY_ATTR { return at < depth ? hn::LoadU(d, strip + at * 16) : hn::Zero(d); };
       WordVec heads[kMaxPieces];
-      const F32Vec even = CutHeads<kPieces, kCut>(
-          column(k + i), [&](int piece, WordVec bits) HWY_ATTR { heads[piece] = hn::ShiftRight<16>(bits); });
-      const F32Vec odd = CutHeads<kPieces, kCut>(column(k + i + 1), [&](int piece, WordVec bits) HWY_ATTR {
-        heads[piece] = hn::Or(heads[piece], bits);
-      });
-      heads[kPieces - 1] =
-          hn::Or(hn::PromoteTo(du, ToBf16(even)), hn::ShiftLeft<16>(hn::PromoteTo(du, ToBf16(odd))));
+      CutPairs<kPieces, kCut>(column(k + i), column(k + i + 1), heads);
       for (int piece = 0; piece < kPieces; ++piece)
         hn::StoreU(heads[piece], du, reinterpret_cast<std::uint32_t*>(to + piece * kTileElements + i * 16));
     }
-}
-
-template <class Body>
-HWY_INLINE void WithPieces(int pieces, const Body& body) {
-  if (pieces == 1) return body(std::integral_constant<int, 1>());
-  if (pieces == 2) return body(std::integral_constant<int, 2>());
-  body(std::integral_constant<int, 3>());
 }
 
 // Where elements [k, k + 16) of a row lie in the first piece.

@@ -9,6 +9,9 @@
 
 namespace kf::cpu {
 
+// What multiplies: vectors in f32, or the processor's matrix units.
+enum class Units { vector, matrix };
+
 // gemm.cpp: our own GEMM
 struct GemmState;
 namespace gemm {
@@ -23,8 +26,6 @@ Support supports_matrix(const GatedFfnParams& p, const PlanContext& ctx);
 Support supports_matrix(const LmHeadArgmaxParams& p, const PlanContext& ctx);
 Support supports_matrix_primitive(const LinearParams& p, const PlanContext& ctx);
 
-// What multiplies: vectors in f32, or the processor's matrix units.
-enum class Units { vector, matrix };
 std::shared_ptr<GemmState> prepare(const LinearParams& p, const PlanContext& ctx, std::size_t* bytes,
                                    Units units);
 std::shared_ptr<GemmState> prepare(const QkvLinearParams& p, const PlanContext& ctx, std::size_t* bytes,

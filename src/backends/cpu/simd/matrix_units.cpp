@@ -164,6 +164,47 @@ constexpr Multiply kMultiply[kMaxPieces][kMaxPieces] = {
     {multiply<2, 1, kBothRows>, multiply<2, 2, kBothRows>, multiply<2, 3, kBothRows>},
     {multiply<3, 1, kBothRows>, multiply<3, 2, kBothRows>, multiply<3, 3, kBothRows>}};
 
+// Tiles 0 and 1 are C, 2 and 3 rows, 4 to 6 of x.
+template <int kPieces>
+void multiply_rows(const char* rows, std::int64_t stride, const char* x, std::int64_t steps, float* c,
+                   const char* ahead) {
+  const auto row = static_cast<std::size_t>(stride);
+  const auto ask = [&](std::int64_t step) {
+    for (std::int64_t r = 0; r < 16; ++r) _mm_prefetch(ahead + r * stride + step * 64, _MM_HINT_T1);
+  };
+  _tile_zero(0);
+  _tile_zero(1);
+  std::int64_t s = 0;
+  if constexpr (kPieces == 1) {
+    for (; s + 2 <= steps; s += 2, x += 2 * kTileBytes) {
+      _tile_loadd(2, rows + s * 64, row);
+      _tile_loadd(4, x, 64);
+      _tile_dpbf16ps(0, 2, 4);
+      ask(s);
+      _tile_loadd(3, rows + (s + 1) * 64, row);
+      _tile_loadd(5, x + kTileBytes, 64);
+      _tile_dpbf16ps(1, 3, 5);
+      ask(s + 1);
+    }
+  }
+  for (; s < steps; ++s, x += kPieces * kTileBytes) {
+    _tile_loadd(2, rows + s * 64, row);
+    _tile_loadd(4, x, 64);
+    _tile_dpbf16ps(0, 2, 4);
+    if constexpr (kPieces > 2) {
+      _tile_loadd(6, x + 2 * kTileBytes, 64);
+      _tile_dpbf16ps(1, 2, 6);
+    }
+    if constexpr (kPieces > 1) {
+      _tile_loadd(5, x + kTileBytes, 64);
+      _tile_dpbf16ps(1, 2, 5);
+    }
+    ask(s);
+  }
+  _tile_stored(0, c, 64);
+  _tile_stored(1, c + 256, 64);
+}
+
 }  // namespace
 
 TileRegisters::TileRegisters() { _tile_loadconfig(&kShapes); }
@@ -177,6 +218,14 @@ void multiply_tiles(const void* a0, const void* a1, int pieces_a, const void* b0
            static_cast<const char*>(b1), steps, c, stride, accumulate);
 }
 
+void multiply_rows(const void* rows, std::int64_t stride, const void* x, int pieces, std::int64_t steps,
+                   float* c, const void* ahead) {
+  constexpr decltype(&multiply_rows<1>) kOfPieces[kMaxPieces] = {multiply_rows<1>, multiply_rows<2>,
+                                                                 multiply_rows<3>};
+  kOfPieces[pieces - 1](static_cast<const char*>(rows), stride, static_cast<const char*>(x), steps, c,
+                        static_cast<const char*>(ahead));
+}
+
 }  // namespace kf::cpu
 
 #else
@@ -188,7 +237,8 @@ bool has_matrix_units() { return false; }
 TileRegisters::TileRegisters() = default;
 TileRegisters::~TileRegisters() = default;
 void multiply_tiles(const void*, const void*, int, const void*, const void*, int, std::int64_t, float*,
-                    bool) {}
+                    std::int64_t, bool) {}
+void multiply_rows(const void*, std::int64_t, const void*, int, std::int64_t, float*, const void*) {}
 
 }  // namespace kf::cpu
 

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "backends/cpu/linear/gemv/int8.h"
+#include "backends/cpu/linear/gemv/matrix.h"
 #include "core/block_formats.h"
 #include "core/quantized.h"
 
@@ -178,6 +179,7 @@ void dot_rows(const Weight& all, const GemvInput& input, std::int64_t begin, std
   if (input.codes.rows != nullptr) return dot_int8_rows(all, input, begin, end, sums, sums_stride);
   if (all.sparsity.present()) return dot_sparse_rows(all, input, begin, end, sums, sums_stride);
   const TensorView& weight = all.layout;
+  if (input.tiles != nullptr) return dot_rows_of_tiles(weight, input, begin, end, sums, sums_stride);
   const Quantization& quantization = all.quantization;
   HWY_DYNAMIC_DISPATCH(DotRows)(weight, quantization, input, begin, end, sums, sums_stride);
   const bool nibbles =

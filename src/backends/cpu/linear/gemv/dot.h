@@ -51,6 +51,9 @@ struct GemvInput {
   // added one by one.
   std::uint32_t* outsized = nullptr;
   GemvCodes codes;  // then there are no nibbles
+  // [step][piece][pair][16 tokens][2], bf16: x as the matrix units take it (matrix.h). Null where vectors multiply.
+  char* tiles = nullptr;
+  int pieces = 0;
 
   // Some of the tokens, where x is quantized.
   GemvInput tokens(int first, int count) const {

@@ -7,14 +7,17 @@
 
 #include <fmt/format.h>
 
+#include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/linear/gemm.h"
 #include "backends/cpu/linear/gemv/dot.h"
 #include "backends/cpu/linear/gemv/int8.h"
 #include "backends/cpu/linear/gemv/kernels.h"
 #include "backends/cpu/linear/gemv/lora.h"
+#include "backends/cpu/linear/gemv/matrix.h"
 #include "backends/cpu/linear/gemv/token.h"
 #include "backends/cpu/linear/weights.h"
 #include "backends/cpu/shares.h"
+#include "backends/cpu/simd/matrix_units.h"
 #include "backends/cpu/workspace.h"
 #include "kf/ops/linear.h"
 
@@ -31,6 +34,10 @@ constexpr std::int64_t kMaxTokensPacked = 4, kMaxTokensOf4Bits = 6, kMaxTokensOf
 // GEMM for 3.0. Smaller ones are worth neither its packing of x nor its items.
 constexpr std::int64_t kMaxTokensPackedLarge = 2;
 constexpr std::size_t kLargeBytes = 8 << 20;
+// Of f32 that the GEMM would have to pack at every call, small and large (AVX-512, 2 threads: 12 tokens of 576 -> 1536 take 159 us by the
+// GEMM for 176, 8 take 132 for 127; 6 of 4096 x 4096 take 2.5 ms for 3.0).
+constexpr std::int64_t kMaxTokensOfF32 = 8, kMaxTokensOfLargeF32 = 4;
+constexpr std::size_t kLargeUnpackedBytes = 32 << 20;
 // Tokens in 8 bits, whose products cost less than reading a weight again.
 constexpr std::int64_t kMaxQuantizedTokens = 256;
 // What a thread reads of a weight for all tokens before it goes on stays in L2.
@@ -38,8 +45,10 @@ constexpr std::int64_t kChunkBytes = 256 << 10;
 // Output rows whose sums a thread holds before it finishes them: enough that the streams that a tile reads (tiles-inl.h) are
 // long even where rows are short.
 constexpr std::int64_t kChunk = 384;
-// Threads take rows in multiples of this: few, so that none waits long for the last.
-constexpr std::int64_t kRowUnit = 8;
+// Tokens from which a tile of matrix units is faster than vectors.
+constexpr std::int64_t kFewestOfTiles = 3;
+// Threads take rows in multiples of this: a cache line of f32 results, and the rows of a tile of matrix units.
+constexpr std::int64_t kRowUnit = 16;
 // Weights below this are read faster by one thread than a team is called together.
 constexpr std::size_t kMinTeamBytes = 32 << 10;
 
@@ -85,15 +94,21 @@ GemvCodes take_codes(Workspace& space, std::int64_t num_tokens, std::int64_t in,
 }
 
 // The forms of x that these weights are multiplied with.
-GemvInput take_input(Workspace& space, std::int64_t num_tokens, std::int64_t in,
-                     InputQuantization quantization, std::initializer_list<const Weight*> weights) {
+template <class P>
+GemvInput take_input(Workspace& space, const P& p, std::int64_t num_tokens, std::int64_t in, Units units,
+                     std::initializer_list<const Weight*> weights) {
   GemvInput input;
   input.in = in;
   input.num_tokens = static_cast<int>(num_tokens);
   input.value_stride = value_stride(in);
   input.values = space.take<float>(static_cast<std::size_t>(num_tokens) * input.value_stride);
-  if (quantization != InputQuantization::none) {
+  if (p.input_quantization != InputQuantization::none) {
     input.codes = take_codes(space, num_tokens, in, weights);
+    return input;
+  }
+  if (units == Units::matrix) {
+    input.pieces = pieces_of(p.x.dtype);
+    input.tiles = space.take<char>(token_tile_bytes(in, input.pieces));
     return input;
   }
   input.nibble_stride = nibble_stride(in);
@@ -112,8 +127,8 @@ std::int64_t max_tokens(const Weight& w, const PlanContext& ctx) {
   if (w.sparsity.present()) return kMaxTokensSparse;
   switch (w.layout.dtype) {
     case DType::f32:
-      if (ctx.packs && w.layout.nbytes() >= kLargeBytes) return kMaxTokensPackedLarge;
-      [[fallthrough]];
+      if (ctx.packs) return w.layout.nbytes() >= kLargeBytes ? kMaxTokensPackedLarge : kMaxTokensPacked;
+      return w.layout.nbytes() >= kLargeUnpackedBytes ? kMaxTokensOfLargeF32 : kMaxTokensOfF32;
     case DType::f16:
     case DType::bf16:
       return ctx.packs ? kMaxTokensPacked : kMaxTokens;
@@ -131,9 +146,10 @@ Support few_tokens(const TensorView& x, const Weight& w, const PlanContext& ctx)
   const std::int64_t most = max_tokens(w, ctx);
   if (x.dim(0) <= most) return Support::yes();
   const bool sparse = w.sparsity.present();
-  return Support::no(fmt::format("{} tokens: this kernel takes at most {} with a {}weight of {}{}", x.dim(0),
-                                 most, sparse ? "sparse " : "", dtype_name(w.layout.dtype),
-                                 !sparse && most <= kMaxTokensPacked ? " that may be packed" : ""));
+  return Support::no(
+      fmt::format("{} tokens: this kernel takes at most {} with a {}weight of {}{}", x.dim(0), most,
+                  sparse ? "sparse " : "", dtype_name(w.layout.dtype),
+                  !sparse && ctx.packs != nullptr && most <= kMaxTokensPacked ? " that may be packed" : ""));
 }
 
 Support rows_contiguous(const char* name, const Weight& w) {
@@ -156,6 +172,21 @@ Support multiplies_codes(const char* name, const Weight& w) {
 Support in_8_bits(InputQuantization quantization) {
   if (quantization == InputQuantization::int8) return Support::yes();
   return Support::no("input_quantization none: this kernel takes x in 8 bits, where that is asked for");
+}
+
+template <class P>
+Support on_tiles(const P& p, std::initializer_list<const Weight*> weights, const PlanContext& ctx) {
+  if (ctx.caps.isa != kMatrixIsa)
+    return Support::no(
+        fmt::format("instruction set {}: this kernel takes {} (AMX with bf16)", ctx.caps.isa, kMatrixIsa));
+  for (const Weight* w : weights)
+    if (w->sparsity.present() || w->layout.dtype != DType::bf16)
+      return Support::no(fmt::format("a {}weight of {}: this kernel takes dense ones of bf16",
+                                     w->sparsity.present() ? "sparse " : "", dtype_name(w->layout.dtype)));
+  if (p.x.dim(0) < kFewestOfTiles || p.x.dim(0) > kTokensOfTile)
+    return Support::no(
+        fmt::format("{} tokens: this kernel takes {} to {}", p.x.dim(0), kFewestOfTiles, kTokensOfTile));
+  return full_precision(p, ctx);
 }
 
 // Tokens of one pass.
@@ -218,6 +249,11 @@ void prepare_together(const TensorView& x, const Prologue& prologue, const GemvI
                       const Member& member) {
   if (input.num_tokens == 1) return;
   for (int t = member.thread; t < input.num_tokens; t += member.threads) prepare_token(x, prologue, input, t);
+  member.meet();
+  if (input.tiles == nullptr) return;
+  const std::int64_t parts = (input.in + kRowUnit - 1) / kRowUnit;
+  fill_token_tiles(input, parts * member.thread / member.threads * kRowUnit,
+                   std::min(input.in, parts * (member.thread + 1) / member.threads * kRowUnit));
   member.meet();
 }
 
@@ -291,24 +327,32 @@ MemoryRange share_of(const Weight& w, std::int64_t thread, std::int64_t threads)
   return range_of(w, row_of(w, units * thread / threads, 0), row_of(w, units * (thread + 1) / threads, 0));
 }
 
-GemvInput input_of(const LinearParams& p, Workspace& space) {
+GemvInput input_of(const LinearParams& p, Units units, Workspace& space) {
   const Weight weight = weight_of(p);
-  return take_input(space, pass_tokens(p), p.x.dim(1), p.input_quantization, {&weight});
+  return take_input(space, p, pass_tokens(p), p.x.dim(1), units, {&weight});
 }
 
-GemvInput input_of(const QkvLinearParams& p, Workspace& space) {
+GemvInput input_of(const QkvLinearParams& p, Units units, Workspace& space) {
   const QkvWeights w(p);
-  return take_input(space, pass_tokens(p), p.x.dim(1), p.input_quantization, {&w.q, &w.k, &w.v});
+  return take_input(space, p, pass_tokens(p), p.x.dim(1), units, {&w.q, &w.k, &w.v});
 }
 
 }  // namespace
 
 std::string condition() {
   return fmt::format(
-      "at most {} tokens ({} of floats that may be packed, {} of f32 from 8 MB on; {} of 4-bit codes, {} of "
-      "other codes, {} of sparse weights), contiguous weight rows",
-      kMaxTokens, kMaxTokensPacked, kMaxTokensPackedLarge, kMaxTokensOf4Bits, kMaxTokensOfCodes,
-      kMaxTokensSparse);
+      "at most {} tokens of 16-bit floats and {} of f32 ({} from 32 MB on), where they may be packed {} ({} "
+      "of f32 from 8 MB on); {} of "
+      "4-bit codes, {} of other codes, {} of sparse weights; contiguous weight rows",
+      kMaxTokens, kMaxTokensOfF32, kMaxTokensOfLargeF32, kMaxTokensPacked, kMaxTokensPackedLarge,
+      kMaxTokensOf4Bits, kMaxTokensOfCodes, kMaxTokensSparse);
+}
+
+std::string matrix_condition() {
+  return fmt::format(
+      "AMX with bf16; {} to {} tokens; dense bf16 weights of contiguous rows; no adapter, no "
+      "input_quantization",
+      kFewestOfTiles, kTokensOfTile);
 }
 
 std::string int8_condition() {
@@ -337,16 +381,18 @@ std::vector<MemoryRange> first_reads(const LmHeadArgmaxParams& p, int thread, in
   return {share_of(weight_of(p), thread, threads)};
 }
 
+template <Units kUnits>
 std::size_t workspace(const LinearParams& p, const PlanContext& ctx) {
   Workspace space(nullptr);
-  input_of(p, space);
+  input_of(p, kUnits, space);
   const GemvLora lora(p, space);
   const Shares shares(space, ctx.num_threads);
   return space.bytes();
 }
+template <Units kUnits>
 std::size_t workspace(const QkvLinearParams& p, const PlanContext& ctx) {
   Workspace space(nullptr);
-  input_of(p, space);
+  input_of(p, kUnits, space);
   const Shares shares(space, ctx.num_threads);
   return space.bytes();
 }
@@ -354,6 +400,12 @@ std::size_t workspace(const QkvLinearParams& p, const PlanContext& ctx) {
 Support supports(const LinearParams& p, const PlanContext& ctx) {
   return all_of(
       {full_precision(p, ctx), few_tokens(p.x, weight_of(p), ctx), rows_contiguous("weight", weight_of(p))});
+}
+
+Support supports_matrix(const LinearParams& p, const PlanContext& ctx) {
+  if (p.lora.present()) return Support::no("an adapter: this kernel multiplies one weight");
+  const Weight weight = weight_of(p);
+  return all_of({on_tiles(p, {&weight}, ctx), rows_contiguous("weight", weight)});
 }
 
 Support supports_int8(const LinearParams& p, const PlanContext&) {
@@ -374,6 +426,10 @@ Support supports_int8_primitive(const LinearParams& p, const PlanContext& ctx) {
   return all_of({is_primitive(p), supports_int8(p, ctx)});
 }
 
+Support supports_matrix_primitive(const LinearParams& p, const PlanContext& ctx) {
+  return all_of({is_primitive(p), supports_matrix(p, ctx)});
+}
+
 Support supports_primitive(const LinearParams& p, const PlanContext& ctx) {
   if (const Support s = is_primitive(p); !s) return s;
   if (p.weight.dtype == DType::f32 && !p.weight_sparsity.present())
@@ -383,9 +439,10 @@ Support supports_primitive(const LinearParams& p, const PlanContext& ctx) {
 
 namespace {
 
+template <Units kUnits>
 void run_pass(const LinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
-  const GemvInput input = input_of(p, space);
+  const GemvInput input = input_of(p, kUnits, space);
   const Weight weight = weight_of(p);
   const GemvLora lora(p, space);
   const Shares shares(space, ctx.num_threads);
@@ -403,11 +460,20 @@ void run_pass(const LinearParams& p, const RunContext& ctx) {
 
 }  // namespace
 
-void run(const LinearParams& p, const RunContext& ctx) { run_passes(p, ctx, run_pass); }
+template <Units kUnits>
+void run(const LinearParams& p, const RunContext& ctx) {
+  run_passes(p, ctx, run_pass<kUnits>);
+}
 
 Support supports(const QkvLinearParams& p, const PlanContext& ctx) {
   const QkvWeights w(p);
   return all_of({full_precision(p, ctx), few_tokens(p.x, w.q, ctx), rows_contiguous("q_weight", w.q),
+                 rows_contiguous("k_weight", w.k), rows_contiguous("v_weight", w.v)});
+}
+
+Support supports_matrix(const QkvLinearParams& p, const PlanContext& ctx) {
+  const QkvWeights w(p);
+  return all_of({on_tiles(p, {&w.q, &w.k, &w.v}, ctx), rows_contiguous("q_weight", w.q),
                  rows_contiguous("k_weight", w.k), rows_contiguous("v_weight", w.v)});
 }
 
@@ -419,9 +485,10 @@ Support supports_int8(const QkvLinearParams& p, const PlanContext&) {
 
 namespace {
 
+template <Units kUnits>
 void run_pass(const QkvLinearParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
-  const GemvInput input = input_of(p, space);
+  const GemvInput input = input_of(p, kUnits, space);
   const Shares shares(space, ctx.num_threads);
   const QkvWeights w(p);
   const Layer layers[] = {{w.q, {p.q_bias, {}, p.q}}, {w.k, {p.k_bias, {}, p.k}}, {w.v, {p.v_bias, {}, p.v}}};
@@ -434,7 +501,10 @@ void run_pass(const QkvLinearParams& p, const RunContext& ctx) {
 
 }  // namespace
 
-void run(const QkvLinearParams& p, const RunContext& ctx) { run_passes(p, ctx, run_pass); }
+template <Units kUnits>
+void run(const QkvLinearParams& p, const RunContext& ctx) {
+  run_passes(p, ctx, run_pass<kUnits>);
+}
 
 // gated_ffn: two layers, the second over what the first leaves in the workspace.
 
@@ -473,18 +543,20 @@ struct FfnSpace {
   NibbleUnits units;
   Shares gates, down;
 };
-FfnSpace take_ffn(const GatedFfnParams& p, const FfnWeights& w, int num_threads, Workspace& space) {
+FfnSpace take_ffn(const GatedFfnParams& p, const FfnWeights& w, Units units, int num_threads,
+                  Workspace& space) {
   const std::int64_t num_tokens = pass_tokens(p);
-  return {take_input(space, num_tokens, p.x.dim(1), p.input_quantization, {&w.gate, &w.up}),
-          take_input(space, num_tokens, w.gate.layout.dim(0), p.input_quantization, {&w.down}),
+  return {take_input(space, p, num_tokens, p.x.dim(1), units, {&w.gate, &w.up}),
+          take_input(space, p, num_tokens, w.gate.layout.dim(0), units, {&w.down}),
           NibbleUnits(space, w.gate.layout.dim(0)), Shares(space, num_threads), Shares(space, num_threads)};
 }
 
 }  // namespace
 
+template <Units kUnits>
 std::size_t workspace(const GatedFfnParams& p, const PlanContext& ctx) {
   Workspace space(nullptr);
-  take_ffn(p, FfnWeights(p), ctx.num_threads, space);
+  take_ffn(p, FfnWeights(p), kUnits, ctx.num_threads, space);
   return space.bytes();
 }
 
@@ -492,6 +564,12 @@ Support supports_int8(const GatedFfnParams& p, const PlanContext&) {
   const FfnWeights w(p);
   return all_of({in_8_bits(p.input_quantization), multiplies_codes("gate_weight", w.gate),
                  multiplies_codes("up_weight", w.up), multiplies_codes("down_weight", w.down)});
+}
+
+Support supports_matrix(const GatedFfnParams& p, const PlanContext& ctx) {
+  const FfnWeights w(p);
+  return all_of({on_tiles(p, {&w.gate, &w.up, &w.down}, ctx), rows_contiguous("gate_weight", w.gate),
+                 rows_contiguous("up_weight", w.up), rows_contiguous("down_weight", w.down)});
 }
 
 Support supports(const GatedFfnParams& p, const PlanContext& ctx) {
@@ -523,6 +601,7 @@ void run_gates(Activation activation, const FfnWeights& w, const FfnSpace& s, st
   if (end_row == hidden.in)
     for (int t = 0; t < input.num_tokens; ++t)
       std::fill(hidden.token(t) + hidden.in, hidden.token(t) + hidden.value_stride, 0.0f);
+  if (hidden.tiles != nullptr) return fill_token_tiles(hidden, first_row, end_row);
   s.units.add(hidden, first_row, end_row);
 }
 
@@ -530,10 +609,11 @@ void run_gates(Activation activation, const FfnWeights& w, const FfnSpace& s, st
 
 namespace {
 
+template <Units kUnits>
 void run_pass(const GatedFfnParams& p, const RunContext& ctx) {
   const FfnWeights w(p);
   Workspace space(ctx.workspace);
-  const FfnSpace s = take_ffn(p, w, ctx.num_threads, space);
+  const FfnSpace s = take_ffn(p, w, kUnits, ctx.num_threads, space);
   const Layer down{w.down, {{}, p.residual, p.out}};
   const std::int64_t hidden_features = w.gate.layout.dim(0), out_features = w.down.layout.dim(0);
   prepare_alone(p.x, p.prologue, s.input);
@@ -555,7 +635,10 @@ void run_pass(const GatedFfnParams& p, const RunContext& ctx) {
 
 }  // namespace
 
-void run(const GatedFfnParams& p, const RunContext& ctx) { run_passes(p, ctx, run_pass); }
+template <Units kUnits>
+void run(const GatedFfnParams& p, const RunContext& ctx) {
+  run_passes(p, ctx, run_pass<kUnits>);
+}
 
 // lm_head_argmax: every thread keeps the best of its rows; the logits live in a chunk of sums only.
 
@@ -572,22 +655,28 @@ struct ArgmaxSpace {
   Best* best;  // [num_threads]
   Shares shares;
 };
-ArgmaxSpace take_argmax(const LmHeadArgmaxParams& p, int num_threads, Workspace& space) {
+ArgmaxSpace take_argmax(const LmHeadArgmaxParams& p, Units units, int num_threads, Workspace& space) {
   const Weight weight = weight_of(p);
-  return {take_input(space, pass_tokens(p), p.x.dim(1), p.input_quantization, {&weight}),
+  return {take_input(space, p, pass_tokens(p), p.x.dim(1), units, {&weight}),
           space.take<Best>(static_cast<std::size_t>(num_threads)), Shares(space, num_threads)};
 }
 
 }  // namespace
 
+template <Units kUnits>
 std::size_t workspace(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
   Workspace space(nullptr);
-  take_argmax(p, ctx.num_threads, space);
+  take_argmax(p, kUnits, ctx.num_threads, space);
   return space.bytes();
 }
 
 Support supports_int8(const LmHeadArgmaxParams& p, const PlanContext&) {
   return all_of({in_8_bits(p.input_quantization), multiplies_codes("weight", weight_of(p))});
+}
+
+Support supports_matrix(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
+  const Weight weight = weight_of(p);
+  return all_of({on_tiles(p, {&weight}, ctx), rows_contiguous("weight", weight)});
 }
 
 Support supports(const LmHeadArgmaxParams& p, const PlanContext& ctx) {
@@ -619,9 +708,10 @@ void best_of_rows(const Weight& weight, const GemvInput& input, std::int64_t fir
 
 namespace {
 
+template <Units kUnits>
 void run_pass(const LmHeadArgmaxParams& p, const RunContext& ctx) {
   Workspace space(ctx.workspace);
-  const ArgmaxSpace s = take_argmax(p, ctx.num_threads, space);
+  const ArgmaxSpace s = take_argmax(p, kUnits, ctx.num_threads, space);
   const Weight weight = weight_of(p);
   for (int i = 0; i < ctx.num_threads; ++i) std::fill_n(s.best[i].index, kMaxTokens, -1);
   prepare_alone(p.x, p.prologue, s.input);
@@ -642,6 +732,26 @@ void run_pass(const LmHeadArgmaxParams& p, const RunContext& ctx) {
 
 }  // namespace
 
-void run(const LmHeadArgmaxParams& p, const RunContext& ctx) { run_passes(p, ctx, run_pass); }
+template <Units kUnits>
+void run(const LmHeadArgmaxParams& p, const RunContext& ctx) {
+  run_passes(p, ctx, run_pass<kUnits>);
+}
+
+template std::size_t workspace<Units::vector>(const LinearParams&, const PlanContext&);
+template void run<Units::vector>(const LinearParams&, const RunContext&);
+template std::size_t workspace<Units::matrix>(const LinearParams&, const PlanContext&);
+template void run<Units::matrix>(const LinearParams&, const RunContext&);
+template std::size_t workspace<Units::vector>(const QkvLinearParams&, const PlanContext&);
+template void run<Units::vector>(const QkvLinearParams&, const RunContext&);
+template std::size_t workspace<Units::matrix>(const QkvLinearParams&, const PlanContext&);
+template void run<Units::matrix>(const QkvLinearParams&, const RunContext&);
+template std::size_t workspace<Units::vector>(const GatedFfnParams&, const PlanContext&);
+template void run<Units::vector>(const GatedFfnParams&, const RunContext&);
+template std::size_t workspace<Units::matrix>(const GatedFfnParams&, const PlanContext&);
+template void run<Units::matrix>(const GatedFfnParams&, const RunContext&);
+template std::size_t workspace<Units::vector>(const LmHeadArgmaxParams&, const PlanContext&);
+template void run<Units::vector>(const LmHeadArgmaxParams&, const RunContext&);
+template std::size_t workspace<Units::matrix>(const LmHeadArgmaxParams&, const PlanContext&);
+template void run<Units::matrix>(const LmHeadArgmaxParams&, const RunContext&);
 
 }  // namespace kf::cpu::gemv
