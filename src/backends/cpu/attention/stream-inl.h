@@ -14,6 +14,7 @@
 #include "backends/cpu/attention/prefetch.h"
 #include "backends/cpu/simd/load_store-inl.h"
 #include "backends/cpu/simd/math-inl.h"
+#include "backends/cpu/simd/sums-inl.h"
 #include "backends/cpu/simd/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -90,30 +91,6 @@ HWY_INLINE void PrefetchSpan(const T* row, std::int64_t stride, int count, int h
   for (int j = 0; j < rows; ++j) PrefetchRow(advance(row, j * stride), head_dim);
 }
 
-// The sum of a vector's blocks of four lanes.
-template <class D>
-HWY_INLINE void StoreBlockSum(D d, hn::Vec<D> v, float* to) {
-  if constexpr (hn::MaxLanes(D()) == 4) {
-    hn::StoreU(v, d, to);
-  } else {
-    const hn::Half<D> half;
-    StoreBlockSum(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
-  }
-}
-
-// The sums of the lanes of four vectors at a time, which takes a third of the shuffles that they take one by one.
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE void StoreSums(D d, V a, V b, V c, V e, float* to) {
-  const hn::Repartition<double, D> pairs;
-  const auto as_pairs = [&](V v) HWY_ATTR { return hn::BitCast(pairs, v); };
-  const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)),
-          ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-  StoreBlockSum(d,
-                hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, as_pairs(ab), as_pairs(ce))),
-                        hn::BitCast(d, hn::InterleaveUpper(pairs, as_pairs(ab), as_pairs(ce)))),
-                to);
-}
-
 // scores[r][0 .. kKeys) of kKeys consecutive rows of K. Codes: times the rows' scales.
 template <int kRows, int kKeys, class D, class T>
 HWY_INLINE void DotKeys(D d, const float* q, const T* k, std::int64_t stride, const float* scale,
@@ -140,7 +117,7 @@ HWY_INLINE void DotKeys(D d, const float* q, const T* k, std::int64_t stride, co
   for (int r = 0; r < kRows; ++r) {
     float* const to = scores + r * kKeyBlock;
     if constexpr (kKeys == 4 && hn::MaxLanes(D()) >= 4) {
-      StoreSums(d, sum[r][0], sum[r][1], sum[r][2], sum[r][3], to);
+      StoreLaneSums(d, sum[r][0], sum[r][1], sum[r][2], sum[r][3], to);
     } else {
 #pragma GCC unroll 8
       for (int j = 0; j < kKeys; ++j) to[j] = ReduceSum(d, sum[r][j]);

@@ -15,6 +15,7 @@
 
 #include "backends/cpu/linear/gemv/formats-inl.h"
 #include "backends/cpu/linear/gemv/scales-inl.h"
+#include "backends/cpu/simd/sums-inl.h"
 #include "core/quantized.h"
 #include "hwy/highway.h"
 
@@ -22,9 +23,12 @@ HWY_BEFORE_NAMESPACE();
 namespace kf::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Several rows at a time, so that a vector of x serves several, and that the chains of additions overlap.
-template <int kTokens>
-inline constexpr int kRowsAtOnce = kTokens == 1 ? 4 : 2;
+inline constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86;
+
+// Several rows at a time, so that a vector of x serves several, and that the chains of additions overlap: four where their sums and
+// what a format keeps of each fit the registers.
+template <class Format, int kTokens>
+inline constexpr int kRowsAtOnce = kTokens == 1 || (kManyRegisters && Format::kVectors == 1) ? 4 : 2;
 
 // One step of all rows and tokens: acc += weights * x, products summed as the format sums them. `w` has the rows' scales where they lie beside the weight.
 // `bytes`: of a row, where kPart.
@@ -167,11 +171,19 @@ template <int kTokens, int kRows>
 HWY_INLINE void StoreTile(const F32Vec (&acc)[kRows][kTokens], std::size_t num_rows, std::size_t row_step,
                           float* sums, std::size_t sums_stride) {
   // All of them by constant indices: one that is not, and the compiler keeps `acc` in memory.
-  float lanes[kRows][kTokens];
+  HWY_ALIGN float lanes[kRows][kTokens];
+  // Of one token the sums wait for each other less when each is taken by itself.
+  if constexpr (kTokens > 1 && hn::MaxLanes(F32Tag()) >= 4 && kRows * kTokens % 4 == 0) {
+    const auto at = [&](int i) HWY_ATTR { return acc[i / kTokens][i % kTokens]; };
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
+    for (int i = 0; i < kRows * kTokens; i += 4)
+      StoreLaneSums(F32Tag(), at(i), at(i + 1), at(i + 2), at(i + 3), lanes[0] + i);
+  } else {
 #pragma GCC unroll 4
-    for (int t = 0; t < kTokens; ++t) lanes[r][t] = hn::GetLane(hn::SumOfLanes(F32Tag(), acc[r][t]));
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) lanes[r][t] = hn::GetLane(hn::SumOfLanes(F32Tag(), acc[r][t]));
+  }
   for (std::size_t r = 0; r < kRows && r < num_rows; ++r)
     for (std::size_t t = 0; t < kTokens; ++t) sums[t * sums_stride + r * row_step] = lanes[r][t];
 }
@@ -180,7 +192,7 @@ HWY_INLINE void StoreTile(const F32Vec (&acc)[kRows][kTokens], std::size_t num_r
 // and of n / this, and not as of n.
 inline constexpr std::size_t kMaxChain = 96;
 
-template <class Format, int kTokens, int kRows = kRowsAtOnce<kTokens>>
+template <class Format, int kTokens, int kRows = kRowsAtOnce<Format, kTokens>>
 HWY_NOINLINE void DotTile(const Rows& w, std::size_t num_rows, std::size_t row_step, const float* x,
                           std::size_t x_stride, float* sums, std::size_t sums_stride) {
   Cursor<Format, kRows> cursor(w, num_rows);
@@ -204,10 +216,13 @@ HWY_NOINLINE void DotTile(const Rows& w, std::size_t num_rows, std::size_t row_s
   if constexpr (Format::kScaled) {  // the sum of a step is a chain of its own
     add_steps(total, std::numeric_limits<std::size_t>::max());
   } else {
+    constexpr std::size_t kSteps = kMaxChain / (Format::kParts * Format::kVectors);
+    // Of one token a second copy of the loop costs more than the first chain's addition does.
+    if constexpr (kTokens > 1) add_steps(total, kSteps);
     while (cursor.left > 0) {
       F32Vec acc[kRows][kTokens];
       Clear(acc);
-      add_steps(acc, kMaxChain / (Format::kParts * Format::kVectors));
+      add_steps(acc, kSteps);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
@@ -220,7 +235,7 @@ HWY_NOINLINE void DotTile(const Rows& w, std::size_t num_rows, std::size_t row_s
 template <class Format, int kTokens>
 void DotTokens(const Rows& w, std::size_t num_rows, const float* x, std::size_t x_stride, float* sums,
                std::size_t sums_stride) {
-  const Tiling<kRowsAtOnce<kTokens>> tiling(w, num_rows);
+  const Tiling<kRowsAtOnce<Format, kTokens>> tiling(w, num_rows);
   for (std::size_t tile = 0; tile < tiling.num_tiles; ++tile)
     DotTile<Format, kTokens>(tiling.rows(tile), tiling.rows_in(tile), tiling.num_tiles, x, x_stride,
                              sums + tile, sums_stride);
@@ -250,7 +265,7 @@ HWY_INLINE hn::Vec<D> SpreadGroups(D d, const float* p) {
 }
 
 // As DotTile, where a step has kGroups groups, or with kGroups 1 a group has one or more steps. `row` is the first.
-template <class Format, int kTokens, int kGroups, int kRows = kRowsAtOnce<kTokens>>
+template <class Format, int kTokens, int kGroups, int kRows = kRowsAtOnce<Format, kTokens>>
 HWY_NOINLINE void ScaledTile(const Rows& w, const Quantization& q, const ScaleGrid& grid, std::int64_t row,
                              std::size_t num_rows, std::size_t row_step, const float* x, std::size_t x_stride,
                              float* sums, std::size_t sums_stride) {
@@ -294,7 +309,7 @@ void DotScaled(const TensorView& weight, const Quantization& q, const Rows& w, s
                std::size_t sums_stride) {
   const ScaleGrid grid = scale_grid(weight, q);
   const auto tokens = [&]<int kTokens>(std::integral_constant<int, kTokens>) HWY_ATTR {
-    const Tiling<kRowsAtOnce<kTokens>> tiling(w, num_rows);
+    const Tiling<kRowsAtOnce<Format, kTokens>> tiling(w, num_rows);
     for (std::size_t tile = 0; tile < tiling.num_tiles; ++tile)
       ScaledTile<Format, kTokens, kGroups>(tiling.rows(tile), q, grid,
                                            begin + static_cast<std::int64_t>(tile), tiling.rows_in(tile),
