@@ -65,7 +65,7 @@ test-sanitize: setup
 	@cmake --build build-sanitize -j $(JOBS)
 	@ctest --test-dir build-sanitize -j $(JOBS) --output-on-failure
 
-## make test-arm64      cross-compiled for 64-bit Arm, under qemu: the CPU backend over a short set of cases, and a wheel that is installed
+## make test-arm64      cross-compiled for 64-bit Arm, under qemu: the CPU backend over short sets of cases (NEON, SVE), and a wheel that is installed
 test-arm64: setup
 	@JOBS=$(JOBS) scripts/test_arm64.sh
 	@scripts/setup.sh requirements/wheel.txt
@@ -144,4 +144,4 @@ docs-site: build
 	@scripts/docs_site.sh
 
 clean:
-	rm -rf build build-arm64 build-docs build-gpu build-cuda build-cuda-check build-hip build-hip-check build-sanitize build-fuzz build-python-* dist report
+	rm -rf build build-arm64 build-arm64-sve build-docs build-gpu build-cuda build-cuda-check build-hip build-hip-check build-sanitize build-fuzz build-python-* dist report

@@ -1,8 +1,11 @@
-// What the CPU offers. Environment: KF_ISA (baseline, avx2, avx512, amx, neon, best) lowers the instruction set, KF_NUM_THREADS sets
+// What the CPU offers. Environment: KF_ISA (baseline, avx2, avx512, amx, neon, sve, best) lowers the instruction set, KF_NUM_THREADS sets
 // the default number of threads; both are read once.
 
 #include "backends/cpu/cpu_backend.h"
 
+#ifdef KF_ARM_SVE
+#include <sys/auxv.h>
+#endif
 #include <unistd.h>
 
 #include <cstdlib>
@@ -40,7 +43,9 @@ constexpr Isa kIsas[] = {
     {"avx512", HWY_AVX3 | HWY_AVX3_DL},
     {"avx2", HWY_AVX2},
 #endif
-#if HWY_ARCH_ARM_A64
+#if defined(KF_ARM_SVE)  // some kernels by SVE, the others by NEON
+    {"sve", HWY_NEON},
+#elif HWY_ARCH_ARM_A64
     {"neon", HWY_NEON},
 #else
     {"baseline", HWY_EMU128 | HWY_SCALAR},
@@ -105,6 +110,14 @@ std::size_t cache_bytes(int name, std::size_t otherwise) {
   return n > 0 ? static_cast<std::size_t>(n) : otherwise;
 }
 
+Support available() {
+#ifdef KF_ARM_SVE
+  if ((getauxval(AT_HWCAP) & HWCAP_SVE) == 0)
+    return Support::no("expected a processor with SVE, got one without; build kf with -DKF_ARM_SVE=OFF");
+#endif
+  return Support::yes();
+}
+
 DeviceCaps probe() {
   DeviceCaps c;
   c.device = {DeviceType::cpu, 0};
@@ -131,7 +144,7 @@ DeviceCaps capabilities(int index) {
 const Backend& backend() {
   static const Backend b{.name = "cpu",
                          .device_type = DeviceType::cpu,
-                         .available = [] { return Support::yes(); },
+                         .available = available,
                          .capabilities = capabilities,
                          .kernels = kernels,
                          .hold_threads = Team::hold};

@@ -72,16 +72,16 @@ float LargestFinite(const T* x, std::int64_t n) {
     const auto bits = MagnitudeBits(v);
     return hn::BitCast(d, hn::IfThenElseZero(hn::Lt(bits, hn::Set(di, 0x7f800000)), bits));
   };
-  F32Pair largest{hn::Zero(d), hn::Zero(d)};
+  F32Pair largest = PairOf(hn::Zero(d), hn::Zero(d));
   ForEachPair(n, [&](std::int64_t i, auto extent) HWY_ATTR {
     const auto v = Each(finite, LoadF32(d, x + i, extent));
     if constexpr (std::is_same_v<decltype(extent), Two>) {
-      largest = {hn::Max(largest.first, v.first), hn::Max(largest.second, v.second)};
+      largest = PairOf(hn::Max(FirstOf(largest), FirstOf(v)), hn::Max(SecondOf(largest), SecondOf(v)));
     } else {  // lanes beyond the first are zero
-      largest.first = hn::Max(largest.first, v);
+      SetFirst(largest, hn::Max(FirstOf(largest), v));
     }
   });
-  return ReduceMax(d, hn::Max(largest.first, largest.second));
+  return ReduceMax(d, hn::Max(FirstOf(largest), SecondOf(largest)));
 }
 
 template <class Codes, class T>

@@ -29,18 +29,18 @@ float Extreme(const T* x, std::int64_t n) {
   const F32Tag d;
   const auto none = hn::Set(d, (kLargest ? -1 : 1) * std::numeric_limits<float>::infinity());
   const auto further = [](auto a, auto b) HWY_ATTR { return kLargest ? hn::Max(a, b) : hn::Min(a, b); };
-  F32Pair extreme{none, none};
+  F32Pair extreme = PairOf(none, none);
   ForEachPair(n, [&](std::int64_t i, auto extent) HWY_ATTR {
     const auto v = LoadF32(d, x + i, extent);
     if constexpr (std::is_same_v<decltype(extent), Two>) {
       extreme = Each(further, extreme, v);
     } else if constexpr (std::is_same_v<decltype(extent), All>) {
-      extreme.first = further(extreme.first, v);
+      SetFirst(extreme, further(FirstOf(extreme), v));
     } else {
-      extreme.second = further(extreme.second, hn::IfThenElse(hn::FirstN(d, extent.count), v, none));
+      SetSecond(extreme, further(SecondOf(extreme), hn::IfThenElse(hn::FirstN(d, extent.count), v, none)));
     }
   });
-  const auto both = further(extreme.first, extreme.second);
+  const auto both = further(FirstOf(extreme), SecondOf(extreme));
   return hn::GetLane(kLargest ? hn::MaxOfLanes(d, both) : hn::MinOfLanes(d, both));
 }
 

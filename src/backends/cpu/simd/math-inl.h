@@ -160,17 +160,17 @@ HWY_INLINE double BlockedSum(std::int64_t n, F&& accumulate) {
   double total = 0;
   for (std::int64_t begin = 0; begin < n; begin += kBlock) {
     const std::int64_t end = HWY_MIN(n, begin + kBlock);
-    F32Pair a{hn::Zero(d), hn::Zero(d)}, b = a;
+    F32Pair a = PairOf(hn::Zero(d), hn::Zero(d)), b = a;
     std::int64_t i = begin;
     for (; i + 4 * lanes <= end; i += 4 * lanes) {
       if constexpr (std::is_same_v<Step, Two>) {
         a = accumulate(a, i, Two());
         b = accumulate(b, i + 2 * lanes, Two());
       } else {
-        a.first = accumulate(a.first, i, All());
-        a.second = accumulate(a.second, i + lanes, All());
-        b.first = accumulate(b.first, i + 2 * lanes, All());
-        b.second = accumulate(b.second, i + 3 * lanes, All());
+        SetFirst(a, accumulate(FirstOf(a), i, All()));
+        SetSecond(a, accumulate(SecondOf(a), i + lanes, All()));
+        SetFirst(b, accumulate(FirstOf(b), i + 2 * lanes, All()));
+        SetSecond(b, accumulate(SecondOf(b), i + 3 * lanes, All()));
       }
     }
     if constexpr (std::is_same_v<Step, Two>) {
@@ -179,16 +179,16 @@ HWY_INLINE double BlockedSum(std::int64_t n, F&& accumulate) {
         i += 2 * lanes;
       }
     }
-    for (; i + lanes <= end; i += lanes) a.first = accumulate(a.first, i, All());
-    if (i < end) a.second = accumulate(a.second, i, First{static_cast<std::size_t>(end - i)});
+    for (; i + lanes <= end; i += lanes) SetFirst(a, accumulate(FirstOf(a), i, All()));
+    if (i < end) SetSecond(a, accumulate(SecondOf(a), i, First{static_cast<std::size_t>(end - i)}));
     // In double: the last additions are the largest ones, and would round as much as all before them.
     const hn::Repartition<double, F32Tag> d64;
     const hn::Half<F32Tag> half;
     const auto widen = [&](F32Vec v) HWY_ATTR {
       return hn::Add(hn::PromoteTo(d64, hn::LowerHalf(half, v)), hn::PromoteTo(d64, hn::UpperHalf(half, v)));
     };
-    const auto sum =
-        hn::Add(hn::Add(widen(a.first), widen(a.second)), hn::Add(widen(b.first), widen(b.second)));
+    const auto sum = hn::Add(hn::Add(widen(FirstOf(a)), widen(SecondOf(a))),
+                             hn::Add(widen(FirstOf(b)), widen(SecondOf(b))));
     total += hn::GetLane(hn::SumOfLanes(d64, sum));
   }
   return total;

@@ -22,9 +22,21 @@ namespace kf {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+#if HWY_HAVE_SCALABLE  // SVE, whose vectors can be in no struct but the compiler's own
+using F32Pair = svfloat32x2_t;
+HWY_INLINE F32Pair PairOf(F32Vec first, F32Vec second) { return svcreate2_f32(first, second); }
+HWY_INLINE F32Vec FirstOf(F32Pair v) { return svget2_f32(v, 0); }
+HWY_INLINE F32Vec SecondOf(F32Pair v) { return svget2_f32(v, 1); }
+#else
 struct F32Pair {
   F32Vec first, second;
 };
+HWY_INLINE F32Pair PairOf(F32Vec first, F32Vec second) { return {first, second}; }
+HWY_INLINE F32Vec FirstOf(F32Pair v) { return v.first; }
+HWY_INLINE F32Vec SecondOf(F32Pair v) { return v.second; }
+#endif
+HWY_INLINE void SetFirst(F32Pair& pair, F32Vec v) { pair = PairOf(v, SecondOf(pair)); }
+HWY_INLINE void SetSecond(F32Pair& pair, F32Vec v) { pair = PairOf(FirstOf(pair), v); }
 
 // The extent of a pair; see All and First.
 struct Two {};
@@ -33,7 +45,7 @@ struct Two {};
 template <class F, class... V>
 HWY_INLINE auto Each(const F& f, V... v) {
   if constexpr ((std::is_same_v<V, F32Pair> && ...)) {
-    return F32Pair{f(v.first...), f(v.second...)};
+    return PairOf(f(FirstOf(v)...), f(SecondOf(v)...));
   } else {
     return f(v...);
   }
@@ -59,13 +71,14 @@ HWY_INLINE F32Pair LoadInOrder(F32Tag d, const T* p, Two) {
     const hn::Repartition<std::uint16_t, F32Tag> d16;
     const hn::RebindToUnsigned<F32Tag> du;
     const auto both = hn::BitCast(du, hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(p)));
-    return {hn::BitCast(d, hn::ShiftLeft<16>(both)), hn::BitCast(d, hn::And(both, hn::Set(du, 0xffff0000u)))};
+    return PairOf(hn::BitCast(d, hn::ShiftLeft<16>(both)),
+                  hn::BitCast(d, hn::And(both, hn::Set(du, 0xffff0000u))));
   } else {
     const auto lower = LoadF32(d, p), upper = LoadF32(d, p + hn::Lanes(d));
     if constexpr (std::is_same_v<Order, Bf16>) {
-      return {hn::ConcatEven(d, upper, lower), hn::ConcatOdd(d, upper, lower)};
+      return PairOf(hn::ConcatEven(d, upper, lower), hn::ConcatOdd(d, upper, lower));
     } else {
-      return {lower, upper};
+      return PairOf(lower, upper);
     }
   }
 }
@@ -103,8 +116,8 @@ HWY_INLINE hn::Vec<hn::Repartition<std::uint16_t, F32Tag>> NarrowPair(F32Tag d, 
   if constexpr (std::is_same_v<T, Bf16Converted>) return ConvertedPair(v);
 #endif
   const hn::Repartition<std::uint16_t, F32Tag> d16;
-  return hn::OddEven(hn::BitCast(d16, RoundToBf16<T>(d, v.second)),
-                     hn::BitCast(d16, hn::ShiftRight<16>(RoundToBf16<T>(d, v.first))));
+  return hn::OddEven(hn::BitCast(d16, RoundToBf16<T>(d, SecondOf(v))),
+                     hn::BitCast(d16, hn::ShiftRight<16>(RoundToBf16<T>(d, FirstOf(v)))));
 }
 
 template <class T>
@@ -113,8 +126,8 @@ HWY_INLINE void StoreF32(F32Tag d, F32Pair v, T* p, Two) {
     const hn::Repartition<std::uint16_t, F32Tag> d16;
     hn::StoreU(NarrowPair<T>(d, v), d16, reinterpret_cast<std::uint16_t*>(p));
   } else {
-    StoreF32(d, v.first, p);
-    StoreF32(d, v.second, p + hn::Lanes(d));
+    StoreF32(d, FirstOf(v), p);
+    StoreF32(d, SecondOf(v), p + hn::Lanes(d));
   }
 }
 
@@ -126,11 +139,11 @@ HWY_INLINE void StreamF32(F32Tag d, F32Pair v, T* p) {
   if constexpr (kIsBf16<T>) {
     hn::Stream(NarrowPair<T>(d, v), d16, reinterpret_cast<std::uint16_t*>(p));
   } else if constexpr (std::is_same_v<T, F16>) {
-    const auto lower = Narrow(d, v.first, T{}), upper = Narrow(d, v.second, T{});
+    const auto lower = Narrow(d, FirstOf(v), T{}), upper = Narrow(d, SecondOf(v), T{});
     hn::Stream(hn::Combine(d16, upper, lower), d16, reinterpret_cast<std::uint16_t*>(p));
   } else {
-    hn::Stream(v.first, d, p);
-    hn::Stream(v.second, d, p + hn::Lanes(d));
+    hn::Stream(FirstOf(v), d, p);
+    hn::Stream(SecondOf(v), d, p + hn::Lanes(d));
   }
 }
 
