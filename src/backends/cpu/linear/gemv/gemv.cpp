@@ -34,10 +34,6 @@ constexpr std::int64_t kMaxTokensPacked = 4, kMaxTokensOf4Bits = 6, kMaxTokensOf
 // GEMM for 3.0. Smaller ones are worth neither its packing of x nor its items.
 constexpr std::int64_t kMaxTokensPackedLarge = 2;
 constexpr std::size_t kLargeBytes = 8 << 20;
-// Of f32 that the GEMM would have to pack at every call, small and large (AVX-512, 2 threads: 12 tokens of 576 -> 1536 take 159 us by the
-// GEMM for 176, 8 take 132 for 127; 6 of 4096 x 4096 take 2.5 ms for 3.0).
-constexpr std::int64_t kMaxTokensOfF32 = 8, kMaxTokensOfLargeF32 = 4;
-constexpr std::size_t kLargeUnpackedBytes = 32 << 20;
 // Tokens in 8 bits, whose products cost less than reading a weight again.
 constexpr std::int64_t kMaxQuantizedTokens = 256;
 // What a thread reads of a weight for all tokens before it goes on stays in L2.
@@ -127,8 +123,8 @@ std::int64_t max_tokens(const Weight& w, const PlanContext& ctx) {
   if (w.sparsity.present()) return kMaxTokensSparse;
   switch (w.layout.dtype) {
     case DType::f32:
-      if (ctx.packs) return w.layout.nbytes() >= kLargeBytes ? kMaxTokensPackedLarge : kMaxTokensPacked;
-      return w.layout.nbytes() >= kLargeUnpackedBytes ? kMaxTokensOfLargeF32 : kMaxTokensOfF32;
+      if (ctx.packs && w.layout.nbytes() >= kLargeBytes) return kMaxTokensPackedLarge;
+      [[fallthrough]];
     case DType::f16:
     case DType::bf16:
       return ctx.packs ? kMaxTokensPacked : kMaxTokens;
@@ -341,11 +337,10 @@ GemvInput input_of(const QkvLinearParams& p, Units units, Workspace& space) {
 
 std::string condition() {
   return fmt::format(
-      "at most {} tokens of 16-bit floats and {} of f32 ({} from 32 MB on), where they may be packed {} ({} "
-      "of f32 from 8 MB on); {} of "
-      "4-bit codes, {} of other codes, {} of sparse weights; contiguous weight rows",
-      kMaxTokens, kMaxTokensOfF32, kMaxTokensOfLargeF32, kMaxTokensPacked, kMaxTokensPackedLarge,
-      kMaxTokensOf4Bits, kMaxTokensOfCodes, kMaxTokensSparse);
+      "at most {} tokens ({} of floats that may be packed, {} of f32 from 8 MB on; {} of 4-bit codes, {} of "
+      "other codes, {} of sparse weights), contiguous weight rows",
+      kMaxTokens, kMaxTokensPacked, kMaxTokensPackedLarge, kMaxTokensOf4Bits, kMaxTokensOfCodes,
+      kMaxTokensSparse);
 }
 
 std::string matrix_condition() {

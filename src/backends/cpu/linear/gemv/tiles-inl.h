@@ -167,13 +167,13 @@ HWY_INLINE void Clear(F32Vec (&acc)[kRows][kTokens]) {
     for (int t = 0; t < kTokens; ++t) acc[r][t] = hn::Zero(F32Tag());
 }
 
-template <int kTokens, int kRows>
+// kTogether: the lanes of four vectors are summed together, in another order than those of one.
+template <bool kTogether = false, int kTokens, int kRows>
 HWY_INLINE void StoreTile(const F32Vec (&acc)[kRows][kTokens], std::size_t num_rows, std::size_t row_step,
                           float* sums, std::size_t sums_stride) {
   // All of them by constant indices: one that is not, and the compiler keeps `acc` in memory.
   HWY_ALIGN float lanes[kRows][kTokens];
-  // Of one token the sums wait for each other less when each is taken by itself.
-  if constexpr (kTokens > 1 && hn::MaxLanes(F32Tag()) >= 4 && kRows * kTokens % 4 == 0) {
+  if constexpr (kTogether && hn::MaxLanes(F32Tag()) >= 4 && kRows * kTokens % 4 == 0) {
     const auto at = [&](int i) HWY_ATTR { return acc[i / kTokens][i % kTokens]; };
 #pragma GCC unroll 4
     for (int i = 0; i < kRows * kTokens; i += 4)
@@ -229,7 +229,8 @@ HWY_NOINLINE void DotTile(const Rows& w, std::size_t num_rows, std::size_t row_s
         for (int t = 0; t < kTokens; ++t) total[r][t] = hn::Add(total[r][t], acc[r][t]);
     }
   }
-  StoreTile(total, num_rows, row_step, sums, sums_stride);
+  // Of one token the sums wait for each other less when each is taken by itself. Codes of x keep their order whatever the tokens.
+  StoreTile<(kTokens > 1 && Format::kVectors == 1)>(total, num_rows, row_step, sums, sums_stride);
 }
 
 template <class Format, int kTokens>
