@@ -311,9 +311,10 @@ void run_layers(std::span<const Layer> layers, const GemvInput& input, const Wor
   });
 }
 
-// Rows [begin, end) where they lie one after the other, and all of them are read.
+// Rows [begin, end) where they lie one after the other, and all of them are read; nothing of a weight that is not bound yet.
 MemoryRange range_of(const Weight& w, std::int64_t begin, std::int64_t end) {
-  if (w.sparsity.present() || begin >= end || !w.layout.is_contiguous()) return {};
+  if (w.layout.data == nullptr || w.sparsity.present() || begin >= end || !w.layout.is_contiguous())
+    return {};
   return {w.layout.as<char>() + begin * row_bytes(w), static_cast<std::size_t>((end - begin) * row_bytes(w))};
 }
 
