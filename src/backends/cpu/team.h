@@ -67,8 +67,8 @@ struct Member {
   }
 };
 
-// Threads that stay ready for a leader, the thread that holds them: one parallel region for many calls. OpenMP takes more than a
-// microsecond to begin and end a region of two threads, a team a fifth of it.
+// Threads that stay ready for a leader, the thread that holds them: one parallel region for many calls, so that a short one does not
+// pay for a region's begin and end.
 class Team final : public HeldThreads {
  public:
   // Calls steps() on the calling thread, while up to `num_threads` - 1 others wait for what run_team() in it asks for. A parallel
